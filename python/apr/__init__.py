@@ -1,0 +1,71 @@
+"""The Python home of `.apr` model files: open, check and write them, and train from them."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from apr.errors import (
+    AprError,
+    ChecksumError,
+    DecryptionError,
+    FormatError,
+    SignatureError,
+    TruncatedError,
+    UnsupportedError,
+)
+
+if TYPE_CHECKING:
+    from apr._core import __version__
+    from apr.container.file import AprFile, Header, TensorInfo, load
+    from apr.container.inspect import inspect
+    from apr.container.save import save
+    from apr.container.verify import Check, Report, verify
+
+__all__ = [
+    "AprError",
+    "AprFile",
+    "Check",
+    "ChecksumError",
+    "DecryptionError",
+    "FormatError",
+    "Header",
+    "Report",
+    "SignatureError",
+    "TensorInfo",
+    "TruncatedError",
+    "UnsupportedError",
+    "__version__",
+    "inspect",
+    "load",
+    "save",
+    "verify",
+]
+
+# Imported on first use: `import apr` loads no numpy, no torch and nothing that a name here does not need.
+_HOME = {
+    "AprFile": "apr.container.file",
+    "Check": "apr.container.verify",
+    "Header": "apr.container.file",
+    "Report": "apr.container.verify",
+    "TensorInfo": "apr.container.file",
+    "__version__": "apr._core",
+    "inspect": "apr.container.inspect",
+    "load": "apr.container.file",
+    "save": "apr.container.save",
+    "verify": "apr.container.verify",
+}
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'apr' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

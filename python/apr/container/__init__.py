@@ -1,0 +1,1 @@
+"""The `.apr` container in Python: open, load, save, verify, inspect, convert."""

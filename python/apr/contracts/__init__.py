@@ -1,0 +1,1 @@
+"""Contracts: promises, each with a test that can prove it false."""

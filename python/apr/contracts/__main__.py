@@ -1,0 +1,7 @@
+"""`python -m apr.contracts …` is `apr contracts …`."""
+
+import sys
+
+from apr.cli import run
+
+sys.exit(run("contracts"))

@@ -1,0 +1,1 @@
+"""The trainer: loop, optimiser, loss, evaluation, checkpoints, gates, metrics."""

@@ -1,0 +1,17 @@
+//! `apr._core`: the Python module over `apr-format`.
+//!
+//! Only argument conversion, release of the GIL and export of buffers. No parsing, no policy.
+#![deny(unsafe_code)]
+
+use pyo3::prelude::*;
+
+mod container;
+mod shards;
+
+/// The extension module; `python/apr/_core.pyi` describes what is in it.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    container::register(module)?;
+    shards::register(module)
+}
