@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 from apr.errors import (
     AprError,
     ChecksumError,
@@ -16,6 +13,7 @@ from apr.errors import (
     UnsupportedError,
 )
 
+TYPE_CHECKING = False  # typing costs 4 ms; type checkers take this name as true
 if TYPE_CHECKING:
     from apr._core import __version__
     from apr.container.file import AprFile, Header, TensorInfo, load
@@ -62,6 +60,8 @@ def __getattr__(name: str) -> object:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module 'apr' has no attribute {name!r}")
+    from importlib import import_module
+
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value
