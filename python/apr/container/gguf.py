@@ -1,0 +1,266 @@
+"""GGUF files of the Llama and Qwen2 families, read with the `gguf` package."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apr.errors import FormatError, UnsupportedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from os import PathLike
+
+    from gguf import GGUFReader, ReaderTensor
+    from numpy.typing import NDArray
+
+# GGUF `general.architecture`: transformers' class
+FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+
+_TOP_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_BLOCK_NAMES = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "ffn_norm": "post_attention_layernorm",
+}
+_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
+
+# Types that .apr stores as they are; every other one is dequantised to float32.
+_PLAIN_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
+
+
+def hf_name(name: str) -> str | None:
+    """The transformers name of a GGUF tensor, or None for a name that neither family has."""
+    if name in _TOP_NAMES:
+        return _TOP_NAMES[name]
+    match = _BLOCK.fullmatch(name)
+    if match is None or match[2] not in _BLOCK_NAMES:
+        return None
+    return f"model.layers.{match[1]}.{_BLOCK_NAMES[match[2]]}.{match[3]}"
+
+
+def unpermute(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Undo the row order that GGUF converters give Llama's q and k.
+
+    Args:
+        rows: [heads x head_dim, ...]; row (h, 2i + j) holds transformers' row (h, j x head_dim/2 + i).
+        heads: attention heads for q, KV heads for k.
+
+    Returns:
+        The same values in transformers' order (halves, not adjacent pairs): a new array of the same shape.
+    """
+    head_dim = rows.shape[0] // heads
+    pairs = rows.reshape(heads, head_dim // 2, 2, *rows.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """One tensor of a GGUF file under its transformers name."""
+
+    name: str
+    dtype: str
+    """As .apr names it: the stored type, or f32 where GGUF quantises."""
+    shape: tuple[int, ...]
+    source: ReaderTensor
+    heads: int | None
+    """How many heads to un-permute the rows of, or None."""
+
+    def values(self) -> NDArray[Any]:
+        """The values: numpy in `dtype` (bf16 as raw uint16), un-permuted, C-contiguous."""
+        from gguf import dequantize
+
+        data = self.source.data
+        kind = self.source.tensor_type.name
+        if kind == "BF16":
+            array = np.ascontiguousarray(data).view(np.uint16).reshape(self.shape)
+        elif kind in _PLAIN_TYPES:
+            array = np.ascontiguousarray(data).reshape(self.shape)
+        else:
+            array = dequantize(data, self.source.tensor_type).reshape(self.shape)
+        return array if self.heads is None else unpermute(array, self.heads)
+
+
+class GgufModel:
+    """A GGUF file of a family that `apr` trains: `.metadata` as .apr writes it, `.tensors` by name.
+
+    Raises:
+        FormatError: the file is no GGUF, or its structure lies.
+        UnsupportedError: a family, a feature or a tensor that has no place in a Llama or Qwen2 decoder.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+        self._reader = _open(self.path)
+        self._fields = {key: field.contents() for key, field in self._reader.fields.items()}
+        self.architecture = str(self._fields.get("general.architecture"))
+        if self.architecture not in FAMILIES:
+            raise UnsupportedError(
+                f"{self.path}: GGUF architecture {self.architecture!r} is not read "
+                f"(read are: {', '.join(FAMILIES)})",
+                path=self.path,
+            )
+        self._refuse_features()
+        self.tensors = {tensor.name: tensor for tensor in self._named_tensors()}
+        self.metadata = {**self._sizes(), **_tokenizer_metadata(self._fields)}
+
+    def _size(self, key: str) -> Any:  # noqa: ANN401  (a number: int or float)
+        value = self._fields.get(f"{self.architecture}.{key}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise FormatError(
+                f"{self.path}: GGUF key {self.architecture}.{key} is missing or no number", path=self.path
+            )
+        return value
+
+    def _has(self, key: str) -> bool:
+        return f"{self.architecture}.{key}" in self._fields
+
+    def _refuse_features(self) -> None:
+        arch = self.architecture
+        scaling = self._fields.get(f"{arch}.rope.scaling.type", "none")
+        refused = {
+            f"rope scaling {scaling!r}": scaling != "none",
+            "mixture of experts": bool(self._fields.get(f"{arch}.expert_count")),
+            "sliding-window attention": bool(self._fields.get(f"{arch}.attention.sliding_window")),
+            "a model split over several files": self._fields.get("split.count", 1) != 1,
+        }
+        for feature, present in refused.items():
+            if present:
+                raise UnsupportedError(f"{self.path}: {feature} is not read from GGUF", path=self.path)
+
+    def _head_dim(self) -> int:
+        default = int(self._size("embedding_length")) // int(self._size("attention.head_count"))
+        head_dim = int(self._size("attention.key_length")) if self._has("attention.key_length") else default
+        for key in ("attention.value_length", "rope.dimension_count"):
+            if self._has(key) and self._size(key) != head_dim:
+                raise UnsupportedError(
+                    f"{self.path}: {self.architecture}.{key} is {self._size(key)}, "
+                    f"the heads have {head_dim}: heads of several sizes and partial rotary embeddings are not read",
+                    path=self.path,
+                )
+        return head_dim
+
+    def _kv_heads(self) -> int:
+        # Absent means as many as heads: GGUF's own rule.
+        key = "attention.head_count_kv" if self._has("attention.head_count_kv") else "attention.head_count"
+        return int(self._size(key))
+
+    def _named_tensors(self) -> Iterator[GgufTensor]:
+        q_heads, kv_heads = int(self._size("attention.head_count")), self._kv_heads()
+        permuted = {"q_proj": q_heads, "k_proj": kv_heads} if self.architecture == "llama" else {}
+        strangers = [t.name for t in self._reader.tensors if hf_name(t.name) is None]
+        if strangers:
+            raise UnsupportedError(
+                f"{self.path}: tensors that a {self.architecture} decoder has no place for: "
+                f"{', '.join(strangers[:5])}{' …' if len(strangers) > 5 else ''}",
+                path=self.path,
+                tensor=strangers[0],
+            )
+        for source in self._reader.tensors:
+            name = str(hf_name(source.name))
+            shape = tuple(int(n) for n in reversed(source.shape))
+            heads = next((n for part, n in permuted.items() if f".{part}." in name), None)
+            if heads is not None and (heads < 1 or shape[0] % (2 * heads)):
+                raise FormatError(
+                    f"{self.path}: {source.name}: {shape[0]} rows are not even for {heads} heads",
+                    path=self.path,
+                    tensor=source.name,
+                )
+            dtype = _PLAIN_TYPES.get(source.tensor_type.name, "f32")
+            yield GgufTensor(name, dtype, shape, source, heads)
+
+    def _sizes(self) -> dict[str, object]:
+        arch = self.architecture
+        embedding = self.tensors.get("model.embed_tokens.weight")
+        if embedding is None:
+            raise FormatError(f"{self.path}: there is no token_embd.weight", path=self.path)
+        vocab_size = embedding.shape[0]
+        if self._has("vocab_size") and self._size("vocab_size") != vocab_size:
+            raise FormatError(
+                f"{self.path}: {arch}.vocab_size is {self._size('vocab_size')}, "
+                f"token_embd.weight has {vocab_size} rows",
+                path=self.path,
+                tensor="token_embd.weight",
+            )
+        sizes: dict[str, object] = {
+            "model_type": arch,
+            "name": self._fields.get("general.name", self.path.stem),
+            "license": self._fields.get("general.license"),
+            "data_source": None,
+            "data_license": None,
+            "original_format": "gguf",
+            "param_count": sum(int(np.prod(t.shape, dtype=np.int64)) for t in self.tensors.values()),
+            "architecture": arch,
+            "hf_architecture": FAMILIES[arch],
+            "hf_model_type": arch,
+            "hidden_size": int(self._size("embedding_length")),
+            "num_layers": int(self._size("block_count")),
+            "num_heads": int(self._size("attention.head_count")),
+            "num_kv_heads": self._kv_heads(),
+            "head_dim": self._head_dim(),
+            "vocab_size": vocab_size,
+            "intermediate_size": int(self._size("feed_forward_length")),
+            "max_position_embeddings": int(self._size("context_length")),
+            # 10000 where the key is absent: GGUF's own rule.
+            "rope_theta": _shortest(self._size("rope.freq_base")) if self._has("rope.freq_base") else 10000.0,
+            "rope_type": 2,  # rows of q and k are un-permuted: split halves
+            "rms_norm_eps": _shortest(self._size("attention.layer_norm_rms_epsilon")),
+            "tie_word_embeddings": "lm_head.weight" not in self.tensors,
+        }
+        if arch == "llama":  # GGUF has no key for it: the tensors are all there is to go by
+            sizes["attention_bias"] = any(name.endswith("q_proj.bias") for name in self.tensors)
+        return sizes
+
+
+def read_metadata(path: str | PathLike[str]) -> dict[str, object]:
+    """The metadata that `apr convert` writes for a GGUF file: sizes, architecture, tokenizer."""
+    return GgufModel(path).metadata
+
+
+def _open(path: Path) -> GGUFReader:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise FormatError(f"{path}: no GGUF file (it starts with {magic!r})", path=path, offset=0)
+    from gguf import GGUFReader
+
+    try:
+        return GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
+        raise FormatError(f"{path}: not a readable GGUF file: {error}", path=path) from error
+
+
+def _shortest(value: float) -> float:
+    """A float32 as the shortest decimal that gives it back: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
+def _tokenizer_metadata(fields: dict[str, Any]) -> dict[str, object]:
+    """GGUF's tokenizer keys under the names that .apr files have."""
+    names = {"tokens": "vocabulary", "pre": "pre_type"}
+    prefix = "tokenizer.ggml."
+    found: dict[str, object] = {
+        f"tokenizer.{names.get(key[len(prefix) :], key[len(prefix) :])}": value
+        for key, value in fields.items()
+        if key.startswith(prefix)
+    }
+    vocabulary = found.get("tokenizer.vocabulary")
+    if isinstance(vocabulary, list):
+        found["tokenizer.vocab_size"] = len(vocabulary)
+    if "tokenizer.chat_template" in fields:
+        found["chat_template"] = fields["tokenizer.chat_template"]
+    return found
