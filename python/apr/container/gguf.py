@@ -149,7 +149,7 @@ class GgufModel:
             if self._has(key) and self._size(key) != head_dim:
                 raise UnsupportedError(
                     f"{self.path}: {self.architecture}.{key} is {self._size(key)}, "
-                    f"the heads have {head_dim}: heads of several sizes and partial rotary embeddings are not read",
+                    f"the heads have {head_dim}: partial rotary embeddings are not read",
                     path=self.path,
                 )
         return head_dim
