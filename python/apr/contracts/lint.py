@@ -1,0 +1,129 @@
+"""Lint a directory of contracts: shapes, unique ids, dependencies, and that every named test exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from apr.contracts.schema import Contract, Problem, read_contract
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+
+def lint(directory: Path, *, collect: bool = False) -> tuple[list[Contract], list[Problem]]:
+    """Read every contract of a directory, and list all that is wrong.
+
+    Args:
+        directory: where the *.yaml files are; tests are named relative to its parent.
+        collect: have pytest collect each named test, instead of looking for its name in the file.
+
+    Raises:
+        FileNotFoundError: no such directory, or no contract in it.
+    """
+    paths = sorted(directory.glob("*.yaml"))
+    if not paths:
+        raise FileNotFoundError(2, "no contract (*.yaml) here", str(directory))
+    contracts: list[Contract] = []
+    problems: list[Problem] = []
+    for path in paths:
+        contract, found = read_contract(path)
+        problems += found
+        if contract is not None:
+            contracts.append(contract)
+    problems += _duplicate_ids(contracts)
+    problems += _dependencies(contracts, {path.stem for path in paths})
+    root = directory.resolve().parent
+    collected = _collect(contracts, root) if collect else None
+    for contract in contracts:
+        for falsifier in contract.falsifiers:
+            problem = _binding(falsifier.test, root, collected)
+            if problem:
+                line = _line_of(contract.path, falsifier.id)
+                problems.append(Problem(contract.path, line, f"{falsifier.id}: {problem}"))
+    return contracts, sorted(problems)
+
+
+def _duplicate_ids(contracts: Iterable[Contract]) -> Iterator[Problem]:
+    seen: dict[str, Path] = {}
+    for contract in contracts:
+        for falsifier in contract.falsifiers:
+            if falsifier.id in seen:
+                line = _line_of(contract.path, falsifier.id)
+                yield Problem(contract.path, line, f"{falsifier.id} is already an id in {seen[falsifier.id]}")
+            seen[falsifier.id] = contract.path
+
+
+def _dependencies(contracts: list[Contract], names: set[str]) -> Iterator[Problem]:
+    wanted = {contract.name: contract.depends_on for contract in contracts}
+    for contract in contracts:
+        for name in contract.depends_on:
+            if name not in names:
+                line = _line_of(contract.path, name)
+                yield Problem(contract.path, line, f"depends_on: there is no {name}.yaml")
+        reached: set[str] = set()
+        pending = list(contract.depends_on)
+        while pending:
+            name = pending.pop()
+            if name not in reached:
+                reached.add(name)
+                pending += wanted.get(name, ())
+        if contract.name in reached:
+            yield Problem(contract.path, 1, f"depends_on: {contract.name} depends on itself")
+
+
+def _binding(test: str, root: Path, collected: set[str] | None) -> str | None:
+    """What is wrong with a test's name, or None."""
+    try:
+        words = shlex.split(test)
+    except ValueError as error:
+        return f"test: {error}"
+    if words[:1] == ["pytest"] and len(words) > 1:
+        return _find_pytest(words[1:], root, collected)
+    if words[:2] == ["cargo", "test"]:
+        return _find_cargo(words[-1], root)
+    return f"test: neither `pytest …` nor `cargo test …`: {test!r}"
+
+
+def _find_pytest(words: list[str], root: Path, collected: set[str] | None) -> str | None:
+    path = root / words[0]
+    if not path.is_file():
+        return f"test: no such file: {words[0]}"
+    if collected is None:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = [n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+        names = [name for name in functions if name.startswith("test")]
+    else:
+        names = [node.partition("::")[2] for node in collected if node.startswith(f"{words[0]}::")]
+    wanted = words[words.index("-k") + 1] if "-k" in words[:-1] else ""
+    terms = [term for term in re.split(r"\s+(?:and|or)\s+|\s+", wanted) if term and term != "not"]
+    if not names or not all(any(term in name for name in names) for term in terms):
+        return f"test: {words[0]} has no test that matches {wanted!r}"
+    return None
+
+
+def _collect(contracts: Iterable[Contract], root: Path) -> set[str]:
+    """The tests that pytest collects from all the files that contracts name, as node ids relative to `root`."""
+    named = {word for c in contracts for f in c.falsifiers for word in f.test.split() if word.endswith(".py")}
+    files = sorted(name for name in named if (root / name).is_file())
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--rootdir", str(root), *files]
+    run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    return {line for line in run.stdout.splitlines() if "::" in line}
+
+
+def _find_cargo(name: str, root: Path) -> str | None:
+    pattern = re.compile(rf"\bfn {re.escape(name.rpartition('::')[2])}\b")
+    sources = (root / "rust").rglob("*.rs")
+    if any(pattern.search(path.read_text(encoding="utf-8")) for path in sources):
+        return None
+    return f"test: no Rust test is named {name}"
+
+
+def _line_of(path: Path, text: str) -> int:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return next((number for number, line in enumerate(lines, 1) if text in line), 1)

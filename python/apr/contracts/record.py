@@ -1,0 +1,61 @@
+"""Keep the evidence of a contract that held, and mark the contract as live."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apr.contracts.schema import Contract
+    from apr.contracts.verdict import Verdict
+
+
+def record(contract: Contract, verdict: Verdict, run_dir: Path) -> Path:
+    """Write CONTRACT.evidence.json beside the contract; a contract that holds becomes ACTIVE_RUNTIME.
+
+    The evidence has the verdict, the SHA-256 of every artefact it was read from, the host's name, the device,
+    the versions of the run and the date. Both files are replaced atomically.
+    """
+    artefacts = sorted({d.outcome.artefact for d in verdict.decisions})
+    result_path = run_dir / "result.json"
+    result = json.loads(result_path.read_text(encoding="utf-8")) if result_path.is_file() else {}
+    evidence = {
+        "verdict": verdict.to_dict(),
+        "artefacts": {name: _sha256(run_dir / name) for name in artefacts if (run_dir / name).is_file()},
+        "host": platform.node(),
+        "device": result.get("device"),
+        "versions": result.get("versions"),
+        "recorded_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    target = contract.path.with_suffix(".evidence.json")
+    _replace(target, json.dumps(evidence, indent=2) + "\n")
+    if verdict.ok:
+        text = contract.path.read_text(encoding="utf-8")
+        _replace(contract.path, re.sub(r"(?m)^(  status: )DRAFT$", r"\1ACTIVE_RUNTIME", text))
+    return target
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
