@@ -108,10 +108,18 @@ def _find_pytest(words: list[str], root: Path, collected: set[str] | None) -> st
 
 
 def _collect(contracts: Iterable[Contract], root: Path) -> set[str]:
-    """The tests that pytest collects from all the files that contracts name, as node ids relative to `root`."""
+    """The node ids, relative to `root`, that pytest collects from all the files that contracts name."""
     named = {word for c in contracts for f in c.falsifiers for word in f.test.split() if word.endswith(".py")}
     files = sorted(name for name in named if (root / name).is_file())
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--rootdir", str(root), *files]
+    options = [
+        "--collect-only",
+        "-q",
+        "-o",
+        "addopts=",
+        "--rootdir",
+        str(root),
+    ]  # -qq would print counts alone
+    command = [sys.executable, "-m", "pytest", *options, *files]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     return {line for line in run.stdout.splitlines() if "::" in line}
 
