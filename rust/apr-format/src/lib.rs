@@ -1,2 +1,13 @@
 //! The `.apr` model container and the token shards that go with it: open, check, write.
 #![deny(unsafe_code)]
+
+pub mod atomic;
+pub mod crc;
+pub mod dtype;
+pub mod error;
+pub mod mapping;
+pub mod sniff;
+pub mod source;
+pub mod v2;
+
+pub use error::{Error, Kind, Result};

@@ -1,0 +1,45 @@
+//! CRC32 (IEEE, as zlib's) of a source, in parallel.
+
+use std::io;
+
+use rayon::prelude::*;
+
+use crate::source::Source;
+
+/// Bytes that one task hashes: long enough to make joining two results cheap beside it.
+const SEGMENT: u64 = 8 << 20;
+/// Bytes read at a time: they are hashed while they still lie in the core's own cache.
+const WINDOW: usize = 128 << 10;
+
+/// CRC32 of the first `size` bytes of a source.
+///
+/// # Errors
+/// The operating system's; `UnexpectedEof` where the source is shorter.
+pub fn crc32(source: &(impl Source + ?Sized), size: u64) -> io::Result<u32> {
+    let segments: Vec<_> = (0..size.div_ceil(SEGMENT))
+        .into_par_iter()
+        .map(|segment| {
+            let start = segment * SEGMENT;
+            hash(source, start, size.min(start + SEGMENT))
+        })
+        .collect::<io::Result<_>>()?;
+    let mut whole = crc32fast::Hasher::new();
+    for segment in &segments {
+        whole.combine(segment);
+    }
+    Ok(whole.finalize())
+}
+
+fn hash(source: &(impl Source + ?Sized), start: u64, end: u64) -> io::Result<crc32fast::Hasher> {
+    let mut hasher = crc32fast::Hasher::new();
+    let mut window = vec![0; WINDOW];
+    let mut at = start;
+    while at < end {
+        let size = usize::try_from(end - at).map_or(WINDOW, |rest| rest.min(WINDOW));
+        let bytes = &mut window[..size];
+        source.read_at(at, bytes)?;
+        hasher.update(bytes);
+        at += size as u64;
+    }
+    Ok(hasher)
+}

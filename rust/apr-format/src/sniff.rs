@@ -1,0 +1,138 @@
+//! What a file is, by its first bytes.
+
+use crate::{
+    error::{Error, Part, Result},
+    v2::header,
+};
+
+/// How many bytes are looked at.
+pub const PREFIX: usize = 64;
+
+/// Largest header of a safetensors file.
+const SAFETENSORS_MAX: u64 = 100_000_000;
+
+/// The header of a v2 file, or what the file is instead.
+///
+/// `prefix` holds the first 64 bytes, or all of a shorter file; `size` is the file's length.
+///
+/// # Errors
+/// What the file looks like and what to do with it; a damaged or cut-off header.
+pub fn v2_header(prefix: &[u8], size: u64) -> Result<header::Header> {
+    let magic: Option<[u8; 4]> = prefix.first_chunk().copied();
+    match magic.as_ref() {
+        Some(b"APR\0" | b"APR2") => {
+            let bytes = whole_header(prefix, size);
+            if let Ok(bytes) = bytes
+                && header::checksum_holds(bytes)
+            {
+                return Ok(header::Header::parse(bytes));
+            }
+            if is_wrapped_json(prefix) {
+                return Err(variant("the compressed JSON container of December 2025 (APR1 in a wrapper)"));
+            }
+            Err(damaged(bytes?))
+        }
+        Some(b"APRN") if prefix.get(4..6) == Some(&[2, 0]) => {
+            let bytes = whole_header(prefix, size)?;
+            if header::checksum_holds(bytes) {
+                return Ok(header::Header::parse(bytes));
+            }
+            Err(damaged(bytes))
+        }
+        Some(b"APRN") => Err(variant("APR v1 (magic APRN)")),
+        Some(b"APR1") if prefix.get(8) == Some(&b'{') => {
+            Err(variant("the JSON container of December 2025 (magic APR1)"))
+        }
+        Some(b"APR1") if prefix.get(4..6) == Some(&[1, 0]) => {
+            Err(variant("whisper's container (magic APR1, 48-byte header)"))
+        }
+        Some(b"APR1") => Err(variant("a container of unknown layout (magic APR1)")),
+        _ => Err(foreign(prefix, size)),
+    }
+}
+
+fn whole_header(prefix: &[u8], size: u64) -> Result<&[u8; PREFIX]> {
+    prefix.first_chunk().ok_or_else(|| Error::Truncated {
+        part: Part::Header,
+        what: "the header".into(),
+        tensor: None,
+        need: PREFIX as u64,
+        have: size,
+    })
+}
+
+fn damaged(bytes: &[u8; PREFIX]) -> Error {
+    Error::HeaderChecksum { stored: header::Header::parse(bytes).checksum, computed: header::checksum(bytes) }
+}
+
+fn variant(what: &str) -> Error {
+    Error::UnsupportedVariant { what: what.into() }
+}
+
+/// A whole APR1 file in a wrapper: plain, as an LZ4 block that repeats the size before it, or a zstd frame.
+fn is_wrapped_json(prefix: &[u8]) -> bool {
+    let (size, body) = (prefix.get(5..9), prefix.get(9..13));
+    match prefix.get(4) {
+        Some(0) => body == Some(b"APR1"),
+        Some(1) => size.is_some() && size == body,
+        Some(2) => body == Some(ZSTD),
+        _ => false,
+    }
+}
+
+const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+
+/// First bytes, what starts with them, what to do.
+const KNOWN: &[(&[u8], &str, &str)] = &[
+    (b"GGUF", "a GGUF file", "apr convert FILE.gguf OUT.apr turns it into one"),
+    (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint or .npz)", FROM_TORCH),
+    (b"PK\x05\x06", "an empty zip archive", "there is nothing in it to read"),
+    (b"\x80\x02", "a Python pickle (an old PyTorch checkpoint)", FROM_TORCH),
+    (b"\x80\x03", "a Python pickle", FROM_TORCH),
+    (b"\x80\x04", "a Python pickle", FROM_TORCH),
+    (b"\x80\x05", "a Python pickle", FROM_TORCH),
+    (b"\x93NUMPY", "a NumPy array", "apr.save({'name': numpy.load(FILE)}, 'OUT.apr') turns it into one"),
+    (b"\x89HDF", "an HDF5 file", "read it with h5py and write the tensors with apr.save"),
+    (b"\x1f\x8b", "a gzip file", "gunzip it first"),
+    (ZSTD, "a zstd file", "decompress it first"),
+    (b"version https://git-lfs", "a Git LFS pointer", "git lfs pull fetches the file itself"),
+    (b"<!DOCTYPE", "an HTML page", "the download went wrong: fetch the file again"),
+    (b"<html", "an HTML page", "the download went wrong: fetch the file again"),
+];
+const FROM_TORCH: &str =
+    "apr.save(torch.load(FILE, weights_only=True), 'OUT.apr') converts a state dict that you trust";
+const BUNDLE: &[u8] = b"APBUNDLE";
+
+fn foreign(prefix: &[u8], size: u64) -> Error {
+    if prefix.starts_with(BUNDLE) {
+        return variant("a bundle of several models (magic APBUNDLE)");
+    }
+    if let Some(&(_, what, remedy)) = KNOWN.iter().find(|(magic, ..)| prefix.starts_with(magic)) {
+        return Error::Foreign { what, remedy };
+    }
+    if let Some((length, [b'{', ..])) =
+        prefix.split_first_chunk().map(|(n, rest)| (u64::from_le_bytes(*n), rest))
+        && length < SAFETENSORS_MAX
+    {
+        return Error::Foreign {
+            what: "a safetensors file",
+            remedy: "apr.save(safetensors.torch.load_file(FILE), 'OUT.apr') converts it",
+        };
+    }
+    if size < 4 && header::MAGIC.starts_with(prefix) {
+        return Error::Truncated {
+            part: Part::Magic,
+            what: "the magic".into(),
+            tensor: None,
+            need: 4,
+            have: size,
+        };
+    }
+    if !prefix.is_empty() && prefix.iter().all(|&byte| byte == 0) {
+        return Error::Foreign {
+            what: "zero bytes",
+            remedy: "a copy or download was cut off: fetch it again",
+        };
+    }
+    Error::UnknownMagic { first: prefix.iter().take(8).copied().collect() }
+}

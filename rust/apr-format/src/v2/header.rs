@@ -1,0 +1,196 @@
+//! The 64 bytes at the start.
+
+use crate::error::{Error, Part, Result};
+
+/// Bytes of the header.
+pub const SIZE: u64 = 64;
+/// The magic that is written.
+pub const MAGIC: [u8; 4] = *b"APR\0";
+/// The version that is written; a higher minor one is read.
+pub const VERSION: (u8, u8) = (2, 0);
+
+/// Bits of the header's flags.
+pub mod flags {
+    /// Set by some writers over a body that is not compressed.
+    pub const LZ4_COMPRESSED: u16 = 1;
+    /// As [`LZ4_COMPRESSED`].
+    pub const ZSTD_COMPRESSED: u16 = 1 << 1;
+    /// AES-256-GCM; no layout is known.
+    pub const ENCRYPTED: u16 = 1 << 2;
+    /// Ed25519; no layout is known.
+    pub const SIGNED: u16 = 1 << 3;
+    /// One of several files.
+    pub const SHARDED: u16 = 1 << 4;
+    /// At least one quantised tensor.
+    pub const QUANTIZED: u16 = 1 << 5;
+    /// The tokenizer is in the metadata.
+    pub const HAS_VOCAB: u16 = 1 << 9;
+    /// Set by every current writer.
+    pub const ROW_MAJOR: u16 = 1 << 10;
+    /// Forbidden.
+    pub const COLUMN_MAJOR: u16 = 1 << 11;
+}
+
+/// The header's fields, as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// The first four bytes.
+    pub magic: [u8; 4],
+    /// Major and minor version.
+    pub version: (u8, u8),
+    /// See [`flags`].
+    pub flags: u16,
+    /// Number of tensors in the index.
+    pub tensor_count: u32,
+    /// Where the metadata start.
+    pub metadata_offset: u64,
+    /// Bytes of the metadata.
+    pub metadata_size: u32,
+    /// Where the tensor index starts.
+    pub tensor_index_offset: u64,
+    /// Where the tensor data start.
+    pub data_offset: u64,
+    /// CRC32 of the other 60 bytes.
+    pub checksum: u32,
+    /// The last 20 bytes; zero in every known file.
+    pub reserved: [u8; 20],
+}
+
+/// CRC32 over the header without the checksum's own four bytes.
+#[must_use]
+pub fn checksum(bytes: &[u8; 64]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&bytes[..40]);
+    hasher.update(&bytes[44..]);
+    hasher.finalize()
+}
+
+/// Whether the 64 bytes carry their own checksum.
+#[must_use]
+pub fn checksum_holds(bytes: &[u8; 64]) -> bool {
+    Header::parse(bytes).checksum == checksum(bytes)
+}
+
+impl Header {
+    /// Read the fields; nothing is checked.
+    #[must_use]
+    pub fn parse(bytes: &[u8; 64]) -> Self {
+        Self {
+            magic: field(bytes, 0),
+            version: (bytes[4], bytes[5]),
+            flags: u16::from_le_bytes(field(bytes, 6)),
+            tensor_count: u32::from_le_bytes(field(bytes, 8)),
+            metadata_offset: u64::from_le_bytes(field(bytes, 12)),
+            metadata_size: u32::from_le_bytes(field(bytes, 20)),
+            tensor_index_offset: u64::from_le_bytes(field(bytes, 24)),
+            data_offset: u64::from_le_bytes(field(bytes, 32)),
+            checksum: u32::from_le_bytes(field(bytes, 40)),
+            reserved: field(bytes, 44),
+        }
+    }
+
+    /// The bytes that are written: with the right checksum, whatever `checksum` holds.
+    #[must_use]
+    pub fn to_bytes(&self) -> [u8; 64] {
+        let mut bytes = [0; 64];
+        bytes[..4].copy_from_slice(&self.magic);
+        bytes[4] = self.version.0;
+        bytes[5] = self.version.1;
+        bytes[6..8].copy_from_slice(&self.flags.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.tensor_count.to_le_bytes());
+        bytes[12..20].copy_from_slice(&self.metadata_offset.to_le_bytes());
+        bytes[20..24].copy_from_slice(&self.metadata_size.to_le_bytes());
+        bytes[24..32].copy_from_slice(&self.tensor_index_offset.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.data_offset.to_le_bytes());
+        bytes[44..].copy_from_slice(&self.reserved);
+        let checksum = checksum(&bytes);
+        bytes[40..44].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// Where the metadata end. Cannot overflow once [`Self::check`] passed.
+    #[must_use]
+    pub fn metadata_end(&self) -> u64 {
+        self.metadata_offset.saturating_add(u64::from(self.metadata_size))
+    }
+
+    /// Check the version, the flags and that the parts follow one another.
+    ///
+    /// # Errors
+    /// Unsupported version or flags; offsets that contradict each other.
+    pub fn check(&self) -> Result<()> {
+        let (major, minor) = self.version;
+        if major != VERSION.0 {
+            return Err(Error::Version { major, minor });
+        }
+        self.check_flags()?;
+        let wrong = |offset, what: String| Err(Error::HeaderField { offset, what });
+        let metadata = self.metadata_offset;
+        if metadata < SIZE {
+            return wrong(12, format!("metadata_offset {metadata} lies inside the header"));
+        }
+        if self.metadata_size == 0 {
+            return wrong(20, "metadata_size is 0: the metadata must be a JSON object".into());
+        }
+        let size = self.metadata_size;
+        if u64::from(size) > super::metadata::MAX_READ {
+            return wrong(20, format!("metadata_size {size} is above the limit of 64 MiB"));
+        }
+        let index = self.tensor_index_offset;
+        if metadata.checked_add(u64::from(size)).is_none_or(|end| end > index) {
+            return wrong(
+                24,
+                format!(
+                    "tensor_index_offset {index} lies before the end of the metadata ({size} bytes from {metadata})"
+                ),
+            );
+        }
+        let data = self.data_offset;
+        if data < index {
+            return wrong(32, format!("data_offset {data} lies before the tensor index at {index}"));
+        }
+        if !data.is_multiple_of(super::ALIGN) {
+            return wrong(32, format!("data_offset {data} is no multiple of 64"));
+        }
+        Ok(())
+    }
+
+    fn check_flags(&self) -> Result<()> {
+        let has = |bit| self.flags & bit != 0;
+        if has(flags::COLUMN_MAJOR) {
+            let why = "column-major data is forbidden: convert the model again with a current tool";
+            return Err(Error::ForbiddenFlag { flag: "LAYOUT_COLUMN_MAJOR", why });
+        }
+        let why = "no layout for it is known in v2";
+        if has(flags::ENCRYPTED) {
+            return Err(Error::UnsupportedFlag { flag: "ENCRYPTED", why });
+        }
+        if has(flags::SIGNED) {
+            return Err(Error::UnsupportedFlag { flag: "SIGNED", why });
+        }
+        Ok(())
+    }
+
+    /// Check that a file of `have` bytes reaches to the data.
+    ///
+    /// # Errors
+    /// Truncated.
+    pub fn check_size(&self, have: u64) -> Result<()> {
+        for (part, what, need) in [
+            (Part::Metadata, "the metadata", self.metadata_end()),
+            (Part::Index, "the tensor index", self.data_offset),
+        ] {
+            if need > have {
+                return Err(Error::Truncated { part, what: what.into(), tensor: None, need, have });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `N` bytes of the header from a constant place.
+fn field<const N: usize>(bytes: &[u8; 64], at: usize) -> [u8; N] {
+    let mut field = [0; N];
+    field.copy_from_slice(&bytes[at..at + N]);
+    field
+}

@@ -1,0 +1,250 @@
+//! The tensor index: one entry a tensor, strictly sorted by name.
+
+use crate::{
+    dtype::{self, Dtype},
+    error::{Error, Part, Result},
+};
+
+/// Longest name, in bytes.
+pub const MAX_NAME: usize = 256;
+/// Most dimensions.
+pub const MAX_DIMS: u8 = 8;
+/// Bytes of the shortest entry: a name of one byte, no dims.
+pub const MIN_ENTRY: u64 = 2 + 1 + 1 + 1 + 8 + 8;
+/// Bytes of the longest entry.
+pub const MAX_ENTRY: u64 = 2 + 256 + 1 + 1 + 8 * 8 + 8 + 8;
+/// The one name whose values may be left out under a shape: it is then tied to [`EMBEDDING`].
+pub const HEAD: &str = "lm_head.weight";
+/// The tensor that an empty head stands for.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// What the index says of one tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tensor {
+    /// Its name.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dims; empty for a scalar.
+    pub dims: Vec<u64>,
+    /// Where its bytes start, from the start of the file.
+    pub offset: u64,
+    /// Its bytes, without padding.
+    pub nbytes: u64,
+}
+
+impl Tensor {
+    /// Number of values. The reader has checked that it is in range.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        dtype::count(&self.dims).unwrap_or(0)
+    }
+
+    /// Whether the entry stands for the embedding: no bytes under a shape that has values.
+    #[must_use]
+    pub fn is_tied(&self) -> bool {
+        self.name == HEAD && self.nbytes == 0 && self.count() > 0
+    }
+
+    /// Values between two row starts as stored, where rows of a K-quant are padded to whole blocks.
+    #[must_use]
+    pub fn padded_columns(&self) -> Option<u64> {
+        match (self.dtype, self.dims.as_slice()) {
+            (Dtype::Q4K | Dtype::Q6K, &[_, columns])
+                if Some(self.nbytes) == self.dtype.nbytes(&self.dims) =>
+            {
+                Some(columns)
+            }
+            _ => None,
+        }
+    }
+
+    /// Append the entry as written, data counted from `data_offset`.
+    pub(crate) fn write(&self, data_offset: u64, out: &mut Vec<u8>) {
+        // The writer has checked that both fit.
+        out.extend(u16::try_from(self.name.len()).unwrap_or(u16::MAX).to_le_bytes());
+        out.extend(self.name.as_bytes());
+        out.push(self.dtype.id());
+        out.push(u8::try_from(self.dims.len()).unwrap_or(u8::MAX));
+        for dim in &self.dims {
+            out.extend(dim.to_le_bytes());
+        }
+        out.extend(self.offset.saturating_sub(data_offset).to_le_bytes());
+        out.extend(self.nbytes.to_le_bytes());
+    }
+}
+
+/// Where the index and the data stand.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// Where the index starts.
+    pub index_offset: u64,
+    /// Where the data start, and the index ends at the latest.
+    pub data_offset: u64,
+    /// Length of the file.
+    pub file_size: u64,
+}
+
+/// Read `count` entries from the index's bytes, each with every check that needs no other tensor's bytes.
+///
+/// # Errors
+/// The first entry that breaks a rule.
+pub fn parse(bytes: &[u8], count: u32, place: Place) -> Result<Vec<Tensor>> {
+    let mut cursor = Cursor { bytes, at: 0, place, entry: 0 };
+    // `bytes` hold at least the shortest entry for each: the caller has checked the count.
+    let mut tensors = Vec::with_capacity(count as usize);
+    for entry in 0..count {
+        cursor.entry = entry;
+        let start = cursor.offset();
+        let tensor = cursor.tensor(start)?;
+        if let Some(previous) =
+            tensors.last().map(|last: &Tensor| &last.name).filter(|last| **last >= tensor.name)
+        {
+            let what = if *previous == tensor.name { "repeats" } else { "comes after" };
+            let previous = previous.clone();
+            return Err(Error::Unsorted { tensor: tensor.name, previous, what, offset: start });
+        }
+        tensors.push(tensor);
+    }
+    Ok(tensors)
+}
+
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    place: Place,
+    entry: u32,
+}
+
+impl<'a> Cursor<'a> {
+    /// Where the cursor is in the file.
+    fn offset(&self) -> u64 {
+        self.place.index_offset + self.at as u64
+    }
+
+    fn take(&mut self, size: usize, start: u64) -> Result<&'a [u8]> {
+        let bytes = self
+            .bytes
+            .get(self.at..)
+            .and_then(|rest| rest.get(..size))
+            .ok_or(Error::EntryTooLong { entry: self.entry, offset: start, limit: self.place.data_offset })?;
+        self.at += size;
+        Ok(bytes)
+    }
+
+    fn array<const N: usize>(&mut self, start: u64) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N, start)?);
+        Ok(array)
+    }
+
+    fn u64(&mut self, start: u64) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array(start)?))
+    }
+
+    fn name(&mut self, start: u64) -> Result<String> {
+        let entry = self.entry;
+        let wrong = |what| Error::Name { entry, offset: start, what };
+        let size = usize::from(u16::from_le_bytes(self.array(start)?));
+        if size == 0 {
+            return Err(wrong("is empty"));
+        }
+        if size > MAX_NAME {
+            return Err(wrong("is longer than 256 bytes"));
+        }
+        let name = std::str::from_utf8(self.take(size, start)?).map_err(|_| wrong("is not UTF-8"))?;
+        if name.contains('\0') {
+            return Err(wrong("holds a NUL"));
+        }
+        Ok(name.to_owned())
+    }
+
+    fn tensor(&mut self, start: u64) -> Result<Tensor> {
+        let name = self.name(start)?;
+        let offset = self.offset();
+        let [id, ndim] = self.array(start)?;
+        let Some(dtype) = Dtype::from_id(id) else {
+            return Err(Error::UnknownDtype { tensor: name, id, offset });
+        };
+        if ndim > MAX_DIMS {
+            return Err(Error::TooManyDims { tensor: name, ndim, offset: offset + 1 });
+        }
+        let offset = self.offset();
+        let dims = (0..ndim).map(|_| self.u64(start)).collect::<Result<Vec<_>>>()?;
+        if dtype::count(&dims).is_none() {
+            return Err(Error::DimsOverflow { tensor: name, dims, offset });
+        }
+        let offset = self.offset();
+        let value = self.u64(start)?;
+        let nbytes = self.u64(start)?;
+        let mut tensor = Tensor { name, dtype, dims, offset: 0, nbytes };
+        check_size(&tensor, offset + 8)?;
+        tensor.offset = self.locate(&tensor, value, offset)?;
+        Ok(tensor)
+    }
+
+    /// Where the tensor starts in the file, checked with its padding against the file's end.
+    fn locate(&self, tensor: &Tensor, value: u64, offset: u64) -> Result<u64> {
+        let Tensor { name, nbytes, .. } = tensor;
+        if !value.is_multiple_of(super::ALIGN) {
+            return Err(Error::Misaligned { tensor: name.clone(), value, offset });
+        }
+        let found = self.place.data_offset.checked_add(value);
+        let need = super::align(*nbytes).and_then(|padded| found?.checked_add(padded));
+        let (Some(found), Some(need)) = (found, need) else {
+            return Err(Error::OffsetOverflow { tensor: name.clone(), value, size: *nbytes, offset });
+        };
+        if need > self.place.file_size {
+            return Err(Error::Truncated {
+                part: Part::Data,
+                what: format!("tensor {name:?} ({nbytes} bytes from byte {found}, padded to 64)"),
+                tensor: Some(name.clone()),
+                need,
+                have: self.place.file_size,
+            });
+        }
+        Ok(found)
+    }
+}
+
+/// The stored size is the one that dtype and dims imply, or none at all for a tied head.
+fn check_size(tensor: &Tensor, offset: u64) -> Result<()> {
+    let Tensor { name, dtype, dims, nbytes: size, .. } = tensor;
+    let expected = dtype.nbytes(dims);
+    if expected == Some(*size) || dtype.nbytes_flat(dims) == Some(*size) || tensor.is_tied() {
+        return Ok(());
+    }
+    Err(match expected {
+        Some(expected) => Error::SizeMismatch {
+            tensor: name.clone(),
+            dtype: dtype.name(),
+            dims: dims.clone(),
+            size: *size,
+            expected,
+            offset,
+        },
+        None => Error::DimsOverflow { tensor: name.clone(), dims: dims.clone(), offset },
+    })
+}
+
+/// No two tensors share a byte.
+///
+/// # Errors
+/// [`Error::Overlap`] naming both.
+pub fn check_overlaps(tensors: &[Tensor]) -> Result<()> {
+    let mut by_offset: Vec<&Tensor> = tensors.iter().filter(|tensor| tensor.nbytes > 0).collect();
+    by_offset.sort_unstable_by_key(|tensor| tensor.offset);
+    for (earlier, later) in by_offset.iter().zip(by_offset.iter().skip(1)) {
+        // In range: `locate` has added the two.
+        let end = earlier.offset + earlier.nbytes;
+        if later.offset < end {
+            return Err(Error::Overlap {
+                tensor: later.name.clone(),
+                other: earlier.name.clone(),
+                offset: later.offset,
+                end,
+            });
+        }
+    }
+    Ok(())
+}

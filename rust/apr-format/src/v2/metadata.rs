@@ -1,0 +1,197 @@
+//! The JSON metadata: checked here without building it, so that a lying file costs no memory.
+
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+use crate::error::{Error, Result};
+
+/// Largest metadata that are read.
+pub const MAX_READ: u64 = 64 << 20;
+/// Largest metadata that are written.
+pub const MAX_WRITE: usize = 16 << 20;
+/// Deepest nesting of objects and arrays.
+pub const MAX_DEPTH: u32 = 64;
+/// Most values: a vocabulary with its merges holds some 300 000.
+pub const MAX_VALUES: u32 = 2_000_000;
+
+/// Check that the bytes are one JSON object within the limits, and give them as text.
+///
+/// `start` is where they stand in the file. Numbers that only NaN or an infinity could stand for
+/// and lone surrogates are refused, so that every JSON parser reads what passes here.
+///
+/// # Errors
+/// [`Error::Metadata`] with the offset of the first byte that is wrong.
+pub fn check(bytes: Vec<u8>, start: u64) -> Result<String> {
+    let text = String::from_utf8(bytes).map_err(|error| Error::Metadata {
+        offset: start + error.utf8_error().valid_up_to() as u64,
+        what: "not UTF-8".into(),
+    })?;
+    let wrong = |what: String, at: usize| Error::Metadata { offset: start + at as u64, what };
+    let first = text.bytes().position(|byte| !byte.is_ascii_whitespace());
+    if let Some(at) = first.filter(|&at| text.as_bytes().get(at) != Some(&b'{')) {
+        return Err(wrong("not a JSON object (it must start with '{')".into(), at));
+    }
+    let mut values = 0;
+    let mut parser = serde_json::Deserializer::from_str(&text);
+    // The visitor counts depth itself; the parser's own limit of 128 never comes into play.
+    let walk = Value { depth: 0, values: &mut values }.deserialize(&mut parser);
+    walk.and_then(|()| parser.end())
+        .map_err(|error| wrong(reason(&error), position(&text, error.line(), error.column())))?;
+    Ok(text)
+}
+
+/// serde's message without its "at line …", which the byte offset replaces.
+fn reason(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    text.rsplit_once(" at line ").map_or(text.clone(), |(reason, _)| reason.to_owned())
+}
+
+/// Byte offset of a one-based line and column.
+fn position(text: &str, line: usize, column: usize) -> usize {
+    let before = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum::<usize>();
+    (before + column.saturating_sub(1)).min(text.len())
+}
+
+/// Walks one value and keeps nothing of it but the count.
+struct Value<'a> {
+    depth: u32,
+    values: &'a mut u32,
+}
+
+impl Value<'_> {
+    fn inner(&mut self) -> Value<'_> {
+        Value { depth: self.depth + 1, values: self.values }
+    }
+
+    fn enter<E: serde::de::Error>(&self) -> std::result::Result<(), E> {
+        if self.depth >= MAX_DEPTH {
+            return Err(E::custom(format_args!("nested deeper than {MAX_DEPTH}")));
+        }
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Value<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        *self.values += 1;
+        if *self.values > MAX_VALUES {
+            return Err(D::Error::custom(format_args!("more than {MAX_VALUES} values")));
+        }
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Value<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> std::result::Result<(), A::Error> {
+        self.enter()?;
+        while items.next_element_seed(self.inner())?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut entries: A) -> std::result::Result<(), A::Error> {
+        self.enter()?;
+        while entries.next_key_seed(Key)?.is_some() {
+            entries.next_value_seed(self.inner())?;
+        }
+        Ok(())
+    }
+}
+
+/// An object's key: read as a string, so that its escapes are checked.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Key {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a key")
+    }
+
+    fn visit_str<E>(self, _: &str) -> std::result::Result<(), E> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn offset_of_error(text: &str) -> Option<u64> {
+        check(text.as_bytes().to_vec(), 64).err().and_then(|error| error.offset())
+    }
+
+    #[test]
+    fn objects_pass_and_keep_their_text() {
+        for text in ["{}", " {\"a\": [1, -2.5e3, null, true, \"é\\u00e9\\ud83d\\ude00\"], \"a\": {}}\n"] {
+            assert_eq!(check(text.as_bytes().to_vec(), 64).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn the_first_wrong_byte_is_named() {
+        assert_eq!(offset_of_error("[1]"), Some(64));
+        assert_eq!(offset_of_error(" 7"), Some(65));
+        assert_eq!(offset_of_error("{} {}"), Some(67));
+        assert_eq!(check(b"{\"a\":\"\xff\"}".to_vec(), 64).unwrap_err().offset(), Some(70));
+    }
+
+    #[test]
+    fn what_other_parsers_would_read_differently_is_refused() {
+        for text in
+            ["", "{\"a\":NaN}", "{\"a\":-Infinity}", "{\"a\":1e999}", r#"{"a":"\ud800"}"#, r#"{"\udc00":1}"#]
+        {
+            assert!(offset_of_error(text).is_some(), "{text}");
+        }
+    }
+
+    #[test]
+    fn nesting_and_number_of_values_are_bounded() {
+        let nested = |depth: usize| format!("{{\"a\":{}{}}}", "[".repeat(depth - 1), "]".repeat(depth - 1));
+        assert_eq!(offset_of_error(&nested(64)), None);
+        assert!(offset_of_error(&nested(65)).is_some());
+        let flat = |values: usize| format!("{{\"a\":[{}0]}}", "0,".repeat(values - 3));
+        assert_eq!(offset_of_error(&flat(2_000_000)), None);
+        assert!(offset_of_error(&flat(2_000_001)).is_some());
+    }
+}

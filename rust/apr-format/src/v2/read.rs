@@ -1,0 +1,111 @@
+//! Opening a v2 file: every check of the format but the footer's, before a byte is handed out.
+
+use crate::{
+    error::{Error, Part, Result},
+    sniff,
+    source::{Source, read_vec},
+    v2::{
+        FOOTER_SIZE, align,
+        header::{Header, flags},
+        index::{self, Place, Tensor},
+        metadata,
+    },
+};
+
+/// What a v2 file holds, but the tensors' bytes.
+#[derive(Debug, Clone)]
+pub struct Contents {
+    /// The 64 bytes at the start.
+    pub header: Header,
+    /// The metadata's JSON text.
+    pub metadata: String,
+    /// The tensors, sorted by name.
+    pub tensors: Vec<Tensor>,
+    /// Where the footer is and the CRC32 it holds; None for an old file without one.
+    pub footer: Option<(u64, u32)>,
+    /// Length of the file.
+    pub size: u64,
+}
+
+/// Read and check header, metadata and index.
+///
+/// # Errors
+/// The first rule of the format that does not hold.
+pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
+    let size = source.size()?;
+    let header = read_header(source, size)?;
+    header.check()?;
+    check_compression(source, &header, size)?;
+    header.check_size(size)?;
+    let json = read_vec(source, header.metadata_offset, u64::from(header.metadata_size))?;
+    let metadata = metadata::check(json, header.metadata_offset)?;
+    let tensors = read_index(source, &header, size)?;
+    index::check_overlaps(&tensors)?;
+    let footer = read_footer(source, header.data_offset, &tensors, size)?;
+    Ok(Contents { header, metadata, tensors, footer, size })
+}
+
+fn read_header(source: &(impl Source + ?Sized), size: u64) -> Result<Header> {
+    let prefix = read_vec(source, 0, size.min(sniff::PREFIX as u64))?;
+    sniff::v2_header(&prefix, size)
+}
+
+/// A compression flag over plain metadata is only a flag; otherwise the whole body is compressed.
+fn check_compression(source: &(impl Source + ?Sized), header: &Header, size: u64) -> Result<()> {
+    let flag = match header.flags {
+        bits if bits & flags::LZ4_COMPRESSED != 0 => "LZ4_COMPRESSED",
+        bits if bits & flags::ZSTD_COMPRESSED != 0 => "ZSTD_COMPRESSED",
+        _ => return Ok(()),
+    };
+    let mut first = [b'{'];
+    if header.metadata_offset < size {
+        source.read_at(header.metadata_offset, &mut first)?;
+    }
+    if first != [b'{'] {
+        let why = "its whole body is compressed, which is not read by this version";
+        return Err(Error::UnsupportedFlag { flag, why });
+    }
+    Ok(())
+}
+
+fn read_index(source: &(impl Source + ?Sized), header: &Header, file_size: u64) -> Result<Vec<Tensor>> {
+    let (index_offset, data_offset, count) =
+        (header.tensor_index_offset, header.data_offset, u64::from(header.tensor_count));
+    // In order: the header's check has seen to it.
+    let region = data_offset.saturating_sub(index_offset);
+    if region < count * index::MIN_ENTRY {
+        let what = format!("tensor_count {count} cannot fit into the {region} bytes of the tensor index");
+        return Err(Error::HeaderField { offset: 8, what });
+    }
+    let bytes = read_vec(source, index_offset, region.min(count * index::MAX_ENTRY))?;
+    index::parse(&bytes, header.tensor_count, Place { index_offset, data_offset, file_size })
+}
+
+/// After the last tensor's padding comes nothing, or the four bytes of the footer.
+fn read_footer(
+    source: &(impl Source + ?Sized),
+    data_offset: u64,
+    tensors: &[Tensor],
+    size: u64,
+) -> Result<Option<(u64, u32)>> {
+    let end = tensors
+        .iter()
+        .filter_map(|tensor| tensor.offset.checked_add(align(tensor.nbytes)?))
+        .fold(data_offset, u64::max);
+    match size.saturating_sub(end) {
+        0 => Ok(None),
+        FOOTER_SIZE => {
+            let mut bytes = [0; 4];
+            source.read_at(end, &mut bytes)?;
+            Ok(Some((end, u32::from_le_bytes(bytes))))
+        }
+        rest if rest < FOOTER_SIZE => Err(Error::Truncated {
+            part: Part::Footer,
+            what: "the footer".into(),
+            tensor: None,
+            need: end + FOOTER_SIZE,
+            have: size,
+        }),
+        rest => Err(Error::TrailingBytes { offset: end + FOOTER_SIZE, extra: rest - FOOTER_SIZE }),
+    }
+}
