@@ -10,7 +10,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name target -prune -o \
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 
-.PHONY: help setup test test-long demo demo-scratch lint format bench clean
+.PHONY: help setup test test-long demo demo-scratch lint format bench fuzz clean
 
 help:
 	@echo "make demo          a real model in, Python source in, a fine-tuned .apr and a verdict out"
@@ -42,12 +42,22 @@ test-long: $(BUILT)
 	cargo test --quiet --workspace
 	APR_TEST_BUDGET=long $(BIN)/python -m pytest
 
+demo: $(BUILT)
+	PYTHON="$(PYTHON)" docs/demo.sh
+
+demo-scratch: $(BUILT)
+	docs/demo-scratch.sh
+
+bench: $(BUILT)
+	for bench in benches/*.py; do $(BIN)/python $$bench || exit; done
+
 lint: $(BUILT)
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/apr contracts lint
 
 format:
 	cargo fmt --all
