@@ -1,0 +1,197 @@
+"""`apr convert MODEL.gguf OUT.apr`: the values, the names, the metadata, the refusals."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apr.cli import main
+
+DATA = Path(__file__).parents[1] / "data" / "imported-0.72"
+MODELS = ["llama_tied", "llama_untied", "qwen2_tied", "qwen2_untied"]
+# (type, bytes of one row of 256 values)
+QUANTISED = {"Q4_0": 144, "Q4_1": 160, "Q5_0": 176, "Q8_0": 272, "Q4_K": 144, "Q6_K": 210}
+
+
+def convert(source: Path, target: Path, *flags: str) -> int:
+    return main(["convert", str(source), str(target), *flags])
+
+
+def write_gguf(path, architecture="llama", tensors=None, **changes):
+    """A one-layer GGUF model of 256 dimensions; keywords change its keys, None drops one."""
+    import gguf
+
+    keys = {
+        "block_count": 1,
+        "context_length": 128,
+        "embedding_length": 256,
+        "feed_forward_length": 256,
+        "attention.head_count": 4,
+        "attention.head_count_kv": 2,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.freq_base": 10000.0,
+        "rope.dimension_count": 64,
+    } | changes
+    writer = gguf.GGUFWriter(str(path), architecture)
+    for key, value in keys.items():
+        if isinstance(value, str):
+            writer.add_string(f"{architecture}.{key}", value)
+        elif isinstance(value, float):
+            writer.add_float32(f"{architecture}.{key}", value)
+        elif value is not None:
+            writer.add_uint32(f"{architecture}.{key}", value)
+    for name, array, *kind in tensors or [("token_embd.weight", np.ones((8, 256), np.float32))]:
+        writer.add_tensor(name, array, raw_dtype=kind[0] if kind else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_tensor_is_transformers_own_bit_for_bit(model, tmp_path):
+    from safetensors.numpy import load_file
+
+    import apr
+
+    assert convert(DATA / f"{model}.gguf", tmp_path / "m.apr") == 0
+    expected = load_file(DATA / f"hf_{model}" / "model.safetensors")
+    with apr.load(tmp_path / "m.apr", verify="full") as file:
+        assert set(file) == set(expected)
+        for name, values in expected.items():
+            assert file.numpy(name).dtype == values.dtype
+            assert np.array_equal(file.numpy(name).view(np.uint8), values.view(np.uint8)), name
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_sizes_and_tokenizer_go_along(model, tmp_path):
+    import apr
+
+    convert(DATA / f"{model}.gguf", tmp_path / "m.apr")
+    config = json.loads((DATA / f"hf_{model}" / "config.json").read_text())
+    tokenizer = json.loads((DATA / f"hf_{model}" / "tokenizer.json").read_text())
+    with apr.load(tmp_path / "m.apr") as file:
+        metadata = file.metadata
+    for ours, theirs in {
+        "hidden_size": "hidden_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+        "vocab_size": "vocab_size",
+        "intermediate_size": "intermediate_size",
+        "max_position_embeddings": "max_position_embeddings",
+        "rms_norm_eps": "rms_norm_eps",
+        "hf_model_type": "model_type",
+        "tie_word_embeddings": "tie_word_embeddings",
+    }.items():
+        assert metadata[ours] == config[theirs], ours
+    assert metadata["hf_architecture"] == config["architectures"][0]
+    assert metadata["rope_type"] == 2
+    vocabulary = tokenizer["model"]["vocab"]
+    assert [vocabulary.get(token, i) for i, token in enumerate(metadata["tokenizer.vocabulary"])] == list(
+        range(512)
+    )
+    assert [tuple(m.split(" ")) for m in metadata["tokenizer.merges"]] == [
+        tuple(m) for m in tokenizer["model"]["merges"]
+    ]
+
+
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_quantised_values_are_the_gguf_packages_own_bit_for_bit(kind, tmp_path):
+    import gguf
+
+    import apr
+
+    quantisation = gguf.GGMLQuantizationType[kind]
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, size=(256, QUANTISED[kind]), dtype=np.uint8)
+    expected = gguf.dequantize(blocks, quantisation)
+    path = write_gguf(
+        tmp_path / "q.gguf",
+        tensors=[
+            ("token_embd.weight", blocks, quantisation),
+            ("blk.0.ffn_up.weight", blocks, quantisation),
+            ("blk.0.attn_q.weight", blocks, quantisation),
+        ],
+    )
+    assert convert(path, tmp_path / "q.apr") == 0
+    with apr.load(tmp_path / "q.apr") as file:
+        assert file.info("model.layers.0.mlp.up_proj.weight").dtype == "f32"
+        up = file.numpy("model.layers.0.mlp.up_proj.weight")
+        q = file.numpy("model.layers.0.self_attn.q_proj.weight")
+        assert up.tobytes() == expected.tobytes()
+        for head in range(4):
+            for pair in range(32):
+                for half in range(2):
+                    ours, theirs = q[head * 64 + half * 32 + pair], expected[head * 64 + 2 * pair + half]
+                    assert ours.tobytes() == theirs.tobytes()
+
+
+def test_the_dtype_can_be_chosen(tmp_path):
+    import torch
+
+    import apr
+
+    convert(DATA / "qwen2_tied.gguf", tmp_path / "f32.apr")
+    convert(DATA / "qwen2_tied.gguf", tmp_path / "bf16.apr", "--dtype", "bf16")
+    with apr.load(tmp_path / "f32.apr") as full, apr.load(tmp_path / "bf16.apr") as half:
+        for name in full:
+            assert half.info(name).dtype == "bf16"
+            assert torch.equal(half[name], full[name].to(torch.bfloat16))
+
+
+def test_two_conversions_are_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        convert(DATA / "llama_tied.gguf", tmp_path / f"{name}.apr")
+    assert (tmp_path / "one.apr").read_bytes() == (tmp_path / "two.apr").read_bytes()
+
+
+def test_json_is_alone_on_standard_output(tmp_path, capsys):
+    convert(DATA / "llama_tied.gguf", tmp_path / "m.apr", "--json")
+    made = json.loads(capsys.readouterr().out)
+    assert (made["tensors"], made["size_bytes"]) == (20, (tmp_path / "m.apr").stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "says"),
+    [
+        ("bert", {}, "'bert' is not read"),
+        ("llama", {"block_count": None}, "llama.block_count is missing"),
+        ("llama", {"rope.scaling.type": "yarn"}, "rope scaling 'yarn'"),
+        ("llama", {"expert_count": 8}, "mixture of experts"),
+        ("llama", {"vocab_size": 9}, "token_embd.weight has 8 rows"),
+        ("llama", {"rope.dimension_count": 32}, "partial rotary"),
+        ("llama", {"tensors": [("output.weight", np.ones((8, 256), np.float32))]}, "no token_embd.weight"),
+        ("llama", {"tensors": [("rope_freqs.weight", np.ones(32, np.float32))]}, "rope_freqs.weight"),
+    ],
+)
+def test_what_has_no_place_in_a_decoder_is_refused(architecture, changes, says, tmp_path, capsys):
+    source = write_gguf(tmp_path / "m.gguf", architecture, **changes)
+    assert convert(source, tmp_path / "m.apr") == 4
+    error = capsys.readouterr().err
+    assert says in error
+    assert str(source) in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "m.apr").exists()
+
+
+def test_a_file_that_is_not_there_exits_3(tmp_path, capsys):
+    assert convert(tmp_path / "gone.gguf", tmp_path / "m.apr") == 3
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("size", [0, 3, 4, 20, 200, 5000, 30000])
+def test_a_truncated_file_exits_4_and_leaves_nothing(size, tmp_path, capsys):
+    source = tmp_path / "cut.gguf"
+    source.write_bytes((DATA / "llama_tied.gguf").read_bytes()[:size])
+    assert convert(source, tmp_path / "m.apr") == 4
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["cut.gguf"]
+
+
+def test_another_format_is_refused_by_name(tmp_path, capsys):
+    source = DATA / "hf_llama_tied" / "model.safetensors"
+    assert convert(source, tmp_path / "m.apr") == 4
+    assert "only GGUF files are converted" in capsys.readouterr().err
