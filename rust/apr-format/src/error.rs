@@ -271,6 +271,20 @@ pub enum Error {
         /// Where the earlier one ends.
         end: u64,
     },
+    /// An empty head without an embedding of its shape to stand for.
+    #[error(
+        "tensor {tensor:?} (byte {offset}) is empty under the shape {dims:?}, which ties it to {embedding:?}, but there is no tensor of that name and shape"
+    )]
+    TiedToNothing {
+        /// The empty tensor.
+        tensor: String,
+        /// Its dims.
+        dims: Vec<u64>,
+        /// The tensor it should stand for.
+        embedding: &'static str,
+        /// Where the empty tensor stands.
+        offset: u64,
+    },
     /// More bytes than the contents and the footer.
     #[error(
         "{extra} bytes after the footer, which ends at byte {offset}: the file is longer than its contents"
@@ -332,7 +346,8 @@ impl Error {
             | Self::SizeMismatch { tensor, .. }
             | Self::Misaligned { tensor, .. }
             | Self::OffsetOverflow { tensor, .. }
-            | Self::Overlap { tensor, .. } => Some(tensor),
+            | Self::Overlap { tensor, .. }
+            | Self::TiedToNothing { tensor, .. } => Some(tensor),
             Self::Truncated { tensor, .. } | Self::Unwritable { tensor, .. } => tensor.as_deref(),
             _ => None,
         }
@@ -360,6 +375,7 @@ impl Error {
             | Self::Misaligned { offset, .. }
             | Self::OffsetOverflow { offset, .. }
             | Self::Overlap { offset, .. }
+            | Self::TiedToNothing { offset, .. }
             | Self::TrailingBytes { offset, .. }
             | Self::FooterChecksum { offset, .. } => Some(*offset),
         }
@@ -387,7 +403,7 @@ impl Error {
             | Self::SizeMismatch { .. }
             | Self::Misaligned { .. }
             | Self::OffsetOverflow { .. } => Part::Index,
-            Self::Overlap { .. } => Part::Data,
+            Self::Overlap { .. } | Self::TiedToNothing { .. } => Part::Data,
             Self::TrailingBytes { .. } | Self::FooterChecksum { .. } => Part::Footer,
         })
     }

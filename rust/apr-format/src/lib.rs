@@ -5,6 +5,7 @@ pub mod atomic;
 pub mod crc;
 pub mod dtype;
 pub mod error;
+pub mod file;
 pub mod mapping;
 pub mod sniff;
 pub mod source;

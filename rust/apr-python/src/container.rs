@@ -1,5 +1,250 @@
-use pyo3::prelude::*;
+//! The container: open, map, verify, write.
+#![allow(clippy::needless_pass_by_value)] // PyO3 extracts arguments by value
 
-pub(crate) fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+};
+
+use apr_format::{
+    Error,
+    atomic::AtomicFile,
+    dtype::Dtype,
+    file,
+    mapping::Mapping as Pages,
+    v2::{
+        layout::{Layout, Spec},
+        read::{self, Contents},
+        verify::{self, Findings},
+        write,
+    },
+};
+use pyo3::{
+    buffer::PyUntypedBuffer,
+    exceptions::{PyKeyError, PyValueError},
+    prelude::*,
+    types::{PyBytes, PyDict, PyTuple},
+};
+
+use crate::{
+    buffer::{self, Mapping},
+    errors::{os_error, raise},
+};
+
+/// An open v2 file: what its header, metadata and index say, and the file to read from.
+#[pyclass(frozen, module = "apr._core")]
+struct Container {
+    path: PathBuf,
+    file: File,
+    contents: Contents,
+}
+
+#[pymethods]
+impl Container {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        py.detach(|| {
+            let file = file::open(&path)?;
+            let contents = read::open(&file)?;
+            Ok((file, contents))
+        })
+        .map_err(|error| raise(py, &error, &path))
+        .map(|(file, contents)| Self { path, file, contents })
+    }
+
+    /// The header's fields in file order, the version as a pair.
+    fn header<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let header = &self.contents.header;
+        (
+            PyBytes::new(py, &header.magic),
+            header.version,
+            header.flags,
+            header.tensor_count,
+            header.metadata_offset,
+            header.metadata_size,
+            header.tensor_index_offset,
+            header.data_offset,
+            header.checksum,
+            PyBytes::new(py, &header.reserved),
+        )
+            .into_pyobject(py)
+    }
+
+    /// The metadata's JSON text.
+    #[getter]
+    fn metadata(&self) -> &str {
+        &self.contents.metadata
+    }
+
+    /// Length of the file.
+    #[getter]
+    fn size(&self) -> u64 {
+        self.contents.size
+    }
+
+    /// The CRC32 that the footer holds.
+    #[getter]
+    fn footer(&self) -> Option<u32> {
+        self.contents.footer.map(|(_, crc)| crc)
+    }
+
+    /// name → (dtype, shape, nbytes, offset from the start of the file), in index order.
+    fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let tensors = PyDict::new(py);
+        for tensor in &self.contents.tensors {
+            let shape = PyTuple::new(py, &tensor.dims)?;
+            tensors.set_item(&tensor.name, (tensor.dtype.name(), shape, tensor.nbytes, tensor.offset))?;
+        }
+        Ok(tensors)
+    }
+
+    /// The tensor whose bytes are this one's values: itself, or the embedding for an empty head.
+    fn stored(&self, py: Python<'_>, name: &str) -> PyResult<&str> {
+        let tensor = self.contents.tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))?;
+        self.contents
+            .stored(tensor)
+            .map(|stored| stored.name.as_str())
+            .map_err(|error| raise(py, &error, &self.path))
+    }
+
+    /// Map the file's pages.
+    fn map(&self, py: Python<'_>) -> PyResult<Mapping> {
+        Pages::new(&self.file).map(Mapping).map_err(|error| os_error(py, &error, &self.path))
+    }
+
+    /// Compare the footer with every byte before it; whether there was one.
+    fn check_footer(&self, py: Python<'_>) -> PyResult<bool> {
+        py.detach(|| verify::footer(&self.file, &self.contents))
+            .map(|crc| crc.is_some())
+            .map_err(|error| raise(py, &error, &self.path))
+    }
+
+    /// Check the file anew, from its first byte to its last.
+    fn verify<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        let findings =
+            py.detach(|| verify::verify(&self.file)).map_err(|error| os_error(py, &error, &self.path))?;
+        report(py, findings)
+    }
+}
+
+/// Check the file at `path`: (opened, ((check, passed, detail, tensor, offset), …)).
+#[pyfunction]
+fn verify_file(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyTuple>> {
+    let findings =
+        py.detach(|| verify::verify(&file::open(&path)?)).map_err(|error| os_error(py, &error, &path))?;
+    report(py, findings)
+}
+
+fn report(py: Python<'_>, findings: Findings) -> PyResult<Bound<'_, PyTuple>> {
+    let checks = findings
+        .checks
+        .into_iter()
+        .map(|check| (check.part.name(), check.passed, check.detail, check.tensor, check.offset));
+    (findings.opened, PyTuple::new(py, checks.collect::<Vec<_>>())?).into_pyobject(py)
+}
+
+/// Bytes that a tensor takes as written.
+#[pyfunction]
+fn nbytes(dtype: &str, shape: Vec<u64>) -> PyResult<u64> {
+    let found = Dtype::from_name(dtype)
+        .ok_or_else(|| PyValueError::new_err(format!("unknown dtype {dtype:?}: one of {}", dtype_names())))?;
+    found
+        .nbytes(&shape)
+        .ok_or_else(|| PyValueError::new_err(format!("the product of the dims {shape:?} is out of range")))
+}
+
+fn dtype_names() -> String {
+    Dtype::ALL.map(Dtype::name).join(", ")
+}
+
+/// Writes a file beside its target and puts it in the target's place when it is whole.
+#[pyclass(frozen, module = "apr._core")]
+struct Writer {
+    path: PathBuf,
+    state: Mutex<Option<write::Writer<AtomicFile>>>,
+}
+
+#[pymethods]
+impl Writer {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        specs: Vec<(String, String, Vec<u64>)>,
+        metadata: &str,
+        has_vocabulary: bool,
+    ) -> PyResult<Self> {
+        let writer = py.detach(|| start(&path, specs, metadata, has_vocabulary));
+        let writer = writer.map_err(|error| raise(py, &error, &path))?;
+        Ok(Self { path, state: Mutex::new(Some(writer)) })
+    }
+
+    /// Write the bytes of the next tensor in name order.
+    fn tensor(&self, py: Python<'_>, values: &Bound<'_, PyAny>) -> PyResult<()> {
+        let values = PyUntypedBuffer::get(values)?;
+        let bytes = buffer::bytes(&values)?;
+        py.detach(|| self.with(|writer| writer.tensor(bytes))).map_err(|error| raise(py, &error, &self.path))
+    }
+
+    /// Write the footer, flush to disk and take the target's place.
+    fn finish(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| {
+            let writer = self.take().ok_or_else(closed)?;
+            Ok(writer.finish()?.commit()?)
+        })
+        .map_err(|error| raise(py, &error, &self.path))
+    }
+
+    /// Remove what was written. Nothing, after `finish`.
+    fn abort(&self) {
+        drop(self.take());
+    }
+}
+
+impl Writer {
+    fn take(&self) -> Option<write::Writer<AtomicFile>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn with<T>(
+        &self,
+        act: impl FnOnce(&mut write::Writer<AtomicFile>) -> apr_format::Result<T>,
+    ) -> apr_format::Result<T> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        act(state.as_mut().ok_or_else(closed)?)
+    }
+}
+
+fn closed() -> Error {
+    Error::Unwritable { tensor: None, what: "the writer is finished".into() }
+}
+
+fn start(
+    path: &Path,
+    specs: Vec<(String, String, Vec<u64>)>,
+    metadata: &str,
+    has_vocabulary: bool,
+) -> apr_format::Result<write::Writer<AtomicFile>> {
+    let specs = specs
+        .into_iter()
+        .map(|(name, dtype, dims)| {
+            let known = Dtype::from_name(&dtype).ok_or_else(|| Error::Unwritable {
+                tensor: Some(name.clone()),
+                what: format!("tensor {name:?}: unknown dtype {dtype:?}: one of {}", dtype_names()),
+            })?;
+            Ok(Spec { name, dtype: known, dims })
+        })
+        .collect::<apr_format::Result<Vec<_>>>()?;
+    // Laid out before the file is made: what cannot be written leaves no trace.
+    let layout = Layout::new(specs, metadata, has_vocabulary)?;
+    write::Writer::new(AtomicFile::create(path)?, layout)
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Container>()?;
+    module.add_class::<Mapping>()?;
+    module.add_class::<Writer>()?;
+    module.add_function(wrap_pyfunction!(verify_file, module)?)?;
+    module.add_function(wrap_pyfunction!(nbytes, module)?)
 }

@@ -5,7 +5,9 @@
 
 use pyo3::prelude::*;
 
+mod buffer;
 mod container;
+mod errors;
 mod shards;
 
 /// The extension module; `python/apr/_core.pyi` describes what is in it.

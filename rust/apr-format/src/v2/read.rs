@@ -27,6 +27,33 @@ pub struct Contents {
     pub size: u64,
 }
 
+impl Contents {
+    /// What the index says of a tensor.
+    #[must_use]
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        let found = self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name));
+        self.tensors.get(found.ok()?)
+    }
+
+    /// The tensor whose bytes are this one's values: itself, or the embedding for an empty head.
+    ///
+    /// # Errors
+    /// [`Error::TiedToNothing`].
+    pub fn stored<'a>(&'a self, tensor: &'a Tensor) -> Result<&'a Tensor> {
+        if !tensor.is_tied() {
+            return Ok(tensor);
+        }
+        self.tensor(index::EMBEDDING).filter(|embedding| embedding.dims == tensor.dims).ok_or_else(|| {
+            Error::TiedToNothing {
+                tensor: tensor.name.clone(),
+                dims: tensor.dims.clone(),
+                embedding: index::EMBEDDING,
+                offset: tensor.offset,
+            }
+        })
+    }
+}
+
 /// Read and check header, metadata and index.
 ///
 /// # Errors

@@ -1,23 +1,113 @@
-//! The footer's check, over every byte of the file.
+//! Every check of the format, each with its outcome, over every byte of the file.
+
+use std::io;
 
 use crate::{
     crc::crc32,
-    error::{Error, Result},
+    error::{Error, Part, Result},
     source::Source,
-    v2::read::Contents,
+    v2::read::{self, Contents},
 };
 
-/// Compare the footer with every byte before it; false where the file has no footer.
+/// The outcome of the checks of one part of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// Which part.
+    pub part: Part,
+    /// None where the file gives nothing to check against.
+    pub passed: Option<bool>,
+    /// What was checked, or what is wrong.
+    pub detail: String,
+    /// The tensor that is wrong.
+    pub tensor: Option<String>,
+    /// The byte that is wrong, from the start of the file.
+    pub offset: Option<u64>,
+}
+
+/// What verification found.
+#[derive(Debug, Clone)]
+pub struct Findings {
+    /// Whether the file opens at all.
+    pub opened: bool,
+    /// The checks in file order, up to the part that keeps the file from opening.
+    pub checks: Vec<Check>,
+}
+
+/// Check a file from its first byte to its last.
+///
+/// # Errors
+/// The operating system's alone: everything else is a finding.
+pub fn verify(source: &(impl Source + ?Sized)) -> io::Result<Findings> {
+    let contents = match read::open(source) {
+        Ok(contents) => contents,
+        Err(Error::Io(error)) => return Err(error),
+        Err(error) => return Ok(Findings { opened: false, checks: up_to(&error) }),
+    };
+    let mut checks = structure(&contents);
+    let data = contents.tensors.iter().try_for_each(|tensor| contents.stored(tensor).map(|_| ()));
+    checks.push(match data {
+        Ok(()) => passed(Part::Data, format!("{} bytes, every tensor inside, none overlap", contents.size)),
+        Err(error) => failed(Part::Data, &error),
+    });
+    checks.push(match footer(source, &contents) {
+        Ok(Some(crc)) => passed(Part::Footer, format!("CRC32 {crc:#010x} of all bytes before it")),
+        Ok(None) => Check {
+            passed: None,
+            ..passed(
+                Part::Footer,
+                "not verifiable: the file has no footer, as some old writers left it".into(),
+            )
+        },
+        Err(Error::Io(error)) => return Err(error),
+        Err(error) => failed(Part::Footer, &error),
+    });
+    Ok(Findings { opened: true, checks })
+}
+
+/// Compare the footer with every byte before it, and give it; None where the file has no footer.
 ///
 /// # Errors
 /// [`Error::FooterChecksum`]; the operating system's.
-pub fn footer(source: &(impl Source + ?Sized), contents: &Contents) -> Result<bool> {
+pub fn footer(source: &(impl Source + ?Sized), contents: &Contents) -> Result<Option<u32>> {
     let Some((offset, stored)) = contents.footer else {
-        return Ok(false);
+        return Ok(None);
     };
     let computed = crc32(source, offset)?;
     if computed == stored {
-        return Ok(true);
+        return Ok(Some(stored));
     }
     Err(Error::FooterChecksum { offset, stored, computed })
+}
+
+fn structure(contents: &Contents) -> Vec<Check> {
+    let header = &contents.header;
+    let magic = String::from_utf8_lossy(&header.magic).replace('\0', "\\0");
+    let (major, minor) = header.version;
+    vec![
+        passed(Part::Magic, format!("{magic}, version {major}.{minor}")),
+        passed(Part::Header, format!("CRC32 {:#010x}, flags {:#06x}", header.checksum, header.flags)),
+        passed(Part::Metadata, format!("{} bytes of JSON", header.metadata_size)),
+        passed(Part::Index, format!("{} tensors, sorted by name", header.tensor_count)),
+    ]
+}
+
+/// The checks before the one that failed, and that one.
+fn up_to(error: &Error) -> Vec<Check> {
+    let broken = error.part().unwrap_or(Part::Magic);
+    let before = Part::ALL.into_iter().take_while(|part| *part < broken);
+    before.map(|part| passed(part, "as it should be".into())).chain([failed(broken, error)]).collect()
+}
+
+fn passed(part: Part, detail: String) -> Check {
+    Check { part, passed: Some(true), detail, tensor: None, offset: None }
+}
+
+fn failed(part: Part, error: &Error) -> Check {
+    Check {
+        part,
+        passed: Some(false),
+        detail: error.to_string(),
+        tensor: error.tensor().map(Into::into),
+        offset: error.offset(),
+    }
 }

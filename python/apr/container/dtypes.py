@@ -1,0 +1,20 @@
+"""The format's dtypes as NumPy's; quantised ones have no counterpart and become float32."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+
+# In the order of the format's table.
+NUMPY: dict[str, np.dtype[np.generic]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "f64": np.dtype(np.float64),
+    "i32": np.dtype(np.int32),
+    "i64": np.dtype(np.int64),
+    "i8": np.dtype(np.int8),
+    "u8": np.dtype(np.uint8),
+}
+QUANTISED = frozenset({"q4", "q8", "q4_k", "q6_k"})
+NAMES = {dtype: name for name, dtype in NUMPY.items()}

@@ -1,0 +1,258 @@
+"""An open `.apr` file: a mapping from names to tensors that lie in the file's own pages."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntFlag
+from functools import cache, cached_property
+from math import prod
+from typing import TYPE_CHECKING, Literal, Self
+
+from apr._core import Container
+from apr.container.metadata import Metadata
+
+if TYPE_CHECKING:
+    from os import PathLike
+    from types import TracebackType
+
+    import numpy as np
+    import torch
+
+    from apr._core import Mapping as Pages
+    from apr.container.verify import Report
+
+
+class Flags(IntFlag):
+    """Bits of the header; bits without a name are kept."""
+
+    LZ4_COMPRESSED = 1 << 0
+    ZSTD_COMPRESSED = 1 << 1
+    ENCRYPTED = 1 << 2
+    SIGNED = 1 << 3
+    SHARDED = 1 << 4
+    QUANTIZED = 1 << 5
+    HAS_FILTERBANK = 1 << 6
+    HAS_MODEL_CARD = 1 << 7
+    STREAMING = 1 << 8
+    HAS_VOCAB = 1 << 9
+    LAYOUT_ROW_MAJOR = 1 << 10
+    LAYOUT_COLUMN_MAJOR = 1 << 11
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The 64 bytes at the start, field by field. Offsets and sizes in bytes."""
+
+    magic: bytes
+    version: tuple[int, int]
+    flags: Flags
+    tensor_count: int
+    metadata_offset: int
+    metadata_size: int
+    tensor_index_offset: int
+    data_offset: int
+    checksum: int
+    reserved: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What the index says of a tensor. `dtype` as in the format's table, `offset` from the file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    offset: int
+
+    @property
+    def tied(self) -> bool:
+        """Whether it has no bytes of its own and stands for the embedding."""
+        return self.nbytes == 0 and prod(self.shape) > 0
+
+
+def load(path: str | PathLike[str], *, verify: Literal["structure", "full"] = "structure") -> AprFile:
+    """Open an `.apr` file; header, metadata and index are read, tensors are mapped on first use.
+
+    Args:
+        path: the file.
+        verify: "structure" checks header, metadata, index and bounds; "full" also the CRC32 of every byte.
+
+    Raises:
+        AprError: the file is damaged, cut off, or of a kind that is not read; with path, tensor and byte.
+        OSError: as `open` would.
+    """
+    if verify not in {"structure", "full"}:
+        raise ValueError(f"verify must be 'structure' or 'full', not {verify!r}")
+    file = AprFile(path)
+    if verify == "full":
+        file._container.check_footer()  # noqa: SLF001 (same module)
+    return file
+
+
+class AprFile(Mapping[str, "torch.Tensor"]):
+    """Names to tensors, in index order. Made by `apr.load`.
+
+    A tensor lies in the mapped pages and keeps them alive on its own; writing to it never changes the
+    file. A quantised tensor is dequantised to float32 each time it is asked for.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        self._open: Container | None = Container(self._path)
+        self._entries = self._open.tensors()
+        self._mapped: Pages | None = None
+
+    # the mapping
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """The tensor, on the mapped pages.
+
+        Raises:
+            KeyError: no such tensor; names close matches.
+            FormatError: an empty head that is tied to no embedding of its shape.
+        """
+        try:
+            dtype, shape, nbytes, offset = self._entries[name]
+        except KeyError:
+            raise self._missing(name) from None
+        torch, dtypes = _torch()
+        if dtype in dtypes:
+            if nbytes:
+                wanted = dtypes[dtype]
+                flat = torch.frombuffer(
+                    self._pages, dtype=wanted, count=nbytes // wanted.itemsize, offset=offset
+                )
+                return flat.view(shape)
+            if 0 in shape:
+                return torch.empty(shape, dtype=dtypes[dtype])
+            return self[self._container.stored(name)]
+        values = torch.empty(shape, dtype=torch.float32)
+        self._container.dequantise(self._container.stored(name), values.view(-1).numpy())
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def get(self, name: str, default: object = None) -> object:  # type: ignore[override]
+        """The tensor, or `default` where there is none."""
+        return self[name] if name in self._entries else default
+
+    # two open files are the same only when they are one
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    # other forms of a tensor
+
+    def numpy(self, name: str) -> np.ndarray:
+        """The tensor as a NumPy array on the mapped pages (bfloat16 through ml_dtypes); no torch needed."""
+        import numpy as np
+
+        from apr.container.dtypes import NUMPY
+
+        info = self.info(name)
+        stored = self.info(self._container.stored(name))
+        if stored.dtype in NUMPY:
+            flat = np.frombuffer(self._pages, NUMPY[stored.dtype], prod(stored.shape), stored.offset)
+            return flat.reshape(info.shape)
+        values = np.empty(info.shape, np.float32)
+        self._container.dequantise(stored.name, values.reshape(-1))
+        return values
+
+    def raw(self, name: str) -> memoryview:
+        """The stored bytes, read-only."""
+        info = self.info(name)
+        return memoryview(self._pages)[info.offset : info.offset + info.nbytes].toreadonly()
+
+    def info(self, name: str) -> TensorInfo:
+        """What the index says of the tensor."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise self._missing(name)
+        return TensorInfo(name, *entry)
+
+    # the file
+
+    @property
+    def path(self) -> str:
+        """The path that was opened."""
+        return self._path
+
+    @cached_property
+    def header(self) -> Header:
+        """The header's fields."""
+        magic, version, flags, *rest = self._container.header()
+        return Header(magic, version, Flags(flags), *rest)
+
+    @cached_property
+    def metadata(self) -> Metadata:
+        """The metadata, key order kept; of duplicate keys the last wins."""
+        import json
+
+        return Metadata(json.loads(self._container.metadata))
+
+    @property
+    def nbytes(self) -> int:
+        """Length of the file."""
+        return self._container.size
+
+    def verify(self) -> Report:
+        """Check every byte anew; never raises for what it finds."""
+        from apr.container.verify import report
+
+        return report(self._path, self._container.verify())
+
+    def close(self) -> None:
+        """Let go of the file. Tensors that were taken from it stay valid."""
+        self._open = self._mapped = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = f"{len(self)} tensors" if self._open else "closed"
+        return f"<AprFile {self._path!r}: {state}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return load, (os.path.abspath(self._path),)  # noqa: PTH100 (a path may be bytes-like text)
+
+    @property
+    def _container(self) -> Container:
+        if self._open is None:
+            raise ValueError(f"{self._path}: the file is closed")
+        return self._open
+
+    @property
+    def _pages(self) -> Pages:
+        if self._mapped is None:
+            self._mapped = self._container.map()
+        return self._mapped
+
+    def _missing(self, name: object) -> KeyError:
+        from difflib import get_close_matches
+
+        close = get_close_matches(str(name), self._entries, n=3)
+        hint = f"; close: {', '.join(close)}" if close else ""
+        return KeyError(f"{self._path}: no tensor {name!r}{hint}")
+
+
+@cache
+def _torch() -> tuple[object, dict[str, torch.dtype]]:
+    import torch
+
+    from apr.container.torch_dtypes import TORCH
+
+    return torch, TORCH

@@ -1,0 +1,120 @@
+"""The JSON metadata of a container: read-only in Python, and the one spelling of each known fact."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from apr.errors import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# The first spelling is the one that is written; the others occur in the wild.
+ALIASES: dict[str, tuple[str, ...]] = {
+    "hidden_size": ("hidden_dim", "d_model", "n_embd"),
+    "num_layers": ("num_hidden_layers", "n_layers", "n_layer"),
+    "num_heads": ("num_attention_heads", "n_heads", "n_head"),
+    "num_kv_heads": ("num_key_value_heads", "n_kv_heads"),
+    "vocab_size": ("n_vocab",),
+    "intermediate_size": ("ffn_dim", "intermediate_dim", "n_inner"),
+    "max_position_embeddings": ("max_seq_len", "context_length", "n_ctx"),
+    "rms_norm_eps": ("layer_norm_eps", "norm_eps"),
+    "tie_word_embeddings": ("tied_embeddings",),
+}
+VOCABULARY = "tokenizer.vocabulary"
+
+
+class Metadata(dict[str, Any]):
+    """A dict that cannot be changed: it says what is in a file. `dict(metadata)` gives one that can."""
+
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise TypeError("the metadata of an open file cannot be changed: change a copy, dict(f.metadata)")
+
+    __setitem__ = __delitem__ = _refuse
+    __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Metadata, (dict(self),)
+
+
+def encode(metadata: Mapping[str, object] | None) -> str:
+    """The JSON text that is written: key order kept, nothing added.
+
+    Raises:
+        TypeError: a key that is no string, a value that JSON has no form for; the message names the key.
+        ValueError: NaN, an infinity or a lone surrogate.
+    """
+    pairs = dict(metadata or {})
+    for key, value in pairs.items():
+        _check_keys(key, value)
+    try:
+        return _dumps(pairs)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"metadata key {_culprit(pairs)!r}: {error}") from None
+
+
+def canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which every known fact stands under its first spelling alone, nulls left out.
+
+    Raises:
+        RefusedError: two spellings of one fact contradict each other; the message names both.
+    """
+    aliases = {alias for others in ALIASES.values() for alias in others}
+    plain = {key: value for key, value in metadata.items() if key not in aliases and value is not None}
+    for key in ALIASES:
+        found = spellings(metadata, key)
+        for spelling, value in found.items():
+            first = next(iter(found))
+            if not _same(found[first], value):
+                raise RefusedError(
+                    f"metadata contradict themselves: {first} is {found[first]!r}, {spelling} is {value!r}; "
+                    "correct one of the two"
+                )
+            plain[key] = found[first]
+    return plain
+
+
+def spellings(metadata: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """The spellings of a fact that the metadata hold, the one that is written first, nulls left out."""
+    names = (key, *ALIASES.get(key, ()))
+    return {name: metadata[name] for name in names if metadata.get(name) is not None}
+
+
+def _same(a: object, b: object) -> bool:
+    """Equal, floats as float32: writers hold 1e-06 also as 9.999999974752427e-07."""
+    if isinstance(a, float) or isinstance(b, float):
+        try:
+            return struct.pack("<f", a) == struct.pack("<f", b)
+        except (struct.error, OverflowError):
+            return False
+    return a == b
+
+
+def _dumps(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text.encode()  # a lone surrogate has no UTF-8 form
+    return text
+
+
+def _check_keys(key: object, value: object) -> None:
+    """`json` would turn other keys into strings without a word."""
+    if not isinstance(key, str):
+        raise TypeError(f"metadata key {key!r} is no string")
+    if isinstance(value, dict):
+        for inner, below in value.items():
+            _check_keys(inner, below)
+    elif isinstance(value, (list, tuple)):
+        for below in value:
+            if isinstance(below, (dict, list, tuple)):
+                _check_keys(key, below)
+
+
+def _culprit(pairs: dict[str, object]) -> str:
+    for key, value in pairs.items():
+        try:
+            _dumps({key: value})
+        except (TypeError, ValueError):
+            return key
+    return ""

@@ -1,0 +1,137 @@
+"""Writing an `.apr` file: as a whole or not at all, the same bytes for the same contents."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from apr._core import Writer
+from apr.container.metadata import VOCABULARY, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer, Callable, Mapping, Sequence
+    from os import PathLike
+    from typing import TypeGuard
+
+    import numpy as np
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor to be written: `dtype` as in the format's table, `shape` empty for a scalar."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def save(
+    tensors: Mapping[str, torch.Tensor | np.ndarray],
+    path: str | PathLike[str],
+    metadata: Mapping[str, object] | None = None,
+) -> None:
+    """Write tensors and metadata to `path`, replacing what is there only once the new file is whole.
+
+    A file that is mapped, even one that the tensors lie in, keeps its values. Two saves of the same
+    contents are the same bytes.
+
+    Args:
+        tensors: names to torch tensors (any device) or NumPy arrays (bfloat16 through ml_dtypes).
+        path: the file.
+        metadata: written as given, key order kept; at most 16 MiB of JSON.
+
+    Raises:
+        TypeError: a value that is no tensor, or of a dtype that the format lacks; metadata without a JSON form.
+        AprError: a name or shape that the format cannot hold.
+        OSError: the file cannot be written; what was at `path` is as it was.
+    """
+    values = dict(tensors)
+    specs = [_spec(name, value) for name, value in values.items()]
+    write(path, metadata, specs, lambda spec: _bytes(values[spec.name]))
+
+
+def write(
+    path: str | PathLike[str],
+    metadata: Mapping[str, object] | None,
+    specs: Sequence[TensorSpec],
+    values: Callable[[TensorSpec], Buffer],
+) -> None:
+    """Write a file whose sizes are known up front, holding the values of one tensor at a time.
+
+    Args:
+        path: the file; replaced only once the new one is whole.
+        metadata: written as given, key order kept.
+        specs: the tensors, in any order.
+        values: gives the bytes of one tensor; called once for each, in name order.
+
+    Raises:
+        AprError: a name, shape or dtype that the format cannot hold, or values of the wrong size.
+        OSError: the file cannot be written; what was at `path` is as it was.
+    """
+    rows = [(spec.name, spec.dtype, spec.shape) for spec in specs]
+    writer = Writer(os.fspath(path), rows, encode(metadata), VOCABULARY in (metadata or {}))
+    try:
+        for spec in sorted(specs, key=lambda spec: spec.name):
+            writer.tensor(values(spec))
+        writer.finish()
+    finally:
+        writer.abort()
+
+
+def _spec(name: str, value: object) -> TensorSpec:
+    if not isinstance(name, str):
+        raise TypeError(f"tensor name {name!r} is no string")
+    if _is_torch(value):
+        return TensorSpec(name, _torch_dtype(name, value), tuple(value.shape))
+    import numpy as np
+
+    from apr.container.dtypes import NAMES
+
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError(f"tensor {name!r} is {type(value).__name__}, not a torch tensor or NumPy array")
+    dtype = NAMES.get(value.dtype.newbyteorder("="))
+    if dtype is None:
+        raise TypeError(f"tensor {name!r} has dtype {value.dtype}; {_held()}")
+    return TensorSpec(name, dtype, value.shape)
+
+
+def _torch_dtype(name: str, value: torch.Tensor) -> str:
+    import torch
+
+    from apr.container.torch_dtypes import NAMES
+
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"tensor {name!r} has layout {value.layout}: make it dense first")
+    if value.is_meta:
+        raise TypeError(f"tensor {name!r} has no values: it is on the meta device")
+    dtype = NAMES.get(value.dtype)
+    if dtype is None:
+        raise TypeError(f"tensor {name!r} has dtype {value.dtype}; {_held()}")
+    return dtype
+
+
+def _held() -> str:
+    from apr.container.dtypes import NUMPY
+
+    return f"an .apr file holds {', '.join(NUMPY)}: convert it first"
+
+
+def _bytes(value: torch.Tensor | np.ndarray) -> Buffer:
+    import numpy as np
+
+    if _is_torch(value):
+        import torch
+
+        plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        return plain.view(-1).view(torch.uint8).numpy()
+    native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
+    return native.reshape(-1).view(np.uint8)
+
+
+def _is_torch(value: object) -> TypeGuard[torch.Tensor]:
+    # A torch tensor exists only where torch was imported.
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)

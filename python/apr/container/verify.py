@@ -1,0 +1,73 @@
+"""Verification: every check of the format, each with its outcome."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from apr._core import verify_file
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from apr._core import Findings
+
+_MARKS = {True: "ok", False: "FAILED", None: "-"}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One check. `passed` is None where the file gives nothing to check against."""
+
+    name: str
+    passed: bool | None
+    detail: str
+    tensor: str | None = None
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        return f"{_MARKS[self.passed]:<6}  {self.name:<12}  {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The checks of one file, in file order; they end at a part that keeps the file from opening."""
+
+    path: str
+    opened: bool
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed. A missing footer is no failure."""
+        return all(check.passed is not False for check in self.checks)
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON would hold it."""
+        return {
+            "file": self.path,
+            "ok": self.ok,
+            "opened": self.opened,
+            "checks": [asdict(check) for check in self.checks],
+        }
+
+    def __str__(self) -> str:
+        verdict = "ok" if self.ok else "FAILED" if self.opened else "not a valid file"
+        return "\n".join([f"{self.path}: {verdict}", *(f"  {check}" for check in self.checks)])
+
+
+def verify(path: str | PathLike[str]) -> Report:
+    """Check a file byte for byte. A file that does not open is reported, not raised.
+
+    Raises:
+        OSError: as `open` would.
+    """
+    path = os.fspath(path)
+    return report(path, verify_file(path))
+
+
+def report(path: str, findings: Findings) -> Report:
+    """The report of what the core found."""
+    opened, checks = findings
+    return Report(path, opened, tuple(Check(*check) for check in checks))

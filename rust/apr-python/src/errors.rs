@@ -1,0 +1,58 @@
+//! Rust's errors as the classes of `apr.errors` and the operating system's as Python's own.
+
+use std::{io, path::Path};
+
+use apr_format::{Error, Kind};
+use pyo3::{
+    exceptions::PyOSError,
+    prelude::*,
+    types::{IntoPyDict, PyString},
+};
+
+/// The exception for an error about the file at `path`.
+pub(crate) fn raise(py: Python<'_>, error: &Error, path: &Path) -> PyErr {
+    if let Error::Io(error) = error {
+        return os_error(py, error, path);
+    }
+    build(py, error, path).unwrap_or_else(|failure| failure)
+}
+
+/// `OSError(errno, text, path)`, of which Python makes the right subclass.
+pub(crate) fn os_error(py: Python<'_>, error: &io::Error, path: &Path) -> PyErr {
+    let Some(errno) = errno(error) else {
+        return PyOSError::new_err(format!("{}: {error}", path.display()));
+    };
+    match py.import("os").and_then(|os| os.call_method1("strerror", (errno,))) {
+        Ok(text) => PyOSError::new_err((errno, text.unbind(), path.to_owned())),
+        Err(failure) => failure,
+    }
+}
+
+/// The number of errors that were raised here under a kind, as the system would have numbered them.
+fn errno(error: &io::Error) -> Option<i32> {
+    error.raw_os_error().or(match error.kind() {
+        io::ErrorKind::IsADirectory => Some(21),
+        io::ErrorKind::OutOfMemory => Some(12),
+        io::ErrorKind::AlreadyExists => Some(17),
+        _ => None,
+    })
+}
+
+fn build(py: Python<'_>, error: &Error, path: &Path) -> PyResult<PyErr> {
+    let class = match error.kind() {
+        Kind::Format => "FormatError",
+        Kind::Checksum => "ChecksumError",
+        Kind::Truncated => "TruncatedError",
+        Kind::Unsupported => "UnsupportedError",
+        Kind::Invalid | Kind::Io => "AprError",
+    };
+    let class = py.import("apr.errors")?.getattr(class)?;
+    let keywords = [
+        ("path", path.as_os_str().into_pyobject(py)?.into_any()),
+        ("tensor", error.tensor().into_pyobject(py)?),
+        ("offset", error.offset().into_pyobject(py)?),
+    ]
+    .into_py_dict(py)?;
+    let message = PyString::new(py, &format!("{}: {error}", path.display()));
+    Ok(PyErr::from_value(class.call((message,), Some(&keywords))?))
+}
