@@ -12,3 +12,9 @@ _HeaderFields: TypeAlias = tuple[bytes, tuple[int, int], int, int, int, int, int
 _Entry: TypeAlias = tuple[str, tuple[int, ...], int, int]
 _Check: TypeAlias = tuple[str, bool | None, str, str | None, int | None]
 Findings: TypeAlias = tuple[bool, tuple[_Check, ...]]
+
+# shards
+
+_ShardRow: TypeAlias = tuple[int, int | None, tuple[int, int] | None, str, bytes]
+
+def scan_shards(paths: Sequence[str | PathLike[str]], limit: int | None = None) -> tuple[_ShardRow, ...]: ...
