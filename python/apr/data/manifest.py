@@ -1,0 +1,95 @@
+"""`manifest.json` of a shard directory: reading, writing, and where it disagrees with the files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apr.data.atomic import write_atomically
+from apr.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    from apr.data.shards import Shard
+
+MANIFEST = "manifest.json"
+SCHEMA = "pretokenize-bin-v1"
+
+
+def read_manifest(directory: str | PathLike[str]) -> dict[str, Any]:
+    """The manifest of a shard directory, unknown keys too.
+
+    Raises:
+        FileNotFoundError: there is none; the message says what rebuilds it.
+        FormatError: it is no JSON object.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        reason = f"no manifest: apr repair-manifest {directory} rebuilds it"
+        raise FileNotFoundError(error.errno, reason, str(path)) from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            f"{path}: no JSON ({error}): apr repair-manifest {directory} --force rebuilds it", path=path
+        ) from None
+    if not isinstance(manifest, dict):
+        raise FormatError(
+            f"{path}: no JSON object: apr repair-manifest {directory} --force rebuilds it", path=path
+        )
+    return manifest
+
+
+def write_manifest(directory: str | PathLike[str], manifest: Mapping[str, Any]) -> None:
+    """Write the manifest atomically.
+
+    Raises:
+        OSError: it cannot be written; an older one is untouched.
+    """
+    write_atomically(Path(directory) / MANIFEST, manifest_bytes(manifest))
+
+
+def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """The manifest as it stands on disk: indented ASCII JSON, key order kept."""
+    return (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()
+
+
+def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list[str]:
+    """Where a manifest disagrees with the shards beside it, one line a field; empty if nowhere.
+
+    `schema`, `shard_count` and `total_tokens` must be there; the `shards` rows are compared where they are.
+    """
+    expected = {
+        "schema": SCHEMA,
+        "shard_count": len(shards),
+        "total_tokens": sum(shard.tokens for shard in shards),
+    }
+    found = [
+        f"{key} is {_shown(manifest, key)}, {'it must be' if key == 'schema' else 'the files say'} {value!r}"
+        for key, value in expected.items()
+        if type(manifest.get(key)) is not type(value) or manifest[key] != value
+    ]
+    rows = manifest.get("shards")
+    if rows is not None:
+        found += _row_problems(rows, shards)
+    return found
+
+
+def _row_problems(rows: object, shards: Sequence[Shard]) -> list[str]:
+    try:
+        recorded = {str(row["name"]): row["tokens"] for row in rows}  # type: ignore[attr-defined]
+    except (TypeError, KeyError):
+        return ["shards is no list of {name, tokens}"]
+    actual = {shard.name: shard.tokens for shard in shards}
+    return [
+        f"{name}: {recorded.get(name, 'no')} tokens recorded, {actual.get(name, 'no')} in the file"
+        for name in sorted(recorded.keys() | actual.keys())
+        if recorded.get(name) != actual.get(name)
+    ]
+
+
+def _shown(manifest: Mapping[str, Any], key: str) -> str:
+    return repr(manifest[key]) if key in manifest else "missing"
