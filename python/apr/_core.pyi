@@ -1,17 +1,56 @@
-"""The compiled module: `rust/apr-python` over `rust/apr-format`."""
+# The compiled module: rust/apr-python over rust/apr-format. Docstrings are in the module itself.
 
-from collections.abc import Buffer, Sequence
+from collections.abc import Sequence
 from os import PathLike
-from typing import TypeAlias, final
+from typing import Self, TypeAlias, final
+
+from typing_extensions import Buffer
 
 __version__: str
 
 # container
 
-_HeaderFields: TypeAlias = tuple[bytes, tuple[int, int], int, int, int, int, int, int, int, bytes]
+_Header: TypeAlias = tuple[bytes, tuple[int, int], int, int, int, int, int, int, int, bytes]
 _Entry: TypeAlias = tuple[str, tuple[int, ...], int, int]
 _Check: TypeAlias = tuple[str, bool | None, str, str | None, int | None]
-Findings: TypeAlias = tuple[bool, tuple[_Check, ...]]
+_Findings: TypeAlias = tuple[bool, tuple[_Check, ...]]
+
+@final
+class Container:
+    def __new__(cls, path: str | PathLike[str]) -> Self: ...
+    @property
+    def metadata(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def footer(self) -> int | None: ...
+    def header(self) -> _Header: ...
+    def tensors(self) -> dict[str, _Entry]: ...
+    def stored(self, name: str) -> str: ...
+    def map(self) -> Mapping: ...
+    def dequantise(self, name: str, values: Buffer) -> None: ...
+    def check_footer(self) -> bool: ...
+    def verify(self) -> _Findings: ...
+
+@final
+class Mapping(Buffer):
+    def __len__(self) -> int: ...
+
+@final
+class Writer:
+    def __new__(
+        cls,
+        path: str | PathLike[str],
+        specs: Sequence[tuple[str, str, Sequence[int]]],
+        metadata: str,
+        has_vocabulary: bool,
+    ) -> Self: ...
+    def tensor(self, values: Buffer) -> None: ...
+    def finish(self) -> None: ...
+    def abort(self) -> None: ...
+
+def verify_file(path: str | PathLike[str]) -> _Findings: ...
+def nbytes(dtype: str, shape: Sequence[int]) -> int: ...
 
 # shards
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntFlag
-from functools import cache, cached_property
+from functools import cached_property
 from math import prod
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -118,19 +118,20 @@ class AprFile(Mapping[str, "torch.Tensor"]):
             dtype, shape, nbytes, offset = self._entries[name]
         except KeyError:
             raise self._missing(name) from None
-        torch, dtypes = _torch()
-        if dtype in dtypes:
-            if nbytes:
-                wanted = dtypes[dtype]
-                flat = torch.frombuffer(
-                    self._pages, dtype=wanted, count=nbytes // wanted.itemsize, offset=offset
-                )
-                return flat.view(shape)
-            if 0 in shape:
-                return torch.empty(shape, dtype=dtypes[dtype])
+        import torch
+
+        from apr.container.torch_dtypes import TORCH
+
+        plain = TORCH.get(dtype)
+        if 0 in shape:
+            return torch.empty(shape, dtype=plain or torch.float32)
+        if not nbytes:  # an empty head
             return self[self._container.stored(name)]
+        if plain:
+            flat = torch.frombuffer(self._pages, dtype=plain, count=nbytes // plain.itemsize, offset=offset)
+            return flat.view(shape)
         values = torch.empty(shape, dtype=torch.float32)
-        self._container.dequantise(self._container.stored(name), values.view(-1).numpy())
+        self._container.dequantise(name, values.view(-1).numpy().data)
         return values
 
     def __iter__(self) -> Iterator[str]:
@@ -161,10 +162,10 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         info = self.info(name)
         stored = self.info(self._container.stored(name))
         if stored.dtype in NUMPY:
-            flat = np.frombuffer(self._pages, NUMPY[stored.dtype], prod(stored.shape), stored.offset)
-            return flat.reshape(info.shape)
+            pages = memoryview(self._pages)
+            return np.ndarray(info.shape, NUMPY[stored.dtype], pages, stored.offset)
         values = np.empty(info.shape, np.float32)
-        self._container.dequantise(stored.name, values.reshape(-1))
+        self._container.dequantise(stored.name, values.reshape(-1).data)
         return values
 
     def raw(self, name: str) -> memoryview:
@@ -190,7 +191,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
     def header(self) -> Header:
         """The header's fields."""
         magic, version, flags, *rest = self._container.header()
-        return Header(magic, version, Flags(flags), *rest)
+        return Header(magic, version, Flags(flags), *rest)  # type: ignore[arg-type]
 
     @cached_property
     def metadata(self) -> Metadata:
@@ -247,12 +248,3 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         close = get_close_matches(str(name), self._entries, n=3)
         hint = f"; close: {', '.join(close)}" if close else ""
         return KeyError(f"{self._path}: no tensor {name!r}{hint}")
-
-
-@cache
-def _torch() -> tuple[object, dict[str, torch.dtype]]:
-    import torch
-
-    from apr.container.torch_dtypes import TORCH
-
-    return torch, TORCH

@@ -33,7 +33,7 @@ class Metadata(dict[str, Any]):
         raise TypeError("the metadata of an open file cannot be changed: change a copy, dict(f.metadata)")
 
     __setitem__ = __delitem__ = _refuse
-    __ior__ = clear = pop = popitem = setdefault = update = _refuse  # type: ignore[assignment]
+    __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
     def __reduce__(self) -> tuple[object, ...]:
         return Metadata, (dict(self),)
@@ -67,7 +67,7 @@ def canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:
         found = spellings(metadata, key)
         for spelling, value in found.items():
             first = next(iter(found))
-            if not _same(found[first], value):
+            if not same_value(found[first], value):
                 raise RefusedError(
                     f"metadata contradict themselves: {first} is {found[first]!r}, {spelling} is {value!r}; "
                     "correct one of the two"
@@ -82,7 +82,7 @@ def spellings(metadata: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: metadata[name] for name in names if metadata.get(name) is not None}
 
 
-def _same(a: object, b: object) -> bool:
+def same_value(a: object, b: object) -> bool:
     """Equal, floats as float32: writers hold 1e-06 also as 9.999999974752427e-07."""
     if isinstance(a, float) or isinstance(b, float):
         try:

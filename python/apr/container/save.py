@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apr._core import Writer
 from apr.container.metadata import VOCABULARY, encode
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer, Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
     from typing import TypeGuard
 
     import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,8 @@ def save(
         metadata: written as given, key order kept; at most 16 MiB of JSON.
 
     Raises:
-        TypeError: a value that is no tensor, or of a dtype that the format lacks; metadata without a JSON form.
+        TypeError: a value that is no tensor, or of a dtype that the format lacks; metadata that JSON has
+            no form for.
         AprError: a name or shape that the format cannot hold.
         OSError: the file cannot be written; what was at `path` is as it was.
     """
@@ -57,7 +59,7 @@ def write(
     path: str | PathLike[str],
     metadata: Mapping[str, object] | None,
     specs: Sequence[TensorSpec],
-    values: Callable[[TensorSpec], Buffer],
+    values: Callable[[TensorSpec], NDArray[Any]],
 ) -> None:
     """Write a file whose sizes are known up front, holding the values of one tensor at a time.
 
@@ -65,7 +67,7 @@ def write(
         path: the file; replaced only once the new one is whole.
         metadata: written as given, key order kept.
         specs: the tensors, in any order.
-        values: gives the bytes of one tensor; called once for each, in name order.
+        values: gives the values of one tensor, C-contiguous; called once for each, in name order.
 
     Raises:
         AprError: a name, shape or dtype that the format cannot hold, or values of the wrong size.
@@ -75,7 +77,7 @@ def write(
     writer = Writer(os.fspath(path), rows, encode(metadata), VOCABULARY in (metadata or {}))
     try:
         for spec in sorted(specs, key=lambda spec: spec.name):
-            writer.tensor(values(spec))
+            writer.tensor(values(spec).data)
         writer.finish()
     finally:
         writer.abort()
@@ -119,10 +121,10 @@ def _held() -> str:
     return f"an .apr file holds {', '.join(NUMPY)}: convert it first"
 
 
-def _bytes(value: torch.Tensor | np.ndarray) -> Buffer:
+def _bytes(value: torch.Tensor | np.ndarray) -> NDArray[Any]:
     import numpy as np
 
-    if _is_torch(value):
+    if not isinstance(value, (np.ndarray, np.generic)):
         import torch
 
         plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()

@@ -11,7 +11,7 @@ from apr._core import verify_file
 if TYPE_CHECKING:
     from os import PathLike
 
-    from apr._core import Findings
+    from apr._core import _Findings
 
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
 
@@ -67,7 +67,7 @@ def verify(path: str | PathLike[str]) -> Report:
     return report(path, verify_file(path))
 
 
-def report(path: str, findings: Findings) -> Report:
+def report(path: str, findings: _Findings) -> Report:
     """The report of what the core found."""
     opened, checks = findings
     return Report(path, opened, tuple(Check(*check) for check in checks))

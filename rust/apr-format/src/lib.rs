@@ -7,6 +7,7 @@ pub mod dtype;
 pub mod error;
 pub mod file;
 pub mod mapping;
+pub mod quant;
 pub mod shards;
 pub mod sniff;
 pub mod source;

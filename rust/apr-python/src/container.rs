@@ -13,6 +13,7 @@ use apr_format::{
     dtype::Dtype,
     file,
     mapping::Mapping as Pages,
+    quant,
     v2::{
         layout::{Layout, Spec},
         read::{self, Contents},
@@ -21,7 +22,7 @@ use apr_format::{
     },
 };
 use pyo3::{
-    buffer::PyUntypedBuffer,
+    buffer::{PyBuffer, PyUntypedBuffer},
     exceptions::{PyKeyError, PyValueError},
     prelude::*,
     types::{PyBytes, PyDict, PyTuple},
@@ -111,6 +112,15 @@ impl Container {
     /// Map the file's pages.
     fn map(&self, py: Python<'_>) -> PyResult<Mapping> {
         Pages::new(&self.file).map(Mapping).map_err(|error| os_error(py, &error, &self.path))
+    }
+
+    /// Fill a writable C-contiguous float32 buffer of the tensor's size with its values.
+    fn dequantise(&self, py: Python<'_>, name: &str, values: &Bound<'_, PyAny>) -> PyResult<()> {
+        let tensor = self.contents.tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))?;
+        let mut values = PyBuffer::get(values)?;
+        let out = buffer::floats_mut(&mut values)?;
+        py.detach(|| quant::dequantise(&self.file, tensor, out))
+            .map_err(|error| raise(py, &error, &self.path))
     }
 
     /// Compare the footer with every byte before it; whether there was one.

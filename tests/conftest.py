@@ -1,0 +1,18 @@
+"""What all tests share: budgets of the property tests, and the files written by others."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+settings.register_profile("ci", max_examples=50, derandomize=True, **_COMMON)
+settings.register_profile("long", max_examples=5000, **_COMMON)
+settings.load_profile("long" if os.environ.get("APR_TEST_BUDGET") == "long" else "ci")
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """`tests/data`: files written by the ecosystem's own tools."""
+    return Path(__file__).parent / "data"
