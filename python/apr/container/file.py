@@ -205,6 +205,11 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         """Length of the file."""
         return self._container.size
 
+    @property
+    def footer(self) -> int | None:
+        """The CRC32 at the end, as stored; None in an old file without one."""
+        return self._container.footer
+
     def verify(self) -> Report:
         """Check every byte anew; never raises for what it finds."""
         from apr.container.verify import report

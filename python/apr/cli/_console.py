@@ -1,0 +1,58 @@
+"""How commands print for people: colours and wrapping in a terminal, plain whole lines in a pipe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Wider than any row: what is piped is neither wrapped nor cut.
+_PIPE_WIDTH = 1 << 16
+
+
+def console() -> Console:
+    """Standard output."""
+    out = Console(highlight=False, markup=False, emoji=False)
+    if not out.is_terminal:
+        out.width = _PIPE_WIDTH
+    return out
+
+
+def table(*texts: str, numbers: Sequence[str] = ()) -> Table:
+    """An empty table with these columns, numbers aligned to the right; without any, rows alone."""
+    made = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(texts))
+    for name in texts:
+        made.add_column(name, overflow="fold")
+    for name in numbers:
+        made.add_column(name, overflow="fold", justify="right")
+    return made
+
+
+def show(rows: Table) -> None:
+    """Print a table on standard output, in a pipe without the blanks that fill its last column."""
+    out = console()
+    if out.is_terminal:
+        out.print(rows)
+        return
+    with out.capture() as text:
+        out.print(rows)
+    print(*(line.rstrip() for line in text.get().splitlines()), sep="\n")
+
+
+def printable(text: str) -> str:
+    """Text from a file, with what would steer a terminal escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def size(nbytes: int) -> str:
+    """Bytes in the unit that suits them: 988.1 MB."""
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

@@ -1,0 +1,85 @@
+"""What a file is, as a dict: its kind, sizes, dtypes, flags, checksums and metadata."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
+
+from apr.container.file import AprFile, Flags, TensorInfo
+from apr.container.metadata import spellings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+
+_TRAINING = "__training__."
+_FACTS = ("num_layers", "num_heads", "num_kv_heads", "hidden_size", "vocab_size")
+_HEADS = frozenset({"lm_head.weight", "output.weight"})
+
+
+def inspect(path: str | PathLike[str], *, verify: Literal["structure", "full"] = "full") -> dict[str, object]:
+    """Say what a file is. A file that opens is described, even one whose footer is wrong.
+
+    Args:
+        path: the file.
+        verify: "full" reads every byte and decides `checksum_valid`; "structure" leaves it None.
+
+    Returns:
+        As JSON would hold it: file, valid, format, version, kind ("model", "checkpoint" or "shard"),
+        tensor_count, size_bytes, checksum_valid (None where there is no footer, or it was not checked),
+        header_checksum, footer_checksum, architecture, num_layers, num_heads, num_kv_heads, hidden_size,
+        vocab_size (each None where the metadata do not say), param_count, dtypes (dtype: tensors), flags
+        (name: set), unknown_flags (bits), reserved (hex, None if zero), metadata.
+
+    Raises:
+        AprError: the file does not open; with path, tensor and byte.
+        OSError: as `open` would.
+    """
+    with AprFile(path) as file:
+        header, metadata, footer, nbytes = file.header, file.metadata, file.footer, file.nbytes
+        checks = {check.name: check.passed for check in file.verify().checks} if verify == "full" else {}
+        infos = [file.info(name) for name in file]
+    named = {flag.value for flag in Flags}
+    return {
+        "file": os.fspath(path),
+        "valid": False not in checks.values(),
+        "format": "APR v2",
+        "version": ".".join(map(str, header.version)),
+        "kind": _kind(header.flags, infos),
+        "tensor_count": len(infos),
+        "size_bytes": nbytes,
+        "checksum_valid": checks.get("footer"),
+        "header_checksum": f"{header.checksum:#010x}",
+        "footer_checksum": None if footer is None else f"{footer:#010x}",
+        "architecture": _architecture(metadata),
+        **{key: next(iter(spellings(metadata, key).values()), None) for key in _FACTS},
+        "param_count": sum(prod(info.shape) for info in infos if _is_parameter(info, metadata)),
+        "dtypes": dict(Counter(info.dtype for info in infos).most_common()),
+        "flags": {str(flag.name).lower(): flag in header.flags for flag in Flags},
+        "unknown_flags": [bit for bit in range(16) if header.flags & (1 << bit) and 1 << bit not in named],
+        "reserved": header.reserved.hex() if any(header.reserved) else None,
+        "metadata": dict(metadata),
+    }
+
+
+def _architecture(metadata: Mapping[str, Any]) -> object:
+    """The most specific of what writers say: `architecture` alone is often a default."""
+    for key in ("hf_model_type", "hf_architecture", "architecture"):
+        if metadata.get(key):
+            return metadata[key]
+    return None
+
+
+def _kind(flags: Flags, infos: list[TensorInfo]) -> str:
+    if any(info.name.startswith(_TRAINING) for info in infos):
+        return "checkpoint"
+    return "shard" if Flags.SHARDED in flags else "model"
+
+
+def _is_parameter(info: TensorInfo, metadata: Mapping[str, Any]) -> bool:
+    """Whether its values are parameters: optimiser state is not, nor a head that is tied."""
+    says_tied = metadata.get("tie_word_embeddings") or metadata.get("tied_embeddings")
+    is_tied = info.tied or (says_tied and info.name in _HEADS)
+    return not is_tied and not info.name.startswith(_TRAINING)

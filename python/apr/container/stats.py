@@ -1,0 +1,61 @@
+"""Statistics of a tensor's values, in float64 and without a second copy of the tensor."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+# Values converted to float64 at a time.
+_CHUNK = 1 << 20
+
+
+def stats(values: NDArray[Any]) -> dict[str, float | int | None]:
+    """Min, max, mean and standard deviation (of the population) of the finite values.
+
+    Args:
+        values: any shape and dtype of the format.
+
+    Returns:
+        min, max, mean, std (None where no value is finite, or float64 cannot hold the result), nan, inf
+        (how many there are).
+    """
+    lows, highs, total, count, nan, inf = [], [], 0.0, 0, 0, 0
+    with np.errstate(over="ignore"):
+        for chunk, finite in _chunks(values):
+            nan += int(np.isnan(chunk).sum())
+            count += finite.size
+            inf += chunk.size - finite.size
+            if finite.size:
+                lows.append(finite.min().item())
+                highs.append(finite.max().item())
+                total += float(finite.sum(dtype=np.float64))
+        inf -= nan
+        mean = total / count if count else math.nan
+        squares = sum(float(((finite - mean) ** 2).sum()) for _, finite in _chunks(values))
+    return {
+        "min": min(lows, default=None),
+        "max": max(highs, default=None),
+        "mean": mean if math.isfinite(mean) else None,
+        "std": math.sqrt(squares / count) if count and math.isfinite(squares) else None,
+        "nan": nan,
+        "inf": inf,
+    }
+
+
+def _chunks(values: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Stretches of the values, and the finite ones among them; integers stay what they are."""
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        if chunk.dtype.kind not in "iu":
+            chunk = chunk.astype(np.float64)
+            yield chunk, chunk[np.isfinite(chunk)]
+        else:
+            yield chunk, chunk
