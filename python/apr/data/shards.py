@@ -52,7 +52,9 @@ def list_shards(path: str | os.PathLike[str]) -> list[Shard]:
     shards = []
     for file, size in shard_files(path):
         if size == 0:
-            raise RefusedError(f"{file}: an empty shard: apr repair-manifest {path} --drop-empty moves it aside")
+            raise RefusedError(
+                f"{file}: an empty shard: apr repair-manifest {path} --drop-empty moves it aside"
+            )
         if size % TOKEN.itemsize:
             whole = size - size % TOKEN.itemsize
             raise RefusedError(
@@ -85,7 +87,9 @@ def shard_files(path: str | os.PathLike[str]) -> list[tuple[Path, int]]:
     width = len(found[0][0].name)
     for i, (file, _) in enumerate(found):
         if len(file.name) != width:
-            raise RefusedError(f"{file}: its number has another width than {found[0][0].name}'s: rename them alike")
+            raise RefusedError(
+                f"{file}: its number has another width than {found[0][0].name}'s: rename them alike"
+            )
         number = int(file.stem.removeprefix("shard-"))
         if number != i:
             raise RefusedError(f"{file}: numbering has a gap, number {i} is missing")
@@ -194,7 +198,9 @@ def scan(
         batch = shards[start : start + _SCAN_BATCH]
         # Asked before reading: a shard that changes meanwhile does not match its scan.
         status = [shard.path.stat() for shard in batch]
-        for shard, at, row in zip(batch, status, scan_shards([s.path for s in batch], vocab_size), strict=True):
+        for shard, at, row in zip(
+            batch, status, scan_shards([s.path for s in batch], vocab_size), strict=True
+        ):
             _, max_id, out_of_range, sha256, raw = row
             scans.append(ShardScan(shard.name, at.st_size, at.st_mtime_ns, max_id or 0, sha256))
             if out_of_range is not None:
@@ -234,7 +240,8 @@ class ShardDir:
         differences = check_manifest(self.manifest, self.shards)
         if differences:
             raise RefusedError(
-                f"{self.path / MANIFEST}: {'; '.join(differences)}: apr repair-manifest {self.path} --force rebuilds it"
+                f"{self.path / MANIFEST}: {'; '.join(differences)}: "
+                f"apr repair-manifest {self.path} --force rebuilds it"
             )
         if self.manifest.get("complete") is False:
             raise RefusedError(
@@ -286,8 +293,9 @@ class ShardDir:
             done, shard = done + n, shard + 1
 
     def scan(self, on_progress: Callable[[int, int], None] | None = None) -> Scan:
-        """The scan of these shards: the one the manifest keeps where every size and time still agrees,
-        else a new one, kept in the manifest where that can be written.
+        """Every id, read once: the scan that the manifest keeps where all sizes and times still agree.
+
+        Else a new one, kept in the manifest where that can be written.
 
         Raises:
             OSError: a shard cannot be read.

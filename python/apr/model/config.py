@@ -1,0 +1,270 @@
+"""A decoder's sizes and switches, read from a file's metadata without a silent default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from apr.container.metadata import canonical, same_value
+from apr.errors import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+Family = Literal["llama", "qwen2"]
+
+_FAMILIES: dict[str, Family] = {
+    "llama": "llama",
+    "llamaforcausallm": "llama",
+    "qwen2": "qwen2",
+    "qwen2forcausallm": "qwen2",
+}
+_CLASSES: dict[Family, str] = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+_ENCODERS = (
+    "bert",
+    "roberta",
+    "electra",
+    "mpnet",
+    "deberta",
+    "albert",
+    "t5",
+    "bart",
+    "whisper",
+    "clip",
+    "vit",
+)
+# The first that says anything wins: in older files `architecture` is LlamaForCausalLM whatever the model.
+_FAMILY_KEYS = ("hf_model_type", "hf_architecture", "architecture", "model_type")
+_SAY_NOTHING = {"", "auto", "unknown", "transformer_lm"}
+
+_INTEGERS = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """Llama 3's scaling of rotary frequencies (https://arxiv.org/abs/2407.21783, transformers' `llama3`)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """What determines a decoder's parameters and its forward pass.
+
+    Names as in the metadata; sizes in elements. `attention_bias` is Llama's switch for q, k, v and o biases;
+    a Qwen2 always has them on q, k and v.
+    """
+
+    family: Family
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_position_embeddings: int
+    rope_theta: float
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    attention_bias: bool = False
+    rope_scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        for key in (*_INTEGERS, "head_dim"):
+            if getattr(self, key) < 1:
+                raise RefusedError(f"{key} is {getattr(self, key)}, it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise RefusedError(
+                f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if self.head_dim % 2:
+            raise RefusedError(f"head_dim {self.head_dim} is odd: rotary embeddings need pairs")
+        for key in ("rope_theta", "rms_norm_eps"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise RefusedError(f"{key} is {getattr(self, key)}, it must be a positive number")
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether q, k and v have biases."""
+        return self.family == "qwen2" or self.attention_bias
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any], *, head_present: bool | None = None) -> ModelConfig:
+        """Read the metadata of an `.apr` file, or a config.json of transformers.
+
+        Args:
+            metadata: any of the known spellings; contradictions are refused.
+            head_present: whether the file holds a non-empty `lm_head.weight` or `output.weight`; decides
+                whether the head is tied where the metadata do not say.
+
+        Raises:
+            RefusedError: no decoder of a family that is read, a missing size, a feature that is not read.
+        """
+        facts = canonical(metadata)
+        family = _family(facts)
+        _refuse_features(facts, family)
+        numbers = {key: _integer(facts, key) for key in _INTEGERS}
+        theta, scaling = _rope(facts)
+        head_dim = _integer(facts, "head_dim") if "head_dim" in facts else _default_head_dim(numbers)
+        return cls(
+            family=family,
+            **numbers,
+            head_dim=head_dim,
+            rope_theta=theta,
+            rms_norm_eps=_number(facts, "rms_norm_eps"),
+            tie_word_embeddings=_tied(facts, head_present=head_present),
+            attention_bias=family == "llama" and facts.get("attention_bias") is True,
+            rope_scaling=scaling,
+        )
+
+    def to_metadata(self) -> dict[str, Any]:
+        """The metadata that `from_metadata` reads back to an equal configuration."""
+        metadata: dict[str, Any] = {
+            "architecture": self.family,
+            "hf_architecture": _CLASSES[self.family],
+            "hf_model_type": self.family,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "num_heads": self.num_heads,
+            "num_kv_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "vocab_size": self.vocab_size,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "rope_theta": self.rope_theta,
+            "rope_type": 2,  # split halves
+            "rms_norm_eps": self.rms_norm_eps,
+            "tie_word_embeddings": self.tie_word_embeddings,
+        }
+        if self.family == "llama":
+            metadata["attention_bias"] = self.attention_bias
+        if self.rope_scaling is not None:
+            scaling = self.rope_scaling
+            metadata["rope_scaling"] = {
+                "rope_type": "llama3",
+                **{name: getattr(scaling, name) for name in scaling.__slots__},
+            }
+        return metadata
+
+
+def _family(facts: dict[str, Any]) -> Family:
+    for key in _FAMILY_KEYS:
+        value = facts.get(key)
+        if not isinstance(value, str) or value.lower() in _SAY_NOTHING:
+            continue
+        family = _FAMILIES.get(value.lower())
+        if family is not None:
+            return family
+        kind = (
+            "an encoder"
+            if any(name in value.lower() for name in _ENCODERS)
+            else "of a family that is not read"
+        )
+        raise RefusedError(f"{key} is {value!r}, {kind}: only Llama and Qwen2 decoders are trained")
+    raise RefusedError(f"the metadata name no architecture (none of {', '.join(_FAMILY_KEYS)})")
+
+
+def _refuse_features(facts: dict[str, Any], family: Family) -> None:
+    sliding = facts.get("use_sliding_window") or (family == "llama" and facts.get("sliding_window"))
+    layers = facts.get("layer_types")
+    found = {
+        "mlp_bias": facts.get("mlp_bias"),
+        "sliding-window attention": sliding or (isinstance(layers, list) and "sliding_attention" in layers),
+        "mixture of experts (num_experts)": facts.get("num_experts"),
+        f"hidden_act {facts.get('hidden_act')!r}": facts.get("hidden_act", "silu") != "silu",
+        "partial rotary embeddings (partial_rotary_factor)": facts.get("partial_rotary_factor", 1) != 1,
+    }
+    for feature, present in found.items():
+        if present:
+            raise RefusedError(f"the model has {feature}, which is not read")
+
+
+def _integer(facts: dict[str, Any], key: str) -> int:
+    value = _fact(facts, key)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RefusedError(f"{key} is {value!r}, no whole number")
+    return value
+
+
+def _number(facts: dict[str, Any], key: str) -> float:
+    value = _fact(facts, key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RefusedError(f"{key} is {value!r}, no number")
+    return float(value)
+
+
+def _fact(facts: dict[str, Any], key: str) -> object:
+    """The value; importers write sizes a second time under `model.`, which must then agree."""
+    value, again = facts.get(key), facts.get(f"model.{key}")
+    if value is None:
+        raise RefusedError(f"the metadata lack {key}: the model cannot be built without it")
+    if again is not None and not same_value(value, again):
+        raise RefusedError(f"metadata contradict themselves: {key} is {value!r}, model.{key} is {again!r}")
+    return value
+
+
+def _default_head_dim(numbers: dict[str, int]) -> int:
+    hidden, heads = numbers["hidden_size"], numbers["num_heads"]
+    if heads < 1 or hidden % heads:
+        raise RefusedError(
+            f"hidden_size {hidden} is no multiple of num_heads {heads}, and head_dim is not given"
+        )
+    return hidden // heads
+
+
+def _rope(facts: dict[str, Any]) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling; transformers 5 keeps both in `rope_parameters`."""
+    parameters = facts.get("rope_parameters") or {}
+    scaling = facts.get("rope_scaling") or {}
+    if not isinstance(parameters, dict) or not isinstance(scaling, dict):
+        raise RefusedError("rope_parameters and rope_scaling must be objects")
+    merged = {**facts}
+    theta = parameters.get("rope_theta")
+    if theta is not None:
+        merged.setdefault("rope_theta", theta)
+        if not same_value(merged["rope_theta"], theta):
+            raise RefusedError(
+                f"metadata contradict themselves: rope_theta is {merged['rope_theta']!r}, "
+                f"rope_parameters.rope_theta is {theta!r}"
+            )
+    return _number(merged, "rope_theta"), _scaling({**parameters, **scaling})
+
+
+def _scaling(found: dict[str, Any]) -> RopeScaling | None:
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind != "llama3":
+        raise RefusedError(f"rope scaling of type {kind!r} is not read (llama3 is)")
+    original = found.get("original_max_position_embeddings")
+    if isinstance(original, bool) or not isinstance(original, int):
+        raise RefusedError(f"rope_scaling.original_max_position_embeddings is {original!r}, no whole number")
+    return RopeScaling(
+        factor=_number(found, "factor"),
+        low_freq_factor=_number(found, "low_freq_factor"),
+        high_freq_factor=_number(found, "high_freq_factor"),
+        original_max_position_embeddings=original,
+    )
+
+
+def _tied(facts: dict[str, Any], *, head_present: bool | None) -> bool:
+    value = facts.get("tie_word_embeddings")
+    if isinstance(value, bool):
+        return value
+    if value is not None:
+        raise RefusedError(f"tie_word_embeddings is {value!r}, neither true nor false")
+    if head_present is None:
+        raise RefusedError("the metadata do not say whether the head is tied (tie_word_embeddings)")
+    return not head_present

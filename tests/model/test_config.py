@@ -1,0 +1,154 @@
+"""The architecture comes from the metadata: every spelling, no silent default."""
+
+import pytest
+
+LLAMA = {
+    "architecture": "llama",
+    "hidden_size": 64,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "vocab_size": 512,
+    "intermediate_size": 160,
+    "max_position_embeddings": 256,
+    "rope_theta": 10000.0,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+
+
+def config(**changes):
+    from apr.model import ModelConfig
+
+    facts = {key: value for key, value in (LLAMA | changes).items() if value is not None}
+    return ModelConfig.from_metadata(facts)
+
+
+def refused(**changes):
+    from apr.errors import RefusedError
+
+    with pytest.raises(RefusedError) as error:
+        config(**changes)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("key", [key for key in LLAMA if key != "architecture"])
+def test_a_missing_size_is_refused_by_name(key):
+    assert key in refused(**{key: None})
+
+
+def test_all_spellings_are_read():
+    from apr.model import ModelConfig
+
+    spelt = {
+        "hf_model_type": "llama",
+        "d_model": 64,
+        "n_layer": 2,
+        "num_attention_heads": 4,
+        "n_kv_heads": 2,
+        "n_vocab": 512,
+        "ffn_dim": 160,
+        "n_ctx": 256,
+        "rope_parameters": {"rope_theta": 10000, "rope_type": "default"},
+        "norm_eps": 1e-5,
+        "tied_embeddings": True,
+    }
+    assert ModelConfig.from_metadata(spelt) == config()
+
+
+def test_spellings_that_contradict_each_other_are_both_named():
+    text = refused(n_layer=3)
+    assert "num_layers is 2" in text
+    assert "n_layer is 3" in text
+    assert "model.vocab_size is 9" in refused(**{"model.vocab_size": 9})
+    assert "rope_parameters.rope_theta" in refused(rope_parameters={"rope_theta": 5.0})
+
+
+def test_a_float32_rounding_is_no_contradiction():
+    assert config(**{"model.rms_norm_eps": 9.999999747378752e-06}).rms_norm_eps == 1e-5
+
+
+def test_the_model_type_of_transformers_wins():
+    assert config(architecture="LlamaForCausalLM", hf_model_type="qwen2").family == "qwen2"
+    assert config(architecture="llama", hf_architecture="Qwen2ForCausalLM").family == "qwen2"
+    assert config(architecture="LlamaForCausalLM").family == "llama"
+
+
+@pytest.mark.parametrize("name", ["bert", "BertModel", "roberta", "T5ForConditionalGeneration"])
+def test_encoders_are_refused_by_name(name):
+    text = refused(hf_architecture=name)
+    assert repr(name) in text
+    assert "encoder" in text
+
+
+def test_other_decoders_and_no_architecture_are_refused():
+    assert "'gemma2'" in refused(hf_model_type="gemma2")
+    assert "name no architecture" in refused(architecture=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"use_sliding_window": True, "sliding_window": 128}, "sliding-window"),
+        ({"sliding_window": 128}, "sliding-window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        ({"num_experts": 8}, "num_experts"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "linear"),
+    ],
+)
+def test_features_that_are_not_read_are_refused_by_name(changes, name):
+    assert name in refused(**changes)
+
+
+def test_qwen2_with_an_unused_sliding_window_is_read():
+    assert config(hf_model_type="qwen2", sliding_window=32768, use_sliding_window=False).qkv_bias
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab_size": 0},
+        {"num_layers": True},
+        {"hidden_size": 64.0},
+        {"num_kv_heads": 3},
+        {"num_heads": 5},
+        {"head_dim": 15},
+        {"rope_theta": 0.0},
+        {"rms_norm_eps": "1e-5"},
+        {"tie_word_embeddings": "yes"},
+    ],
+    ids=str,
+)
+def test_sizes_that_make_no_model_are_refused(changes):
+    refused(**changes)
+
+
+def test_an_open_tie_follows_the_head():
+    from apr.model import ModelConfig
+
+    facts = {key: value for key, value in LLAMA.items() if key != "tie_word_embeddings"}
+    assert ModelConfig.from_metadata(facts, head_present=False).tie_word_embeddings
+    assert not ModelConfig.from_metadata(facts, head_present=True).tie_word_embeddings
+
+
+def test_metadata_round_trip():
+    from apr.model import ModelConfig
+
+    llama3 = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    for made in (
+        config(),
+        config(hf_model_type="qwen2"),
+        config(attention_bias=True, head_dim=32, rope_scaling=llama3),
+    ):
+        assert ModelConfig.from_metadata(made.to_metadata()) == made

@@ -1,0 +1,150 @@
+"""Every parameter once, every tensor used, values that weights can have."""
+
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).parents[1] / "data"
+FILE = DATA / "aprender-0.72" / "qwen2_untied_f32.apr"
+BIASES = [f"model.layers.{n}.self_attn.{p}_proj.bias" for n in (0, 1) for p in "qkv"]
+
+
+@pytest.fixture
+def changed(tmp_path):
+    """The file with tensors replaced, added, or (None) dropped, and metadata likewise."""
+
+    def make(tensors=None, **metadata):
+        import apr
+
+        source = apr.load(FILE)
+        values = {**source, **(tensors or {})}
+        facts = {**source.metadata, **metadata}
+        path = tmp_path / "changed.apr"
+        apr.save(
+            {k: v for k, v in values.items() if v is not None},
+            path,
+            {k: v for k, v in facts.items() if v is not None},
+        )
+        return path
+
+    return make
+
+
+def refusal(path):
+    from apr.errors import WeightsError
+    from apr.model import Decoder
+
+    with pytest.raises(WeightsError) as error:
+        Decoder.from_apr(path)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 6
+    return str(error.value)
+
+
+def test_lost_biases_are_named():
+    text = refusal(DATA / "aprender-0.72" / "qwen2_biases_lost.apr")
+    assert "6 parameters are not in the file" in text
+    assert all(name in text for name in BIASES)
+
+
+def test_a_leftover_tensor_is_named(changed):
+    import torch
+
+    assert "model.layers.2.mlp.up_proj.weight" in refusal(
+        changed({"model.layers.2.mlp.up_proj.weight": torch.ones(3)})
+    )
+
+
+def test_training_state_is_no_leftover(changed):
+    import torch
+
+    from apr.model import Decoder
+
+    Decoder.from_apr(changed({"__training__.optimizer.step": torch.tensor(3)}))
+
+
+def test_the_same_parameter_under_two_names_is_refused(changed):
+    import torch
+
+    assert "both model.norm.weight" in refusal(changed({"output_norm.weight": torch.ones(64)}))
+
+
+def test_a_wrong_shape_names_both_shapes(changed):
+    import torch
+
+    text = refusal(changed({"model.layers.1.mlp.up_proj.weight": torch.zeros(64, 160)}))
+    assert "model.layers.1.mlp.up_proj.weight is [64, 160]" in text
+    assert "[160, 64]" in text
+
+
+def test_a_head_that_contradicts_the_tie_is_refused(changed):
+    assert "lm_head.weight differs" in refusal(changed(tie_word_embeddings=True))
+
+
+def test_a_bias_kept_as_a_row_fills_its_vector(changed):
+    import torch
+
+    import apr
+    from apr.model import Decoder
+
+    row = apr.load(FILE)[BIASES[0]].clone()[None]
+    model = Decoder.from_apr(changed({BIASES[0]: row}))
+    assert torch.equal(dict(model.named_parameters())[BIASES[0]], row[0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_name_the_tensor(changed, value):
+    import torch
+
+    broken = torch.full((64,), 1.0)
+    broken[5] = value
+    text = refusal(changed({"model.norm.weight": broken}))
+    assert "model.norm.weight" in text
+    assert "1 of 64 values" in text
+
+
+def test_bf16_bytes_under_an_f16_tag_name_the_tensor(changed):
+    import torch
+
+    import apr
+
+    name = "model.layers.0.mlp.down_proj.weight"
+    mistagged = apr.load(FILE)[name].to(torch.bfloat16).view(torch.float16)
+    text = refusal(changed({name: mistagged}))
+    assert name in text
+    assert "tagged f16" in text
+
+
+def test_f16_bytes_under_a_bf16_tag_name_the_tensor(changed):
+    import torch
+
+    import apr
+
+    name = "model.layers.0.mlp.down_proj.weight"
+    text = refusal(changed({name: apr.load(FILE)[name].to(torch.float16).view(torch.bfloat16)}))
+    assert name in text
+    assert "tagged bf16" in text
+
+
+def test_an_embedding_of_zeros_is_no_weight(changed):
+    import torch
+
+    assert "all zero" in refusal(changed({"model.embed_tokens.weight": torch.zeros(512, 64)}))
+
+
+def test_integer_weights_are_refused(changed):
+    import torch
+
+    assert "int8" in refusal(changed({"model.norm.weight": torch.ones(64, dtype=torch.int8)}))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.02, 1.0])
+def test_honest_weights_are_plausible_at_any_scale(scale):
+    import torch
+
+    from apr.model.fill import implausible
+
+    normal = torch.randn(300, 200, generator=torch.Generator().manual_seed(3)) * scale
+    sparse = normal * (torch.rand(300, 200, generator=torch.Generator().manual_seed(4)) < 0.1)
+    for values in (normal, sparse, normal.half(), normal.bfloat16(), (normal / scale).round() * scale):
+        assert implausible("w", values) is None
