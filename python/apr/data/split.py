@@ -26,8 +26,8 @@ def split(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: int, val_
     """Divide what there is.
 
     With a `val_dataset`, all of it is held out. Otherwise, of the N ids of `dataset` and with
-    H = min(val_tokens, N / 10): the last whole shards if they hold at least H and at most N / 10 ids, else the
-    last ⌈H / T⌉ windows. Held-out windows start anew at the first held-out id, training ends before it.
+    H = min(val_tokens, N / 10): the last whole shards if they hold at least H and at most N / 10 ids, else
+    the last ⌈H / T⌉ windows. Held-out windows start anew at the first held-out id, training ends before it.
 
     Args:
         dataset: what to train on.
@@ -49,8 +49,8 @@ def split(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: int, val_
     for windows, kind in ((train, "train on"), (held_out, "hold out")):
         if len(windows) == 0:
             raise RefusedError(
-                f"{windows.shards.path}: {windows.stop - windows.start} tokens to {kind} are less than a window "
-                f"of {seq_length} + 1: lower --seq-length or encode more"
+                f"{windows.shards.path}: {windows.stop - windows.start} tokens to {kind} are less than one "
+                f"window of {seq_length} + 1: lower --seq-length or encode more"
             )
     return Split(train, held_out, what)
 
