@@ -107,7 +107,8 @@ def test_quantised_values_are_the_gguf_packages_own_bit_for_bit(kind, tmp_path):
     quantisation = gguf.GGMLQuantizationType[kind]
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 256, size=(256, QUANTISED[kind]), dtype=np.uint8)
-    expected = gguf.dequantize(blocks, quantisation)
+    with np.errstate(invalid="ignore"):  # some scales are NaN
+        expected = gguf.dequantize(blocks, quantisation)
     path = write_gguf(
         tmp_path / "q.gguf",
         tensors=[
@@ -116,7 +117,8 @@ def test_quantised_values_are_the_gguf_packages_own_bit_for_bit(kind, tmp_path):
             ("blk.0.attn_q.weight", blocks, quantisation),
         ],
     )
-    assert convert(path, tmp_path / "q.apr") == 0
+    with np.errstate(invalid="ignore"):
+        assert convert(path, tmp_path / "q.apr") == 0
     with apr.load(tmp_path / "q.apr") as file:
         assert file.info("model.layers.0.mlp.up_proj.weight").dtype == "f32"
         up = file.numpy("model.layers.0.mlp.up_proj.weight")

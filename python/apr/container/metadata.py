@@ -44,15 +44,21 @@ def encode(metadata: Mapping[str, object] | None) -> str:
 
     Raises:
         TypeError: a key that is no string, a value that JSON has no form for; the message names the key.
-        ValueError: NaN, an infinity or a lone surrogate.
+        ValueError: NaN, an infinity, a lone surrogate, a circle.
     """
-    pairs = dict(metadata or {})
-    for key, value in pairs.items():
+    pairs = []
+    for key, value in (metadata or {}).items():
+        try:
+            pair = _dumps({key: value})[1:-1]
+        except UnicodeEncodeError:
+            raise ValueError(f"metadata key {key!r}: a lone surrogate has no UTF-8 form") from None
+        except RecursionError:
+            raise ValueError(f"metadata key {key!r}: nested too deep") from None
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"metadata key {key!r}: {error}") from None
         _check_keys(key, value)
-    try:
-        return _dumps(pairs)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"metadata key {_culprit(pairs)!r}: {error}") from None
+        pairs.append(pair)
+    return f"{{{','.join(pairs)}}}"
 
 
 def canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,12 +115,3 @@ def _check_keys(key: object, value: object) -> None:
         for below in value:
             if isinstance(below, (dict, list, tuple)):
                 _check_keys(key, below)
-
-
-def _culprit(pairs: dict[str, object]) -> str:
-    for key, value in pairs.items():
-        try:
-            _dumps({key: value})
-        except (TypeError, ValueError):
-            return key
-    return ""

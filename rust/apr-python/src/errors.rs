@@ -23,7 +23,7 @@ pub(crate) fn os_error(py: Python<'_>, error: &io::Error, path: &Path) -> PyErr 
         return PyOSError::new_err(format!("{}: {error}", path.display()));
     };
     match py.import("os").and_then(|os| os.call_method1("strerror", (errno,))) {
-        Ok(text) => PyOSError::new_err((errno, text.unbind(), path.to_owned())),
+        Ok(text) => PyOSError::new_err((errno, text.unbind(), path.as_os_str().to_owned())),
         Err(failure) => failure,
     }
 }

@@ -1,0 +1,171 @@
+"""apr.save: every value that the format can hold, as a whole or not at all."""
+
+import signal
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import apr
+
+CIRCLE: list[object] = []
+CIRCLE.append(CIRCLE)
+DEEP: list[object] = []
+for _ in range(64):
+    DEEP = [DEEP]
+
+
+def test_numpy_and_torch_values_of_any_layout_are_saved(tmp_path):
+    import torch
+
+    base = torch.arange(24, dtype=torch.float32).reshape(4, 6)
+    tensors = {
+        "transposed": base.T,
+        "strided": base[::2, 1::3],
+        "expanded": base[:, :1].expand(4, 3),
+        "bf16": base.to(torch.bfloat16),
+        "scalar": torch.tensor(2.5, dtype=torch.float64),
+        "empty": torch.empty(0, 3, dtype=torch.float16),
+        "grad": torch.nn.Parameter(base.clone()),
+        "numpy.fortran": np.asfortranarray(base.numpy()),
+        "numpy.reversed": base.numpy()[::-1],
+        "numpy.big_endian": np.arange(3, dtype=">i4"),
+        "numpy.bf16": np.arange(3).astype(ml_dtypes.bfloat16),
+        "numpy.scalar": np.float32(1.5),
+        "numpy.bytes": np.arange(256, dtype=np.uint8),
+    }
+    apr.save(tensors, tmp_path / "m.apr")
+    with apr.load(tmp_path / "m.apr", verify="full") as file:
+        assert set(file) == set(tensors)
+        for name, value in tensors.items():
+            if isinstance(value, torch.Tensor):
+                assert file[name].equal(value), name
+                assert file[name].dtype == value.dtype
+            else:
+                assert np.array_equal(file.numpy(name), value), name
+                assert file.info(name).shape == value.shape
+
+
+def test_a_file_may_be_saved_over_while_its_tensors_are_in_use(tmp_path):
+    path = tmp_path / "m.apr"
+    apr.save({"a": np.arange(1000.0)}, path, {"n": 1})
+    file = apr.load(path)
+    apr.save(dict(file) | {"b": np.ones(3)}, path, {"n": 2})
+    assert file["a"].numpy()[999] == 999
+    assert (file.metadata["n"], apr.load(path).metadata["n"]) == (1, 2)
+
+
+def test_two_saves_are_the_same_bytes_whatever_the_order(tmp_path):
+    a, b = np.arange(5), np.ones((2, 2), np.float32)
+    apr.save({"a": a, "b": b}, tmp_path / "1.apr", {"x": 1, "y": [2]})
+    apr.save({"b": b, "a": a}, tmp_path / "2.apr", {"x": 1, "y": [2]})
+    assert (tmp_path / "1.apr").read_bytes() == (tmp_path / "2.apr").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "error", "says"),
+    [
+        ({"a": [1, 2]}, None, TypeError, "'a' is list"),
+        ({"a": np.ones(2, np.complex64)}, None, TypeError, "'a' has dtype complex64"),
+        ({"a": np.ones(2, bool)}, None, TypeError, "'a' has dtype bool"),
+        ({3: np.ones(2)}, None, TypeError, "tensor name 3"),
+        ({"": np.ones(2)}, None, apr.AprError, "empty name"),
+        ({"a\0": np.ones(2)}, None, apr.AprError, "NUL"),
+        ({"a" * 257: np.ones(2)}, None, apr.AprError, "257 bytes"),
+        ({"a": np.ones((1,) * 9)}, None, apr.AprError, "9 dimensions"),
+        ({}, {1: 2}, TypeError, "metadata key 1"),
+        ({}, {"a": {2: 3}}, TypeError, "metadata key 2"),
+        ({}, {"a": object()}, TypeError, "metadata key 'a'"),
+        ({}, {"a": float("nan")}, ValueError, "metadata key 'a'"),
+        ({}, {"a": "\ud800"}, ValueError, "metadata key 'a'"),
+        ({}, {"\ud800": 1}, ValueError, "lone surrogate"),
+        ({}, {"a": CIRCLE}, ValueError, "metadata key 'a'"),
+        ({}, {"a": DEEP}, apr.FormatError, "nested deeper than 64"),
+        ({}, {"a": "x" * (16 << 20)}, apr.AprError, "16 MiB"),
+    ],
+)
+def test_what_the_format_cannot_hold_is_refused_and_leaves_nothing(tensors, metadata, error, says, tmp_path):
+    path = tmp_path / "m.apr"
+    path.write_bytes(b"old")
+    with pytest.raises(error, match=says):
+        apr.save(tensors, path, metadata)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["m.apr"]
+
+
+def test_torch_values_without_a_place_in_the_format_are_named(tmp_path):
+    import torch
+
+    for value, says in [
+        (torch.ones(2, dtype=torch.complex64), "complex64"),
+        (torch.eye(3).to_sparse(), "sparse"),
+        (torch.empty(2, device="meta"), "meta device"),
+    ]:
+        with pytest.raises(TypeError, match=f"'a'.*{says}"):
+            apr.save({"a": value}, tmp_path / "m.apr")
+
+
+def test_a_directory_that_is_not_there_is_the_operating_systems_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        apr.save({}, tmp_path / "gone" / "m.apr")
+    with pytest.raises(IsADirectoryError):
+        apr.save({}, tmp_path)
+
+
+# Saves over m.apr and kills itself when the given number of tensors has been written; 99 is just before
+# the rename, which is the writer's last act.
+KILLED = """
+import os, signal, sys
+import numpy as np
+from apr.container.save import TensorSpec, write
+
+left = int(sys.argv[2])
+
+def values(spec):
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+    return np.full(100_000, 2.0)
+
+write(sys.argv[1], {"new": True}, [TensorSpec(f"w{i}", "f64", (100_000,)) for i in range(4)], values)
+"""
+
+
+@pytest.mark.parametrize("tensors", [0, 1, 3])
+def test_a_save_that_is_killed_leaves_the_old_file_whole(tensors, tmp_path):
+    path = tmp_path / "m.apr"
+    apr.save({"w0": np.ones(100_000)}, path, {"new": False})
+    old = path.read_bytes()
+    done = subprocess.run([sys.executable, "-c", KILLED, path, str(tensors)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.glob("*.apr")] == ["m.apr"]
+    # The next save removes what the killed one left.
+    apr.save({"w0": np.ones(3)}, path)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.apr"]
+
+
+def test_a_save_killed_at_any_moment_leaves_one_of_the_two_files(tmp_path):
+    path = tmp_path / "m.apr"
+    both = set()
+    for new in (False, True):
+        apr.save({"w": np.full(1_000_000, float(new))}, path, {"new": new})
+        both.add(path.read_bytes())
+    loop = """
+import sys, numpy as np, apr
+print(flush=True)
+for i in range(10_000):
+    apr.save({"w": np.full(1_000_000, float(i % 2))}, sys.argv[1], {"new": bool(i % 2)})
+"""
+    for _ in range(3):
+        with subprocess.Popen([sys.executable, "-c", loop, path], stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            # It is somewhere in a save by the time that a whole file has been read.
+            for _ in range(5):
+                assert path.read_bytes() in both
+            process.kill()
+        assert path.read_bytes() in both
+        assert apr.verify(path).ok

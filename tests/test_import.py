@@ -1,0 +1,55 @@
+"""`import apr` loads nothing heavy, and every public name is there."""
+
+import subprocess
+import sys
+
+import pytest
+
+import apr
+
+HEAVY = {
+    "torch",
+    "numpy",
+    "rich",
+    "yaml",
+    "tokenizers",
+    "tyro",
+    "ml_dtypes",
+    "typing",
+    "inspect",
+    "dataclasses",
+}
+
+
+def modules_after(code):
+    script = f"import sys\nbefore = set(sys.modules)\n{code}\nprint(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_loads_nothing_heavy():
+    assert not modules_after("import apr") & HEAVY
+
+
+def test_reading_metadata_loads_neither_torch_nor_numpy(tmp_path):
+    path = tmp_path / "m.apr"
+    apr.save({}, path, {"a": 1})
+    loaded = modules_after(f"import apr; apr.load({str(path)!r}).metadata; apr.verify({str(path)!r})")
+    assert not loaded & {"torch", "numpy", "rich", "yaml"}
+
+
+def test_numpy_alone_reads_and_saves(tmp_path):
+    path = str(tmp_path / "m.apr")
+    code = f"import apr, numpy as np; apr.save({{'a': np.ones(3)}}, {path!r}); apr.load({path!r}).numpy('a')"
+    assert "torch" not in modules_after(code)
+
+
+@pytest.mark.parametrize("name", apr.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(apr, name) is not None
+    assert name in dir(apr)
+
+
+def test_another_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="lod"):
+        apr.lod  # noqa: B018
