@@ -1,0 +1,344 @@
+"""Tokenizers from a directory, a tokenizer.json or a model file, with the id that ends a text."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apr.data.byte_level import KINDS, Vocabulary, pre_type_of
+from apr.errors import FormatError, UnsupportedError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from os import PathLike
+
+    from tokenizers import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<unk>"
+# What ends a turn of a conversation, not a text: configurations of chat models name these.
+CHAT_ENDS = frozenset(
+    {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>"}
+)
+_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # GGUF's token types
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """A tokenizer that takes special tokens inside a text for text, never truncates and never pads."""
+
+    tokenizer: Tokenizer
+    vocab_size: int
+    """The highest id + 1."""
+    eos_token: str | None
+    eos_id: int | None
+    """Ends a text; None where nothing says which id does."""
+    bos_id: int | None
+    unk_id: int | None
+    """Stands for what the vocabulary has no tokens for; None if there is none, or if it is `eos_id`."""
+    source: Path
+    sha256: str
+    """Of tokenizer.json; else of vocab.json, then merges.txt; of a model file's tokenizer in that form."""
+    note: str | None
+    """What a user should know about how it was read."""
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, no special token added; in parallel over the texts."""
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens shown."""
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def metadata(self) -> dict[str, object]:
+        """The `tokenizer.*` keys that rebuild it from an .apr file.
+
+        Empty for what those keys have no form for: other models than byte-level BPE, unknown pre-tokenisers.
+        """
+        spec = json.loads(self.tokenizer.to_str())
+        pre_type = pre_type_of(spec)
+        if pre_type is None:
+            return {}
+        ids = {id_: token for token, id_ in self.tokenizer.get_vocab().items()}
+        tokens = [ids.get(id_, f"[PAD{id_}]") for id_ in range(self.vocab_size)]
+        types = [_NORMAL if id_ in ids else _UNUSED for id_ in range(self.vocab_size)]
+        for added in spec["added_tokens"]:
+            types[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
+        found: dict[str, object] = {
+            "tokenizer.vocabulary": tokens,
+            "tokenizer.merges": [" ".join(pair) for pair in spec["model"]["merges"]],
+            "tokenizer.token_type": types,
+            "tokenizer.model_type": "BPE",
+            "tokenizer.pre_type": pre_type,
+            "tokenizer.vocab_size": self.vocab_size,
+            "tokenizer.bos_token_id": self.bos_id,
+            "tokenizer.eos_token_id": self.eos_id,
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+
+def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -> LoadedTokenizer:
+    """Read a tokenizer.
+
+    Args:
+        path: a directory with tokenizer.json, or with vocab.json and merges.txt (GPT-2's byte-level form or
+            the ecosystem's hex-byte form); a tokenizer.json; an .apr or .gguf with a tokenizer inside.
+        eos_token: the token that ends a text, against what the tokenizer's configuration says.
+
+    Raises:
+        FileNotFoundError: no such file, or a directory without a tokenizer.
+        FormatError: a file that contradicts itself or is no JSON.
+        UnsupportedError: a kind of tokenizer that is not read.
+        UsageError: `eos_token` is not in the vocabulary.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / "tokenizer.json").is_file():
+            return _from_json(path / "tokenizer.json", eos_token)
+        if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
+            return _from_pair(path, eos_token)
+        reason = "neither tokenizer.json nor vocab.json and merges.txt in this directory"
+        raise FileNotFoundError(errno.ENOENT, reason, str(path))
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic == b"GGUF":
+        from apr.container.gguf import read_metadata
+
+        return _from_metadata(path, read_metadata(path), eos_token)
+    if magic.startswith(b"APR"):
+        import apr
+
+        with apr.load(path) as model:
+            return _from_metadata(path, model.metadata, eos_token)
+    return _from_json(path, eos_token)
+
+
+def _from_json(path: Path, eos_token: str | None) -> LoadedTokenizer:
+    from tokenizers import Tokenizer
+
+    content = path.read_bytes()
+    spec = _json_object(path, content)
+    if not isinstance(spec.get("model"), dict):
+        raise FormatError(f"{path}: no tokenizer.json: it has no `model`", path=path)
+    try:
+        tokenizer = Tokenizer.from_buffer(content)
+    except Exception as error:  # noqa: BLE001 (the crate raises nothing narrower)
+        raise FormatError(f"{path}: the tokenizers package does not read it: {error}", path=path) from None
+    config = _config(path.parent)
+    return _finish(
+        tokenizer,
+        path,
+        sha256=hashlib.sha256(content).hexdigest(),
+        configured=_token_text(config.get("eos_token")),
+        bos=_token_text(config.get("bos_token")),
+        asked=eos_token,
+    )
+
+
+def _from_pair(directory: Path, eos_token: str | None) -> LoadedTokenizer:
+    files = [directory / "vocab.json", directory / "merges.txt"]
+    contents = [file.read_bytes() for file in files]
+    config = _config(directory)
+    ids = _ids(files[0], _json_object(files[0], contents[0]))
+    special = {token: id_ for id_, token in _added_tokens(config).items() if ids.get(token, id_) == id_}
+    vocabulary = Vocabulary(
+        ids=ids | special,
+        merges=_merges(files[1], contents[1]),
+        pre_type="qwen2" if str(config.get("tokenizer_class", "")).startswith("Qwen2") else "gpt-2",
+        special=tuple(special) or tuple(token for token in (END_OF_TEXT, UNKNOWN) if token in ids),
+        unknown=UNKNOWN if UNKNOWN in ids else None,
+    )
+    is_hex = vocabulary.is_hex()
+    tokenizer = (vocabulary.from_hex() if is_hex else vocabulary).build(directory)
+    return _finish(
+        tokenizer,
+        directory,
+        sha256=hashlib.sha256(b"".join(contents)).hexdigest(),
+        configured=_token_text(config.get("eos_token")),
+        bos=_token_text(config.get("bos_token")),
+        asked=eos_token,
+        note="vocab.json has the hex-byte form" if is_hex else None,
+    )
+
+
+def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | None) -> LoadedTokenizer:
+    tokens, merges = metadata.get("tokenizer.vocabulary"), metadata.get("tokenizer.merges")
+    if not isinstance(tokens, list) or not isinstance(merges, list):
+        raise UnsupportedError(
+            f"{path}: no byte-level tokenizer in this file (tokenizer.vocabulary and tokenizer.merges): "
+            "name a tokenizer directory or a tokenizer.json",
+            path=path,
+        )
+    kind = metadata.get("tokenizer.model_type") or metadata.get("tokenizer.model") or "BPE"
+    if str(kind).lower() not in {"bpe", "gpt2"}:
+        raise UnsupportedError(
+            f"{path}: tokenizer model {kind!r} is not read (only byte-level BPE)", path=path
+        )
+    pre_type = metadata.get("tokenizer.pre_type") or "gpt-2"
+    if pre_type not in KINDS:
+        raise UnsupportedError(
+            f"{path}: pre-tokeniser {pre_type!r} is not read (read are: {', '.join(KINDS)})", path=path
+        )
+    if not all(isinstance(token, str) for token in tokens):
+        raise FormatError(f"{path}: tokenizer.vocabulary holds what is no text", path=path)
+    named = {
+        name: _token_at(path, tokens, name, metadata.get(f"tokenizer.{name}_token_id"))
+        for name in ("eos", "bos", "unknown")
+    }
+    types = metadata.get("tokenizer.token_type") or [_NORMAL] * len(tokens)
+    special = {token for token, type_ in zip(tokens, types, strict=False) if type_ == _CONTROL}
+    special |= {token for token in (named["eos"], named["bos"]) if token is not None}
+    ids: dict[str, int] = {}
+    for id_, token in enumerate(tokens):
+        ids.setdefault(token, id_)
+    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    vocabulary = Vocabulary(
+        ids=ids,
+        merges=[_pair(f"{path}: tokenizer.merges[{n}]", pair) for n, pair in enumerate(pairs)],
+        pre_type=pre_type,
+        special=tuple(sorted(special, key=ids.__getitem__)),
+        unknown=None,
+        matched=tuple(t for t, type_ in zip(tokens, types, strict=False) if type_ == _USER_DEFINED),
+    )
+    as_pair = json.dumps(ids, ensure_ascii=False) + "".join(f"{a} {b}\n" for a, b in vocabulary.merges)
+    return _finish(
+        vocabulary.build(path),
+        path,
+        sha256=hashlib.sha256(as_pair.encode(errors="surrogatepass")).hexdigest(),
+        configured=named["eos"],
+        bos=named["bos"],
+        asked=eos_token,
+    )
+
+
+def _finish(
+    tokenizer: Tokenizer,
+    source: Path,
+    *,
+    sha256: str,
+    configured: str | None,
+    bos: str | None,
+    asked: str | None,
+    note: str | None = None,
+) -> LoadedTokenizer:
+    # A tokenizer.json may ask for any of these; a corpus is encoded whole, plainly and always alike.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True
+    if getattr(tokenizer.model, "dropout", None):
+        tokenizer.model.dropout = None
+    ids = tokenizer.get_vocab()
+    if not ids:
+        raise FormatError(f"{source}: the vocabulary is empty", path=source)
+    eos, about_eos = _end_of_text(source, ids, configured, asked)
+    eos_id = None if eos is None else ids[eos]
+    unknown = getattr(tokenizer.model, "unk_token", None)
+    unk_id = None if unknown is None else ids.get(unknown)
+    return LoadedTokenizer(
+        tokenizer=tokenizer,
+        vocab_size=max(ids.values()) + 1,
+        eos_token=eos,
+        eos_id=eos_id,
+        bos_id=None if bos is None else ids.get(bos),
+        unk_id=None if unk_id == eos_id else unk_id,
+        source=source,
+        sha256=sha256,
+        note="; ".join(part for part in (note, about_eos) if part) or None,
+    )
+
+
+def _end_of_text(
+    source: Path, ids: Mapping[str, int], configured: str | None, asked: str | None
+) -> tuple[str | None, str | None]:
+    """The token that ends a text, and what is worth saying about the choice."""
+    if asked is not None:
+        if asked not in ids:
+            raise UsageError(f"{source}: {asked!r} is not in the vocabulary: name a token that is")
+        return asked, None
+    if configured in CHAT_ENDS and END_OF_TEXT in ids:
+        return (
+            END_OF_TEXT,
+            f"a text ends with {END_OF_TEXT}; the configuration names the chat end {configured}",
+        )
+    if configured is not None:
+        if configured not in ids:
+            raise FormatError(
+                f"{source}: eos_token {configured!r} of its configuration is not in the vocabulary",
+                path=source,
+            )
+        return configured, None
+    return (END_OF_TEXT if END_OF_TEXT in ids else None), None
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    path = directory / "tokenizer_config.json"
+    return _json_object(path, path.read_bytes()) if path.is_file() else {}
+
+
+def _json_object(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: no tokenizer: no JSON ({error})", path=path) from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: no tokenizer: no JSON object", path=path)
+    return value
+
+
+def _token_text(value: object) -> str | None:
+    """A token of a configuration: a text, or an object that has it as `content`."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _added_tokens(config: Mapping[str, Any]) -> dict[int, str]:
+    """Tokens that a configuration adds to vocab.json: Qwen2's has its special tokens only there."""
+    added = config.get("added_tokens_decoder")
+    if not isinstance(added, dict):
+        return {}
+    found = {int(id_): _token_text(token) for id_, token in added.items() if str(id_).isdecimal()}
+    return {id_: token for id_, token in found.items() if token is not None}
+
+
+def _ids(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, int]:
+    for token, id_ in vocabulary.items():
+        if type(id_) is not int or not 0 <= id_ < 2**32:
+            raise FormatError(f"{path}: the id of {token!r} is {id_!r}, no number of 32 bits", path=path)
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise FormatError(f"{path}: two tokens have the same id", path=path)
+    return dict(vocabulary)
+
+
+def _merges(path: Path, content: bytes) -> list[tuple[str, str]]:
+    try:
+        lines = content.decode().split("\n")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"{path}: no UTF-8 at byte {error.start}", path=path, offset=error.start) from None
+    return [
+        _pair(f"{path}:{number}", tuple(line.rstrip("\r").split(" ")))
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and not line.startswith("#version")
+    ]
+
+
+def _pair(where: str, parts: tuple[Any, ...]) -> tuple[str, str]:
+    if len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
+        raise FormatError(f"{where}: a merge is two tokens, not {' '.join(map(str, parts))!r}")
+    return parts[0], parts[1]
+
+
+def _token_at(path: Path, tokens: Sequence[str], name: str, id_: object) -> str | None:
+    if id_ is None:
+        return None
+    if type(id_) is not int or not 0 <= id_ < len(tokens):
+        raise FormatError(
+            f"{path}: tokenizer.{name}_token_id is {id_!r}, the vocabulary has {len(tokens)} tokens",
+            path=path,
+        )
+    return tokens[id_]
