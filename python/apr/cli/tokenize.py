@@ -1,0 +1,274 @@
+"""`apr tokenize`: a vocabulary from a corpus, a corpus to token shards, a look at the text of shards."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import FlagCreatePairsOff as Flag
+
+from apr.data.encode import EncodeOptions, EncodeReport, EosPolicy, Progress, encode, prepare
+from apr.data.sample import Normalization, sample
+from apr.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from apr.data.corpus import Skipped
+
+# Lines of documents that were skipped; the rest is counted.
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a byte-level BPE vocabulary; the same corpus gives the same bytes.
+
+    Example: apr tokenize train --corpus src --pattern '*.py' --vocab-size 8192 --output tokenizer
+    """
+
+    corpus: tuple[str, ...]
+    """Text files, directories, .jsonl(.gz|.zst), .parquet; - reads JSONL from standard input."""
+    vocab_size: int
+    """Tokens in all, <|endoftext|> among them."""
+    output: Path
+    """The directory to write tokenizer.json, tokenizer_config.json, vocab.json and merges.txt into."""
+    pattern: tuple[str, ...] = ()
+    """Globs that a file below a directory has to match one of."""
+    exclude: tuple[str, ...] = ()
+    """Globs below each directory that are left out, such as 'test/*'."""
+    content_field: str = "content"
+    """The key or column of JSONL and parquet that holds the text."""
+    json: Annotated[bool, Flag] = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> int:
+        """Train, and say what was made."""
+        from apr.data.corpus import Corpus
+        from apr.data.train_tokenizer import train
+
+        started = time.monotonic()
+        corpus = Corpus(
+            self.corpus,
+            patterns=self.pattern,
+            exclude=self.exclude,
+            content_field=self.content_field,
+            without=self.output,
+        )
+        with _bar("training") as bar:
+            made = train(corpus, self.vocab_size, self.output, lambda read, total: bar(read, total, ""))
+        if made.vocab_size < self.vocab_size:
+            print(f"note: {made.vocab_size} tokens are all that the corpus has merges for", file=sys.stderr)
+        if self.json:
+            found = {
+                "output": str(made.output),
+                "vocab_size": made.vocab_size,
+                "documents": made.documents,
+                "skipped_documents": made.skipped,
+                "text_bytes": made.text_bytes,
+                "seconds": round(time.monotonic() - started, 3),
+            }
+            print(json.dumps(found))
+        else:
+            print(
+                f"{made.output}: {made.vocab_size} tokens from {made.documents:,} documents, "
+                f"{made.text_bytes / 1e6:.1f} MB of text, in {time.monotonic() - started:.1f} s"
+            )
+        return 0
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Encode a corpus to token shards with a manifest; the same bytes whatever the workers.
+
+    Example: apr tokenize encode --corpus src --pattern '*.py' --tokenizer model.apr --output shards
+    """
+
+    corpus: tuple[str, ...]
+    """Text files, directories, .jsonl(.gz|.zst), .parquet; - reads JSONL from standard input."""
+    tokenizer: Path
+    """A directory (tokenizer.json, or vocab.json and merges.txt), a tokenizer.json, an .apr or .gguf."""
+    output: Path
+    """The shard directory."""
+    pattern: tuple[str, ...] = ()
+    """Globs that a file below a directory has to match one of."""
+    exclude: tuple[str, ...] = ()
+    """Globs below each directory that are left out, such as 'test/*'."""
+    content_field: str = "content"
+    """The key or column of JSONL and parquet that holds the text."""
+    eos_policy: EosPolicy = "between"
+    """Where the end of text stands: between two documents, after each, or nowhere."""
+    eos_token: str | None = None
+    """The token that ends a text, against what the tokenizer's configuration says."""
+    normalization: Normalization = "none"
+    """The Unicode form texts are brought into."""
+    shard_tokens: int = 10_000_000
+    """A shard is closed after the document that reaches this many tokens."""
+    workers: Annotated[int | None, tyro.conf.arg(aliases=["--num-workers"])] = None
+    """Threads (default: one for each core)."""
+    resume: Annotated[bool, Flag] = False
+    """Continue an encoding that was cut off."""
+    force: Annotated[bool, Flag] = False
+    """Replace the shards that are already there."""
+    strict: Annotated[bool, Flag] = False
+    """Refuse the corpus if a document is no UTF-8 or lacks the field."""
+    estimate_only: Annotated[bool, Flag] = False
+    """Say how many tokens and shards it would be; write nothing."""
+    json: Annotated[bool, Flag] = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> int:
+        """Encode, and say what was made."""
+        if self.resume and self.force:
+            raise UsageError("--resume keeps what --force replaces: choose one")
+        options = EncodeOptions(
+            corpus=self.corpus,
+            tokenizer=self.tokenizer,
+            output=self.output,
+            pattern=self.pattern,
+            exclude=self.exclude,
+            content_field=self.content_field,
+            eos_policy=self.eos_policy,
+            eos_token=self.eos_token,
+            normalization=self.normalization,
+            shard_tokens=self.shard_tokens,
+            workers=self.workers,
+            strict=self.strict,
+            start="resume" if self.resume else "force" if self.force else "new",
+        )
+        if self.estimate_only:
+            return self._estimate(options)
+        with _bar("encoding") as bar:
+
+            def on_progress(at: Progress) -> None:
+                bar(at.read, at.total, f"{at.tokens / 1e6:,.1f} M tokens, {at.shards} shards")
+
+            made = encode(options, on_progress)
+        print(json.dumps(made.manifest) if self.json else _encoded(made, self.output))
+        _print_notes(made.tokenizer.note, made.skipped, made.manifest.get("skipped_documents") or 0)
+        return 0
+
+    def _estimate(self, options: EncodeOptions) -> int:
+        tokenizer, corpus = prepare(options)
+        if corpus.nbytes is None:
+            raise UsageError("standard input cannot be estimated: it could not be read again")
+        found = sample(corpus, tokenizer, options.normalization)
+        tokens, documents = found.tokens or 0, found.documents_in_all or 0
+        shards = -(-tokens // options.shard_tokens)
+        if self.json:
+            rows = {"tokens": tokens, "documents": documents, "shards": shards, "bytes": 4 * tokens}
+            print(json.dumps({"estimate": True, **rows, "corpus_bytes": corpus.nbytes}))
+        else:
+            print(
+                f"about {tokens:,} tokens of {documents:,} documents ({corpus.nbytes / 1e6:,.1f} MB in "
+                f"{len(corpus.files):,} files): {shards:,} shards, {4 * tokens / 1e6:,.1f} MB"
+            )
+        _print_notes(tokenizer.note, (), 0)
+        return 0
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Print the text of shards.
+
+    Example: apr tokenize decode shards --tokenizer model.apr --start 1000 --tokens 200
+    """
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    """The shard directory."""
+    tokenizer: Path
+    """As `encode` takes it."""
+    start: int = 0
+    """The first token, counted from the start of the first shard."""
+    tokens: int = 256
+    """How many tokens; fewer where the shards end."""
+    json: Annotated[bool, Flag] = False
+    """Print one JSON object on standard output."""
+
+    def run(self) -> int:
+        """Print the text."""
+        from apr.data.shards import ShardDir
+        from apr.data.tokenizers import load_tokenizer
+
+        shards = ShardDir(self.directory)
+        tokenizer = load_tokenizer(self.tokenizer)
+        if not 0 <= self.start < shards.total_tokens or self.tokens < 1:
+            raise UsageError(
+                f"--start {self.start} --tokens {self.tokens}: the shards hold tokens 0 to "
+                f"{shards.total_tokens - 1}"
+            )
+        ids = shards.read(self.start, min(self.tokens, shards.total_tokens - self.start)).tolist()
+        beyond = next((id_ for id_ in ids if id_ >= tokenizer.vocab_size), None)
+        if beyond is not None:
+            raise UsageError(
+                f"{self.tokenizer}: the shards hold id {beyond}, its vocabulary ends at "
+                f"{tokenizer.vocab_size - 1}: name the tokenizer they were made with"
+            )
+        text = tokenizer.decode(ids)
+        print(json.dumps({"start": self.start, "ids": ids, "text": text}) if self.json else text)
+        return 0
+
+
+def _encoded(made: EncodeReport, output: Path) -> str:
+    manifest = made.manifest
+    what = (
+        f"{output}: {manifest['total_tokens']:,} tokens of {manifest['total_documents']:,} documents in "
+        f"{manifest['shard_count']:,} shard{'s' * (manifest['shard_count'] != 1)}"
+    )
+    if not made.text_bytes:
+        return f"{what}, all there already"
+    speed = made.text_bytes / 1e6 / max(made.seconds, 1e-9)
+    return f"{what}, from {made.text_bytes / 1e6:,.1f} MB of text in {made.seconds:.1f} s ({speed:.1f} MB/s)"
+
+
+def _print_notes(note: str | None, skipped: tuple[Skipped, ...], count: int) -> None:
+    if note is not None:
+        print(f"note: {note}", file=sys.stderr)
+    for item in skipped[:_SHOWN]:
+        print(f"skipped: {item.name}: {item.reason}", file=sys.stderr)
+    if count:
+        print(f"{count:,} documents skipped in all", file=sys.stderr)
+
+
+@contextmanager
+def _bar(doing: str) -> Iterator[Callable[[int, int | None, str], None]]:
+    """A progress bar with speed and time left; on what is no terminal, nothing."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns: list[Any] = [
+        TextColumn(doing),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    ]
+    with Bar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=None)
+
+        def update(read: int, total: int | None, text: str) -> None:
+            bar.update(task, completed=read, total=total, description=text)
+
+        yield update
+
+
+Command = (
+    Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Encode, tyro.conf.subcommand("encode")]
+    | Annotated[Encode, tyro.conf.subcommand("encode-corpus")]
+    | Annotated[Decode, tyro.conf.subcommand("decode")]
+)
