@@ -1,0 +1,195 @@
+"""Checkpoints: one `.apr` file with weights under transformers' names and all that resuming needs.
+
+It holds no path, time or host: two runs of the same thing write the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from apr.container.file import load
+from apr.container.save import save
+from apr.data.atomic import write_atomically
+from apr.errors import AprError, RefusedError
+from apr.model.fill import TRAINING_PREFIX, fill
+from apr.train.state import RunState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+    from torch.optim import AdamW
+
+    from apr.container.file import AprFile
+    from apr.model.decoder import Decoder
+
+# The format's name for each of AdamW's moments.
+_MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in a run directory."""
+
+    path: Path
+    step: int
+    epoch: int | None
+    """Of an epoch's file, from 0; None for one that was saved on the way."""
+
+    @property
+    def metadata_path(self) -> Path:
+        """The JSON file beside it."""
+        return self.path.with_suffix(".metadata.json")
+
+
+def epoch_path(run_dir: Path, epoch: int) -> Path:
+    """Where the checkpoint of an epoch goes."""
+    return run_dir / "ckpt" / f"epoch-{epoch:03}.apr"
+
+
+def step_path(run_dir: Path, step: int) -> Path:
+    """Where a checkpoint on the way goes."""
+    return run_dir / "ckpt" / f"step-{step:08}.apr"
+
+
+def write_checkpoint(
+    path: Path, model: Decoder, optimizer: AdamW, state: RunState, facts: dict[str, Any]
+) -> str:
+    """Write a checkpoint and read it back.
+
+    Args:
+        path: replaced only once the new file is whole.
+        model: its parameters are stored in their own dtype.
+        optimizer: AdamW over all of them.
+        state: goes into the metadata, under `training`.
+        facts: the other metadata; its `training` holds what is fixed for the run.
+
+    Returns:
+        SHA-256 of the optimiser's state, moments in name order, then the step.
+
+    Raises:
+        OSError: it cannot be written.
+        AprError: what was written does not verify.
+    """
+    moments = _moments(model, optimizer)
+    tensors: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"{TRAINING_PREFIX}optimizer.{name}": value for name, value in moments.items()}
+    tensors |= {
+        f"{TRAINING_PREFIX}optimizer.step": torch.tensor(state.step),
+        f"{TRAINING_PREFIX}scheduler.last_lr": torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64),
+        f"{TRAINING_PREFIX}rng.cpu": torch.get_rng_state(),
+        f"{TRAINING_PREFIX}meta.epoch": torch.tensor(state.epochs),
+    }
+    device = model.head_weight.device
+    if device.type == "cuda":
+        tensors[f"{TRAINING_PREFIX}rng.cuda"] = torch.cuda.get_rng_state(device)
+    metadata = {**facts, "training": {**facts["training"], "state": state.to_dict()}}
+    path.parent.mkdir(exist_ok=True)
+    save(tensors, path, metadata)
+    load(path, verify="full").close()
+    return _digest(moments, state.step)
+
+
+def restore(path: Path, model: Decoder, optimizer: AdamW) -> RunState:
+    """Fill model and optimiser from a checkpoint.
+
+    Raises:
+        AprError: not a valid file.
+        RefusedError: no checkpoint of this model; says what is missing.
+    """
+    with load(path) as file:
+        fill(model, file)
+        for name, parameter in model.named_parameters():
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(_state_tensor(file, "optimizer.step").item())),
+                **{
+                    key: _state_tensor(file, f"optimizer.{moment}.{name}").to(parameter.device, copy=True)
+                    for moment, key in _MOMENTS.items()
+                },
+            }
+        if next(model.parameters()).device.type == "cuda":  # where AdamW's fused kernel wants its step
+            for state in optimizer.state.values():
+                state["step"] = state["step"].to(next(model.parameters()).device)
+            if f"{TRAINING_PREFIX}rng.cuda" in file:
+                torch.cuda.set_rng_state(_state_tensor(file, "rng.cuda").clone())
+        torch.set_rng_state(_state_tensor(file, "rng.cpu").clone())
+        return state_of(file)
+
+
+def state_of(file: AprFile) -> RunState:
+    """The run's state in a checkpoint's metadata.
+
+    Raises:
+        RefusedError: the file is no checkpoint.
+    """
+    try:
+        return RunState(**file.metadata["training"]["state"])
+    except (KeyError, TypeError):
+        raise RefusedError(f"{file.path}: no checkpoint of a run: its metadata hold no training state") from None
+
+
+def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """The checkpoints of a run that open, the furthest last."""
+    found = []
+    for path in sorted((run_dir / "ckpt").glob("*.apr")):
+        try:
+            with load(path) as file:
+                state = state_of(file)
+        except (AprError, RefusedError):
+            continue
+        found.append(Checkpoint(path, state.step, state.epochs - 1 if path.name.startswith("epoch-") else None))
+    # At the same step, an epoch's file knows the evaluation too.
+    return sorted(found, key=lambda c: (c.step, c.epoch is not None))
+
+
+def prune(checkpoints: list[Checkpoint], keep: int, best_epoch: int | None) -> list[Checkpoint]:
+    """Remove all but the last `keep` and the best; what is left.
+
+    The metadata file of an epoch stays and says so.
+    """
+    kept = []
+    for i, checkpoint in enumerate(checkpoints):
+        if i >= len(checkpoints) - keep or (checkpoint.epoch is not None and checkpoint.epoch == best_epoch):
+            kept.append(checkpoint)
+            continue
+        if checkpoint.metadata_path.exists():
+            facts = json.loads(checkpoint.metadata_path.read_text())
+            write_json(checkpoint.metadata_path, {**facts, "pruned": True})
+        checkpoint.path.unlink()
+    return kept
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON file atomically."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def _state_tensor(file: AprFile, name: str) -> Tensor:
+    try:
+        return file[TRAINING_PREFIX + name]
+    except KeyError:
+        raise RefusedError(f"{file.path}: cannot be resumed: it has no {TRAINING_PREFIX}{name}") from None
+
+
+def _moments(model: Decoder, optimizer: AdamW) -> dict[str, Tensor]:
+    """`m.NAME` and `v.NAME` of every parameter; zeros before the first step."""
+    return {
+        f"{moment}.{name}": optimizer.state[parameter].get(key, torch.zeros_like(parameter))
+        if parameter in optimizer.state
+        else torch.zeros_like(parameter)
+        for moment, key in _MOMENTS.items()
+        for name, parameter in model.named_parameters()
+    }
+
+
+def _digest(moments: dict[str, Tensor], step: int) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(moments):
+        digest.update(moments[name].cpu().contiguous().numpy().data)
+    digest.update(step.to_bytes(8, "little"))
+    return digest.hexdigest()

@@ -1,0 +1,218 @@
+"""The options of a run: one dataclass, the only source of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from apr.errors import UsageError
+
+Mode = Literal["finetune", "from-scratch", "from-init"]
+Precision = Literal["bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class ModeDefaults:
+    """What a mode sets where no flag does."""
+
+    lr: float
+    warmup_steps: int
+    target_val_loss: float
+    first_val_loss_cap: float | None
+    """Cap on the held-out loss of the first epoch, nats; None: twice ln V."""
+
+
+MODES: dict[Mode, ModeDefaults] = {
+    "finetune": ModeDefaults(5e-5, 100, 2.2, 10.0),
+    "from-init": ModeDefaults(5e-5, 100, 2.2, 10.0),
+    "from-scratch": ModeDefaults(3e-4, 1000, 3.0, None),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Options of `pretrain`; the flags of `apr pretrain` have the same names.
+
+    Raises:
+        UsageError: values that contradict each other or lie out of range.
+    """
+
+    dataset: Annotated[Path, tyro.conf.arg(aliases=("--shards-dir",))]
+    """Shard directory to train on."""
+    run_dir: Annotated[Path, tyro.conf.arg(aliases=("--output-dir",))]
+    """Where everything the run writes goes."""
+    init: Path | None = None
+    """The .apr file to start from (finetune, from-init)."""
+    val_dataset: Annotated[Path | None, tyro.conf.arg(aliases=("--val-shard",))] = None
+    """Shard directory to hold out; default: the end of --dataset, which training then leaves out."""
+    tokenizer: Path | None = None
+    """Tokenizer directory, tokenizer.json or model file: checks the vocabulary's size, goes into checkpoints."""
+    mode: Mode = "finetune"
+    """Sets --lr, --warmup-steps and --target-val-loss together; an explicit flag wins."""
+    arch: str | None = None
+    """From scratch: a preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m) or a YAML file of sizes."""
+    num_steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 1000
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Windows in a micro-batch."""
+    grad_accum: int = 1
+    """Micro-batches in a step."""
+    seq_length: int = 1024
+    """Tokens in a window."""
+    steps_per_epoch: int = 100
+    """Steps from one evaluation and checkpoint to the next."""
+    lr: float | None = None
+    """Peak learning rate (finetune, from-init 5e-5; from-scratch 3e-4)."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up (finetune, from-init 100; from-scratch 1000; at most a tenth of --num-steps)."""
+    min_lr_ratio: float = 0.01
+    """The cosine ends at this share of the peak."""
+    weight_decay: float = 0.01
+    """AdamW's, on matrices only: not on norms, biases and embeddings."""
+    beta1: float = 0.9
+    """AdamW's."""
+    beta2: float = 0.95
+    """AdamW's."""
+    eps: float = 1e-8
+    """AdamW's."""
+    grad_clip: float = 1.0
+    """Largest norm of the gradient."""
+    target_val_loss: float | None = None
+    """Held-out loss to reach, nats a token (finetune, from-init 2.2; from-scratch 3.0)."""
+    stop_at_target: bool = True
+    """Stop at the evaluation that meets the target (never with --contract)."""
+    patience: int = 5
+    """Epochs without a new best before the run stops early."""
+    min_epochs: int = 3
+    """Epochs before which patience stops nothing."""
+    val_tokens: int = 262_144
+    """Held-out tokens an evaluation takes, and holds out where there is no --val-dataset."""
+    seed: int = 42
+    """Of the initial weights and of the order of windows."""
+    shuffle: bool = True
+    """Visit windows in a pseudo-random order that the seed fixes, or in stream order."""
+    allow_shard_cycle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on with the first window when the stream ends."""
+    force_under_provisioned: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """No warning for fewer than ten training tokens a parameter."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; only auto chooses."""
+    precision: Precision | None = None
+    """bf16: float32 weights, bfloat16 compute (default on CUDA); fp32 (default on the CPU)."""
+    compile: bool = False
+    """Compile each layer with torch.compile."""
+    keep: int = 2
+    """Checkpoints to keep beside the best one."""
+    contract: Path | None = None
+    """Contract to decide at the end; never changes the exit code."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on from the run directory's last checkpoint, with its config.yaml for every flag not given."""
+    extend: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Let --resume raise --num-steps."""
+    force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Move a run that is already there to RUN_DIR.bak-N."""
+
+    def __post_init__(self) -> None:
+        for name in _PATHS:
+            value = getattr(self, name)
+            if isinstance(value, str):
+                object.__setattr__(self, name, Path(value))
+        _check_ranges(self)
+
+    @property
+    def mode_defaults(self) -> ModeDefaults:
+        """What the mode sets."""
+        return MODES[self.mode]
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows that one optimiser step takes."""
+        return self.batch_size * self.grad_accum
+
+    def resolved(self) -> PretrainConfig:
+        """The same options with the mode's row filled in.
+
+        Raises:
+            UsageError: a warm-up that leaves no step for the cosine.
+        """
+        row = self.mode_defaults
+        warmup = min(row.warmup_steps, self.num_steps // 10) if self.warmup_steps is None else self.warmup_steps
+        if warmup >= self.num_steps:
+            raise UsageError(f"--warmup-steps {warmup} leaves none of --num-steps {self.num_steps} for the cosine")
+        target = row.target_val_loss if self.target_val_loss is None else self.target_val_loss
+        return replace(
+            self, lr=row.lr if self.lr is None else self.lr, warmup_steps=warmup, target_val_loss=target
+        )
+
+    def to_yaml(self) -> dict[str, Any]:
+        """Everything needed to run it again: paths made absolute; not how an earlier run was met."""
+        values = {key: value for key, value in asdict(self).items() if key not in _ABOUT_EARLIER_RUNS}
+        return {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in values.items()}
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> dict[str, Any]:
+        """The options that a file gives.
+
+        Raises:
+            FileNotFoundError: no such file.
+            UsageError: it is no mapping of option names; names the unknown ones.
+        """
+        import yaml
+
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UsageError(f"{path}: no YAML: {error}") from None
+        names = {field.name for field in fields(cls)}
+        if not isinstance(found, dict):
+            raise UsageError(f"{path}: no mapping of options")
+        options = {str(key).replace("-", "_"): value for key, value in found.items()}
+        unknown = sorted(options.keys() - names)
+        if unknown:
+            raise UsageError(f"{path}: no such option: {', '.join(unknown)}")
+        return {key: Path(value) if key in _PATHS and value is not None else value for key, value in options.items()}
+
+
+_PATHS = ("dataset", "run_dir", "init", "val_dataset", "tokenizer", "contract")
+_ABOUT_EARLIER_RUNS = {"resume", "extend", "force"}
+_AT_LEAST_ONE = ("num_steps", "batch_size", "grad_accum", "seq_length", "steps_per_epoch", "patience", "keep",
+                 "val_tokens")  # fmt: skip
+_POSITIVE = ("lr", "eps", "grad_clip", "target_val_loss")
+_NOT_NEGATIVE = ("warmup_steps", "weight_decay", "min_epochs", "seed")
+
+
+def _check_ranges(config: PretrainConfig) -> None:
+    def check(names: tuple[str, ...], rule: str, *, least: float, above: bool = False) -> None:
+        for name in names:
+            value = getattr(config, name)
+            # Not a number yet: a placeholder of the command line's parser.
+            if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+                continue
+            if not math.isfinite(value) or value < least or (above and value == least):
+                raise UsageError(f"--{name.replace('_', '-')} is {value}: it must be {rule}")
+
+    check(_AT_LEAST_ONE, "at least 1", least=1)
+    check(_POSITIVE, "positive", least=0, above=True)
+    check(_NOT_NEGATIVE, "0 or more", least=0)
+    for name in ("beta1", "beta2", "min_lr_ratio"):
+        value = getattr(config, name)
+        if not 0 <= value <= 1 or (name != "min_lr_ratio" and value == 1):
+            raise UsageError(f"--{name.replace('_', '-')} is {value}: it must be a share of 1")
+    if config.mode == "from-scratch":
+        if config.init is not None:
+            raise UsageError("--init and --mode from-scratch contradict each other: leave one out")
+        if config.arch is None:
+            raise UsageError("--mode from-scratch needs --arch: a preset or a YAML file of sizes")
+    else:
+        if config.init is None:
+            raise UsageError(f"--mode {config.mode} needs --init FILE.apr (--mode from-scratch needs none)")
+        if config.arch is not None:
+            raise UsageError(f"--arch belongs to --mode from-scratch: --mode {config.mode} takes it from --init")
+    if config.extend and not config.resume:
+        raise UsageError("--extend belongs to --resume")
+    if config.resume and config.force:
+        raise UsageError("--resume and --force contradict each other: go on with the run, or move it away")

@@ -1,0 +1,118 @@
+"""Where a run computes: found out, never assumed."""
+
+from __future__ import annotations
+
+import re
+import resource
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+
+from apr.errors import UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from apr.train.config import Precision
+
+# Dense bfloat16 FLOP/s by what the device calls itself (NVIDIA's data sheets, SXM parts).
+_PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device that was asked for; only `auto` chooses.
+
+    Raises:
+        UsageError: no device's name.
+        UnavailableError: that device is not there.
+    """
+    if asked == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", asked):
+        raise UsageError(f"--device is {asked!r}: it must be auto, cpu, cuda or cuda:N")
+    if asked == "cpu":
+        return torch.device("cpu")
+    index = int(asked.partition(":")[2] or 0)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if index >= count:
+        raise UnavailableError(
+            f"--device {asked}: there is no such device ({count} CUDA devices here): take --device cpu or auto"
+        )
+    return torch.device("cuda", index)
+
+
+def default_precision(device: torch.device) -> Precision:
+    """bf16 on CUDA, fp32 elsewhere."""
+    return "bf16" if device.type == "cuda" else "fp32"
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Compute in bfloat16 where that was asked for; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def describe(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        return f"{device} ({torch.cuda.get_device_name(device)}, {memory:.0f} GiB)"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def peak_flops(device: torch.device, precision: Precision) -> float | None:
+    """FLOP/s that the device can reach at most, or None where that is not known."""
+    if device.type != "cuda" or precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in _PEAK_BF16.items() if part in name), None)
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory the run has held: reserved on the GPU, resident on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def free_memory_bytes(device: torch.device) -> int | None:
+    """Memory that a run could take now, or None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 (a pseudo file)
+            rows = dict(line.split(":", 1) for line in file)
+        return int(rows["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+class Utilisation:
+    """How busy the GPU is, in percent, as its driver measures it; None without a GPU.
+
+    Raises:
+        UnavailableError: there is a GPU whose driver does not say.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._handle: object = None
+        if device.type == "cuda":
+            import pynvml
+
+            try:
+                pynvml.nvmlInit()
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
+            except pynvml.NVMLError as error:
+                raise UnavailableError(f"{device}: its utilisation cannot be measured (NVML: {error})") from None
+
+    def percent(self) -> float | None:
+        """Share of the last sampling period in which a kernel ran."""
+        if self._handle is None:
+            return None
+        import pynvml
+
+        return float(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
+
+
+def _uuid(device: torch.device) -> str:
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

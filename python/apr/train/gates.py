@@ -1,0 +1,65 @@
+"""What must hold of a run; each gate gives the value it measured beside its threshold."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING
+
+from apr.train.checkpoint import epoch_path
+from apr.train.metrics import incomplete_steps
+from apr.train.result import Gate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from typing import Any
+
+# A held-out loss that doubles from one epoch to the next will not come back.
+_DIVERGENCE_FACTOR = 2.0
+
+
+def divergence(history: Sequence[float], cap: float) -> Gate:
+    """The first epoch's held-out loss stays under the cap, each later one under twice the one before."""
+    if not history:
+        return Gate("divergence", None, None, cap)
+    threshold = cap if len(history) == 1 else _DIVERGENCE_FACTOR * history[-2]
+    return Gate("divergence", history[-1] <= threshold, history[-1], threshold)
+
+
+def first_cap(cap: float | None, vocab_size: int) -> float:
+    """The cap of the first epoch: the mode's, or twice ln V."""
+    return 2 * math.log(vocab_size) if cap is None else cap
+
+
+def patience(history: Sequence[float], best_epoch: int | None, *, epochs: int, min_epochs: int) -> Gate:
+    """The best epoch is not `epochs` or more ago; not asked before `min_epochs`."""
+    since = 0 if best_epoch is None else len(history) - 1 - best_epoch
+    return Gate("patience", since < epochs or len(history) < min_epochs, since, epochs)
+
+
+def target(final_val_loss: float | None, threshold: float) -> Gate:
+    """The last held-out loss is at most the target."""
+    passed = None if final_val_loss is None else final_val_loss <= threshold
+    return Gate("target", passed, final_val_loss, threshold)
+
+
+def metrics(records: Sequence[dict[str, Any]], steps: int, *, gpu: bool) -> Gate:
+    """`train.jsonl` has the six fields of every step, finite."""
+    incomplete = incomplete_steps(list(records), steps, gpu=gpu)
+    return Gate("metrics", not incomplete, len(incomplete), 0)
+
+
+def artefacts(run_dir: Path, epochs: int) -> Gate:
+    """Each epoch has its checkpoint and its metadata; a pruned one says so."""
+    missing = [epoch for epoch in range(epochs) if not _has_artefacts(run_dir, epoch)]
+    return Gate("artefacts", not missing, len(missing), 0)
+
+
+def _has_artefacts(run_dir: Path, epoch: int) -> bool:
+    path = epoch_path(run_dir, epoch)
+    try:
+        facts = json.loads(path.with_suffix(".metadata.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return path.is_file() or facts.get("pruned") is True

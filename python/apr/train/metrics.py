@@ -1,0 +1,75 @@
+"""`train.jsonl`: a line for every step and every evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+STEP_FIELDS = ("step", "train_loss", "grad_norm", "lr", "tokens_per_sec", "gpu_util_pct")
+
+
+class MetricsFile:
+    """Appends records; each is on its way to the disk before the next step starts."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; a number that JSON has no form for becomes null."""
+        plain = {key: finite(value) for key, value in record.items()}
+        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All records; a last line that was cut off is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+def cut_back(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Keep the records that a checkpoint knows of, atomically; what is left."""
+    records = [record for record in read_metrics(path) if keep(record)] if path.exists() else []
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return records
+
+
+def incomplete_steps(records: list[dict[str, Any]], steps: int, *, gpu: bool) -> list[int]:
+    """Steps without exactly one record whose six fields are finite; null passes only for gpu_util_pct on a CPU."""
+    found: dict[int, list[bool]] = {step: [] for step in range(steps)}
+    for record in records:
+        if "train_loss" in record:
+            fields = STEP_FIELDS if gpu else STEP_FIELDS[:-1]
+            complete = all(isinstance(record.get(name), (int, float)) for name in fields)
+            found.setdefault(record["step"], []).append(complete and "gpu_util_pct" in record)
+    return [step for step, complete in found.items() if complete != [True]]
+
+
+def finite(value: object) -> object:
+    """The value, or None for a number that JSON has no form for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

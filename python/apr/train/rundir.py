@@ -1,0 +1,107 @@
+"""A run directory: whether it holds a run, moving one away, taking one up again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from apr.data.atomic import write_atomically
+from apr.errors import RefusedError
+from apr.train.config import PretrainConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+RESULT, CONFIG, METRICS, LOG, PLOT = "result.json", "config.yaml", "train.jsonl", "run.log", "loss.png"
+
+# What a resumed run may do otherwise: none of it changes what is computed.
+_FREE = {"run_dir", "device", "keep", "contract", "patience", "min_epochs", "target_val_loss", "stop_at_target",
+         "force_under_provisioned"}  # fmt: skip
+# Left open, these follow from the mode or the device: the run keeps what it had.
+_FOLLOWS = ("lr", "warmup_steps", "target_val_loss", "precision")
+
+
+def holds_run(run_dir: Path) -> bool:
+    """Whether there is a run; a refusal alone is none."""
+    if (run_dir / METRICS).exists() or (run_dir / "ckpt").exists():
+        return True
+    try:
+        result = json.loads((run_dir / RESULT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return (run_dir / CONFIG).exists()
+    return not (isinstance(result, dict) and result.get("status") == "REFUSED")
+
+
+def check_free(config: PretrainConfig) -> None:
+    """What the directory holds fits what was asked for.
+
+    Raises:
+        RefusedError: a run is there and neither --resume nor --force was given, or none and --resume was.
+    """
+    there = holds_run(config.run_dir)
+    if there and not (config.resume or config.force):
+        raise RefusedError(f"{config.run_dir}: holds a run: --resume goes on with it, --force moves it away")
+    if config.resume and not there:
+        raise RefusedError(f"{config.run_dir}: holds no run to resume")
+    if there and config.force and config.init is not None:
+        inside = config.run_dir.resolve() in config.init.resolve().parents
+        if inside:
+            raise RefusedError(f"{config.init}: lies in the run that --force would move away: copy it out first")
+
+
+def move_away(run_dir: Path) -> Path:
+    """Rename a directory to RUN_DIR.bak-N with the first free N."""
+    return _rename(run_dir)
+
+
+def set_result_aside(run_dir: Path) -> None:
+    """Rename an old result to result.json.bak-N."""
+    if (run_dir / RESULT).exists():
+        _rename(run_dir / RESULT)
+
+
+def write_config(run_dir: Path, config: PretrainConfig) -> None:
+    """Write config.yaml atomically."""
+    import yaml
+
+    text = yaml.safe_dump(config.to_yaml(), sort_keys=False, allow_unicode=True)
+    write_atomically(run_dir / CONFIG, text.encode())
+
+
+def as_before(config: PretrainConfig) -> PretrainConfig:
+    """The options of a run that is resumed, checked against those it was started with.
+
+    Raises:
+        RefusedError: an option differs that must not; names it with both values.
+    """
+    before = PretrainConfig.from_yaml(config.run_dir / CONFIG)
+    left_open = {name: before[name] for name in _FOLLOWS if getattr(config, name) is None and name in before}
+    config = replace(config, **left_open)
+    now = PretrainConfig(**_plain(config)).to_yaml()
+    was = PretrainConfig(**before).to_yaml()
+    for name, value in now.items():
+        if value == was[name] or name in _FREE:
+            continue
+        if name == "num_steps" and value > was[name] and config.extend:
+            continue
+        hint = " (--extend allows more)" if name == "num_steps" and value > was[name] else ""
+        raise RefusedError(
+            f"{config.run_dir}: the run has --{name.replace('_', '-')} {was[name]}, not {value}: "
+            f"a resumed run keeps it{hint}"
+        )
+    return config
+
+
+def _plain(config: PretrainConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.to_yaml()}
+
+
+def _rename(path: Path) -> Path:
+    for n in count(1):
+        target = path.with_name(f"{path.name}.bak-{n}")
+        if not target.exists():
+            path.rename(target)
+            return target
+    raise AssertionError
