@@ -1,0 +1,48 @@
+"""Is a corpus text at all? What the distribution of its ids says before a step is spent on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apr.data.shards import Scan
+
+# Fewer tokens have no distribution worth judging.
+MIN_TOKENS = 32
+# The most frequent token of text and code (a comma, a line break, a space) has 3 to 15 % of it, with a
+# vocabulary of single bytes up to 30 %. A corpus that was 99.99 % <unk> once trained to a loss of 0.0008.
+MAX_SHARE = 0.5
+# Text in single bytes has 4 to 5 bits a token, in a vocabulary of thousands 8 to 11.
+MIN_ENTROPY_BITS = 2.0
+# A byte-level vocabulary has no unknown text; of another kind, more than this was made for other text.
+MAX_UNKNOWN_SHARE = 0.01
+# Documents of fewer than four tokens on the average are none.
+MAX_EOS_SHARE = 0.25
+
+
+def problems(scan: Scan, eos_id: int | None, unk_id: int | None) -> list[str]:
+    """What is wrong with a corpus, a line each; empty for one that can be text.
+
+    Args:
+        scan: of all its shards.
+        eos_id: the id that ends a text, or None where it is not known.
+        unk_id: the id that stands for unknown text, or None where there is none.
+    """
+    if scan.total_tokens < MIN_TOKENS:
+        return []
+    found = []
+    token, count = scan.most_frequent[0]
+    share = count / scan.total_tokens
+    if share > MAX_SHARE:
+        kind = " (unknown text)" if token == unk_id else " (end of text)" if token == eos_id else ""
+        found.append(f"id {token}{kind} is {share:.2%} of all tokens, in text none is over {MAX_SHARE:.0%}")
+    if scan.entropy_bits < MIN_ENTROPY_BITS:
+        found.append(f"{scan.entropy_bits:.3f} bits a token, text has over {MIN_ENTROPY_BITS:g}")
+    for what, special, limit in (
+        ("unknown text", unk_id, MAX_UNKNOWN_SHARE),
+        ("ends of text", eos_id, MAX_EOS_SHARE),
+    ):
+        # Where it is the most frequent id of all, that has been said.
+        if limit < scan.share(special) and not (special == token and share > MAX_SHARE):
+            found.append(f"{what} (id {special}): {scan.share(special):.2%} of all tokens, over {limit:.0%}")
+    return found

@@ -1,0 +1,251 @@
+"""The manifest of a shard directory, rebuilt from its shards."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from apr.data.atomic import sync_directory, write_atomically
+from apr.data.corpus_check import problems
+from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, write_manifest
+from apr.data.shards import TOKEN, Shard, scan, shard_files
+from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
+from apr.errors import FormatError, RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from os import PathLike
+
+    from apr.data.shards import FullScan
+
+SOURCE = "repair-manifest"
+_REBUILT = "rebuilt from the shards; how many documents they hold, and whether they are all, is not known"
+_KEPT = "what it said agreed with the files and is kept"
+_FINISHED = "an encoding that was cut off, finished with the shards that are there"
+
+
+@dataclass(frozen=True)
+class RepairReport:
+    """What was found and done."""
+
+    path: Path
+    shards: tuple[Shard, ...]
+    manifest: dict[str, Any]
+    """As it stands now; as it would stand after a dry run, or if the shards were sound."""
+    outcome: Literal["written", "left alone", "would be written", "not written"]
+    done: tuple[str, ...]
+    """Changes to files other than the manifest, a line each."""
+    scan: FullScan | None
+    """What is in the shards, if that was asked for."""
+    tokenizer: LoadedTokenizer | None
+    problems: tuple[str, ...]
+    """What is wrong with the contents, a line each."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong with the contents, as far as they were read."""
+        return not self.problems
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all shards."""
+        return sum(shard.tokens for shard in self.shards)
+
+
+def repair(
+    path: str | PathLike[str],
+    tokenizer: str | PathLike[str] | None = None,
+    *,
+    verify: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    drop_empty: bool = False,
+    truncate_torn: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> RepairReport:
+    """Write the manifest that a shard directory lacks; leave alone one that agrees with the files.
+
+    No contents are read and no shard is changed unless that is asked for.
+
+    Args:
+        path: the shard directory.
+        tokenizer: what the shards were made with: gives the manifest its vocabulary's size.
+        verify: read all ids: highest id, hashes, ids beyond the vocabulary, whether it can be text. Where
+            that fails, the report has `problems` and no manifest is written.
+        force: replace a manifest that disagrees; the old one is kept as manifest.json.bak.
+        dry_run: change nothing.
+        drop_empty: move empty shards at the end aside.
+        truncate_torn: cut the last shard where its whole tokens end; the cut bytes are kept aside.
+        on_progress: called with tokens read and tokens in all.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: no such directory.
+        RefusedError: no shards, a file that no shard can be, a manifest that disagrees (without `force`).
+    """
+    path = Path(path)
+    loaded = None if tokenizer is None else load_tokenizer(tokenizer)
+    tidy = _Tidying.plan(path, drop_empty=drop_empty, truncate_torn=truncate_torn)
+    found, differences = _found(path, tidy.shards)
+    if differences and not force:
+        raise RefusedError(
+            f"{path / MANIFEST}: disagrees with the files: {'; '.join(differences)}: "
+            "--force replaces it and keeps the old one as manifest.json.bak"
+        )
+    if not dry_run:
+        tidy.apply()
+    scanned = None
+    if verify:
+        limit = loaded.vocab_size if loaded is not None else found.get("vocab_size")
+        readable = [shard for shard in tidy.shards if not dry_run or shard.path not in tidy.cut]
+        scanned = scan(readable, vocab_size=limit, on_progress=on_progress)
+    wrong = () if scanned is None else tuple(_wrong(scanned, loaded, found))
+    report = RepairReport(path, tuple(tidy.shards), found, "left alone", tidy.lines, scanned, loaded, wrong)
+    unfinished = found.get("complete") is False
+    if found and not differences and not unfinished and not force:
+        return report
+    base = {} if differences else {key: value for key, value in found.items() if key != "progress"}
+    report = replace(report, manifest=_rebuilt(base, report, tokenizer, unfinished=unfinished))
+    if wrong:
+        return replace(report, outcome="not written")
+    if dry_run:
+        return replace(report, outcome="would be written")
+    if (path / MANIFEST).exists():
+        write_atomically(_free(path / f"{MANIFEST}.bak"), (path / MANIFEST).read_bytes())
+    write_manifest(path, report.manifest)
+    return replace(report, outcome="written")
+
+
+@dataclass(frozen=True)
+class _Tidying:
+    """What has to happen to shards before the directory is one, and the shards it then has."""
+
+    shards: list[Shard]
+    empty: list[Path]
+    cut: dict[Path, int]
+    """Where whole tokens end in a torn shard."""
+
+    @classmethod
+    def plan(cls, path: Path, *, drop_empty: bool, truncate_torn: bool) -> _Tidying:
+        files = shard_files(path)
+        whole = [(file, size - size % TOKEN.itemsize) for file, size in files]
+        cut = {file: kept for (file, size), (_, kept) in zip(files, whole, strict=True) if kept != size}
+        last = max((i for i, (_, size) in enumerate(whole) if size), default=-1)
+        empty = [file for file, size in whole if not size]
+        for file, kept in cut.items():
+            torn = f"{file}: torn, its whole tokens end at byte {kept} of {kept + file.stat().st_size % 4}"
+            if file != files[-1][0]:
+                raise RefusedError(f"{torn}: only a last shard can be cut there, encode this one again")
+            if not truncate_torn:
+                raise RefusedError(f"{torn}: --truncate-torn cuts it there and keeps the rest aside")
+        if last < 0:
+            raise RefusedError(f"{files[0][0]}: an empty shard, and no other holds a token: encode again")
+        for file in empty:
+            if file in [name for name, _ in whole[:last]]:
+                raise RefusedError(
+                    f"{file}: an empty shard between others: encode it again, or renumber them"
+                )
+            if not drop_empty:
+                raise RefusedError(f"{file}: an empty shard: --drop-empty moves it aside")
+        shards = [Shard(file.name, file, size // TOKEN.itemsize) for file, size in whole[: last + 1]]
+        return cls(shards, empty, cut)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What happens, a line each."""
+        moved = [f"{file.name}: empty, moved aside as {file.name}.empty" for file in self.empty]
+        torn = [
+            f"{file.name}: cut at byte {kept}, the rest is in {file.name}.torn"
+            for file, kept in self.cut.items()
+        ]
+        return (*torn, *moved)
+
+    def apply(self) -> None:
+        """Cut and move; nothing is lost, whenever this is killed."""
+        for file, kept in self.cut.items():
+            with file.open("r+b") as shard:
+                shard.seek(kept)
+                write_atomically(_free(file.with_name(f"{file.name}.torn")), shard.read())
+                shard.truncate(kept)
+                os.fsync(shard.fileno())
+        for file in self.empty:
+            file.rename(_free(file.with_name(f"{file.name}.empty")))
+            sync_directory(file.parent)
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number behind it if something is there."""
+    taken = 1
+    while (free := path if taken == 1 else path.with_name(f"{path.name}-{taken}")).exists():
+        taken += 1
+    return free
+
+
+def _found(path: Path, shards: list[Shard]) -> tuple[dict[str, Any], list[str]]:
+    """The manifest that is there, empty if none is, and where it disagrees with the shards."""
+    try:
+        found = read_manifest(path)
+    except FileNotFoundError:
+        return {}, []
+    except FormatError:
+        return {}, ["no JSON object"]
+    return found, check_manifest(found, shards)
+
+
+def _wrong(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with the contents of the shards."""
+    found = [
+        f"{beyond.shard}: id {beyond.token} at byte {beyond.index * TOKEN.itemsize} is beyond the vocabulary"
+        for beyond in scanned.beyond
+    ]
+    recorded = {row["name"]: row.get("sha256") for row in manifest.get("shards") or ()}
+    found += [
+        f"{shard.name}: changed since it was written (SHA-256 {shard.sha256[:12]}…, "
+        f"recorded {recorded[shard.name][:12]}…)"
+        for shard in scanned.shards
+        if recorded.get(shard.name) not in {None, shard.sha256}
+    ]
+    eos_id = tokenizer.eos_id if tokenizer is not None else manifest.get("eos_token_id")
+    return found + problems(scanned, eos_id, None if tokenizer is None else tokenizer.unk_id)
+
+
+def _rebuilt(
+    base: dict[str, Any], report: RepairReport, tokenizer: str | PathLike[str] | None, *, unfinished: bool
+) -> dict[str, Any]:
+    loaded, scanned = report.tokenizer, report.scan
+    made: dict[str, Any] = {
+        "schema": SCHEMA,
+        "complete": True,
+        "shard_count": len(report.shards),
+        "total_tokens": report.total_tokens,
+        "vocab_size": base.get("vocab_size"),
+        "tokenizer_dir": base.get("tokenizer_dir"),
+    }
+    if loaded is not None:
+        made |= {
+            "vocab_size": loaded.vocab_size,
+            "tokenizer_dir": os.fspath(tokenizer) if tokenizer is not None else None,
+            "tokenizer_sha256": loaded.sha256,
+            "eos_token_id": loaded.eos_id,
+        }
+    if scanned is not None:
+        made |= {"corpus_sha256": scanned.corpus_sha256, "scan": scanned.to_dict()}
+        if loaded is not None and loaded.eos_id is not None:
+            made["eos_token_count"] = _count(scanned, loaded.eos_id)
+    if unfinished or base.get("truncated"):
+        made["truncated"] = True
+    repaired_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return {
+        **base,
+        **made,
+        "repair": True,
+        "repaired_at": repaired_at,
+        "source": SOURCE,
+        "note": _FINISHED if made.get("truncated") else _KEPT if "total_documents" in base else _REBUILT,
+    }
+
+
+def _count(scanned: FullScan, token: int) -> int:
+    return int(scanned.counts[token]) if token < len(scanned.counts) else 0
