@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff as Flag
 
-from apr.data.repair import RepairReport, repair
+from apr.data.rebuild import RepairReport, repair
 from apr.errors import UsageError
 
 EXIT_REFUSED = 5

@@ -6,12 +6,12 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from apr.data.repair import RepairReport, repair
+    from apr.data.rebuild import RepairReport, repair
     from apr.data.shards import ShardDir
 
 __all__ = ["RepairReport", "ShardDir", "repair"]
 
-_HOME = {"RepairReport": "apr.data.repair", "ShardDir": "apr.data.shards", "repair": "apr.data.repair"}
+_HOME = {"RepairReport": "apr.data.rebuild", "ShardDir": "apr.data.shards", "repair": "apr.data.rebuild"}
 
 
 def __getattr__(name: str) -> object:
