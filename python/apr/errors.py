@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from os import PathLike, fspath
 
+# Exit codes of the commands, as the ecosystem's own tools number them.
+EXIT_UNFORESEEN, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_NOT_VALID, EXIT_IO, EXIT_UNAVAILABLE = 1, 2, 3, 4, 7, 9
+# What to install for a module that is not there; everything else belongs to the train extra.
+_EXTRA = {"transformers": "hf", "safetensors": "hf"}
+
 
 class AprError(ValueError):
     """A file is not what it says it is, or not what was asked for.
@@ -83,3 +88,31 @@ class UnavailableError(RefusedError):
     """A feature or a device that is not there."""
 
     exit_code = 9
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code that stands for an error, as the ecosystem's own tools number them."""
+    if isinstance(error, RefusedError):
+        return error.exit_code
+    if isinstance(error, AprError):
+        return EXIT_NOT_VALID
+    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
+        return EXIT_NOT_FOUND
+    if isinstance(error, OSError):
+        return EXIT_IO
+    if isinstance(error, ModuleNotFoundError) and not (error.name or "apr").startswith("apr"):
+        return EXIT_UNAVAILABLE
+    return EXIT_UNFORESEEN
+
+
+def message(error: BaseException) -> str:
+    """The error as one line for a person."""
+    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, AprError):
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        extra = _EXTRA.get(error.name.partition(".")[0], "train")
+        return (
+            f"{error.name} is not installed: pip install 'apr[{extra}]' "
+            f"(in a checkout: uv pip install '.[{extra}]')"
+        )
+    return " ".join(str(error).split())

@@ -10,7 +10,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
-from apr.errors import AprError, RefusedError
+from apr.errors import EXIT_UNFORESEEN, EXIT_USAGE, AprError, RefusedError, exit_code, message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,10 +28,7 @@ COMMANDS = {
     "contracts": ("apr.cli.contracts", "lint contracts, check them against a run"),
 }
 
-EXIT_UNFORESEEN, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_NOT_VALID, EXIT_IO, EXIT_UNAVAILABLE = 1, 2, 3, 4, 7, 9
 EXIT_INTERRUPTED = 130
-# What to install for a module that is not there; everything else belongs to the train extra.
-_EXTRA = {"transformers": "hf", "safetensors": "hf"}
 
 
 class Runnable(Protocol):
@@ -81,36 +78,13 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         return code
 
 
-def exit_code(error: BaseException) -> int:
-    """The exit code that stands for an error, as the ecosystem's own tools number them."""
-    if isinstance(error, RefusedError):
-        return error.exit_code
-    if isinstance(error, AprError):
-        return EXIT_NOT_VALID
-    if isinstance(error, (FileNotFoundError, IsADirectoryError, NotADirectoryError)):
-        return EXIT_NOT_FOUND
-    if isinstance(error, OSError):
-        return EXIT_IO
-    if isinstance(error, ModuleNotFoundError) and not (error.name or "apr").startswith("apr"):
-        return EXIT_UNAVAILABLE
-    return EXIT_UNFORESEEN
-
-
-def message(error: BaseException) -> str:
-    """The error as one line for a person."""
-    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, AprError):
-        return f"{error.filename}: {error.strerror}"
-    if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        extra = _EXTRA.get(error.name.partition(".")[0], "train")
-        return f"{error.name} is not installed: pip install 'apr[{extra}]' (in a checkout: uv pip install '.[{extra}]')"
-    return " ".join(str(error).split())
-
-
 def _parse(name: str, arguments: list[str]) -> Runnable:
     import tyro
 
-    command = import_module(COMMANDS[name][0]).Command
-    parsed: Runnable = tyro.cli(command, prog=f"apr {name}", args=arguments)
+    module = import_module(COMMANDS[name][0])
+    # Of a flag that is given twice the last one counts: what a file says comes first.
+    from_file = module.flags_from_file(arguments) if hasattr(module, "flags_from_file") else []
+    parsed: Runnable = tyro.cli(module.Command, prog=f"apr {name}", args=[*from_file, *arguments])
     return parsed
 
 

@@ -28,7 +28,8 @@ SHARD_NAME = re.compile(r"^shard-([0-9]{4,6})\.bin$")
 TOKEN = np.dtype("<u4")
 # Shards a call into the core: keeps every core busy, and lets progress and Ctrl-C through in between.
 _SCAN_BATCH = 4 * (os.cpu_count() or 1)
-_TOP = 16
+# Every id with at least a hundredth of all tokens is among them.
+_TOP = 100
 # Keys of a manifest that two encodings of one corpus may differ in.
 _VOLATILE = {"scan", "elapsed_seconds", "num_workers", "repaired_at"}
 
@@ -116,7 +117,7 @@ class Scan:
     entropy_bits: float
     """Entropy of the unigram distribution, bits a token."""
     most_frequent: tuple[tuple[int, int], ...]
-    """The sixteen most frequent ids with their counts, most frequent first."""
+    """The hundred most frequent ids with their counts, most frequent first."""
 
     @property
     def max_id(self) -> int:
@@ -129,7 +130,7 @@ class Scan:
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     def share(self, token: int | None) -> float:
-        """Share of an id in all tokens; 0 for an id that is not among the sixteen most frequent."""
+        """Share of an id in all tokens; 0 for an id that is not among the hundred most frequent."""
         return dict(self.most_frequent).get(token, 0) / self.total_tokens if token is not None else 0.0
 
     def to_dict(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from apr.model.config import ModelConfig
 if TYPE_CHECKING:
     from apr.model.decoder import Decoder
 
-# Sizes of published models, and one that two CPU cores train in a minute; the vocabulary's comes from the tokenizer.
+# Sizes of published models, and one that two CPU cores train in a minute. The vocabulary is the tokenizer's.
 PRESETS: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {
         "architecture": "qwen2", "hidden_size": 896, "num_layers": 24, "num_heads": 14, "num_kv_heads": 2,
@@ -45,7 +45,7 @@ def load_arch(arch: str, vocab_size: int) -> ModelConfig:
     sizes = PRESETS.get(arch) or _read(arch)
     given = sizes.get("vocab_size", vocab_size)
     if given != vocab_size:
-        raise RefusedError(f"--arch {arch}: vocab_size is {given}, the tokenizer's is {vocab_size}: make them equal")
+        raise RefusedError(f"--arch {arch}: vocab_size is {given}, the data's {vocab_size}: make them equal")
     try:
         return ModelConfig.from_metadata({**sizes, "vocab_size": vocab_size})
     except RefusedError as error:
@@ -55,8 +55,8 @@ def load_arch(arch: str, vocab_size: int) -> ModelConfig:
 def init_weights(model: Decoder, seed: int) -> None:
     """Fill a model with fresh weights, the same for a seed on every device.
 
-    Matrices and embedding are normal with a standard deviation of 0.02, those that write to the residual stream
-    0.02 / sqrt(2 x layers) as in GPT-2; norms are 1, biases 0.
+    Matrices and embedding are normal with a standard deviation of 0.02, those that write to the residual
+    stream 0.02 / sqrt(2 x layers) as in GPT-2; norms are 1, biases 0.
     """
     generator = torch.Generator().manual_seed(seed)
     residual = _STD / (2 * model.config.num_layers) ** 0.5

@@ -81,7 +81,9 @@ def write_checkpoint(
     tensors |= {f"{TRAINING_PREFIX}optimizer.{name}": value for name, value in moments.items()}
     tensors |= {
         f"{TRAINING_PREFIX}optimizer.step": torch.tensor(state.step),
-        f"{TRAINING_PREFIX}scheduler.last_lr": torch.tensor(optimizer.param_groups[0]["lr"], dtype=torch.float64),
+        f"{TRAINING_PREFIX}scheduler.last_lr": torch.tensor(
+            optimizer.param_groups[0]["lr"], dtype=torch.float64
+        ),
         f"{TRAINING_PREFIX}rng.cpu": torch.get_rng_state(),
         f"{TRAINING_PREFIX}meta.epoch": torch.tensor(state.epochs),
     }
@@ -95,14 +97,26 @@ def write_checkpoint(
     return _digest(moments, state.step)
 
 
-def restore(path: Path, model: Decoder, optimizer: AdamW) -> RunState:
-    """Fill model and optimiser from a checkpoint.
+def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any]) -> RunState:
+    """Fill model and optimiser from a checkpoint of the same run.
+
+    Args:
+        path: the checkpoint; every byte of it is verified.
+        model: its parameters are overwritten.
+        optimizer: over these parameters.
+        facts: as given to `write_checkpoint`; the data must be the same.
 
     Raises:
         AprError: not a valid file.
-        RefusedError: no checkpoint of this model; says what is missing.
+        RefusedError: no checkpoint of this run; says what is missing or differs.
     """
-    with load(path) as file:
+    with load(path, verify="full") as file:
+        state = state_of(file)
+        for part in ("data", "held_out"):
+            if file.metadata["training"].get(part) != facts["training"][part]:
+                raise RefusedError(
+                    f"{path}: the shards are no longer those that this run was started on ({part})"
+                )
         fill(model, file)
         for name, parameter in model.named_parameters():
             optimizer.state[parameter] = {
@@ -118,7 +132,7 @@ def restore(path: Path, model: Decoder, optimizer: AdamW) -> RunState:
             if f"{TRAINING_PREFIX}rng.cuda" in file:
                 torch.cuda.set_rng_state(_state_tensor(file, "rng.cuda").clone())
         torch.set_rng_state(_state_tensor(file, "rng.cpu").clone())
-        return state_of(file)
+        return state
 
 
 def state_of(file: AprFile) -> RunState:
@@ -130,7 +144,9 @@ def state_of(file: AprFile) -> RunState:
     try:
         return RunState(**file.metadata["training"]["state"])
     except (KeyError, TypeError):
-        raise RefusedError(f"{file.path}: no checkpoint of a run: its metadata hold no training state") from None
+        raise RefusedError(
+            f"{file.path}: no checkpoint of a run: its metadata hold no training state"
+        ) from None
 
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
@@ -142,7 +158,9 @@ def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
                 state = state_of(file)
         except (AprError, RefusedError):
             continue
-        found.append(Checkpoint(path, state.step, state.epochs - 1 if path.name.startswith("epoch-") else None))
+        found.append(
+            Checkpoint(path, state.step, state.epochs - 1 if path.name.startswith("epoch-") else None)
+        )
     # At the same step, an epoch's file knows the evaluation too.
     return sorted(found, key=lambda c: (c.step, c.epoch is not None))
 

@@ -50,7 +50,7 @@ class PretrainConfig:
     val_dataset: Annotated[Path | None, tyro.conf.arg(aliases=("--val-shard",))] = None
     """Shard directory to hold out; default: the end of --dataset, which training then leaves out."""
     tokenizer: Path | None = None
-    """Tokenizer directory, tokenizer.json or model file: checks the vocabulary's size, goes into checkpoints."""
+    """Tokenizer directory, tokenizer.json or model file: its vocabulary is checked, checkpoints carry it."""
     mode: Mode = "finetune"
     """Sets --lr, --warmup-steps and --target-val-loss together; an explicit flag wins."""
     arch: str | None = None
@@ -68,7 +68,7 @@ class PretrainConfig:
     lr: float | None = None
     """Peak learning rate (finetune, from-init 5e-5; from-scratch 3e-4)."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up (finetune, from-init 100; from-scratch 1000; at most a tenth of --num-steps)."""
+    """Steps of linear warm-up (finetune, from-init 100; from-scratch 1000; at most --num-steps / 10)."""
     min_lr_ratio: float = 0.01
     """The cosine ends at this share of the peak."""
     weight_decay: float = 0.01
@@ -140,9 +140,13 @@ class PretrainConfig:
             UsageError: a warm-up that leaves no step for the cosine.
         """
         row = self.mode_defaults
-        warmup = min(row.warmup_steps, self.num_steps // 10) if self.warmup_steps is None else self.warmup_steps
+        warmup = (
+            min(row.warmup_steps, self.num_steps // 10) if self.warmup_steps is None else self.warmup_steps
+        )
         if warmup >= self.num_steps:
-            raise UsageError(f"--warmup-steps {warmup} leaves none of --num-steps {self.num_steps} for the cosine")
+            raise UsageError(
+                f"--warmup-steps {warmup} leaves none of --num-steps {self.num_steps} for the cosine"
+            )
         target = row.target_val_loss if self.target_val_loss is None else self.target_val_loss
         return replace(
             self, lr=row.lr if self.lr is None else self.lr, warmup_steps=warmup, target_val_loss=target
@@ -151,7 +155,9 @@ class PretrainConfig:
     def to_yaml(self) -> dict[str, Any]:
         """Everything needed to run it again: paths made absolute; not how an earlier run was met."""
         values = {key: value for key, value in asdict(self).items() if key not in _ABOUT_EARLIER_RUNS}
-        return {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in values.items()}
+        return {
+            key: str(value.absolute()) if isinstance(value, Path) else value for key, value in values.items()
+        }
 
     @classmethod
     def from_yaml(cls, path: Path) -> dict[str, Any]:
@@ -174,7 +180,10 @@ class PretrainConfig:
         unknown = sorted(options.keys() - names)
         if unknown:
             raise UsageError(f"{path}: no such option: {', '.join(unknown)}")
-        return {key: Path(value) if key in _PATHS and value is not None else value for key, value in options.items()}
+        return {
+            key: Path(value) if key in _PATHS and value is not None else value
+            for key, value in options.items()
+        }
 
 
 _PATHS = ("dataset", "run_dir", "init", "val_dataset", "tokenizer", "contract")
@@ -211,7 +220,9 @@ def _check_ranges(config: PretrainConfig) -> None:
         if config.init is None:
             raise UsageError(f"--mode {config.mode} needs --init FILE.apr (--mode from-scratch needs none)")
         if config.arch is not None:
-            raise UsageError(f"--arch belongs to --mode from-scratch: --mode {config.mode} takes it from --init")
+            raise UsageError(
+                f"--arch belongs to --mode from-scratch: --mode {config.mode} takes it from --init"
+            )
     if config.extend and not config.resume:
         raise UsageError("--extend belongs to --resume")
     if config.resume and config.force:

@@ -37,7 +37,7 @@ def choose_device(asked: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= count:
         raise UnavailableError(
-            f"--device {asked}: there is no such device ({count} CUDA devices here): take --device cpu or auto"
+            f"--device {asked}: no such device ({count} CUDA devices here): take --device cpu or auto"
         )
     return torch.device("cuda", index)
 
@@ -103,7 +103,9 @@ class Utilisation:
                 pynvml.nvmlInit()
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
             except pynvml.NVMLError as error:
-                raise UnavailableError(f"{device}: its utilisation cannot be measured (NVML: {error})") from None
+                raise UnavailableError(
+                    f"{device}: its utilisation cannot be measured (NVML: {error})"
+                ) from None
 
     def percent(self) -> float | None:
         """Share of the last sampling period in which a kernel ran."""

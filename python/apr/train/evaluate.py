@@ -32,7 +32,7 @@ class Evaluation:
     @property
     def val_ppl(self) -> float:
         """Perplexity, exp(val_loss); infinite where that is beyond a float."""
-        return math.exp(self.val_loss) if self.val_loss < 700 else math.inf  # noqa: PLR2004 (e^709 overflows)
+        return math.exp(self.val_loss) if self.val_loss < 700 else math.inf  # e^709 overflows
 
 
 def evaluate(
@@ -57,7 +57,7 @@ def evaluate(
     device = model.head_weight.device
     count = evaluation_windows(held_out, val_tokens)
     total, done = torch.zeros((), dtype=torch.float64, device=device), 0
-    with torch.inference_mode(), autocast(device, precision):
+    with torch.no_grad(), autocast(device, precision):
         for batch in held_out.in_order(count, batch_size):
             if on_progress is not None:
                 on_progress(done, count)

@@ -36,7 +36,7 @@ def token_losses(model: Decoder, ids: Tensor) -> Tensor:
         checkpoint(_losses, part, model.head_weight, target, use_reentrant=False)
         if torch.is_grad_enabled()
         else _losses(part, model.head_weight, target)
-        for part, target in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+        for part, target in zip(torch.split(hidden, CHUNK), torch.split(targets, CHUNK), strict=True)
     )
     return torch.cat(list(parts))
 

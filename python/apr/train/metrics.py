@@ -60,7 +60,10 @@ def cut_back(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[st
 
 
 def incomplete_steps(records: list[dict[str, Any]], steps: int, *, gpu: bool) -> list[int]:
-    """Steps without exactly one record whose six fields are finite; null passes only for gpu_util_pct on a CPU."""
+    """Steps without exactly one record whose six fields are finite.
+
+    Null passes only for gpu_util_pct, and only without a GPU.
+    """
     found: dict[int, list[bool]] = {step: [] for step in range(steps)}
     for record in records:
         if "train_loss" in record:

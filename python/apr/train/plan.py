@@ -105,7 +105,7 @@ def _measure_step(prepared: Prepared, model: Decoder) -> float:
         started = _now(prepared.device)
         with autocast(prepared.device, prepared.precision):
             loss = token_losses(model, batch).mean()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         computed = _now(prepared.device)
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         optimizer.step()
@@ -117,7 +117,7 @@ def _measure_step(prepared: Prepared, model: Decoder) -> float:
 def _measure_evaluation(prepared: Prepared, model: Decoder) -> float:
     batch = _batch(prepared, min(prepared.config.batch_size, len(prepared.split.train)))
     started = _now(prepared.device)
-    with torch.inference_mode(), autocast(prepared.device, prepared.precision):
+    with torch.no_grad(), autocast(prepared.device, prepared.precision):
         token_losses(model, batch)
     seconds = _now(prepared.device) - started
     return seconds * prepared.val_tokens / (len(batch) * prepared.config.seq_length)

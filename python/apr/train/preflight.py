@@ -104,16 +104,18 @@ def prepare(config: PretrainConfig) -> Prepared:
     scan = dataset.scan()
     val_scan = scan if val_dataset is None else val_dataset.scan()
     model_config, carried, base = _model(config, tokenizer, dataset, scan)
-    _check_vocabulary(model_config, tokenizer, {dataset: scan, **({val_dataset: val_scan} if val_dataset else {})})
+    scans = {dataset: scan} if val_dataset is None else {dataset: scan, val_dataset: val_scan}
+    _check_vocabulary(model_config, tokenizer, scans)
     _check_corpus(config.dataset, scan, tokenizer)
     if config.val_dataset is not None:
         _check_overlap(config, scan, val_scan)
-    if config.seq_length > model_config.max_position_embeddings:
-        raise RefusedError(
-            f"--seq-length {config.seq_length} is beyond the model's {model_config.max_position_embeddings} positions"
-        )
+    positions = model_config.max_position_embeddings
+    if config.seq_length > positions:
+        raise RefusedError(f"--seq-length {config.seq_length} is beyond the model's {positions} positions")
     parts = split(dataset, val_dataset, config.seq_length, config.val_tokens)
-    notes = [f"device: {describe(device)}, {precision}" + (" (chosen by auto)" if config.device == "auto" else "")]
+    notes = [
+        f"device: {describe(device)}, {precision}" + (" (chosen by auto)" if config.device == "auto" else "")
+    ]
     if tokenizer is not None and tokenizer.note:
         notes.append(f"tokenizer: {tokenizer.note}")
     notes += _check_length(config, len(parts.train))
@@ -225,7 +227,7 @@ def _check_length(config: PretrainConfig, windows: int) -> list[str]:
         return []
     if not config.allow_shard_cycle:
         raise RefusedError(
-            f"{config.dataset}: {needed:,} windows of {config.seq_length} tokens are planned, {windows:,} are there: "
+            f"{config.dataset}: {needed:,} windows of {config.seq_length} tokens planned, {windows:,} there: "
             f"take --num-steps {windows // config.windows_per_step}, encode more, or --allow-shard-cycle"
         )
     return [f"the {windows:,} training windows are visited {needed / windows:.1f} times"]
@@ -300,4 +302,5 @@ def _facts(
         },
     }
     facts = {"model_type": model.family, "param_count": parameters, **model.to_metadata(), **carried}
-    return json.loads(json.dumps({**facts, "training": training}))  # as a checkpoint gives it back
+    plain: dict[str, Any] = json.loads(json.dumps({**facts, "training": training}))  # as a checkpoint has it
+    return plain

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 RESULT, CONFIG, METRICS, LOG, PLOT = "result.json", "config.yaml", "train.jsonl", "run.log", "loss.png"
 
 # What a resumed run may do otherwise: none of it changes what is computed.
-_FREE = {"run_dir", "device", "keep", "contract", "patience", "min_epochs", "target_val_loss", "stop_at_target",
-         "force_under_provisioned"}  # fmt: skip
+_FREE = {"run_dir", "device", "keep", "contract", "patience", "min_epochs", "target_val_loss",
+         "stop_at_target", "force_under_provisioned"}  # fmt: skip
 # Left open, these follow from the mode or the device: the run keeps what it had.
 _FOLLOWS = ("lr", "warmup_steps", "target_val_loss", "precision")
 
@@ -48,7 +48,9 @@ def check_free(config: PretrainConfig) -> None:
     if there and config.force and config.init is not None:
         inside = config.run_dir.resolve() in config.init.resolve().parents
         if inside:
-            raise RefusedError(f"{config.init}: lies in the run that --force would move away: copy it out first")
+            raise RefusedError(
+                f"{config.init}: lies in the run that --force would move away: copy it out first"
+            )
 
 
 def move_away(run_dir: Path) -> Path:

@@ -1,0 +1,392 @@
+"""Steps, evaluations and checkpoints, from a prepared run to its end."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from apr.data.windows import TrainingOrder
+from apr.errors import RefusedError
+from apr.train import gates, rundir
+from apr.train.checkpoint import (
+    Checkpoint,
+    epoch_path,
+    list_checkpoints,
+    prune,
+    restore,
+    step_path,
+    write_checkpoint,
+    write_json,
+)
+from apr.train.device import Utilisation, autocast, peak_flops
+from apr.train.evaluate import Evaluation, evaluate
+from apr.train.loss import token_losses
+from apr.train.metrics import MetricsFile, cut_back, finite
+from apr.train.optimizer import make_optimizer
+from apr.train.report import clock
+from apr.train.result import Gate, Status
+from apr.train.schedule import learning_rate
+from apr.train.state import RunState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from apr.train.preflight import Prepared
+    from apr.train.report import Report
+    from apr.train.signals import StopRequest
+
+# Relative difference of a batch's loss between the train and the eval path: same weights, same windows; only
+# the order of rounding may differ.
+_AGREEMENT = {"fp32": 1e-4, "bf16": 2e-2}
+# FLOPs a parameter and token, forward and backward (https://arxiv.org/abs/2001.08361, section 2.1).
+_FLOPS_A_PARAMETER = 6
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The loop came to an end of its own."""
+
+    status: Status
+    detail: str
+
+
+class DisagreementError(RefusedError):
+    """The train and the eval path give different losses for the same batch."""
+
+
+class Loop:
+    """A model in training. `run` goes to the end; what it knows by then stands in its attributes."""
+
+    def __init__(self, prepared: Prepared, report: Report, stop: StopRequest) -> None:
+        self._prepared, self._config = prepared, prepared.config
+        self._report, self._stop = report, stop
+        self._dir = prepared.config.run_dir
+        self._utilisation = Utilisation(prepared.device)
+        self._peak_flops = peak_flops(prepared.device, prepared.precision)
+        train = prepared.split.train
+        self._order = TrainingOrder(len(train), self._config.seed, self._config.shuffle)
+        self._cap = gates.first_cap(
+            self._config.mode_defaults.first_val_loss_cap, prepared.model_config.vocab_size
+        )
+        self._checkpoints: list[Checkpoint] = []
+        self._seconds: list[float] = []
+        self.state = RunState()
+        self.agreement = Gate("train_eval_agree", None, None, _AGREEMENT[prepared.precision])
+        self.finite = True
+        self.exhausted = False
+        self.evaluated_at = -1
+        self.wall_before = 0.0
+        self.resumed_from: Path | None = None
+
+    # what the result asks for
+
+    @property
+    def final_val_loss(self) -> float | None:
+        """Held-out loss of the weights as they are at the end, if it was measured."""
+        if self.evaluated_at != self.state.step or not self.state.val_loss_history:
+            return None
+        return self.state.val_loss_history[-1]
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The furthest one."""
+        return self._checkpoints[-1].path if self._checkpoints else None
+
+    @property
+    def best_checkpoint(self) -> Path | None:
+        """Of the epoch with the lowest held-out loss."""
+        best = self.state.best_epoch
+        return next((c.path for c in self._checkpoints if c.epoch is not None and c.epoch == best), None)
+
+    @property
+    def windows_seen(self) -> int:
+        """Training windows visited, again and again if the stream was cycled."""
+        return self.state.step * self._config.windows_per_step
+
+    @property
+    def windows_allowed(self) -> int | None:
+        """Training windows there are; None where the stream may be cycled."""
+        return None if self._config.allow_shard_cycle else self._order.count
+
+    # the run
+
+    def run(self) -> Ended:
+        """Train to the end.
+
+        Raises:
+            Interrupted: a signal asked for it; nothing is saved yet.
+            DisagreementError: the first batch's loss depends on the path.
+        """
+        self._started = time.monotonic()
+        self._model = self._prepared.build_model()
+        self._optimizer = make_optimizer(self._model, self._config)
+        if self._config.resume:
+            self._take_up()
+        if self._config.compile:
+            for layer in self._model.model.layers:
+                layer.compile(fullgraph=True, dynamic=False)
+        with MetricsFile(self._dir / rundir.METRICS) as metrics:
+            self._metrics = metrics
+            if self.state.initial_val_loss is None:
+                self.state.initial_val_loss = self._evaluate("before the first step").val_loss
+            ended = self._end_of_epoch() if self._evaluation_is_due() else None
+            while ended is None and self.state.step < self._config.num_steps:
+                self._stop.check()
+                ended = self._step()
+                if ended is None and self._evaluation_is_due():
+                    ended = self._end_of_epoch()
+        return ended or self._budget_spent()
+
+    def save_on_the_way(self) -> Path | None:
+        """Save what was trained since the last checkpoint; where the latest state lies, None before any."""
+        if self.state.step == 0:
+            return None
+        last = self._checkpoints[-1] if self._checkpoints else None
+        if last is None or last.step < self.state.step:
+            self._save(step_path(self._dir, self.state.step), epoch=None)
+        return self.last_checkpoint
+
+    def _take_up(self) -> None:
+        self._checkpoints = list_checkpoints(self._dir)
+        if self._checkpoints:
+            last = self._checkpoints[-1]
+            self.state = restore(last.path, self._model, self._optimizer, self._prepared.facts)
+            self.resumed_from = last.path
+            self.evaluated_at = self.state.step if last.epoch is not None else -1
+        step, due = self.state.step, self.state.epochs * self._config.steps_per_epoch
+
+        def known(record: dict[str, Any]) -> bool:
+            # An evaluation belongs to the state if its epoch is counted; that of step 0 comes before all.
+            return bool(self._checkpoints) and record["step"] < (
+                step if "train_loss" in record else 1 + min(step, due)
+            )
+
+        records = cut_back(self._dir / rundir.METRICS, known)
+        self.wall_before = records[-1]["wall_seconds"] if records else 0.0
+        name = self.resumed_from.name if self.resumed_from else "the start: no checkpoint was written"
+        self._report.line(f"resumed at step {step} from {name}")
+
+    def _evaluation_is_due(self) -> bool:
+        step, every = self.state.step, self._config.steps_per_epoch
+        ended = step % every == 0 or step == self._config.num_steps
+        return step > 0 and ended and self.state.epochs < -(-step // every)
+
+    # a step
+
+    def _step(self) -> Ended | None:
+        config, state = self._config, self.state
+        assert config.lr is not None
+        assert config.warmup_steps is not None
+        ended = self._next_windows_are_there()
+        if ended is not None:
+            return ended
+        started = time.perf_counter()
+        lr = learning_rate(
+            state.step,
+            peak=config.lr,
+            warmup_steps=config.warmup_steps,
+            num_steps=config.num_steps,
+            min_ratio=config.min_lr_ratio,
+        )
+        train_loss, grad_norm = self._accumulate()
+        if not (math.isfinite(train_loss) and math.isfinite(grad_norm)):
+            self.finite = False
+            what = f"train_loss {train_loss}, grad_norm {grad_norm}"
+            self._record_step(train_loss, grad_norm, lr, time.perf_counter() - started)
+            return Ended("NUMERICAL_INSTABILITY", f"{what} at step {state.step}: no update was made from it")
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - started
+        self._seconds.append(seconds)
+        self._record_step(train_loss, grad_norm, lr, seconds)
+        state.add_step(train_loss, grad_norm, self._prepared.tokens_per_step)
+        speed = self._prepared.tokens_per_step / seconds
+        self._report.progress(
+            f"step {state.step}/{config.num_steps}  loss {train_loss:.4f}  grad norm {grad_norm:.2f}  "
+            f"lr {lr:.2e}  {speed:,.0f} tokens/s  {self._time_left()} left"
+        )
+        return None
+
+    def _next_windows_are_there(self) -> Ended | None:
+        """Whether the stream has the next step's windows, or may be cycled for them."""
+        first, count = self.windows_seen, self._order.count
+        last = first + self._config.windows_per_step - 1
+        if last < count:
+            return None
+        if not self._config.allow_shard_cycle:
+            self.exhausted = True
+            return Ended(
+                "STREAM_EXHAUSTED", f"all {count:,} training windows were visited at step {self.state.step}"
+            )
+        if first == 0 or last // count > (first - 1) // count:
+            self._report.line(f"the stream starts again: epoch {last // count} of its {count:,} windows")
+        return None
+
+    def _accumulate(self) -> tuple[float, float]:
+        """Gradients of one step: the mean loss of all its tokens, and the gradients' norm before clipping."""
+        config, device = self._config, self._prepared.device
+        windows = self._order.windows(self.windows_seen, config.windows_per_step)
+        total = torch.zeros((), dtype=torch.float64, device=device)
+        for indices in windows.reshape(config.grad_accum, config.batch_size):
+            ids = torch.from_numpy(self._prepared.split.train.batch(indices)).to(device, non_blocking=True)
+            with autocast(device, self._prepared.precision):
+                losses = token_losses(self._model, ids)
+            if self.agreement.passed is None:
+                self._check_agreement(ids, losses)
+            (losses.sum() / self._prepared.tokens_per_step).backward()  # type: ignore[no-untyped-call]
+            total += losses.detach().sum(dtype=torch.float64)
+        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.grad_clip)
+        return total.item() / self._prepared.tokens_per_step, norm.item()
+
+    def _check_agreement(self, ids: Tensor, losses: Tensor) -> None:
+        """The loss of this process's first batch must not depend on which path computes it."""
+        train = losses.detach().double().mean().item()
+        with torch.no_grad(), autocast(ids.device, self._prepared.precision):
+            held_out = token_losses(self._model, ids).double().mean().item()
+        difference, allowed = (
+            abs(train - held_out) / max(abs(train), 1e-9),
+            _AGREEMENT[self._prepared.precision],
+        )
+        # NaN is for the numerics gate to name.
+        self.agreement = Gate("train_eval_agree", not difference > allowed, difference, allowed)
+        if not self.agreement.passed:
+            raise DisagreementError(
+                f"the first batch's loss is {train:.4f} in training and {held_out:.4f} in evaluation"
+            )
+
+    def _record_step(self, train_loss: float, grad_norm: float, lr: float, seconds: float) -> None:
+        speed = self._prepared.tokens_per_step / seconds
+        flops = _FLOPS_A_PARAMETER * self._prepared.parameters * speed
+        self._metrics.write(
+            {
+                "step": self.state.step,
+                "train_loss": train_loss,
+                "grad_norm": grad_norm,
+                "lr": lr,
+                "tokens_per_sec": round(speed, 3),
+                "gpu_util_pct": self._utilisation.percent(),
+                "mfu": None if self._peak_flops is None else round(flops / self._peak_flops, 4),
+                "tokens_seen": self.state.tokens_seen + self._prepared.tokens_per_step,
+                "wall_seconds": self._wall(),
+            }
+        )
+
+    # an epoch
+
+    def _end_of_epoch(self) -> Ended | None:
+        evaluation = self._evaluate(f"epoch {self.state.epochs}")
+        if not math.isfinite(evaluation.val_loss):
+            self.finite = False
+            return Ended(
+                "NUMERICAL_INSTABILITY", f"held-out loss {evaluation.val_loss} at step {self.state.step}"
+            )
+        self.state.end_epoch(evaluation.val_loss)
+        self.evaluated_at = self.state.step
+        epoch = self.state.epochs - 1
+        self._save(epoch_path(self._dir, epoch), epoch)
+        return self._epoch_gates()
+
+    def _epoch_gates(self) -> Ended | None:
+        config, history = self._config, self.state.val_loss_history
+        divergence = gates.divergence(history, self._cap)
+        if not divergence.passed:
+            return Ended(
+                "DIVERGENCE", f"held-out loss {divergence.value:.4f} is above {divergence.threshold:.4f}"
+            )
+        assert config.target_val_loss is not None
+        met = history[-1] <= config.target_val_loss
+        if met and config.stop_at_target and config.contract is None:
+            return self._budget_spent()
+        patience = gates.patience(
+            history, self.state.best_epoch, epochs=config.patience, min_epochs=config.min_epochs
+        )
+        if not patience.passed and not met:
+            return Ended(
+                "EARLY_STOP", f"no new best held-out loss in {patience.value} epochs; {self._change()}"
+            )
+        return None
+
+    def _budget_spent(self) -> Ended:
+        target, final = self._config.target_val_loss, self.final_val_loss
+        assert target is not None
+        met = final is not None and final <= target
+        words = f"target {target:g} {'met' if met else 'not met'}"
+        return Ended("TARGET_MET" if met else "BUDGET_SPENT", f"{self._change()}; {words}")
+
+    def _change(self) -> str:
+        initial, final = self.state.initial_val_loss, self.final_val_loss
+        return f"held-out loss {initial:.4f} before, {final:.4f} after {self.state.step} steps"
+
+    def _evaluate(self, when: str) -> Evaluation:
+        started = time.perf_counter()
+
+        def on_progress(done: int, total: int) -> None:
+            self._stop.check()
+            self._report.progress(f"evaluation {when}: {done}/{total} windows")
+
+        made = evaluate(
+            self._model,
+            self._prepared.split.held_out,
+            val_tokens=self._config.val_tokens,
+            batch_size=self._config.batch_size,
+            precision=self._prepared.precision,
+            on_progress=on_progress,
+        )
+        self._metrics.write(
+            {
+                "step": self.state.step,
+                "val_loss": made.val_loss,
+                "val_ppl": made.val_ppl,
+                "val_tokens": made.val_tokens,
+                "tokens_seen": self.state.tokens_seen,
+                "wall_seconds": self._wall(),
+            }
+        )
+        self._report.line(
+            f"{when}: held-out loss {made.val_loss:.4f} (perplexity {made.val_ppl:.2f}) "
+            f"over {made.val_tokens:,} tokens in {time.perf_counter() - started:.1f} s"
+        )
+        return made
+
+    def _save(self, path: Path, epoch: int | None) -> None:
+        state = self.state
+        self._report.progress(f"writing {path.name}")
+        sha = write_checkpoint(path, self._model, self._optimizer, state, self._prepared.facts)
+        checkpoint = Checkpoint(path, state.step, epoch)
+        if epoch is not None:
+            val_loss = state.val_loss_history[-1]
+            write_json(
+                checkpoint.metadata_path,
+                {
+                    "epoch": epoch,
+                    "train_loss": state.train_loss,
+                    "val_loss": val_loss,
+                    "train_ppl": finite(_exp(state.train_loss)),
+                    "val_ppl": finite(_exp(val_loss)),
+                    "optimizer_state_sha": sha,
+                    "wall_seconds": self._wall(),
+                    "tokens_seen": state.tokens_seen,
+                    "grad_norm_max": state.grad_norm_max,
+                },
+            )
+        self._checkpoints = prune([*self._checkpoints, checkpoint], self._config.keep, state.best_epoch)
+        self._report.line(f"wrote {path.relative_to(self._dir)}: step {state.step}, read back and verified")
+
+    def _wall(self) -> float:
+        return round(self.wall_before + time.monotonic() - self._started, 3)
+
+    def _time_left(self) -> str:
+        recent = self._seconds[-20:]
+        return clock(sum(recent) / len(recent) * (self._config.num_steps - self.state.step))
+
+
+def _exp(loss: float | None) -> float:
+    return math.inf if loss is None or loss > 700 else math.exp(loss)  # e^709 overflows

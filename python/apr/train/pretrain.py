@@ -1,0 +1,241 @@
+"""A run from its options to its verdict."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import statistics
+import sys
+import time
+import traceback
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TextIO
+
+import torch
+
+from apr.errors import AprError, RefusedError, exit_code, message
+from apr.train import gates, rundir
+from apr.train.checkpoint import write_json
+from apr.train.device import peak_memory_bytes
+from apr.train.loop import DisagreementError, Loop
+from apr.train.metrics import finite, read_metrics
+from apr.train.plan import summary
+from apr.train.plot import plot_losses
+from apr.train.preflight import prepare
+from apr.train.report import Report
+from apr.train.result import EXIT_FAILED, EXIT_GATE, Gate, Result, Status
+from apr.train.signals import Interrupted, StopRequest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from apr.train.config import PretrainConfig
+    from apr.train.preflight import Prepared
+
+_EXIT_CODES: dict[Status, int] = {
+    "TARGET_MET": 0,
+    "BUDGET_SPENT": 0,
+    "EARLY_STOP": 0,
+    "DIVERGENCE": EXIT_GATE,
+    "NUMERICAL_INSTABILITY": EXIT_GATE,
+    "STREAM_EXHAUSTED": EXIT_GATE,
+    "REFUSED": EXIT_GATE,
+    "FAILED": EXIT_FAILED,
+}
+# Steps that a median of the speed leaves out: kernels are chosen and memory is first touched in them.
+_WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class _End:
+    """How the loop ended."""
+
+    status: Status
+    exit_code: int
+    detail: str
+
+
+def pretrain(config: PretrainConfig, *, out: TextIO | None = None) -> Result:
+    """Train, and write all that the run directory promises whatever the end.
+
+    Args:
+        config: the options.
+        out: where lines for people go; standard output by default.
+
+    Raises:
+        AprError, OSError, RefusedError: it was refused before the first step; `result.json` says so too where
+            the run directory exists and holds no run.
+    """
+    with Report(sys.stdout if out is None else out) as report, StopRequest() as stop:
+        try:
+            rundir.check_free(config)
+            if config.resume:
+                config = rundir.as_before(config)
+            prepared = prepare(config)
+        except (AprError, RefusedError, OSError) as error:
+            _record_refusal(config.run_dir, error)
+            raise
+        return _Run(prepared, report, stop).result()
+
+
+def _record_refusal(run_dir: Path, error: Exception) -> None:
+    if run_dir.is_dir() and not rundir.holds_run(run_dir):
+        refused = Result(
+            status="REFUSED", exit_code=exit_code(error), detail=message(error), versions=_versions()
+        )
+        write_json(run_dir / rundir.RESULT, refused.to_dict())
+
+
+class _Run:
+    """One run in its directory: claims it, runs the loop, and says what came of it."""
+
+    def __init__(self, prepared: Prepared, report: Report, stop: StopRequest) -> None:
+        self._started = time.monotonic()
+        self._prepared, self._report, self._stop = prepared, report, stop
+        self._config, self._dir = prepared.config, prepared.config.run_dir
+        if self._config.force and rundir.holds_run(self._dir):
+            report.line(f"moved the run that was there to {rundir.move_away(self._dir)}")
+        self._dir.mkdir(parents=True, exist_ok=True)
+        report.keep(self._dir / rundir.LOG)
+        rundir.set_result_aside(self._dir)
+        rundir.write_config(self._dir, self._config)
+        for line in summary(prepared):
+            report.line(line)
+
+    def result(self) -> Result:
+        """Run, decide the gates and the contract, write `result.json` and the picture."""
+        loop = Loop(self._prepared, self._report, self._stop)
+        end = self._run(loop)
+        made = self._describe(loop, end)
+        write_json(self._dir / rundir.RESULT, _plain(made))
+        records = read_metrics(self._dir / rundir.METRICS) if (self._dir / rundir.METRICS).exists() else []
+        if records:
+            plot_losses(records, self._dir / rundir.PLOT, target=self._target)
+        if self._config.contract is not None:
+            made = self._judge(made)
+        self._report.line(f"{made.status}: {made.detail}")
+        return made
+
+    def _run(self, loop: Loop) -> _End:
+        try:
+            ended = loop.run()
+            return _End(ended.status, _EXIT_CODES[ended.status], ended.detail)
+        except Interrupted:
+            return self._interrupted(loop)
+        except DisagreementError as error:
+            return _End("REFUSED", EXIT_GATE, str(error))
+        except (RefusedError, AprError, OSError) as error:
+            return _End("FAILED", exit_code(error), message(error))
+        except torch.cuda.OutOfMemoryError as error:
+            self._report.line(f"CUDA out of memory: {str(error).splitlines()[0]}")
+            return _End(
+                "FAILED", EXIT_FAILED, "CUDA out of memory: lower --batch-size and raise --grad-accum"
+            )
+        except Exception as error:  # noqa: BLE001 (whatever it is, the run says so in its own files)
+            (self._dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            first = str(error).splitlines()[0] if str(error) else ""
+            return _End("FAILED", EXIT_FAILED, f"{type(error).__name__}: {first} (see traceback.txt)")
+
+    def _interrupted(self, loop: Loop) -> _End:
+        number = self._stop.signal or signal.SIGINT
+        saved = loop.save_on_the_way()
+        where = (
+            f"saved {saved.relative_to(self._dir)}, --resume goes on" if saved else "nothing was trained yet"
+        )
+        return _End("INTERRUPTED", 128 + number, f"{number.name} after {loop.state.step} steps; {where}")
+
+    def _describe(self, loop: Loop, end: _End) -> Result:
+        state, path = loop.state, self._dir / rundir.METRICS
+        records = read_metrics(path) if path.exists() else []
+        speeds = [r["tokens_per_sec"] for r in records if r.get("tokens_per_sec") is not None]
+        steady = speeds[_WARM_UP_STEPS:] or speeds
+        mfus = [r["mfu"] for r in records if r.get("mfu") is not None]
+        decided = self._gates(loop, records)
+        if end.exit_code == 0 and any(
+            g.passed is False for g in decided if g.name in {"metrics", "artefacts"}
+        ):
+            broken = ", ".join(
+                g.name for g in decided if g.passed is False and g.name in {"metrics", "artefacts"}
+            )
+            end = _End("FAILED", EXIT_GATE, f"the run ended, but its {broken} are not complete")
+        return Result(
+            status=end.status,
+            exit_code=end.exit_code,
+            detail=end.detail,
+            steps_completed=state.step,
+            epochs_completed=state.epochs,
+            tokens_seen=state.tokens_seen,
+            wall_seconds=round(loop.wall_before + time.monotonic() - self._started, 3),
+            step0_train_loss=state.step0_train_loss,
+            initial_val_loss=state.initial_val_loss,
+            final_val_loss=loop.final_val_loss,
+            best_val_loss=state.best_val_loss,
+            val_loss_history=tuple(state.val_loss_history),
+            best_checkpoint=self._relative(loop.best_checkpoint),
+            last_checkpoint=self._relative(loop.last_checkpoint),
+            gates=decided,
+            device=str(self._prepared.device),
+            peak_memory_bytes=peak_memory_bytes(self._prepared.device),
+            tokens_per_second=round(statistics.median(steady), 3) if steady else None,
+            mfu=round(statistics.median(mfus[_WARM_UP_STEPS:] or mfus), 4) if mfus else None,
+            versions=_versions(),
+            seed=self._config.seed,
+            resumed_from=self._relative(loop.resumed_from),
+        )
+
+    def _gates(self, loop: Loop, records: list[dict[str, object]]) -> tuple[Gate, ...]:
+        state, config = loop.state, self._config
+        cap = gates.first_cap(config.mode_defaults.first_val_loss_cap, self._prepared.model_config.vocab_size)
+        return (
+            gates.metrics(records, state.step, gpu=self._prepared.device.type == "cuda"),
+            gates.artefacts(self._dir, state.epochs),
+            loop.agreement,
+            gates.divergence(state.val_loss_history, cap),
+            Gate("numerics", loop.finite, None if loop.finite else "NaN or Inf", "finite"),
+            gates.patience(state.val_loss_history, state.best_epoch, epochs=config.patience,
+                           min_epochs=config.min_epochs),
+            Gate("exhaustion", not loop.exhausted, loop.windows_seen, loop.windows_allowed),
+            gates.target(loop.final_val_loss, self._target),
+        )  # fmt: skip
+
+    def _judge(self, made: Result) -> Result:
+        """Decide the contract from what is on disk by now; never changes the exit code."""
+        from apr.contracts import check
+
+        assert self._config.contract is not None
+        try:
+            verdict = check(self._config.contract, self._dir)
+        except (AprError, RefusedError, OSError) as error:
+            self._report.line(f"contract not decided: {error}")
+            made = replace(
+                made, contract={"contract": str(self._config.contract), "ok": False, "error": str(error)}
+            )
+        else:
+            self._report.line(str(verdict))
+            made = replace(made, contract=verdict.to_dict())
+        write_json(self._dir / rundir.RESULT, _plain(made))
+        return made
+
+    def _relative(self, path: Path | None) -> str | None:
+        return None if path is None else str(path.relative_to(self._dir))
+
+    @property
+    def _target(self) -> float:
+        assert self._config.target_val_loss is not None  # filled in by `prepare`
+        return self._config.target_val_loss
+
+
+def _plain(result: Result) -> dict[str, object]:
+    return {
+        key: [finite(v) for v in value] if key == "val_loss_history" else finite(value)
+        for key, value in result.to_dict().items()
+    }
+
+
+def _versions() -> dict[str, str]:
+    from apr import __version__
+
+    versions = {"apr": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    if torch.version.cuda is not None and torch.cuda.is_available():
+        versions["cuda"] = torch.version.cuda
+    return versions
