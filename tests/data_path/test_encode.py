@@ -1,0 +1,343 @@
+"""Corpus to shards: the ids of `tokenizers` itself, the same bytes however it is run, no file by halves."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apr.data import ShardDir
+from apr.data.encode import EncodeOptions, encode
+from apr.errors import RefusedError, UsageError
+
+IMPORTED = Path(__file__).parents[1] / "data" / "imported-0.72"
+TOKENIZER = IMPORTED / "hf_llama_tied"
+EOS = 0
+TEXTS = [
+    f"def f{i}(x):\n    return x * {i}  # naïve {'wörd ' * (i % 7)}\n" if i % 5 else "" for i in range(60)
+]
+# Keys of a manifest that two encodings of one corpus may differ in.
+VOLATILE = ("elapsed_seconds", "num_workers")
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"content": text}) + "\n" for text in TEXTS))
+    return path
+
+
+@pytest.fixture
+def options(corpus, tmp_path):
+    def make(name="shards", **changes):
+        given = {"corpus": (str(corpus),), "tokenizer": TOKENIZER, "output": tmp_path / name} | changes
+        return EncodeOptions(**given)
+
+    return make
+
+
+def documents():
+    """The ids of each text as the tokenizers package gives them."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(TOKENIZER / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    return [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
+
+
+def flat(lists):
+    return list(chain.from_iterable(lists))
+
+
+def stream(directory):
+    shards = sorted(directory.glob("*.bin"))
+    return np.concatenate([np.fromfile(shard, "<u4") for shard in shards]).tolist()
+
+
+def snapshot(directory):
+    """All of a shard directory but what may differ."""
+    manifest = json.loads((directory / "manifest.json").read_text())
+    files = {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "manifest.json"}
+    return files, [(key, value) for key, value in manifest.items() if key not in VOLATILE]
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("none", flat),
+        ("after", lambda docs: flat([*d, EOS] for d in docs)),
+        ("between", lambda docs: flat([EOS, *d] for d in docs)[1:]),
+    ],
+)
+@pytest.mark.parametrize("shard_tokens", [1, 100, 10_000_000])
+def test_ids_are_those_of_the_tokenizer_with_ends_of_text_as_asked(policy, expected, shard_tokens, options):
+    made = encode(options(eos_policy=policy, shard_tokens=shard_tokens))
+    assert stream(made.manifest and options().output) == expected(documents())
+    assert made.manifest["eos_token_count"] == {"none": 0, "after": 60, "between": 59}[policy]
+    assert ShardDir(options().output).total_tokens == made.manifest["total_tokens"]
+
+
+def test_a_shard_is_closed_after_the_document_that_fills_it(options):
+    encode(options(shard_tokens=100, eos_policy="after"))
+    sizes = [path.stat().st_size // 4 for path in sorted(options().output.glob("*.bin"))]
+    expected, open_tokens = [], 0
+    for ids in documents():
+        open_tokens += len(ids) + 1
+        if open_tokens >= 100:
+            expected.append(open_tokens)
+            open_tokens = 0
+    assert sizes == expected + [open_tokens] * (open_tokens > 0)
+    assert len(sizes) > 5
+
+
+def test_the_manifest_says_what_was_done(options, corpus):
+    import hashlib
+
+    manifest = encode(options(shard_tokens=100)).manifest
+    assert manifest == json.loads((options().output / "manifest.json").read_text())
+    digests = [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(options().output.glob("*.bin"))
+    ]
+    expected = {
+        "schema": "pretokenize-bin-v1",
+        "complete": True,
+        "tokenizer_dir": str(TOKENIZER),
+        "tokenizer_sha256": hashlib.sha256((TOKENIZER / "tokenizer.json").read_bytes()).hexdigest(),
+        "vocab_size": 512,
+        "eos_policy": "between",
+        "eos_token_id": EOS,
+        "shard_count": len(digests),
+        "total_documents": 60,
+        "skipped_documents": 0,
+        "content_field": "content",
+        "normalization": "none",
+        "input_format": "jsonl",
+        "input_files": [str(corpus)],
+        "corpus_roots": [str(corpus)],
+        "corpus_sha256": hashlib.sha256("".join(digests).encode()).hexdigest(),
+        "seq_length_hint": None,
+    }
+    assert {key: manifest[key] for key in expected} == expected
+    assert "progress" not in manifest
+    assert [row["sha256"] for row in manifest["shards"]] == digests
+
+
+def run_cli(*flags, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "apr.tokenize", "encode", *map(str, flags)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_no_byte(workers, options, corpus, tmp_path):
+    encode(options("here", shard_tokens=100))
+    flags = ["--corpus", corpus, "--tokenizer", TOKENIZER, "--shard-tokens", 100]
+    done = run_cli(*flags, "--output", tmp_path / "there", "--workers", workers)
+    assert done.returncode == 0, done.stderr
+    assert snapshot(tmp_path / "there") == snapshot(tmp_path / "here")
+
+
+# Kills the process at the n-th flush to the disk, which comes before and after every rename.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+calls, fsync = 0, os.fsync
+def counted(descriptor):
+    global calls
+    calls += 1
+    if calls == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(descriptor)
+os.fsync = counted
+from apr.cli import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3, 4, 5, 6, 7, 8, 11, 14])
+def test_killed_at_any_moment_it_resumes_to_the_same_bytes(moment, options, corpus, tmp_path):
+    encode(options("whole", shard_tokens=200))
+    flags = ["tokenize", "encode", "--corpus", str(corpus), "--tokenizer", str(TOKENIZER)]
+    flags += ["--shard-tokens", "200", "--output", str(tmp_path / "killed")]
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(moment), *flags], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    for shard in (tmp_path / "killed").glob("*.bin"):
+        assert shard.read_bytes() == (tmp_path / "whole" / shard.name).read_bytes()
+    encode(options("killed", shard_tokens=200, start="resume"))
+    assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole")
+
+
+def test_the_kill_test_kills_before_the_end(options, monkeypatch):
+    count = 0
+
+    def counted(_):
+        nonlocal count
+        count += 1
+
+    monkeypatch.setattr(os, "fsync", counted)
+    encode(options(shard_tokens=200))
+    assert count >= 14
+
+
+def test_what_is_not_finished_is_not_trained_on(options):
+    encode(options(shard_tokens=200))
+    path = options().output / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
+    with pytest.raises(RefusedError, match="did not finish"):
+        ShardDir(options().output)
+
+
+def test_resuming_what_is_complete_changes_nothing(options):
+    encode(options())
+    before = (options().output / "manifest.json").read_bytes()
+    assert encode(options(start="resume")).text_bytes == 0
+    assert (options().output / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"shard_tokens": 201}, "shard_tokens was 200"),
+        ({"eos_policy": "after"}, "eos_policy was 'between'"),
+        ({"normalization": "nfc"}, "normalization was 'none'"),
+        ({"eos_token": "!"}, "eos_token_id was 0"),
+        ({}, "corpus_files was"),
+    ],
+)
+def test_resuming_something_else_is_refused(change, says, options, corpus):
+    encode(options(shard_tokens=200))
+    path = options().output / "manifest.json"
+    manifest = json.loads(path.read_text())
+    from apr.data.encode import _Run, prepare
+
+    run = _Run(options(shard_tokens=200), *prepare(options(shard_tokens=200)))
+    progress = run.manifest(complete=False)["progress"]
+    path.write_text(json.dumps(manifest | {"complete": False, "progress": progress}))
+    if not change:
+        corpus.write_text(corpus.read_text() + '{"content": "more"}\n')
+    with pytest.raises(RefusedError, match=says):
+        encode(options(**({"shard_tokens": 200} | change), start="resume"))
+
+
+def test_shards_that_are_there_are_neither_mixed_nor_overwritten(options):
+    encode(options())
+    before = snapshot(options().output)
+    with pytest.raises(RefusedError, match="already holds shards"):
+        encode(options(eos_policy="none"))
+    assert snapshot(options().output) == before
+    encode(options(eos_policy="none", start="force"))
+    assert stream(options().output) == flat(documents())
+
+
+def test_a_shard_that_was_changed_is_not_built_upon(options, corpus):
+    flags = ["tokenize", "encode", "--corpus", str(corpus), "--tokenizer", str(TOKENIZER)]
+    flags += ["--shard-tokens", "200", "--output", str(options().output)]
+    subprocess.run([sys.executable, "-c", KILLED, "9", *flags], check=False)
+    shard = options().output / "shard-00000.bin"
+    shard.write_bytes(bytes(shard.stat().st_size))
+    with pytest.raises(RefusedError, match="shard-00000"):
+        encode(options(shard_tokens=200, start="resume"))
+
+
+def word_level(directory, content):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel(content, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    directory.mkdir()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    return directory
+
+
+def test_a_vocabulary_that_does_not_know_the_text_is_caught_before_a_byte_is_written(options, tmp_path):
+    wrong = word_level(tmp_path / "wrong", {"<unk>": 0, "def": 1, "<|endoftext|>": 2})
+    with pytest.raises(RefusedError, match="unknown to this vocabulary"):
+        encode(options(tokenizer=wrong))
+    assert not options().output.exists()
+
+
+def test_a_tokenizer_that_loses_text_is_caught_before_a_byte_is_written(options, tmp_path):
+    found = sorted({word for text in TEXTS for word in re.findall(r"\w+|[^\w\s]+", text)})
+    words = {word: id_ for id_, word in enumerate(found)}
+    lossy = word_level(tmp_path / "lossy", words | {"<unk>": len(words), "<|endoftext|>": len(words) + 1})
+    with pytest.raises(RefusedError, match="does not give the text of"):
+        encode(options(tokenizer=lossy))
+    assert not options().output.exists()
+
+
+def test_a_byte_level_vocabulary_taken_for_hex_would_be_caught(options, tmp_path):
+    # What once made a corpus 99.99 % <unk>: an encoder that looks for hex keys in a byte-level vocabulary.
+    words = json.loads((TOKENIZER / "tokenizer.json").read_text())["model"]["vocab"]
+    from tokenizers import Regex, Tokenizer, models, normalizers
+
+    tokenizer = Tokenizer(models.BPE(words | {"<unk>": 512}, [], unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(Regex("[a-z ]"), "\u4e00")
+    (tmp_path / "hexed").mkdir()
+    tokenizer.save(str(tmp_path / "hexed" / "tokenizer.json"))
+    with pytest.raises(RefusedError, match="unknown to this vocabulary"):
+        encode(options(tokenizer=tmp_path / "hexed"))
+
+
+def test_no_end_of_text_is_wrong_usage_unless_none_is_wanted(options, tmp_path):
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    letters = sorted(ByteLevel.alphabet())
+    (bare / "vocab.json").write_text(json.dumps({letter: id_ for id_, letter in enumerate(letters)}))
+    (bare / "merges.txt").write_text("")
+    with pytest.raises(UsageError, match="--eos-token"):
+        encode(options(tokenizer=bare))
+    assert encode(options(tokenizer=bare, eos_policy="none")).manifest["eos_token_id"] is None
+
+
+@pytest.mark.parametrize("change", [{"shard_tokens": 0}, {"workers": 0}])
+def test_sizes_below_one_are_wrong_usage(change, options):
+    with pytest.raises(UsageError, match="at least 1"):
+        encode(options(**change))
+
+
+def test_normalization_is_applied_before_encoding(options, tmp_path):
+    (tmp_path / "a.txt").write_text("e\u0301")
+    (tmp_path / "b.txt").write_text("\u00e9")
+    made = [
+        encode(options(f"{name}-{form}", corpus=(str(tmp_path / f"{name}.txt"),), normalization=form))
+        for name, form in (("a", "nfc"), ("b", "none"), ("a", "none"))
+    ]
+    nfc, composed, plain = (stream(Path(tmp_path / name)) for name in ("a-nfc", "b-none", "a-none"))
+    assert nfc == composed != plain
+    assert made[0].manifest["normalization"] == "nfc"
+
+
+def test_documents_that_are_none_are_skipped_counted_and_named_or_with_strict_refused(options, corpus):
+    corpus.write_text(corpus.read_text() + '{"text": "x"}\nnonsense\n')
+    made = encode(options())
+    assert made.manifest["skipped_documents"] == 2
+    assert made.manifest["total_documents"] == 60
+    assert [item.name for item in made.skipped] == [f"{corpus}:61", f"{corpus}:62"]
+    with pytest.raises(RefusedError, match=r"corpus\.jsonl:61: no text under 'content'"):
+        encode(options("strict", strict=True))
+
+
+def test_a_corpus_without_text_leaves_no_shards(options, tmp_path):
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(RefusedError, match="no text to encode"):
+        encode(options(corpus=(str(tmp_path / "empty.txt"),)))
+    assert list(options().output.iterdir()) == []
+
+
+def test_progress_ends_at_the_whole_corpus(options, corpus):
+    seen = []
+    encode(options(), seen.append)
+    assert (seen[-1].read, seen[-1].total) == (corpus.stat().st_size, corpus.stat().st_size)
+    assert seen[-1].text == sum(len(text.encode()) for text in TEXTS)

@@ -1,0 +1,281 @@
+"""Tokenizers from every source give the ids of `tokenizers` itself, and the right end of text."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import apr
+from apr.cli import main
+from apr.data.byte_level import KINDS, Vocabulary
+from apr.data.tokenizers import load_tokenizer
+from apr.errors import FormatError, UnsupportedError, UsageError
+
+IMPORTED = Path(__file__).parents[1] / "data" / "imported-0.72"
+TEXT = "def f(x):\n    return x  # 1234 naïve 東京\r\n\t<|endoftext|> don't\n\n\n"
+# Bytes of a small vocabulary, and merges that tell the pre-tokenisers apart.
+MERGES = [("Ġ", "Ġ"), ("1", "2"), ("12", "3"), ("Ġ", "1"), ("d", "e"), ("de", "f"), ("Ċ", "Ċ"), (".", "Ċ")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_json() -> Path:
+    return IMPORTED / "hf_llama_tied" / "tokenizer.json"
+
+
+def reference(path):
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def byte_vocabulary(*extra):
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    tokens = [*extra, *sorted(ByteLevel.alphabet()), *(a + b for a, b in MERGES)]
+    return {token: id_ for id_, token in enumerate(tokens)}
+
+
+def write_pair(directory, ids, merges, config=None):
+    directory.mkdir(exist_ok=True)
+    (directory / "vocab.json").write_text(json.dumps(ids))
+    (directory / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    if config is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+def write_model(path, **changes):
+    ids = byte_vocabulary("<|endoftext|>", "<|im_end|>")
+    metadata = {
+        "tokenizer.vocabulary": list(ids),
+        "tokenizer.merges": [f"{a} {b}" for a, b in MERGES],
+        "tokenizer.model_type": "BPE",
+        "tokenizer.pre_type": "gpt-2",
+        "tokenizer.eos_token_id": 0,
+    } | {f"tokenizer.{key}": value for key, value in changes.items()}
+    apr.save({"w": np.zeros(1, np.float32)}, path, {k: v for k, v in metadata.items() if v is not None})
+    return path
+
+
+def test_a_tokenizer_json_gives_its_own_ids(tokenizer_json):
+    loaded = load_tokenizer(tokenizer_json)
+    assert loaded.encode([TEXT]) == [reference(tokenizer_json).encode(TEXT, add_special_tokens=False).ids]
+    assert loaded.decode(loaded.encode([TEXT])[0]) == TEXT
+
+
+def test_special_tokens_inside_a_text_are_text(tokenizer_json):
+    loaded = load_tokenizer(tokenizer_json)
+    assert loaded.eos_id not in loaded.encode(["a<|endoftext|>b"])[0]
+
+
+@pytest.mark.parametrize("model", ["llama_tied", "llama_untied"])
+def test_a_gguf_gives_the_ids_of_the_tokenizer_it_was_made_with(model):
+    loaded = load_tokenizer(IMPORTED / f"{model}.gguf")
+    original = reference(IMPORTED / f"hf_{model}" / "tokenizer.json")
+    assert loaded.encode([TEXT]) == [original.encode(TEXT, add_special_tokens=False).ids]
+    assert (loaded.eos_token, loaded.eos_id, loaded.vocab_size) == ("<|endoftext|>", 0, 512)
+
+
+def test_a_qwen2_gguf_is_cut_as_transformers_cuts_it():
+    from transformers import AutoTokenizer
+
+    loaded = load_tokenizer(IMPORTED / "qwen2_tied.gguf")
+    theirs = AutoTokenizer.from_pretrained(IMPORTED, gguf_file="qwen2_tied.gguf")
+    text = TEXT.replace("<|endoftext|>", "")
+    assert loaded.encode([text]) == [theirs(text, add_special_tokens=False)["input_ids"]]
+
+
+@pytest.mark.parametrize("model", ["llama_tied", "qwen2_untied"])
+def test_a_converted_model_gives_the_same_ids_as_its_gguf(model, tmp_path):
+    assert main(["convert", str(IMPORTED / f"{model}.gguf"), str(tmp_path / "m.apr")]) == 0
+    ours, theirs = load_tokenizer(tmp_path / "m.apr"), load_tokenizer(IMPORTED / f"{model}.gguf")
+    assert ours.encode([TEXT]) == theirs.encode([TEXT])
+    assert ours.sha256 == theirs.sha256
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_metadata_rebuild_the_same_tokenizer(kind, tmp_path):
+    first = load_tokenizer(write_model(tmp_path / "a.apr", pre_type=kind))
+    apr.save({"w": np.zeros(1, np.float32)}, tmp_path / "b.apr", first.metadata())
+    second = load_tokenizer(tmp_path / "b.apr")
+    assert first.metadata()["tokenizer.pre_type"] == kind
+    assert second.metadata() == first.metadata()
+    assert second.encode([TEXT]) == first.encode([TEXT])
+    assert second.sha256 == first.sha256
+
+
+def test_metadata_of_a_tokenizer_json_rebuild_it(tokenizer_json, tmp_path):
+    first = load_tokenizer(tokenizer_json)
+    assert first.metadata()["tokenizer.vocab_size"] == 512
+    apr.save({"w": np.zeros(1, np.float32)}, tmp_path / "m.apr", first.metadata())
+    assert load_tokenizer(tmp_path / "m.apr").encode([TEXT]) == first.encode([TEXT])
+
+
+def test_a_tokenizer_that_apr_files_have_no_form_for_has_no_metadata(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path / "tokenizer.json")
+    assert loaded.metadata() == {}
+    assert loaded.unk_id == 0
+
+
+def test_without_a_pre_type_a_model_file_is_cut_as_gpt2_cuts(tmp_path):
+    named, unnamed = (
+        write_model(tmp_path / f"{name}.apr", pre_type=kind) for name, kind in (("a", "gpt-2"), ("b", None))
+    )
+    assert load_tokenizer(unnamed).encode([TEXT]) == load_tokenizer(named).encode([TEXT])
+
+
+def test_pre_tokenisers_cut_digits_each_in_its_own_way(tmp_path):
+    def tokens(kind):
+        loaded = load_tokenizer(write_model(tmp_path / f"{kind}.apr", pre_type=kind))
+        return [loaded.tokenizer.id_to_token(id_) for id_ in loaded.encode(["a  3412"])[0]]
+
+    assert tokens("gpt-2") == ["a", "Ġ", "Ġ", "3", "4", "12"]
+    assert tokens("smollm") == ["a", "ĠĠ", "3", "4", "1", "2"]
+    assert tokens("qwen2") == ["a", "Ġ", "Ġ", "3", "4", "1", "2"]
+    assert tokens("llama-bpe") == ["a", "Ġ", "Ġ", "3", "4", "1", "2"]
+    assert load_tokenizer(tmp_path / "llama-bpe.apr").encode(["3123"]) != load_tokenizer(
+        tmp_path / "qwen2.apr"
+    ).encode(["3123"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"pre_type": "deepseek-coder"}, "pre-tokeniser 'deepseek-coder' is not read"),
+        ({"model_type": "llama"}, "tokenizer model 'llama' is not read"),
+        ({"vocabulary": None}, "no byte-level tokenizer in this file"),
+        ({"eos_token_id": 9999}, "tokenizer.eos_token_id is 9999"),
+        ({"merges": ["a"]}, "a merge is two tokens"),
+        ({"merges": ["a zz"]}, "do not fit"),
+    ],
+)
+def test_a_model_file_whose_tokenizer_is_not_read_is_refused_by_name(changes, says, tmp_path):
+    path = write_model(tmp_path / "m.apr", **changes)
+    with pytest.raises((FormatError, UnsupportedError), match=says):
+        load_tokenizer(path)
+
+
+def test_a_bare_pair_is_gpt2s_byte_level(tmp_path):
+    ids = byte_vocabulary("<|endoftext|>")
+    loaded = load_tokenizer(write_pair(tmp_path, ids, MERGES))
+    expected = Vocabulary(ids, MERGES, "gpt-2", ("<|endoftext|>",), None).build(tmp_path)
+    expected.encode_special_tokens = True
+    assert loaded.encode([TEXT]) == [expected.encode(TEXT, add_special_tokens=False).ids]
+    assert (loaded.eos_id, loaded.vocab_size) == (0, len(ids))
+
+
+def test_a_pair_of_qwens_is_cut_and_completed_as_its_configuration_says(tmp_path):
+    ids = byte_vocabulary()
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": "<|im_end|>",
+        "added_tokens_decoder": {
+            str(len(ids)): {"content": "<|endoftext|>"},
+            str(len(ids) + 1): {"content": "<|im_end|>"},
+        },
+    }
+    loaded = load_tokenizer(write_pair(tmp_path, ids, MERGES, config))
+    assert loaded.metadata()["tokenizer.pre_type"] == "qwen2"
+    assert (loaded.eos_token, loaded.eos_id, loaded.vocab_size) == ("<|endoftext|>", len(ids), len(ids) + 2)
+
+
+def test_a_hex_byte_vocabulary_is_detected_and_gives_the_same_ids(tmp_path):
+    byte_level = byte_vocabulary("<|endoftext|>")
+    plain = load_tokenizer(write_pair(tmp_path / "plain", byte_level, MERGES))
+    values = {letter: plain.tokenizer.decoder.decode([letter]) for letter in byte_level if len(letter) == 1}
+    from apr.data.byte_level import _alphabet
+
+    letters = {letter: f"{byte:02x}" for byte, letter in enumerate(_alphabet())}
+    assert len(values) == 256
+
+    def spelt(token):
+        return token if token == "<|endoftext|>" else "".join(letters[letter] for letter in token)
+
+    ids = {spelt(token): id_ for token, id_ in byte_level.items()}
+    assert ids["646566"] == byte_level["def"]
+    loaded = load_tokenizer(write_pair(tmp_path / "hex", ids, [(spelt(a), spelt(b)) for a, b in MERGES]))
+    assert "hex" in loaded.note
+    assert loaded.encode([TEXT]) == plain.encode([TEXT])
+    assert loaded.decode(loaded.encode([TEXT])[0]) == TEXT
+
+
+def test_gpt2s_vocabulary_is_not_taken_for_hex(tmp_path):
+    assert load_tokenizer(write_pair(tmp_path, byte_vocabulary("<|endoftext|>"), MERGES)).note is None
+
+
+def test_a_line_of_merges_may_start_with_a_hash(tmp_path):
+    ids = byte_vocabulary("<|endoftext|>") | {"##": 10_000}
+    loaded = load_tokenizer(write_pair(tmp_path, ids, [("#", "#"), *MERGES]))
+    assert loaded.encode(["##"]) == [[10_000]]
+    assert loaded.vocab_size == 10_001
+
+
+def test_end_of_text_wins_over_a_chat_end_and_says_so(tmp_path):
+    loaded = load_tokenizer(write_model(tmp_path / "m.apr", eos_token_id=1))
+    assert (loaded.eos_token, loaded.eos_id) == ("<|endoftext|>", 0)
+    assert "<|im_end|>" in loaded.note
+
+
+def test_the_configurations_end_of_text_is_taken_and_never_guessed(tmp_path):
+    ids = byte_vocabulary("</s>", "<eos>")
+    assert load_tokenizer(write_pair(tmp_path / "bare", ids, MERGES)).eos_id is None
+    assert load_tokenizer(write_pair(tmp_path / "named", ids, MERGES, {"eos_token": "</s>"})).eos_id == 0
+    asked = load_tokenizer(tmp_path / "named", eos_token="<eos>")
+    assert (asked.eos_token, asked.eos_id) == ("<eos>", 1)
+    with pytest.raises(UsageError, match="not in the vocabulary"):
+        load_tokenizer(tmp_path / "named", eos_token="<nope>")
+
+
+def test_a_configured_end_of_text_that_the_vocabulary_lacks_is_a_contradiction(tmp_path):
+    pair = write_pair(tmp_path, byte_vocabulary(), MERGES, {"eos_token": {"content": "</s>"}})
+    with pytest.raises(FormatError, match="'</s>' of its configuration is not in the vocabulary"):
+        load_tokenizer(pair)
+
+
+def test_truncation_padding_and_dropout_of_a_tokenizer_json_are_not_followed(tokenizer_json, tmp_path):
+    spec = json.loads(tokenizer_json.read_text())
+    spec["truncation"] = {"max_length": 4, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    spec["padding"] = {
+        "strategy": {"Fixed": 64},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<|endoftext|>",
+    }
+    spec["model"]["dropout"] = 0.9
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    loaded = load_tokenizer(tmp_path)
+    assert loaded.encode([TEXT]) == load_tokenizer(tokenizer_json).encode([TEXT])
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "no JSON"), (b"[]", "no JSON object"), (b"{}", "no `model`"), (b'{"model": {}}', "does not read")],
+)
+def test_what_is_no_tokenizer_json_is_refused(content, says, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(FormatError, match=says):
+        load_tokenizer(tmp_path)
+
+
+def test_a_directory_without_a_tokenizer_is_not_found(tmp_path):
+    with pytest.raises(FileNotFoundError, match="neither"):
+        load_tokenizer(tmp_path)
+
+
+def test_the_hash_is_of_the_files_as_the_ecosystem_takes_it(tokenizer_json, tmp_path):
+    import hashlib
+
+    pair = write_pair(tmp_path, byte_vocabulary("<|endoftext|>"), MERGES)
+    content = (pair / "vocab.json").read_bytes() + (pair / "merges.txt").read_bytes()
+    assert load_tokenizer(pair).sha256 == hashlib.sha256(content).hexdigest()
+    assert load_tokenizer(tokenizer_json).sha256 == hashlib.sha256(tokenizer_json.read_bytes()).hexdigest()
