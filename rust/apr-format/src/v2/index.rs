@@ -46,7 +46,7 @@ impl Tensor {
         self.name == HEAD && self.nbytes == 0 && self.count() > 0
     }
 
-    /// Values between two row starts as stored, where rows of a K-quant are padded to whole blocks.
+    /// Columns of a K-quant whose rows are padded to whole blocks; None for every other layout.
     #[must_use]
     pub fn padded_columns(&self) -> Option<u64> {
         match (self.dtype, self.dims.as_slice()) {
@@ -91,8 +91,8 @@ pub struct Place {
 /// The first entry that breaks a rule.
 pub fn parse(bytes: &[u8], count: u32, place: Place) -> Result<Vec<Tensor>> {
     let mut cursor = Cursor { bytes, at: 0, place, entry: 0 };
-    // `bytes` hold at least the shortest entry for each: the caller has checked the count.
-    let mut tensors = Vec::with_capacity(count as usize);
+    // Grows as entries pass, never by the count that the header claims.
+    let mut tensors = Vec::new();
     for entry in 0..count {
         cursor.entry = entry;
         let start = cursor.offset();
