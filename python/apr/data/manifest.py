@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 SCHEMA = "pretokenize-bin-v1"
+# Keys that may be absent or null, and what they are where they are used.
+_OPTIONAL: dict[str, tuple[type, str]] = {
+    "complete": (bool, "true or false"),
+    "vocab_size": (int, "number of 32 bits"),
+    "eos_token_id": (int, "number of 32 bits"),
+}
 
 
 def read_manifest(directory: str | PathLike[str]) -> dict[str, Any]:
@@ -72,6 +78,12 @@ def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list
         for key, value in expected.items()
         if type(manifest.get(key)) is not type(value) or manifest[key] != value
     ]
+    for key, (kind, name) in _OPTIONAL.items():
+        value = manifest.get(key)
+        # An exact type: true and false are numbers to Python.
+        if value is None or (type(value) is kind and 0 <= int(value) < 2**32):
+            continue
+        found.append(f"{key} is {value!r}, no {name}")
     rows = manifest.get("shards")
     if rows is not None:
         found += _row_problems(rows, shards)
@@ -81,8 +93,11 @@ def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list
 def _row_problems(rows: object, shards: Sequence[Shard]) -> list[str]:
     try:
         recorded = {str(row["name"]): row["tokens"] for row in rows}  # type: ignore[attr-defined]
-    except (TypeError, KeyError):
-        return ["shards is no list of {name, tokens}"]
+        hashes = [row.get("sha256", "") for row in rows]  # type: ignore[attr-defined]
+    except (TypeError, KeyError, AttributeError):
+        recorded, hashes = {}, [None]
+    if not all(isinstance(digest, str) for digest in hashes):
+        return ["shards is no list of {name, tokens, sha256}"]
     actual = {shard.name: shard.tokens for shard in shards}
     return [
         f"{name}: {recorded.get(name, 'no')} tokens recorded, {actual.get(name, 'no')} in the file"

@@ -94,6 +94,8 @@ def repair(
             f"{path / MANIFEST}: disagrees with the files: {'; '.join(differences)}: "
             "--force replaces it and keeps the old one as manifest.json.bak"
         )
+    if differences:
+        found = {}
     if not dry_run:
         tidy.apply()
     scanned = None
@@ -104,9 +106,9 @@ def repair(
     wrong = () if scanned is None else tuple(_wrong(scanned, loaded, found))
     report = RepairReport(path, tuple(tidy.shards), found, "left alone", tidy.lines, scanned, loaded, wrong)
     unfinished = found.get("complete") is False
-    if found and not differences and not unfinished and not force:
+    if found and not unfinished and not force:
         return report
-    base = {} if differences else {key: value for key, value in found.items() if key != "progress"}
+    base = {key: value for key, value in found.items() if key != "progress"}
     report = replace(report, manifest=_rebuilt(base, report, tokenizer, unfinished=unfinished))
     if wrong:
         return replace(report, outcome="not written")

@@ -1,0 +1,78 @@
+"""manifest.json: what is written comes back, and where it disagrees with the files."""
+
+import json
+import os
+
+import pytest
+
+from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, write_manifest
+from apr.data.shards import Shard
+from apr.errors import FormatError
+
+SOUND = {"schema": SCHEMA, "shard_count": 2, "total_tokens": 30, "unknown": {"kept": [1]}}
+
+
+@pytest.fixture
+def shards(tmp_path):
+    return [Shard(f"shard-{i:05d}.bin", tmp_path / f"shard-{i:05d}.bin", n) for i, n in enumerate((10, 20))]
+
+
+def test_unknown_keys_and_their_order_come_back(tmp_path):
+    write_manifest(tmp_path, SOUND)
+    assert list(read_manifest(tmp_path).items()) == list(SOUND.items())
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+
+
+def test_a_write_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    write_manifest(tmp_path, SOUND)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_manifest(tmp_path, SOUND | {"shard_count": 3})
+    assert read_manifest(tmp_path) == SOUND
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
+
+
+def test_none_says_what_rebuilds_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="repair-manifest"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"3", b"[" * 100_000])
+def test_what_is_no_json_object_is_refused(content, tmp_path):
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(FormatError, match=r"manifest\.json: no JSON"):
+        read_manifest(tmp_path)
+
+
+def test_one_that_agrees_has_nothing_to_say(shards):
+    assert check_manifest(SOUND, shards) == []
+    rows = [{"name": shard.name, "tokens": shard.tokens} for shard in shards]
+    assert check_manifest(SOUND | {"shards": rows}, shards) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"schema": "pretokenize-bin-v2"}, ["schema is 'pretokenize-bin-v2'"]),
+        ({"schema": None}, ["schema is None"]),
+        ({"shard_count": 3}, ["shard_count is 3, the files say 2"]),
+        ({"shard_count": 2.0}, ["shard_count is 2.0"]),
+        ({"total_tokens": True}, ["total_tokens is True, the files say 30"]),
+        ({"shard_count": 1, "total_tokens": 10}, ["shard_count", "total_tokens"]),
+        ({"shards": [{"name": "shard-00000.bin", "tokens": 11}]}, ["00000", "00001.bin: no tokens recorded"]),
+        ({"shards": 3}, ["shards is no list"]),
+    ],
+)
+def test_each_field_that_disagrees_is_named(change, says, shards):
+    found = check_manifest(json.loads(json.dumps(SOUND | change)), shards)
+    assert len(found) == len(says)
+    for line, expected in zip(found, says, strict=True):
+        assert expected in line
+
+
+def test_a_missing_field_is_a_disagreement(shards):
+    assert check_manifest({}, shards)[1] == "shard_count is missing, the files say 2"
