@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "manifest.json"
 SCHEMA = "pretokenize-bin-v1"
-# Keys that may be absent or null, and what they are where they are used.
-_OPTIONAL: dict[str, tuple[type, str]] = {
-    "complete": (bool, "true or false"),
-    "vocab_size": (int, "number of 32 bits"),
-    "eos_token_id": (int, "number of 32 bits"),
-}
 
 
 def read_manifest(directory: str | PathLike[str]) -> dict[str, Any]:
@@ -78,16 +72,24 @@ def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list
         for key, value in expected.items()
         if type(manifest.get(key)) is not type(value) or manifest[key] != value
     ]
-    for key, (kind, name) in _OPTIONAL.items():
-        value = manifest.get(key)
-        # An exact type: true and false are numbers to Python.
-        if value is None or (type(value) is kind and 0 <= int(value) < 2**32):
-            continue
-        found.append(f"{key} is {value!r}, no {name}")
+    # What may be absent or null, but is used where it is there.
+    found += [
+        f"{key} is {manifest[key]!r}, no number of 32 bits"
+        for key in ("vocab_size", "eos_token_id")
+        if not _is_id(manifest.get(key, 0))
+    ]
+    if not isinstance(manifest.get("complete", True), bool):
+        found.append(f"complete is {manifest['complete']!r}, neither true nor false")
     rows = manifest.get("shards")
     if rows is not None:
         found += _row_problems(rows, shards)
     return found
+
+
+def _is_id(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value is None
+    return 0 <= value < 2**32
 
 
 def _row_problems(rows: object, shards: Sequence[Shard]) -> list[str]:
