@@ -96,6 +96,13 @@ def test_a_shard_is_closed_after_the_document_that_fills_it(options):
     assert len(sizes) > 5
 
 
+def test_where_five_digits_might_not_last_six_are_written(options, monkeypatch):
+    monkeypatch.setattr("apr.data.encode._SIX_DIGITS_FROM", 3)
+    made = encode(options(shard_tokens=100))
+    assert [row["name"] for row in made.manifest["shards"]][:2] == ["shard-000000.bin", "shard-000001.bin"]
+    assert ShardDir(options().output).total_tokens == made.manifest["total_tokens"]
+
+
 def test_the_manifest_says_what_was_done(options, corpus):
     import hashlib
 

@@ -128,12 +128,21 @@ def test_shards_that_are_there_exit_5(encode, capsys):
     assert encode("--force") == 0
 
 
+def test_an_interruption_exits_130_and_says_how_to_go_on(encode, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("apr.data.tokenizers.LoadedTokenizer.decode", interrupted)
+    assert encode() == 130
+    assert "--resume continues" in capsys.readouterr().err
+
+
 def test_documents_that_are_skipped_are_named(encode, corpus, capsys):
     (corpus / "latin.py").write_bytes(b"# \xe9\n")
     assert encode() == 0
     error = capsys.readouterr().err
     assert f"skipped: {corpus / 'latin.py'}: no UTF-8 at byte 2" in error
-    assert "1 documents skipped in all" in error
+    assert "1 document skipped in all" in error
     assert encode("--strict", output="strict") == 5
 
 

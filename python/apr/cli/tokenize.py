@@ -149,7 +149,11 @@ class Encode:
             def on_progress(at: Progress) -> None:
                 bar(at.read, at.total, f"{at.tokens / 1e6:,.1f} M tokens, {at.shards} shards")
 
-            made = encode(options, on_progress)
+            try:
+                made = encode(options, on_progress)
+            except KeyboardInterrupt:
+                print(f"{self.output}: whole shards are kept, --resume continues", file=sys.stderr)
+                raise
         print(json.dumps(made.manifest) if self.json else _encoded(made, self.output))
         _print_notes(made.tokenizer.note, made.skipped, made.manifest.get("skipped_documents") or 0)
         return 0
@@ -233,7 +237,7 @@ def _print_notes(note: str | None, skipped: tuple[Skipped, ...], count: int) -> 
     for item in skipped[:_SHOWN]:
         print(f"skipped: {item.name}: {item.reason}", file=sys.stderr)
     if count:
-        print(f"{count:,} documents skipped in all", file=sys.stderr)
+        print(f"{count:,} document{'s' * (count != 1)} skipped in all", file=sys.stderr)
 
 
 @contextmanager
