@@ -43,7 +43,7 @@ class Command:
 
     def run(self) -> int:
         """Evaluate, and print the loss."""
-        from apr.train.evaluate_file import evaluate_file
+        from apr.train.file_evaluation import evaluate_file
         from apr.train.report import Report
 
         with Report(sys.stderr) as report:

@@ -33,8 +33,8 @@ class Command(PretrainConfig):
 
     def run(self) -> int:
         """Train or plan; the run's exit code."""
-        from apr.train.plan import plan
-        from apr.train.pretrain import pretrain
+        from apr.train.planning import plan
+        from apr.train.run import pretrain
 
         names = {field.name for field in fields(PretrainConfig)}
         options = PretrainConfig(**{name: getattr(self, name) for name in names})

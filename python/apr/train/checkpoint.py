@@ -131,6 +131,8 @@ def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any])
                 state["step"] = state["step"].to(next(model.parameters()).device)
             if f"{TRAINING_PREFIX}rng.cuda" in file:
                 torch.cuda.set_rng_state(_state_tensor(file, "rng.cuda").clone())
+        for group in optimizer.param_groups:
+            group["lr"] = _state_tensor(file, "scheduler.last_lr").item()
         torch.set_rng_state(_state_tensor(file, "rng.cpu").clone())
         return state
 
@@ -166,13 +168,16 @@ def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
 
 
 def prune(checkpoints: list[Checkpoint], keep: int, best_epoch: int | None) -> list[Checkpoint]:
-    """Remove all but the last `keep` and the best; what is left.
+    """Remove all but the last `keep` epochs' and the best; what is left.
 
-    The metadata file of an epoch stays and says so.
+    One saved on the way goes when there is a later one. The metadata file of an epoch stays and says so.
     """
     kept = []
-    for i, checkpoint in enumerate(checkpoints):
-        if i >= len(checkpoints) - keep or (checkpoint.epoch is not None and checkpoint.epoch == best_epoch):
+    of_epochs = [c for c in checkpoints if c.epoch is not None]
+    wanted = {c.path for c in (*of_epochs[-keep:], checkpoints[-1])}
+    wanted |= {c.path for c in of_epochs if c.epoch == best_epoch}
+    for checkpoint in checkpoints:
+        if checkpoint.path in wanted:
             kept.append(checkpoint)
             continue
         if checkpoint.metadata_path.exists():

@@ -23,7 +23,7 @@ from apr.train.checkpoint import (
     write_json,
 )
 from apr.train.device import Utilisation, autocast, peak_flops
-from apr.train.evaluate import Evaluation, evaluate
+from apr.train.evaluation import Evaluation, evaluate
 from apr.train.loss import token_losses
 from apr.train.metrics import MetricsFile, cut_back, finite
 from apr.train.optimizer import make_optimizer
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from apr.model.decoder import Decoder
     from apr.train.preflight import Prepared
     from apr.train.report import Report
     from apr.train.signals import StopRequest
@@ -63,8 +64,8 @@ class DisagreementError(RefusedError):
 class Loop:
     """A model in training. `run` goes to the end; what it knows by then stands in its attributes."""
 
-    def __init__(self, prepared: Prepared, report: Report, stop: StopRequest) -> None:
-        self._prepared, self._config = prepared, prepared.config
+    def __init__(self, prepared: Prepared, model: Decoder, report: Report, stop: StopRequest) -> None:
+        self._prepared, self._config, self._model = prepared, prepared.config, model
         self._report, self._stop = report, stop
         self._dir = prepared.config.run_dir
         self._utilisation = Utilisation(prepared.device)
@@ -124,7 +125,7 @@ class Loop:
             DisagreementError: the first batch's loss depends on the path.
         """
         self._started = time.monotonic()
-        self._model = self._prepared.build_model()
+        torch.manual_seed(self._config.seed)
         self._optimizer = make_optimizer(self._model, self._config)
         if self._config.resume:
             self._take_up()

@@ -13,7 +13,7 @@ from apr.data.windows import Windows
 from apr.errors import RefusedError, UsageError
 from apr.model.decoder import Decoder
 from apr.train.device import choose_device, default_precision
-from apr.train.evaluate import Evaluation, evaluate
+from apr.train.evaluation import Evaluation, evaluate
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -19,7 +19,7 @@ from apr.train.checkpoint import write_json
 from apr.train.device import peak_memory_bytes
 from apr.train.loop import DisagreementError, Loop
 from apr.train.metrics import finite, read_metrics
-from apr.train.plan import summary
+from apr.train.planning import summary
 from apr.train.plot import plot_losses
 from apr.train.preflight import prepare
 from apr.train.report import Report
@@ -29,6 +29,7 @@ from apr.train.signals import Interrupted, StopRequest
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from apr.model.decoder import Decoder
     from apr.train.config import PretrainConfig
     from apr.train.preflight import Prepared
 
@@ -72,10 +73,11 @@ def pretrain(config: PretrainConfig, *, out: TextIO | None = None) -> Result:
             if config.resume:
                 config = rundir.as_before(config)
             prepared = prepare(config)
+            model = prepared.build_model()
         except (AprError, RefusedError, OSError) as error:
             _record_refusal(config.run_dir, error)
             raise
-        return _Run(prepared, report, stop).result()
+        return _Run(prepared, model, report, stop).result()
 
 
 def _record_refusal(run_dir: Path, error: Exception) -> None:
@@ -89,9 +91,9 @@ def _record_refusal(run_dir: Path, error: Exception) -> None:
 class _Run:
     """One run in its directory: claims it, runs the loop, and says what came of it."""
 
-    def __init__(self, prepared: Prepared, report: Report, stop: StopRequest) -> None:
+    def __init__(self, prepared: Prepared, model: Decoder, report: Report, stop: StopRequest) -> None:
         self._started = time.monotonic()
-        self._prepared, self._report, self._stop = prepared, report, stop
+        self._prepared, self._model, self._report, self._stop = prepared, model, report, stop
         self._config, self._dir = prepared.config, prepared.config.run_dir
         if self._config.force and rundir.holds_run(self._dir):
             report.line(f"moved the run that was there to {rundir.move_away(self._dir)}")
@@ -104,7 +106,7 @@ class _Run:
 
     def result(self) -> Result:
         """Run, decide the gates and the contract, write `result.json` and the picture."""
-        loop = Loop(self._prepared, self._report, self._stop)
+        loop = Loop(self._prepared, self._model, self._report, self._stop)
         end = self._run(loop)
         made = self._describe(loop, end)
         write_json(self._dir / rundir.RESULT, _plain(made))

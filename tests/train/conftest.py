@@ -1,0 +1,108 @@
+"""Small runs: a model of 0.15 M parameters on text-like shards, one thread."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+DATA = Path(__file__).parents[1] / "data" / "imported-0.72"
+BASE = DATA / "from_safetensors_qwen2_tied.apr"
+VOCAB, SEQ = 512, 32
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Two threads wait for each other longer than either computes at this size."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def make_shards(tmp_path):
+    """Write a shard directory of learnable ids: each follows from the one before, with some noise."""
+
+    def make(name="shards", tokens=8000, shards=1, seed=0, vocab_size=VOCAB, ids=None, **manifest):
+        import numpy as np
+
+        if ids is None:
+            noise = np.random.default_rng(seed)
+            ids, last = np.empty(tokens, np.int64), 1
+            for i in range(tokens):
+                last = int(noise.integers(200)) if noise.random() < 0.2 else (last * 7 + 3) % 200
+                ids[i] = last
+        folder = tmp_path / name
+        folder.mkdir()
+        for i, part in enumerate(np.array_split(np.asarray(ids), shards)):
+            (folder / f"shard-{i:05}.bin").write_bytes(part.astype("<u4").tobytes())
+        facts = {
+            "schema": "pretokenize-bin-v1",
+            "shard_count": shards,
+            "total_tokens": len(ids),
+            "vocab_size": vocab_size,
+        }
+        (folder / "manifest.json").write_text(json.dumps(facts | manifest))
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def options(tmp_path, make_shards):
+    """A configuration of a short run; keywords change it."""
+
+    def make(**changes):
+        from apr.train import PretrainConfig
+
+        values = {
+            "init": BASE,
+            "run_dir": tmp_path / "run",
+            "num_steps": 12,
+            "steps_per_epoch": 6,
+            "batch_size": 4,
+            "seq_length": SEQ,
+            "val_tokens": 640,
+            "lr": 2e-3,
+            "device": "cpu",
+        } | changes
+        if "dataset" not in values:
+            values["dataset"] = tmp_path / "shards" if (tmp_path / "shards").exists() else make_shards()
+        return PretrainConfig(**values)
+
+    return make
+
+
+@pytest.fixture
+def train():
+    """Run quietly; the result."""
+
+    def run(config):
+        from apr.train import pretrain
+
+        return pretrain(config, out=io.StringIO())
+
+    return run
+
+
+@pytest.fixture
+def flags():
+    """A configuration as the command line has it."""
+
+    def make(config):
+        arguments = []
+        for name, value in config.to_yaml().items():
+            flag = name.replace("_", "-")
+            if isinstance(value, bool):
+                if value != type(config).__dataclass_fields__[name].default:
+                    arguments.append(f"--{flag}" if value else f"--no-{flag}")
+            elif value is not None:
+                arguments += [f"--{flag}", str(value)]
+        return arguments
+
+    return make

@@ -1,0 +1,134 @@
+"""Each gate stops what it is there to stop, and says with which value."""
+
+import pytest
+
+
+def gate(result, name):
+    return next(g for g in result.gates if g.name == name)
+
+
+def test_divergence_of_the_first_epoch(options, train):
+    result = train(options(lr=10.0, grad_clip=1e9, num_steps=6, steps_per_epoch=3, warmup_steps=0))
+    assert result.status in {"DIVERGENCE", "NUMERICAL_INSTABILITY"}
+    assert result.exit_code == 5
+
+
+def test_a_held_out_loss_that_doubles():
+    from apr.train import gates
+
+    assert gates.divergence([9.9], 10.0).passed
+    assert not gates.divergence([10.1], 10.0).passed
+    assert gates.divergence([1.0, 2.0], 10.0).passed
+    assert not gates.divergence([1.0, 2.01], 10.0).passed
+    assert gates.first_cap(None, 512) == pytest.approx(12.4766, abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update(options, train, monkeypatch, tmp_path):
+    import json
+
+    from apr.train import loop
+
+    losses = loop.token_losses
+
+    def broken(model, ids):
+        out = losses(model, ids)
+        return out * float("nan") if calls.append(1) or len(calls) > 5 else out
+
+    calls = []
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "token_losses", broken)
+        result = train(options())
+    assert (result.status, result.exit_code) == ("NUMERICAL_INSTABILITY", 5)
+    assert not gate(result, "numerics").passed
+    assert not gate(result, "metrics").passed or result.steps_completed < 12
+    last = json.loads((tmp_path / "run" / "train.jsonl").read_text().splitlines()[-1])
+    assert last["train_loss"] is None
+
+
+def test_paths_that_disagree_are_refused_before_the_first_update(options, train, monkeypatch):
+    import torch
+
+    from apr.train import loop
+
+    losses = loop.token_losses
+    monkeypatch.setattr(
+        loop, "token_losses", lambda m, i: losses(m, i) * (1 if torch.is_grad_enabled() else 1.01)
+    )
+    result = train(options())
+    assert (result.status, result.exit_code, result.steps_completed) == ("REFUSED", 5, 0)
+    assert not gate(result, "train_eval_agree").passed
+
+
+def test_patience(options, train):
+    result = train(options(lr=1e-30, num_steps=12, steps_per_epoch=2, patience=2, min_epochs=1))
+    assert (result.status, result.exit_code) == ("EARLY_STOP", 0)
+    assert not gate(result, "patience").passed
+    assert result.epochs_completed == 3
+
+
+def test_a_target_that_is_met_stops_the_run(options, train, tmp_path):
+    result = train(options(target_val_loss=100.0))
+    assert (result.status, result.exit_code, result.steps_completed) == ("TARGET_MET", 0, 6)
+    result = train(options(target_val_loss=100.0, stop_at_target=False, run_dir=tmp_path / "on"))
+    assert (result.status, result.steps_completed) == ("TARGET_MET", 12)
+
+
+def test_a_target_that_is_missed_is_no_failure_and_no_success(options, train):
+    result = train(options(target_val_loss=0.001))
+    assert (result.status, result.exit_code) == ("BUDGET_SPENT", 0)
+    assert "not met" in result.detail
+    assert "onverged" not in result.detail
+
+
+def test_a_stream_that_is_cycled_says_so(options, train, make_shards, tmp_path):
+    config = options(dataset=make_shards(tokens=1500), allow_shard_cycle=True)
+    result = train(config)
+    assert result.steps_completed == 12
+    # 1500 ids: the last 5 of 46 windows are held out; the 1312 before make 40; 48 are visited.
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count("the stream starts again: epoch 1 of its 40 windows") == 1
+
+
+def test_a_stream_that_ends_is_no_silent_loss(options, train, make_shards, monkeypatch):
+    """The preflight counts windows; this is what happens if it ever counted wrongly."""
+    from apr.train import preflight
+
+    monkeypatch.setattr(preflight, "_check_length", lambda *_: [])
+    result = train(options(dataset=make_shards(tokens=1500)))
+    assert (result.status, result.exit_code) == ("STREAM_EXHAUSTED", 5)
+    assert result.steps_completed == 10
+    assert not gate(result, "exhaustion").passed
+
+
+def test_a_step_without_its_fields_fails_the_metrics_gate():
+    from apr.train import gates
+
+    good = {
+        "step": 0,
+        "train_loss": 1.0,
+        "grad_norm": 1.0,
+        "lr": 1e-3,
+        "tokens_per_sec": 5.0,
+        "gpu_util_pct": None,
+    }
+    assert gates.metrics([good], 1, gpu=False).passed
+    assert not gates.metrics([good], 1, gpu=True).passed
+    assert not gates.metrics([good], 2, gpu=False).passed
+    assert not gates.metrics([good, good], 1, gpu=False).passed
+    for name in ("train_loss", "grad_norm", "lr", "tokens_per_sec"):
+        assert not gates.metrics([good | {name: None}], 1, gpu=False).passed
+
+
+def test_an_epoch_without_its_file_fails_the_artefact_gate(tmp_path):
+    from apr.train import gates
+
+    ckpt = tmp_path / "ckpt"
+    ckpt.mkdir()
+    (ckpt / "epoch-000.apr").write_bytes(b"x")
+    assert not gates.artefacts(tmp_path, 1).passed
+    (ckpt / "epoch-000.metadata.json").write_text("{}")
+    assert gates.artefacts(tmp_path, 1).passed
+    (ckpt / "epoch-000.apr").unlink()
+    assert not gates.artefacts(tmp_path, 1).passed
+    (ckpt / "epoch-000.metadata.json").write_text('{"pruned": true}')
+    assert gates.artefacts(tmp_path, 1).passed

@@ -1,0 +1,213 @@
+"""What is refused before the first step: one line, the exit code, nothing written over."""
+
+import json
+import shutil
+
+import pytest
+from tests.train.conftest import BASE, DATA, SEQ
+
+
+@pytest.fixture
+def refused(options, flags, capsys):
+    """Run the command; its one line of error and its exit code."""
+
+    def run(**changes):
+        from apr.cli import main
+
+        code = main(["pretrain", *flags(options(**changes))])
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        return lines[0], code
+
+    return run
+
+
+def test_cuda_without_one_is_never_the_cpu(refused):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    line, code = refused(device="cuda")
+    assert code == 9
+    assert "--device cuda" in line
+    assert refused(device="tpu")[1] == 2
+
+
+def test_a_missing_init_file(refused, tmp_path):
+    line, code = refused(init=tmp_path / "none.apr")
+    assert code == 3
+    assert "none.apr" in line
+
+
+def test_a_damaged_init_file(refused, tmp_path):
+    damaged = tmp_path / "damaged.apr"
+    content = bytearray(BASE.read_bytes())
+    content[-1000] ^= 1
+    damaged.write_bytes(content)
+    assert refused(init=damaged)[1] == 4
+
+
+def test_a_gguf_file_is_named_as_such(refused):
+    line, code = refused(init=DATA / "qwen2_tied.gguf")
+    assert code == 4
+    assert "GGUF" in line
+
+
+def test_lost_biases(refused):
+    line, code = refused(init=DATA.parent / "aprender-0.72" / "qwen2_biases_lost.apr")
+    assert code == 6
+    assert "6 parameters are not in the file" in line
+
+
+def test_a_tensor_left_over(refused, tmp_path):
+    import torch
+
+    import apr
+
+    source = apr.load(BASE)
+    apr.save({**source, "classifier.weight": torch.ones(2, 64)}, tmp_path / "more.apr", dict(source.metadata))
+    line, code = refused(init=tmp_path / "more.apr")
+    assert code == 6
+    assert "classifier.weight" in line
+
+
+def test_an_encoder_is_refused_by_name(refused, tmp_path):
+    import torch
+
+    import apr
+
+    apr.save({"w": torch.ones(2)}, tmp_path / "bert.apr", {"hf_architecture": "BertModel"})
+    line, code = refused(init=tmp_path / "bert.apr")
+    assert code == 5
+    assert "BertModel" in line
+
+
+def test_a_vocabulary_larger_than_the_models(refused, tmp_path):
+    tokenizer = tmp_path / "tokenizer"
+    shutil.copytree(DATA / "hf_qwen2_tied", tokenizer)
+    spec = json.loads((tokenizer / "tokenizer.json").read_text())
+    spec["added_tokens"].append({**spec["added_tokens"][0], "id": 512, "content": "<|extra|>"})
+    (tokenizer / "tokenizer.json").write_text(json.dumps(spec))
+    line, code = refused(tokenizer=tokenizer)
+    assert code == 5
+    assert "513" in line
+    assert "512" in line
+
+
+def test_ids_beyond_the_vocabulary_name_the_shard(refused, make_shards):
+    import numpy as np
+
+    ids = np.random.default_rng(0).integers(0, 512, 8000)
+    ids[4321] = 512
+    line, code = refused(dataset=make_shards("beyond", ids=ids))
+    assert code == 5
+    assert "shard-00000.bin" in line
+    assert "id 512" in line
+
+
+def test_fewer_tokens_than_planned(refused):
+    line, code = refused(num_steps=100)
+    assert code == 5
+    assert "400 windows" in line
+    assert "--allow-shard-cycle" in line
+
+
+def test_a_corpus_of_one_id(refused, make_shards):
+    import numpy as np
+
+    ids = np.full(8000, 3)
+    ids[::997] = 5
+    line, code = refused(dataset=make_shards("unk", ids=ids))
+    assert code == 5
+    assert "id 3" in line
+
+
+def test_held_out_shards_that_are_trained_on(refused, make_shards):
+    line, code = refused(dataset=make_shards(), val_dataset=make_shards("copy"))
+    assert code == 5
+    assert "byte for byte" in line
+
+
+def test_a_directory_without_a_manifest_or_unfinished(refused, make_shards):
+    folder = make_shards()
+    (folder / "manifest.json").unlink()
+    line, code = refused()
+    assert code == 3
+    assert "repair-manifest" in line
+    line, code = refused(dataset=make_shards("unfinished", complete=False))
+    assert code == 5
+    assert "did not finish" in line
+
+
+def test_a_window_beyond_the_models_positions(refused):
+    assert "256 positions" in refused(seq_length=300)[0]
+
+
+def test_too_little_to_hold_out(refused, make_shards):
+    line, code = refused(dataset=make_shards("short", tokens=SEQ + 5), num_steps=1)
+    assert code == 5
+    assert "--seq-length" in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mode": "from-scratch", "arch": "qwen2-4m"},
+        {"init": None},
+        {"init": None, "mode": "from-scratch"},
+        {"arch": "qwen2-4m"},
+        {"warmup_steps": 12},
+        {"batch_size": 0},
+        {"lr": -1.0},
+        {"extend": True},
+        {"resume": True, "force": True},
+    ],
+    ids=str,
+)
+def test_options_that_contradict_themselves(options, train, change):
+    from apr.errors import UsageError
+
+    with pytest.raises(UsageError) as error:
+        train(options(**change))
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_option_of_a_file_is_named(tmp_path, capsys):
+    from apr.cli import main
+
+    (tmp_path / "o.yaml").write_text("learning_rate: 1\n")
+    assert main(["pretrain", "--config", str(tmp_path / "o.yaml")]) == 2
+    assert "learning_rate" in capsys.readouterr().err
+
+
+def test_a_run_that_is_there_is_left_alone(refused, options, train, tmp_path):
+    train(options())
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    line, code = refused()
+    assert code == 5
+    assert "--resume" in line
+    assert "--force" in line
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
+def test_force_moves_it_away(options, train, tmp_path):
+    train(options())
+    first = (tmp_path / "run" / "result.json").read_bytes()
+    assert train(options(force=True, num_steps=6)).steps_completed == 6
+    assert (tmp_path / "run.bak-1" / "result.json").read_bytes() == first
+
+
+def test_a_refusal_stands_in_the_run_directory_and_is_no_run(refused, options, train, tmp_path):
+    (tmp_path / "run").mkdir()
+    assert refused(num_steps=100)[1] == 5
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["exit_code"]) == ("REFUSED", 5)
+    assert train(options()).steps_completed == 12
+
+
+def test_nothing_to_resume(options):
+    from apr.errors import RefusedError
+    from apr.train import pretrain
+
+    with pytest.raises(RefusedError, match="no run to resume"):
+        pretrain(options(resume=True))
