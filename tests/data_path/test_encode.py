@@ -184,6 +184,20 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(moment, options, corp
     assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole")
 
 
+def test_nothing_is_written_under_its_own_name(options):
+    written = []
+
+    def note(event, given):
+        if event == "open" and isinstance(given[2], int) and given[2] & (os.O_WRONLY | os.O_RDWR):
+            written.append(str(given[0]))
+
+    sys.addaudithook(note)
+    encode(options(shard_tokens=200))
+    ours = {Path(name).name for name in written if str(options().output) in name}
+    assert {".shard-00000.bin.tmp", ".manifest.json.tmp"} <= ours
+    assert all(name.endswith(".tmp") for name in ours)
+
+
 def test_the_kill_test_kills_before_the_end(options, monkeypatch):
     count = 0
 

@@ -173,7 +173,7 @@ class _Run:
     _open_documents: int = 0
 
     def resume(self, manifest: dict[str, Any]) -> None:
-        """Take up where a manifest says that whole shards end; unrecorded shards are made anew."""
+        """Take up where a manifest says that whole shards end; one it does not know yet is written again."""
         progress = manifest["progress"]
         self.rows = manifest["shards"]
         self.items, self.skipped = progress["items"], manifest["skipped_documents"]
@@ -185,10 +185,6 @@ class _Run:
                 raise RefusedError(
                     f"{path}: not the shard that was written there: --force encodes all of it anew"
                 )
-        recorded = {row["name"] for row in self.rows}
-        for path in self.options.output.glob("shard-*.bin"):
-            if path.name not in recorded:
-                path.unlink()
 
     def go(
         self, items: Iterator[tuple[int, Document | Skipped]], on_progress: Callable[[Progress], None]
