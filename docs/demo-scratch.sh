@@ -9,7 +9,12 @@ stdlib=$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 started=$SECONDS
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-run() { printf '$ %s\n' "$*"; "$@"; }
+run() {
+    local shown
+    printf -v shown '%q ' "$@"
+    printf '$ %s\n' "${shown% }" >&2
+    "$@"
+}
 
 rm -rf "$out"
 mkdir -p "$out"
@@ -33,7 +38,7 @@ run apr pretrain --mode from-scratch --arch qwen2-4m "${data[@]}" --run-dir "$ou
 say "4. Fine-tuned from its own file"
 first=$(ls "$out"/first/ckpt/*.apr | tail -n 1)
 run apr pretrain --mode finetune --init "$first" "${data[@]}" --run-dir "$out/run" \
-    --num-steps "$(( ${DEMO_STEPS:-300} / 3 ))" --lr 1e-4 --contract contracts/apr-pretrain-init-finetune-v1.yaml
+    --num-steps "$(( ${DEMO_STEPS:-300} / 3 ))" --lr 1e-4 --no-stop-at-target
 
 say "5. Six promises, decided from what is on disk"
 run apr contracts check contracts/apr-pretrain-init-finetune-v1.yaml --run-dir "$out/run"

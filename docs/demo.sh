@@ -13,7 +13,12 @@ contract=contracts/apr-pretrain-init-finetune-v1.yaml
 started=$SECONDS
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-run() { printf '$ %s\n' "$*"; "$@"; }
+run() {
+    local shown
+    printf -v shown '%q ' "$@"
+    printf '$ %s\n' "${shown% }" >&2
+    "$@"
+}
 
 # Sequence of 512 as a batch of one fills two cores; a GPU takes the full 500 steps of the contract.
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
@@ -55,16 +60,17 @@ run apr repair-manifest "$out/train" --verify --tokenizer "$out/smollm2.apr"
 train=(apr pretrain --init "$out/smollm2.apr" --dataset "$out/train" --val-dataset "$out/held-out"
     --tokenizer "$out/smollm2.apr" --run-dir "$out/run" --seq-length 512 "${batch[@]}" --val-tokens "$val_tokens")
 
-say "6. What would happen"
+say "6. What a run of 1000 steps would do: everything is checked, the speed is measured, nothing is trained"
+run "${train[@]}" --num-steps 1000 --plan --json > "$out/plan.json"
 if [ -z "$steps" ]; then
-    # As many steps as two minutes of this machine allow, from the calibration of the plan.
-    steps=$("${train[@]}" --num-steps 1000 --plan --json 2>/dev/null | python -c '
+    # As many steps as leave the whole demo under five minutes, with three evaluations between them.
+    steps=$(python -c '
 import json, sys
-plan = json.load(sys.stdin)
-print(max(20, min(500, int(120 / plan["seconds_per_step"]))))')
+plan = json.load(open(sys.argv[1]))
+print(max(12, min(500, int((150 - 3 * plan["seconds_per_evaluation"]) / plan["seconds_per_step"]))))' "$out/plan.json")
+    printf '\nWithout a GPU a demo has time for %s steps.\n' "$steps"
 fi
-train+=(--num-steps "$steps" --steps-per-epoch "$(( (steps + 1) / 2 ))" --contract "$contract")
-run "${train[@]}" --plan
+train+=(--num-steps "$steps" --steps-per-epoch "$(( (steps + 1) / 2 ))" --no-stop-at-target)
 
 say "7. Fine-tune: held-out loss before the first step and after the last"
 run "${train[@]}"

@@ -14,13 +14,12 @@ def main(out: Path, checkpoint: Path) -> None:
     speed = (
         f"{result['steps_completed']} steps on {result['device']}, {result['tokens_per_second']:.0f} tokens/s"
     )
-    verdict = "all blocking promises kept" if result["contract"]["ok"] else "a promise is broken"
     rows = [
         *((path, "the model that training starts from") for path in sorted(out.glob("*.apr"))),
         (out / "train", f"{train['total_tokens']:,} tokens of {train['total_documents']:,} files"),
         (out / "held-out", f"{held_out['total_tokens']:,} tokens of {held_out['total_documents']:,} files"),
         (checkpoint, f"the fine-tuned model: {losses}"),
-        (out / "run" / "result.json", f"{result['status']}; {speed}; {verdict}"),
+        (out / "run" / "result.json", f"{result['status']}; {speed}"),
         (out / "run" / "train.jsonl", "loss, gradient norm, learning rate and speed of every step"),
         (out / "run" / "loss.png", "the picture"),
     ]

@@ -9,10 +9,19 @@ from hypothesis import HealthCheck, settings
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 settings.register_profile("ci", max_examples=50, derandomize=True, **_COMMON)
 settings.register_profile("long", max_examples=5000, **_COMMON)
-settings.load_profile("long" if os.environ.get("APR_TEST_BUDGET") == "long" else "ci")
+LONG = os.environ.get("APR_TEST_BUDGET") == "long"
+settings.load_profile("long" if LONG else "ci")
 
 
 @pytest.fixture(scope="session")
 def data() -> Path:
     """`tests/data`: files written by the ecosystem's own tools."""
     return Path(__file__).parent / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what has no place here, and say why."""
+    if not LONG:
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: make test-long"))

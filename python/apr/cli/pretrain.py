@@ -40,7 +40,9 @@ class Command(PretrainConfig):
         options = PretrainConfig(**{name: getattr(self, name) for name in names})
         if self.plan:
             planned = plan(options)
-            print(json.dumps(planned.to_dict(), indent=2) if self.json else planned)
+            print(planned, file=sys.stderr if self.json else sys.stdout)
+            if self.json:
+                print(json.dumps(planned.to_dict(), indent=2))
             return 0
         result = pretrain(options, out=sys.stderr if self.json else sys.stdout)
         if self.json:

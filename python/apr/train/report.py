@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
 # Seconds between two lines of progress where there is no terminal to move a line on.
-_QUIET_SECONDS = 5.0
+_QUIET_SECONDS = 10.0
 
 
 class Report:

