@@ -1,0 +1,142 @@
+"""A training step of SmolLM2-135M's shape beside transformers' own, in one run.
+
+    python benches/train.py [--device cpu|cuda] [--batch-size N] [--seq-length T] [--steps N] [--compile]
+
+Both sides: the same weights and windows, forward, cross entropy, backward, clipping at 1.0, fused AdamW; on
+CUDA bfloat16 compute under autocast over float32 weights. The peer is LlamaForCausalLM, compiled as a whole
+where ours is compiled by layers. Steps take turns; the figures are medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from apr.model.decoder import Decoder
+from apr.model.init import init_weights, load_arch
+from apr.train.config import PretrainConfig
+from apr.train.device import autocast, default_precision, describe
+from apr.train.loss import token_losses
+from apr.train.optimizer import make_optimizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+VOCAB = 49_152
+WARM_UP = 3
+
+
+def main() -> None:
+    """Time both, print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-size", type=int, default=1)
+    parser.add_argument("--seq-length", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=7)
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    shape = options.batch_size, options.seq_length + 1
+    ids = torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(0)).to(device)
+    ours = our_model(device)
+    sides = {"apr": our_step(ours, ids, compiled=options.compile)}
+    sides["transformers"] = their_step(ours, ids, compiled=options.compile)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(WARM_UP + options.steps):
+        for name, step in sides.items():
+            synchronise(device)
+            started = time.perf_counter()
+            step()
+            synchronise(device)
+            if turn >= WARM_UP:
+                seconds[name].append(time.perf_counter() - started)
+    tokens = options.batch_size * options.seq_length
+    how = ", compiled" if options.compile else ""
+    print(f"{describe(device)}, torch {torch.__version__}, {default_precision(device)}, "
+          f"{shape[0]} x {shape[1] - 1}{how}")  # fmt: skip
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    for name, median in medians.items():
+        print(f"  {name:<13} {median * 1e3:>9.1f} ms a step  {tokens / median:>10,.0f} tokens/s")
+    print(f"  ratio         {medians['transformers'] / medians['apr']:.2f} x transformers")
+
+
+def our_model(device: torch.device) -> Decoder:
+    """Fresh weights; the peer gets the same."""
+    model = Decoder.empty(load_arch("smollm2-135m", VOCAB), device, torch.float32)
+    init_weights(model, 0)
+    return model
+
+
+def our_step(model: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[[], None]:
+    """What `apr pretrain` does in a step."""
+    config = PretrainConfig(dataset="-", run_dir="-", mode="from-scratch", arch="smollm2-135m")
+    optimizer = make_optimizer(model, config)
+    if compiled:
+        for layer in model.model.layers:
+            layer.compile(fullgraph=True, dynamic=False)
+
+    def step() -> None:
+        with autocast(ids.device, default_precision(ids.device)):
+            loss = token_losses(model, ids).mean()
+        loss.backward()
+        finish(model, optimizer)
+
+    return step
+
+
+def their_step(ours: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[[], None]:
+    """The same with transformers' model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = ours.config
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.num_kv_heads,
+            intermediate_size=config.intermediate_size,
+            max_position_embeddings=config.max_position_embeddings,
+            rms_norm_eps=config.rms_norm_eps,
+            tie_word_embeddings=True,
+            attn_implementation="sdpa",
+        )
+    ).to(ids.device)
+    model.load_state_dict(ours.state_dict(), strict=False)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+    )
+    if compiled:
+        model.compile()
+
+    def step() -> None:
+        with autocast(ids.device, default_precision(ids.device)):
+            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
+        loss.backward()
+        finish(model, optimizer)
+
+    return step
+
+
+def finish(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Clip, update, forget the gradients."""
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+main()

@@ -1,0 +1,102 @@
+"""The same promises on a GPU. Skipped where there is none."""
+
+import json
+
+import pytest
+from tests.model.test_decoder import CASES
+from tests.train.conftest import BASE
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.mark.parametrize(("reference", "file"), CASES, ids=[file.stem for _, file in CASES])
+def test_logits_and_gradients_of_the_ecosystems_files(reference, file):
+    import torch
+
+    from apr.model import Decoder
+    from apr.train.loss import token_losses
+
+    expected = json.loads(reference.read_text())
+    model = Decoder.from_apr(file, "cuda")
+    ids = torch.tensor([expected["input_ids"]], device="cuda")
+    loss = token_losses(model, ids).mean()
+    loss.backward()
+    assert loss.item() == pytest.approx(expected["loss"], abs=1e-4)
+    assert model(ids)[0].logsumexp(-1).tolist() == pytest.approx(expected["logits_row_logsumexp"], abs=1e-4)
+    norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
+    assert norms == pytest.approx(expected["grad_norm_by_parameter"], rel=1e-3, abs=1e-7)
+
+
+def test_a_run_in_bf16_learns_and_measures_the_gpu(options, train):
+    config = options(device="cuda", num_steps=24, steps_per_epoch=12)
+    result = train(config)
+    assert (result.status, result.exit_code, result.device) == ("BUDGET_SPENT", 0, "cuda:0")
+    assert result.final_val_loss < result.initial_val_loss - 0.3
+    assert all(gate.passed for gate in result.gates if gate.name != "target")
+    assert result.mfu is None or 0 < result.mfu < 1
+    assert result.peak_memory_bytes > 0
+    steps = [json.loads(line) for line in (config.run_dir / "train.jsonl").read_text().splitlines()]
+    assert all(0 <= r["gpu_util_pct"] <= 100 for r in steps if "train_loss" in r)
+
+
+def test_fp32_steps_are_those_of_the_cpu(options, train, tmp_path):
+    histories = [
+        train(options(device=device, precision="fp32", run_dir=tmp_path / device)).val_loss_history
+        for device in ("cpu", "cuda")
+    ]
+    assert histories[1] == pytest.approx(histories[0], abs=1e-3)
+
+
+def test_compiled_layers_give_the_same_losses(options, train, tmp_path):
+    plain = train(options(device="cuda", run_dir=tmp_path / "plain"))
+    compiled = train(options(device="cuda", run_dir=tmp_path / "compiled", compile=True))
+    assert compiled.val_loss_history == pytest.approx(plain.val_loss_history, abs=2e-2)
+
+
+def test_a_run_is_resumed_where_it_was(options, train, monkeypatch, tmp_path):
+    import os
+    import signal
+
+    from apr.train.metrics import MetricsFile
+
+    alone = train(options(device="cuda", precision="fp32", run_dir=tmp_path / "alone"))
+    write = MetricsFile.write
+
+    def stop_at_step_7(self, record):
+        write(self, record)
+        if record["step"] == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsFile, "write", stop_at_step_7)
+        assert train(options(device="cuda", precision="fp32")).status == "INTERRUPTED"
+    resumed = train(options(device="cuda", precision="fp32", resume=True))
+    assert resumed.steps_completed == 12
+    # Attention's and the embedding's gradients are summed in no fixed order on a GPU.
+    assert resumed.val_loss_history == pytest.approx(alone.val_loss_history, abs=1e-3)
+
+
+def test_many_tokens_are_chunked_without_a_difference():
+    import torch
+
+    from apr.model import Decoder
+    from apr.train import loss
+
+    model = Decoder.from_apr(BASE, "cuda")
+    ids = torch.randint(0, 512, (40, 129), device="cuda")
+    assert ids[:, 1:].numel() > loss.CHUNK
+    chunked = loss.token_losses(model, ids)
+    whole = torch.nn.functional.cross_entropy(
+        model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    )
+    torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(x.mean(), model.head_weight)[0] for x in (chunked, whole)]
+    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-3)
+
+
+def test_a_device_that_is_not_there_is_refused(options):
+    from apr.errors import UnavailableError
+    from apr.train import pretrain
+
+    with pytest.raises(UnavailableError, match="cuda:63"):
+        pretrain(options(device="cuda:63"))
