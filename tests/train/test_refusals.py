@@ -122,6 +122,44 @@ def test_a_corpus_of_one_id(refused, make_shards):
     assert "id 3" in line
 
 
+def test_a_held_out_corpus_of_one_id(refused, make_shards):
+    import numpy as np
+
+    ids = np.full(3000, 3)
+    ids[::997] = 5
+    line, code = refused(val_dataset=make_shards("unk", ids=ids))
+    assert code == 5
+    assert "unk" in line
+
+
+def test_texts_that_end_at_once(refused, make_shards):
+    import numpy as np
+
+    ids = np.random.default_rng(0).integers(1, 200, 8000)
+    ids[::3] = 0
+    assert refused(dataset=make_shards("ends", ids=ids, eos_token_id=0))[1] == 5
+
+
+def test_a_manifest_of_another_vocabulary(refused, make_shards):
+    line, code = refused(dataset=make_shards("large", vocab_size=151665))
+    assert code == 5
+    assert "151665" in line
+    assert refused(dataset=make_shards("small", vocab_size=300), tokenizer=BASE)[1] == 5
+
+
+def test_a_contract_that_is_not_there(refused, tmp_path):
+    assert refused(contract=tmp_path / "none.yaml")[1] == 3
+
+
+def test_a_plan_of_a_directory_that_is_taken(options, train):
+    from apr.errors import RefusedError
+    from apr.train import plan
+
+    train(options())
+    with pytest.raises(RefusedError, match="holds a run"):
+        plan(options())
+
+
 def test_held_out_shards_that_are_trained_on(refused, make_shards):
     line, code = refused(dataset=make_shards(), val_dataset=make_shards("copy"))
     assert code == 5
@@ -161,6 +199,10 @@ def test_too_little_to_hold_out(refused, make_shards):
         {"lr": -1.0},
         {"extend": True},
         {"resume": True, "force": True},
+        {"mode": "fine-tune"},
+        {"precision": "fp16"},
+        {"num_steps": "4"},
+        {"seed": 2**64},
     ],
     ids=str,
 )

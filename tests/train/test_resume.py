@@ -113,7 +113,8 @@ def test_a_killed_run_goes_on_with_the_same_bytes(options, train, flags, tmp_pat
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    train(options(resume=True))
+    resumed = train(options(resume=True))
+    assert (resumed.status, resumed.exit_code) == ("BUDGET_SPENT", 0)
     assert checkpoints(config.run_dir) == checkpoints(alone.run_dir)
 
 
@@ -146,17 +147,22 @@ def test_extend_goes_further(options, train):
 def test_shards_that_changed_are_refused(options, train, signal_at, monkeypatch, make_shards, tmp_path):
     import shutil
 
+    from apr.errors import RefusedError
+
     signal_at(signal.SIGTERM, 3)
     train(options())
     monkeypatch.undo()
     shutil.rmtree(tmp_path / "shards")
     make_shards(seed=9)
-    result = train(options(resume=True))
-    assert (result.status, result.exit_code) == ("FAILED", 5)
-    assert "no longer those" in result.detail
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    with pytest.raises(RefusedError, match="no longer those"):
+        train(options(resume=True))
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
 
 
-def test_a_damaged_last_checkpoint_is_not_resumed_from(options, train, signal_at, monkeypatch, tmp_path):
+def test_a_damaged_checkpoint_is_never_passed_over(options, train, signal_at, monkeypatch, tmp_path):
+    from apr import AprError
+
     signal_at(signal.SIGTERM, 8)
     stopped = train(options())
     monkeypatch.undo()
@@ -164,9 +170,13 @@ def test_a_damaged_last_checkpoint_is_not_resumed_from(options, train, signal_at
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    result = train(options(resume=True))
-    assert result.exit_code == 4
-    assert stopped.last_checkpoint in result.detail
+    metrics = (tmp_path / "run" / "train.jsonl").read_bytes()
+    with pytest.raises(AprError, match=path.name):
+        train(options(resume=True))
+    path.write_bytes(content[:1000])
+    with pytest.raises(AprError, match=path.name):
+        train(options(resume=True))
+    assert (tmp_path / "run" / "train.jsonl").read_bytes() == metrics
 
 
 def test_pruning_keeps_the_best_and_says_what_went(options, train, tmp_path):

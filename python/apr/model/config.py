@@ -184,7 +184,10 @@ def _refuse_features(facts: dict[str, Any], family: Family) -> None:
         "sliding-window attention": sliding or (isinstance(layers, list) and "sliding_attention" in layers),
         "mixture of experts (num_experts)": facts.get("num_experts"),
         f"hidden_act {facts.get('hidden_act')!r}": facts.get("hidden_act", "silu") != "silu",
-        "partial rotary embeddings (partial_rotary_factor)": facts.get("partial_rotary_factor", 1) != 1,
+        "partial rotary embeddings (partial_rotary_factor)": any(
+            isinstance(part, dict) and part.get("partial_rotary_factor", 1) != 1
+            for part in (facts, facts.get("rope_parameters"), facts.get("rope_scaling"))
+        ),
     }
     for feature, present in found.items():
         if present:
@@ -202,7 +205,10 @@ def _number(facts: dict[str, Any], key: str) -> float:
     value = _fact(facts, key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RefusedError(f"{key} is {value!r}, no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise RefusedError(f"{key} is beyond all floats") from None
 
 
 def _fact(facts: dict[str, Any], key: str) -> object:
@@ -251,12 +257,10 @@ def _scaling(found: dict[str, Any]) -> RopeScaling | None:
     original = found.get("original_max_position_embeddings")
     if isinstance(original, bool) or not isinstance(original, int):
         raise RefusedError(f"rope_scaling.original_max_position_embeddings is {original!r}, no whole number")
-    return RopeScaling(
-        factor=_number(found, "factor"),
-        low_freq_factor=_number(found, "low_freq_factor"),
-        high_freq_factor=_number(found, "high_freq_factor"),
-        original_max_position_embeddings=original,
-    )
+    factor, low, high = (_number(found, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    if not (factor > 0 and 0 < low < high and original > 0):
+        raise RefusedError(f"rope_scaling {factor}, {low} to {high} of {original} is no scaling")
+    return RopeScaling(factor, low, high, original)
 
 
 def _tied(facts: dict[str, Any], *, head_present: bool | None) -> bool:

@@ -15,7 +15,7 @@ import torch
 from apr.container.file import load
 from apr.container.save import save
 from apr.data.atomic import write_atomically
-from apr.errors import AprError, RefusedError
+from apr.errors import RefusedError
 from apr.model.fill import TRAINING_PREFIX, fill
 from apr.train.state import RunState
 
@@ -97,6 +97,11 @@ def write_checkpoint(
     return _digest(moments, state.step)
 
 
+def optimizer_digest(model: Decoder, optimizer: AdamW, step: int) -> str:
+    """SHA-256 of the optimiser's state, as `write_checkpoint` gives it."""
+    return _digest(_moments(model, optimizer), step)
+
+
 def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any]) -> RunState:
     """Fill model and optimiser from a checkpoint of the same run.
 
@@ -112,8 +117,8 @@ def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any])
     """
     with load(path, verify="full") as file:
         state = state_of(file)
-        for part in ("data", "held_out"):
-            if file.metadata["training"].get(part) != facts["training"][part]:
+        for part, key in (("data", "corpus_sha256"), ("held_out", "corpus_sha256"), ("held_out", "start")):
+            if file.metadata["training"].get(part, {}).get(key) != facts["training"][part][key]:
                 raise RefusedError(
                     f"{path}: the shards are no longer those that this run was started on ({part})"
                 )
@@ -152,14 +157,15 @@ def state_of(file: AprFile) -> RunState:
 
 
 def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """The checkpoints of a run that open, the furthest last."""
+    """The checkpoints of a run, the furthest last.
+
+    Raises:
+        AprError, RefusedError: one of them does not open, or is none.
+    """
     found = []
     for path in sorted((run_dir / "ckpt").glob("*.apr")):
-        try:
-            with load(path) as file:
-                state = state_of(file)
-        except (AprError, RefusedError):
-            continue
+        with load(path) as file:
+            state = state_of(file)
         found.append(
             Checkpoint(path, state.step, state.epochs - 1 if path.name.startswith("epoch-") else None)
         )

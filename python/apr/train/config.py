@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -121,6 +121,7 @@ class PretrainConfig:
             value = getattr(self, name)
             if isinstance(value, str):
                 object.__setattr__(self, name, Path(value))
+        _check_types(self)
         _check_ranges(self)
 
     @property
@@ -177,6 +178,7 @@ class PretrainConfig:
         if not isinstance(found, dict):
             raise UsageError(f"{path}: no mapping of options")
         options = {str(key).replace("-", "_"): value for key, value in found.items()}
+        options = {_ALIASES.get(key, key): value for key, value in options.items()}
         unknown = sorted(options.keys() - names)
         if unknown:
             raise UsageError(f"{path}: no such option: {', '.join(unknown)}")
@@ -194,12 +196,37 @@ _POSITIVE = ("lr", "eps", "grad_clip", "target_val_loss")
 _NOT_NEGATIVE = ("warmup_steps", "weight_decay", "min_epochs", "seed")
 
 
+_INTEGERS = (*_AT_LEAST_ONE, "seed", "min_epochs", "warmup_steps")
+_NUMBERS = ("lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "grad_clip", "target_val_loss")
+_CHOICES = {"mode": tuple(MODES), "precision": (None, *get_args(Precision))}
+_ALIASES = {
+    "shards_dir": "dataset",
+    "output_dir": "run_dir",
+    "val_shard": "val_dataset",
+    "steps": "num_steps",
+}
+_MAX_SEED = 2**63 - 1  # torch's generators take no more
+
+
+def _check_types(config: PretrainConfig) -> None:
+    for names, kinds, what in ((_INTEGERS, (int,), "a whole number"), (_NUMBERS, (int, float), "a number")):
+        for name in names:
+            value = getattr(config, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                raise UsageError(f"--{name.replace('_', '-')} is {value!r}: it must be {what}")
+    for name, choices in _CHOICES.items():
+        if getattr(config, name) not in choices:
+            known = ", ".join(str(choice) for choice in choices if choice is not None)
+            raise UsageError(f"--{name} is {getattr(config, name)!r}: it must be one of {known}")
+    if config.seed > _MAX_SEED:
+        raise UsageError(f"--seed is {config.seed}: it must be below 2^63")
+
+
 def _check_ranges(config: PretrainConfig) -> None:
     def check(names: tuple[str, ...], rule: str, *, least: float, above: bool = False) -> None:
         for name in names:
             value = getattr(config, name)
-            # Not a number yet: a placeholder of the command line's parser.
-            if value is None or isinstance(value, bool) or not isinstance(value, (int, float)):
+            if value is None:
                 continue
             if not math.isfinite(value) or value < least or (above and value == least):
                 raise UsageError(f"--{name.replace('_', '-')} is {value}: it must be {rule}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from apr.container.file import load
+from apr.data.corpus_check import problems
 from apr.data.shards import ShardDir
 from apr.data.split import split
 from apr.data.windows import Windows
@@ -57,10 +58,10 @@ def evaluate_file(
     """
     where = choose_device(device)
     with load(path) as file:
-        found = file.metadata.get("training")
-    training: dict[str, Any] = found if isinstance(found, dict) else {}
-    length = seq_length or training.get("seq_length", _SEQ_LENGTH)
-    tokens = val_tokens or training.get("val_tokens", _VAL_TOKENS)
+        inside = file.metadata.get("training")
+    training: dict[str, Any] = inside if isinstance(inside, dict) else {}
+    length = training.get("seq_length", _SEQ_LENGTH) if seq_length is None else seq_length
+    tokens = training.get("val_tokens", _VAL_TOKENS) if val_tokens is None else val_tokens
     for name, value in (("--seq-length", length), ("--val-tokens", tokens), ("--batch-size", batch_size)):
         if not isinstance(value, int) or value < 1:
             raise UsageError(f"{name} is {value}: it must be at least 1")
@@ -76,7 +77,9 @@ def evaluate_file(
             f"{dataset}: id {scan.max_id} is beyond the model's vocabulary of {model.config.vocab_size}: "
             "encode with the model's tokenizer"
         )
-    kept = training.get("held_out", {})
+    kept = training.get("held_out")
+    if not (isinstance(kept, dict) and all(isinstance(kept.get(key), int) for key in ("start", "stop"))):
+        kept = {}
     if held_out:
         parts = split(shards, None, length, tokens)
         windows, ids = parts.held_out, parts.what
@@ -89,6 +92,10 @@ def evaluate_file(
         raise RefusedError(
             f"{dataset}: {windows.stop - windows.start} tokens are less than one window of {length} + 1"
         )
+    eos = shards.manifest.get("eos_token_id")
+    found = problems(scan, eos if isinstance(eos, int) else None, None)
+    if found:
+        raise RefusedError(f"{dataset}: this is no text: {'; '.join(found)}")
     kind = precision or default_precision(where)
     with torch.no_grad():
         made = evaluate(

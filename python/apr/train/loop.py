@@ -16,6 +16,7 @@ from apr.train.checkpoint import (
     Checkpoint,
     epoch_path,
     list_checkpoints,
+    optimizer_digest,
     prune,
     restore,
     step_path,
@@ -84,6 +85,8 @@ class Loop:
         self.evaluated_at = -1
         self.wall_before = 0.0
         self.resumed_from: Path | None = None
+        torch.manual_seed(self._config.seed)
+        self._optimizer = make_optimizer(model, self._config)
 
     # what the result asks for
 
@@ -125,10 +128,8 @@ class Loop:
             DisagreementError: the first batch's loss depends on the path.
         """
         self._started = time.monotonic()
-        torch.manual_seed(self._config.seed)
-        self._optimizer = make_optimizer(self._model, self._config)
         if self._config.resume:
-            self._take_up()
+            self._take_up_files()
         if self._config.compile:
             for layer in self._model.model.layers:
                 layer.compile(fullgraph=True, dynamic=False)
@@ -153,13 +154,22 @@ class Loop:
             self._save(step_path(self._dir, self.state.step), epoch=None)
         return self.last_checkpoint
 
-    def _take_up(self) -> None:
+    def take_up(self) -> None:
+        """Restore the furthest checkpoint of the run directory; nothing is written.
+
+        Raises:
+            AprError: a checkpoint is damaged.
+            RefusedError: it is of another run or other shards.
+        """
         self._checkpoints = list_checkpoints(self._dir)
         if self._checkpoints:
             last = self._checkpoints[-1]
             self.state = restore(last.path, self._model, self._optimizer, self._prepared.facts)
             self.resumed_from = last.path
             self.evaluated_at = self.state.step if last.epoch is not None else -1
+
+    def _take_up_files(self) -> None:
+        """Bring `train.jsonl` and the last metadata file to where the checkpoint is."""
         step, due = self.state.step, self.state.epochs * self._config.steps_per_epoch
 
         def known(record: dict[str, Any]) -> bool:
@@ -170,6 +180,9 @@ class Loop:
 
         records = cut_back(self._dir / rundir.METRICS, known)
         self.wall_before = records[-1]["wall_seconds"] if records else 0.0
+        last = self._checkpoints[-1] if self._checkpoints else None
+        if last is not None and last.epoch is not None and not last.metadata_path.exists():
+            self._write_metadata(last, optimizer_digest(self._model, self._optimizer, step))
         name = self.resumed_from.name if self.resumed_from else "the start: no checkpoint was written"
         self._report.line(f"resumed at step {step} from {name}")
 
@@ -363,23 +376,27 @@ class Loop:
         sha = write_checkpoint(path, self._model, self._optimizer, state, self._prepared.facts)
         checkpoint = Checkpoint(path, state.step, epoch)
         if epoch is not None:
-            val_loss = state.val_loss_history[-1]
-            write_json(
-                checkpoint.metadata_path,
-                {
-                    "epoch": epoch,
-                    "train_loss": state.train_loss,
-                    "val_loss": val_loss,
-                    "train_ppl": finite(_exp(state.train_loss)),
-                    "val_ppl": finite(_exp(val_loss)),
-                    "optimizer_state_sha": sha,
-                    "wall_seconds": self._wall(),
-                    "tokens_seen": state.tokens_seen,
-                    "grad_norm_max": state.grad_norm_max,
-                },
-            )
+            self._write_metadata(checkpoint, sha)
         self._checkpoints = prune([*self._checkpoints, checkpoint], self._config.keep, state.best_epoch)
         self._report.line(f"wrote {path.relative_to(self._dir)}: step {state.step}, read back and verified")
+
+    def _write_metadata(self, checkpoint: Checkpoint, optimizer_sha: str) -> None:
+        state = self.state
+        val_loss = state.val_loss_history[-1]
+        write_json(
+            checkpoint.metadata_path,
+            {
+                "epoch": checkpoint.epoch,
+                "train_loss": state.train_loss,
+                "val_loss": val_loss,
+                "train_ppl": finite(_exp(state.train_loss)),
+                "val_ppl": finite(_exp(val_loss)),
+                "optimizer_state_sha": optimizer_sha,
+                "wall_seconds": self._wall(),
+                "tokens_seen": state.tokens_seen,
+                "grad_norm_max": state.grad_norm_max,
+            },
+        )
 
     def _wall(self) -> float:
         return round(self.wall_before + time.monotonic() - self._started, 3)

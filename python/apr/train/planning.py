@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from apr.train import rundir
 from apr.train.device import autocast
 from apr.train.loss import token_losses
 from apr.train.optimizer import make_optimizer
@@ -73,7 +74,8 @@ def plan(config: PretrainConfig) -> Plan:
     Raises:
         AprError, OSError, RefusedError: as `prepare`.
     """
-    prepared = prepare(config)
+    rundir.check_free(config)
+    prepared = prepare(rundir.as_before(config) if config.resume else config)
     model = prepared.build_model()
     step = _measure_step(prepared, model)
     return Plan(prepared, step, _measure_evaluation(prepared, model))

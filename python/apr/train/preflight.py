@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from apr.container.file import load
+from apr.contracts.schema import load_contract
 from apr.data.corpus_check import problems
 from apr.data.shards import Scan, ShardDir, common_shards
 from apr.data.split import Split, evaluation_windows, split
@@ -106,7 +107,10 @@ def prepare(config: PretrainConfig) -> Prepared:
     model_config, carried, base = _model(config, tokenizer, dataset, scan)
     scans = {dataset: scan} if val_dataset is None else {dataset: scan, val_dataset: val_scan}
     _check_vocabulary(model_config, tokenizer, scans)
-    _check_corpus(config.dataset, scan, tokenizer)
+    for shards, found in scans.items():
+        _check_corpus(shards, found, tokenizer, carried)
+    if config.contract is not None:
+        load_contract(config.contract)
     if config.val_dataset is not None:
         _check_overlap(config, scan, val_scan)
     positions = model_config.max_position_embeddings
@@ -199,6 +203,17 @@ def _check_vocabulary(
             f"the model's {model.vocab_size}: they do not belong together"
         )
     for shards, scan in scans.items():
+        said = shards.vocab_size
+        if said is not None and said > model.vocab_size:
+            raise RefusedError(
+                f"{shards.path}: encoded with a vocabulary of {said} ids, the model has {model.vocab_size}: "
+                "encode with the model's tokenizer"
+            )
+        if said is not None and tokenizer is not None and said != tokenizer.vocab_size:
+            raise RefusedError(
+                f"{shards.path}: encoded with a vocabulary of {said} ids, {tokenizer.source} has "
+                f"{tokenizer.vocab_size}: give the tokenizer that encoded it"
+            )
         highest = max(scan.shards, key=lambda shard: shard.max_id)
         if highest.max_id >= model.vocab_size:
             raise RefusedError(
@@ -207,10 +222,19 @@ def _check_vocabulary(
             )
 
 
-def _check_corpus(path: Path, scan: Scan, tokenizer: LoadedTokenizer | None) -> None:
-    found = problems(scan, tokenizer.eos_id if tokenizer else None, tokenizer.unk_id if tokenizer else None)
+def _check_corpus(
+    shards: ShardDir, scan: Scan, tokenizer: LoadedTokenizer | None, carried: dict[str, Any]
+) -> None:
+    """Whether the ids can be text; what ends one is known to the tokenizer, the init file or the manifest."""
+    if tokenizer is not None:
+        eos, unk = tokenizer.eos_id, tokenizer.unk_id
+    else:
+        eos = shards.manifest.get("eos_token_id", carried.get("tokenizer.eos_token_id"))
+        unk = carried.get("tokenizer.unknown_token_id")
+        unk = None if unk == eos else unk
+    found = problems(scan, eos, unk)
     if found:
-        raise RefusedError(f"{path}: this is no text: {'; '.join(found)}")
+        raise RefusedError(f"{shards.path}: this is no text: {'; '.join(found)}")
 
 
 def _check_overlap(config: PretrainConfig, scan: Scan, val_scan: Scan) -> None:

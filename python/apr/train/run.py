@@ -29,7 +29,6 @@ from apr.train.signals import Interrupted, StopRequest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from apr.model.decoder import Decoder
     from apr.train.config import PretrainConfig
     from apr.train.preflight import Prepared
 
@@ -67,17 +66,20 @@ def pretrain(config: PretrainConfig, *, out: TextIO | None = None) -> Result:
         AprError, OSError, RefusedError: it was refused before the first step; `result.json` says so too where
             the run directory exists and holds no run.
     """
+    started = time.monotonic()
     with Report(sys.stdout if out is None else out) as report, StopRequest() as stop:
         try:
             rundir.check_free(config)
             if config.resume:
                 config = rundir.as_before(config)
             prepared = prepare(config)
-            model = prepared.build_model()
+            loop = Loop(prepared, prepared.build_model(), report, stop)
+            if config.resume:
+                loop.take_up()
         except (AprError, RefusedError, OSError) as error:
             _record_refusal(config.run_dir, error)
             raise
-        return _Run(prepared, model, report, stop).result()
+        return _Run(prepared, loop, report, stop, started).result()
 
 
 def _record_refusal(run_dir: Path, error: Exception) -> None:
@@ -91,9 +93,11 @@ def _record_refusal(run_dir: Path, error: Exception) -> None:
 class _Run:
     """One run in its directory: claims it, runs the loop, and says what came of it."""
 
-    def __init__(self, prepared: Prepared, model: Decoder, report: Report, stop: StopRequest) -> None:
-        self._started = time.monotonic()
-        self._prepared, self._model, self._report, self._stop = prepared, model, report, stop
+    def __init__(
+        self, prepared: Prepared, loop: Loop, report: Report, stop: StopRequest, started: float
+    ) -> None:
+        self._started = started
+        self._prepared, self._loop, self._report, self._stop = prepared, loop, report, stop
         self._config, self._dir = prepared.config, prepared.config.run_dir
         if self._config.force and rundir.holds_run(self._dir):
             report.line(f"moved the run that was there to {rundir.move_away(self._dir)}")
@@ -106,7 +110,7 @@ class _Run:
 
     def result(self) -> Result:
         """Run, decide the gates and the contract, write `result.json` and the picture."""
-        loop = Loop(self._prepared, self._model, self._report, self._stop)
+        loop = self._loop
         end = self._run(loop)
         made = self._describe(loop, end)
         write_json(self._dir / rundir.RESULT, _plain(made))
@@ -120,10 +124,11 @@ class _Run:
 
     def _run(self, loop: Loop) -> _End:
         try:
-            ended = loop.run()
-            return _End(ended.status, _EXIT_CODES[ended.status], ended.detail)
-        except Interrupted:
-            return self._interrupted(loop)
+            try:
+                ended = loop.run()
+                return _End(ended.status, _EXIT_CODES[ended.status], ended.detail)
+            except Interrupted:
+                return self._interrupted(loop)
         except DisagreementError as error:
             return _End("REFUSED", EXIT_GATE, str(error))
         except (RefusedError, AprError, OSError) as error:
