@@ -51,6 +51,10 @@ demo-scratch: $(BUILT)
 bench: $(BUILT)
 	for bench in benches/*.py; do $(BIN)/python $$bench || exit; done
 
+fuzz:  # needs: cargo install cargo-fuzz
+	mkdir -p rust/apr-format/fuzz/corpus/open
+	cd rust/apr-format && cargo fuzz run --sanitizer none open fuzz/corpus/open ../../tests/data/aprender-0.72 -- -max_total_time=60
+
 lint: $(BUILT)
 	cargo fmt --all --check
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
