@@ -304,6 +304,26 @@ def test_a_shard_of_less_than_a_token_is_cut_and_moved_aside(directory):
     assert ShardDir(directory).total_tokens == 850
 
 
+@pytest.mark.parametrize("break_it", [empty, torn])
+def test_a_verify_that_fails_neither_cuts_nor_moves(break_it, directory, capsys):
+    for shard in directory.glob("*.bin"):
+        write_shard(shard, np.zeros(100))
+    break_it(directory)
+    before = files(directory)
+    flags = ["repair-manifest", str(directory), "--verify", "--drop-empty", "--truncate-torn"]
+    assert main([*flags, "--json"]) == 5
+    assert files(directory) == before
+    assert json.loads(capsys.readouterr().out)["done"] == []
+
+
+def test_a_verify_of_a_torn_shard_keeps_a_scan_that_holds(directory, monkeypatch):
+    torn(directory)
+    repair(directory, verify=True, truncate_torn=True)
+    shards = ShardDir(directory)
+    monkeypatch.setattr("apr.data.shards.scan", None)
+    assert shards.scan().total_tokens == 850
+
+
 # What is in the shards
 
 

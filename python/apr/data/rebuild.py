@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from apr.data.atomic import sync_directory, write_atomically
@@ -37,7 +39,7 @@ class RepairReport:
     """As it stands now; as it would stand after a dry run, or if the shards were sound."""
     outcome: Literal["written", "left alone", "would be written", "not written"]
     done: tuple[str, ...]
-    """Changes to files other than the manifest, a line each."""
+    """Changes to files other than the manifest, a line each; none where anything is wrong."""
     scan: FullScan | None
     """What is in the shards, if that was asked for."""
     tokenizer: LoadedTokenizer | None
@@ -74,7 +76,7 @@ def repair(
         path: the shard directory.
         tokenizer: what the shards were made with: gives the manifest its vocabulary's size.
         verify: read all ids: highest id, hashes, ids beyond the vocabulary, whether it can be text. Where
-            that fails, the report has `problems` and no manifest is written.
+            that fails, the report has `problems` and nothing is written, cut or moved.
         force: replace a manifest that disagrees; the old one is kept as manifest.json.bak.
         dry_run: change nothing.
         drop_empty: move empty shards at the end aside.
@@ -96,15 +98,16 @@ def repair(
         )
     if differences:
         found = {}
-    if not dry_run:
-        tidy.apply()
     scanned = None
     if verify:
         limit = loaded.vocab_size if loaded is not None else found.get("vocab_size")
-        readable = [shard for shard in tidy.shards if not dry_run or shard.path not in tidy.cut]
-        scanned = scan(readable, vocab_size=limit, on_progress=on_progress)
+        scanned = tidy.scan(vocab_size=limit, on_progress=on_progress)
     wrong = () if scanned is None else tuple(_wrong(scanned, loaded, found))
-    report = RepairReport(path, tuple(tidy.shards), found, "left alone", tidy.lines, scanned, loaded, wrong)
+    if not dry_run and not wrong:
+        tidy.apply()
+        scanned = None if scanned is None else tidy.stamped(scanned)
+    done = () if wrong else tidy.lines
+    report = RepairReport(path, tuple(tidy.shards), found, "left alone", done, scanned, loaded, wrong)
     unfinished = found.get("complete") is False
     if found and not unfinished and not force:
         return report
@@ -163,6 +166,28 @@ class _Tidying:
             for file, kept in self.cut.items()
         ]
         return (*torn, *moved)
+
+    def scan(self, *, vocab_size: int | None, on_progress: Callable[[int, int], None] | None) -> FullScan:
+        """What will be in the shards; nothing of the directory changes: a torn one is read from a copy."""
+        with TemporaryDirectory(prefix="apr-") as aside:
+            readable = []
+            for shard in self.shards:
+                if shard.path in self.cut:
+                    whole = Path(aside) / shard.name
+                    shutil.copyfile(shard.path, whole)
+                    os.truncate(whole, self.cut[shard.path])
+                    shard = replace(shard, path=whole)  # noqa: PLW2901
+                readable.append(shard)
+            return self.stamped(scan(readable, vocab_size=vocab_size, on_progress=on_progress))
+
+    def stamped(self, scanned: FullScan) -> FullScan:
+        """The scan with the times that cut shards themselves have now."""
+        cut = {file.name: file for file in self.cut}
+        rows = [
+            replace(row, mtime_ns=cut[row.name].stat().st_mtime_ns) if row.name in cut else row
+            for row in scanned.shards
+        ]
+        return replace(scanned, shards=tuple(rows))
 
     def apply(self) -> None:
         """Cut and move; nothing is lost, whenever this is killed."""
