@@ -64,7 +64,8 @@ def test_one_that_agrees_has_nothing_to_say(shards):
         ({"total_tokens": True}, ["total_tokens is True, the files say 30"]),
         ({"shard_count": 1, "total_tokens": 10}, ["shard_count", "total_tokens"]),
         ({"shards": [{"name": "shard-00000.bin", "tokens": 11}]}, ["00000", "00001.bin: no tokens recorded"]),
-        ({"shards": 3}, ["shards is no list"]),
+        ({"shards": [{"name": "shard-00000.bin", "tokens": 10, "sha256": 3}]}, ["sha256 that is no text"]),
+        ({"complete": "yes"}, ["complete is 'yes'"]),
     ],
 )
 def test_each_field_that_disagrees_is_named(change, says, shards):
@@ -72,6 +73,21 @@ def test_each_field_that_disagrees_is_named(change, says, shards):
     assert len(found) == len(says)
     for line, expected in zip(found, says, strict=True):
         assert expected in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"complete": None, "vocab_size": None, "eos_token_id": None, "shards": None},
+        {"shards": ["shard-00000.bin", "shard-00001.bin"]},
+        {"shards": [{"path": "shard-00000.bin"}]},
+        {"shards": [{"name": ["a"], "tokens": 3}]},
+        {"shards": {"shard-00000.bin": 10}},
+        {"shards": 3},
+    ],
+)
+def test_null_and_what_other_producers_keep_there_are_no_disagreement(change, shards):
+    assert check_manifest(SOUND | change, shards) == []
 
 
 def test_a_missing_field_is_a_disagreement(shards):

@@ -324,6 +324,14 @@ def test_a_verify_of_a_torn_shard_keeps_a_scan_that_holds(directory, monkeypatch
     assert shards.scan().total_tokens == 850
 
 
+def test_a_manifest_with_another_producers_shards_is_verified_and_kept(directory):
+    repair(directory)
+    foreign = manifest(directory) | {"complete": None, "shards": ["shard-00000.bin"]}
+    (directory / "manifest.json").write_text(json.dumps(foreign))
+    assert repair(directory, verify=True).outcome == "left alone"
+    assert ShardDir(directory).total_tokens == 850
+
+
 # What is in the shards
 
 

@@ -60,7 +60,7 @@ def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
 def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list[str]:
     """Where a manifest disagrees with the shards beside it, one line a field; empty if nowhere.
 
-    `schema`, `shard_count` and `total_tokens` must be there; the `shards` rows are compared where they are.
+    `schema`, `shard_count` and `total_tokens` must be there; `shards` is compared if its rows are ours.
     """
     expected = {
         "schema": SCHEMA,
@@ -78,12 +78,21 @@ def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list
         for key in ("vocab_size", "eos_token_id")
         if not _is_id(manifest.get(key, 0))
     ]
-    if not isinstance(manifest.get("complete", True), bool):
+    if not isinstance(manifest.get("complete"), bool | None):
         found.append(f"complete is {manifest['complete']!r}, neither true nor false")
-    rows = manifest.get("shards")
-    if rows is not None:
+    rows = shard_rows(manifest)
+    if rows:
         found += _row_problems(rows, shards)
     return found
+
+
+def shard_rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of `shards`, {name, tokens, …}; empty where another producer keeps something else there."""
+    rows = manifest.get("shards")
+    ours = isinstance(rows, list) and all(
+        isinstance(row, dict) and isinstance(row.get("name"), str) and "tokens" in row for row in rows
+    )
+    return rows if ours and rows else []
 
 
 def _is_id(value: object) -> bool:
@@ -92,14 +101,10 @@ def _is_id(value: object) -> bool:
     return 0 <= value < 2**32
 
 
-def _row_problems(rows: object, shards: Sequence[Shard]) -> list[str]:
-    try:
-        recorded = {str(row["name"]): row["tokens"] for row in rows}  # type: ignore[attr-defined]
-        hashes = [row.get("sha256", "") for row in rows]  # type: ignore[attr-defined]
-    except (TypeError, KeyError, AttributeError):
-        recorded, hashes = {}, [None]
-    if not all(isinstance(digest, str) for digest in hashes):
-        return ["shards is no list of {name, tokens, sha256}"]
+def _row_problems(rows: Sequence[Mapping[str, Any]], shards: Sequence[Shard]) -> list[str]:
+    if not all(isinstance(row.get("sha256"), str | None) for row in rows):
+        return ["shards has a sha256 that is no text"]
+    recorded = {row["name"]: row["tokens"] for row in rows}
     actual = {shard.name: shard.tokens for shard in shards}
     return [
         f"{name}: {recorded.get(name, 'no')} tokens recorded, {actual.get(name, 'no')} in the file"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from apr.data.atomic import sync_directory, write_atomically
 from apr.data.corpus_check import problems
-from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, write_manifest
+from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, shard_rows, write_manifest
 from apr.data.shards import TOKEN, Shard, scan, shard_files
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
 from apr.errors import FormatError, RefusedError
@@ -227,12 +227,12 @@ def _wrong(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[
         f"{beyond.shard}: id {beyond.token} at byte {beyond.index * TOKEN.itemsize} is beyond the vocabulary"
         for beyond in scanned.beyond
     ]
-    recorded = {row["name"]: row.get("sha256") for row in manifest.get("shards") or ()}
+    recorded = {row["name"]: row["sha256"] for row in shard_rows(manifest) if row.get("sha256")}
     found += [
         f"{shard.name}: changed since it was written (SHA-256 {shard.sha256[:12]}…, "
         f"recorded {recorded[shard.name][:12]}…)"
         for shard in scanned.shards
-        if recorded.get(shard.name) not in {None, shard.sha256}
+        if shard.name in recorded and recorded[shard.name] != shard.sha256
     ]
     eos_id = tokenizer.eos_id if tokenizer is not None else manifest.get("eos_token_id")
     return found + problems(scanned, eos_id, None if tokenizer is None else tokenizer.unk_id)
