@@ -100,8 +100,23 @@ def test_a_missing_artefact_is_a_failure(make_run, name):
 
 
 @pytest.mark.parametrize(
-    "key", ["exit_code", "wall_seconds", "step0_train_loss", "final_val_loss", "last_checkpoint"]
+    "key", ["exit_code", "wall_seconds", "step0_train_loss", "final_val_loss", "last_checkpoint", "device"]
 )
 def test_a_missing_key_of_the_result_is_a_failure(make_run, key):
     _, found = outcomes(make_run(**{key: None}, first_loss=1.0))
     assert any(outcome.measured == "missing" and key in outcome.detail for outcome in found.values())
+
+
+@pytest.mark.parametrize("way", ["relative", "absolute", "link"])
+def test_a_checkpoint_outside_the_run_is_a_missing_one(make_run, tmp_path, way):
+    run = make_run()
+    other = tmp_path / "other.apr"
+    (run / "ckpt" / "epoch-000.apr").rename(other)
+    (run / "link.apr").symlink_to(other)
+    name = {"relative": "../other.apr", "absolute": str(other), "link": "link.apr"}[way]
+    result = (run / "result.json").read_text().replace('"ckpt/epoch-000.apr"', f'"{name}"')
+    (run / "result.json").write_text(result)
+    verdict, found = outcomes(run)
+    assert not verdict.ok
+    assert [found[k].measured for k in ("003", "004", "005")] == ["missing"] * 3
+    assert "outside the run directory" in found["004"].detail

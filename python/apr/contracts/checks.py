@@ -87,6 +87,12 @@ class Run:
         if not isinstance(name, str):
             raise MissingArtefactError("result.json", "names no last_checkpoint")
         path = self.directory / name
+        try:
+            inside = path.resolve().is_relative_to(self.directory.resolve())
+        except (OSError, ValueError) as error:
+            raise MissingArtefactError(name, f"no path: {error}") from error
+        if not inside:
+            raise MissingArtefactError(name, "outside the run directory: not a file of this run")
         if not path.is_file():
             raise MissingArtefactError(name, "no such file")
         return name, path
@@ -176,11 +182,11 @@ def final_val_loss(run: Run, below_ln_vocab: float) -> Outcome:
 
 def no_cuda_errors(run: Run) -> Outcome:
     """The log has no CUDA out-of-memory, illegal address or launch error."""
-    device = str(run.result.get("device", ""))
+    device = run.result.get("device")
+    if not isinstance(device, str) or not device:
+        raise MissingArtefactError("result.json", "names no device")
     if not device.startswith("cuda"):
-        return Outcome(
-            None, "not applicable", "0 errors", "run.log", f"the run was on {device or 'no device'}"
-        )
+        return Outcome(None, "not applicable", "0 errors", "run.log", f"the run was on {device}")
     errors = [line for line in run.log.splitlines() if _CUDA_ERRORS.search(line)]
     return Outcome(not errors, len(errors), "0 errors", "run.log", errors[0] if errors else "")
 
