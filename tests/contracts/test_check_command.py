@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from apr.cli import main
 
 CONTRACT = Path(__file__).parents[2] / "contracts" / "apr-pretrain-init-finetune-v1.yaml"
@@ -53,3 +55,22 @@ def test_evidence_of_a_failure_leaves_the_contract_a_draft(make_run, tmp_path):
         main(["contracts", "check", str(contract), "--run-dir", str(make_run(exit_code=1)), "--record"]) == 5
     )
     assert "  status: DRAFT\n" in contract.read_text()
+
+
+@pytest.mark.parametrize("code", ["NaN", "1e999", "-1e999", "1" + 400 * "0", "0.5"])
+def test_an_exit_code_that_is_none_fails(make_run, capsys, code):
+    run = make_run(exit_code=7)
+    result = run / "result.json"
+    result.write_text(result.read_text().replace('"exit_code": 7', f'"exit_code": {code}'))
+    assert main(["contracts", "check", str(CONTRACT), "--run-dir", str(run)]) == 5
+    assert "DOES NOT HOLD" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "[" * 100_000, "3"])
+def test_a_result_that_is_none_is_a_failed_verdict_and_can_be_recorded(make_run, tmp_path, content):
+    contract = tmp_path / "c.yaml"
+    contract.write_text(CONTRACT.read_text())
+    run = make_run()
+    (run / "result.json").write_text(content)
+    assert main(["contracts", "check", str(contract), "--run-dir", str(run), "--record"]) == 5
+    assert json.loads((tmp_path / "c.evidence.json").read_text())["verdict"]["ok"] is False

@@ -66,6 +66,12 @@ def test_a_sound_contract_has_no_problem(lint, flags):
         ("pytest tests/test_it.py -k holds", "make it", 9, "neither"),
         ("name: exit_code, equals: 0", "name: eval, code: 1", 14, "a name out of"),
         ("equals: 0", "at_most: 0", 14, "takes equals, not at_most"),
+        ("name: exit_code, equals: 0", "name: [a]", 14, "a name out of"),
+        ("name: exit_code, equals: 0", "name: exit_code, 1: 2, null: 3", 14, "takes equals, not 1, None"),
+        ("equals: 0", "equals: .nan", 14, "equals is a number"),
+        ("equals: 0", "equals: 1" + 400 * "0", 14, "equals is a number"),
+        ('"2026-11-23"', "2026-13-41", 1, "no YAML"),
+        ("metadata:\n", "loop: &a {b: *a}\nmetadata:\n", 1, "an anchor within itself"),
         ("equals: 0", "equals: zero", 14, "equals is a number"),
         ("metadata:\n", "metadata:\n  depends_on: [nowhere]\n", 2, "no nowhere.yaml"),
     ],
@@ -101,3 +107,11 @@ def test_what_is_no_mapping_is_one_problem(lint, text):
     code, problems = lint(bad=text)
     assert code == 5
     assert len(problems) == 1
+
+
+@pytest.mark.parametrize("content", [b"def test_holds(:\n", b"\0", b"\xff", b"(" * 5000])
+def test_a_test_file_that_is_no_python_is_a_problem(lint, tmp_path, content):
+    (tmp_path / "tests" / "test_it.py").write_bytes(content)
+    code, problems = lint(good=GOOD)
+    assert code == 5
+    assert ["tests/test_it.py is no Python" in p["problem"] for p in problems] == [True]

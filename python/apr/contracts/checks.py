@@ -57,7 +57,7 @@ class Run:
         """result.json."""
         try:
             result = json.loads(self._text("result.json"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise MissingArtefactError("result.json", f"no JSON: {error}") from error
         if not isinstance(result, dict):
             raise MissingArtefactError("result.json", "no JSON object")
@@ -69,7 +69,7 @@ class Run:
         for number, line in enumerate(self._text("train.jsonl").splitlines(), 1):
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise MissingArtefactError("train.jsonl", f"line {number} is no JSON") from error
             if isinstance(record, dict) and "train_loss" in record:
                 return _number(record["train_loss"], "train.jsonl", "train_loss")
@@ -137,7 +137,8 @@ class Check:
 def exit_code(run: Run, equals: float) -> Outcome:
     """The process ended with this exit code."""
     code = run.number("exit_code")
-    return Outcome(code == equals, int(code), f"= {equals:g}", "result.json")
+    measured = int(code) if code.is_integer() else code  # NaN and infinities are no integers
+    return Outcome(code == equals, measured, f"= {equals:g}", "result.json")
 
 
 def wall_seconds(run: Run, at_most: float) -> Outcome:
@@ -204,4 +205,7 @@ CHECKS = {
 def _number(value: object, artefact: str, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise MissingArtefactError(artefact, f"{key} is {value!r}, no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise MissingArtefactError(artefact, f"{key} is beyond every number of 64 bits") from None

@@ -95,7 +95,10 @@ def _find_pytest(words: list[str], root: Path, collected: set[str] | None) -> st
     if not path.is_file():
         return f"test: no such file: {words[0]}"
     if collected is None:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, ValueError, RecursionError) as error:
+            return f"test: {words[0]} is no Python: {error}"
         functions = [n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
         names = [name for name in functions if name.startswith("test")]
     else:
@@ -127,7 +130,7 @@ def _collect(contracts: Iterable[Contract], root: Path) -> set[str]:
 def _find_cargo(name: str, root: Path) -> str | None:
     pattern = re.compile(rf"\bfn {re.escape(name.rpartition('::')[2])}\b")
     sources = (root / "rust").rglob("*.rs")
-    if any(pattern.search(path.read_text(encoding="utf-8")) for path in sources):
+    if any(pattern.search(path.read_text(encoding="utf-8", errors="replace")) for path in sources):
         return None
     return f"test: no Rust test is named {name}"
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apr.contracts.checks import MissingArtefactError, Run
+
 if TYPE_CHECKING:
     from apr.contracts.schema import Contract
     from apr.contracts.verdict import Verdict
@@ -24,8 +26,10 @@ def record(contract: Contract, verdict: Verdict, run_dir: Path) -> Path:
     the versions of the run and the date. Both files are replaced atomically.
     """
     artefacts = sorted({d.outcome.artefact for d in verdict.decisions})
-    result_path = run_dir / "result.json"
-    result = json.loads(result_path.read_text(encoding="utf-8")) if result_path.is_file() else {}
+    try:
+        result = Run(run_dir).result
+    except MissingArtefactError:  # the verdict says so too
+        result = {}
     evidence = {
         "verdict": verdict.to_dict(),
         "artefacts": {name: _sha256(run_dir / name) for name in artefacts if (run_dir / name).is_file()},

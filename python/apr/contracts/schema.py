@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,12 +119,14 @@ def read_contract(path: Path) -> tuple[Contract | None, list[Problem]]:
     try:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reader.lines.update({} if node is None else _lines(node))
+    except RecursionError:
+        return None, [Problem(path, 1, "nested too deeply, or an anchor within itself")]
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that no calendar has
         mark = getattr(error, "problem_mark", None)
         return None, [Problem(path, mark.line + 1 if mark else 1, f"no YAML: {error}".split("\n")[0])]
     if node is None or not isinstance(document, dict):
         return None, [Problem(path, 1, "a mapping is needed at the top")]
-    reader.lines.update(_lines(node))
     metadata = _read_metadata(document, reader)
     falsifiers = _read_falsifiers(document, reader)
     conditions = document.get("conditions", {})
@@ -200,17 +203,24 @@ def _read_falsifier(number: int, test: object, reader: _Reader) -> Falsifier | N
 
 
 def _check_problems(check: object) -> Iterator[str]:
-    if not isinstance(check, dict) or check.get("name") not in CHECKS:
+    name = check.get("name") if isinstance(check, dict) else None
+    if not isinstance(check, dict) or not isinstance(name, str) or name not in CHECKS:
         yield f"check: a mapping with a name out of {', '.join(CHECKS)} is needed"
         return
-    needed = CHECKS[check["name"]].operands
+    needed = CHECKS[name].operands
     given = set(check) - {"name"}
     if given != set(needed):
-        takes, got = ", ".join(needed) or "no operands", ", ".join(sorted(given)) or "none"
-        yield f"check {check['name']} takes {takes}, not {got}"
+        takes, got = ", ".join(needed) or "no operands", ", ".join(sorted(map(str, given))) or "none"
+        yield f"check {name} takes {takes}, not {got}"
     for key in given & set(needed):
-        if isinstance(check[key], bool) or not isinstance(check[key], (int, float)):
-            yield f"check {check['name']}: {key} is a number, not {check[key]!r}"
+        if not _is_number(check[key]):
+            yield f"check {name}: {key} is a number, not {check[key]!r}"
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max  # holds for no NaN
 
 
 def _lines(node: yaml.Node, where: tuple[object, ...] = ()) -> dict[tuple[object, ...], int]:
