@@ -74,3 +74,30 @@ def test_a_result_that_is_none_is_a_failed_verdict_and_can_be_recorded(make_run,
     (run / "result.json").write_text(content)
     assert main(["contracts", "check", str(contract), "--run-dir", str(run), "--record"]) == 5
     assert json.loads((tmp_path / "c.evidence.json").read_text())["verdict"]["ok"] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"steps_completed": 40}, "the run had steps 40 (written for 500)"),
+        ({"device": "cpu"}, "the run had device cpu (written for cuda)"),
+        ({"steps_completed": None}, "the run had steps unknown (written for 500)"),
+    ],
+)
+def test_a_run_that_is_not_what_it_was_written_for_leaves_it_a_draft(
+    make_run, tmp_path, capsys, change, says
+):
+    contract = tmp_path / "c.yaml"
+    contract.write_text(CONTRACT.read_text().replace("status: ACTIVE_RUNTIME", "status: DRAFT"))
+    run = make_run(**change)
+    assert main(["contracts", "check", str(contract), "--run-dir", str(run), "--record"]) == 0
+    assert "  status: DRAFT\n" in contract.read_text()
+    assert f"stays DRAFT: {says}" in capsys.readouterr().err
+
+
+def test_a_condition_that_the_result_does_not_name_is_not_met(make_run, tmp_path):
+    contract = tmp_path / "c.yaml"
+    text = CONTRACT.read_text().replace("status: ACTIVE_RUNTIME", "status: DRAFT")
+    contract.write_text(text.replace("conditions:\n", "conditions:\n  epochs: 3\n"))
+    assert main(["contracts", "check", str(contract), "--run-dir", str(make_run()), "--record"]) == 0
+    assert "  status: DRAFT\n" in contract.read_text()

@@ -125,11 +125,16 @@ def test_a_tokenizer_that_apr_files_have_no_form_for_has_no_metadata(tmp_path):
     assert loaded.unk_id == 0
 
 
-def test_without_a_pre_type_a_model_file_is_cut_as_gpt2_cuts(tmp_path):
+def test_without_a_pre_type_a_model_file_is_cut_as_gpt2_cuts_and_says_so(tmp_path):
     named, unnamed = (
         write_model(tmp_path / f"{name}.apr", pre_type=kind) for name, kind in (("a", "gpt-2"), ("b", None))
     )
     assert load_tokenizer(unnamed).encode([TEXT]) == load_tokenizer(named).encode([TEXT])
+    note = load_tokenizer(unnamed).note
+    assert note is not None
+    assert "GPT-2" in note
+    assert "--tokenizer DIR" in note
+    assert load_tokenizer(named).note is None
 
 
 def test_pre_tokenisers_cut_digits_each_in_its_own_way(tmp_path):

@@ -60,7 +60,8 @@ class Check:
     run_dir: Path
     """The run directory."""
     record: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Keep the evidence beside the contract; a contract that holds becomes ACTIVE_RUNTIME."""
+    """Keep the evidence beside the contract; a contract that holds becomes ACTIVE_RUNTIME, if the run
+    met its conditions."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object on standard output."""
 
@@ -71,6 +72,9 @@ class Check:
         print(json.dumps(verdict.to_dict()) if self.json else verdict)
         if self.record:
             print(f"evidence: {record(contract, verdict, self.run_dir)}", file=sys.stderr)
+            if verdict.ok and verdict.unmet:
+                unmet = ", ".join(verdict.unmet)
+                print(f"{self.contract}: stays {contract.status}: the run had {unmet}", file=sys.stderr)
         return 0 if verdict.ok else EXIT_REFUSED
 
 

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 
 def record(contract: Contract, verdict: Verdict, run_dir: Path) -> Path:
-    """Write CONTRACT.evidence.json beside the contract; a contract that holds becomes ACTIVE_RUNTIME.
+    """Write CONTRACT.evidence.json beside the contract.
 
+    A contract that holds becomes ACTIVE_RUNTIME, if the run was what it was written for (`verdict.unmet`).
     The evidence has the verdict, the SHA-256 of every artefact it was read from, the host's name, the device,
     the versions of the run and the date. Both files are replaced atomically.
     """
@@ -40,7 +41,7 @@ def record(contract: Contract, verdict: Verdict, run_dir: Path) -> Path:
     }
     target = contract.path.with_suffix(".evidence.json")
     _replace(target, json.dumps(evidence, indent=2) + "\n")
-    if verdict.ok:
+    if verdict.ok and not verdict.unmet:
         text = contract.path.read_text(encoding="utf-8")
         _replace(contract.path, re.sub(r"(?m)^(  status: )DRAFT$", r"\1ACTIVE_RUNTIME", text))
     return target

@@ -35,6 +35,8 @@ class Verdict:
     contract: str
     conditions: dict[str, object]
     """What the run was: steps completed and device, beside what the contract was written for."""
+    unmet: tuple[str, ...]
+    """The conditions of the contract that the run was not."""
     decisions: tuple[Decision, ...]
 
     @property
@@ -43,11 +45,12 @@ class Verdict:
         return all(d.outcome.passed is True for d in self.decisions if d.blocking)
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON: contract, ok, conditions, falsifiers (verdict, measured, threshold, artefact)."""
+        """For JSON: contract, ok, conditions, unmet, falsifiers (verdict, measured, threshold, artefact)."""
         return {
             "contract": self.contract,
             "ok": self.ok,
             "conditions": self.conditions,
+            "unmet": list(self.unmet),
             "falsifiers": [
                 {"id": d.id, "rule": d.rule, "blocking": d.blocking, **asdict(d.outcome)}
                 for d in self.decisions
@@ -94,7 +97,7 @@ def check(contract: Contract | str | PathLike[str], run_dir: str | PathLike[str]
     decisions = tuple(
         Decision(f.id, f.rule, f.blocking, _decide(f, run)) for f in contract.falsifiers if f.check
     )
-    return Verdict(contract.name, _conditions(contract, run), decisions)
+    return Verdict(contract.name, *_conditions(contract, run), decisions)
 
 
 def _decide(falsifier: Falsifier, run: Run) -> Outcome:
@@ -107,11 +110,13 @@ def _decide(falsifier: Falsifier, run: Run) -> Outcome:
         return Outcome(False, "missing", threshold, missing.artefact, str(missing).partition(": ")[2])
 
 
-def _conditions(contract: Contract, run: Run) -> dict[str, object]:
+def _conditions(contract: Contract, run: Run) -> tuple[dict[str, object], tuple[str, ...]]:
+    """What the run was, and the conditions that it was not; any but `steps` is a key of result.json."""
     found: dict[str, object] = {}
-    for key, ours in (("steps_completed", "steps"), ("device", "device")):
+    unmet = []
+    for ours in dict.fromkeys(("steps", "device", *contract.conditions)):
         try:
-            value = run.result.get(key, "unknown")
+            value = run.result.get("steps_completed" if ours == "steps" else ours, "unknown")
         except MissingArtefactError:
             value = "unknown"
         wanted = contract.conditions.get(ours)
@@ -119,4 +124,6 @@ def _conditions(contract: Contract, run: Run) -> dict[str, object]:
             wanted is None or value == wanted or (isinstance(wanted, str) and str(value).startswith(wanted))
         )
         found[ours] = value if matches else f"{value} (written for {wanted})"
-    return found
+        if not matches:
+            unmet.append(f"{ours} {found[ours]}")
+    return found, tuple(unmet)

@@ -24,6 +24,10 @@ UNKNOWN = "<unk>"
 CHAT_ENDS = frozenset(
     {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>"}
 )
+_NO_PRE_TYPE = (
+    "the file does not name its pre-tokeniser (tokenizer.pre_type): text is cut as GPT-2's cuts it; "
+    "--tokenizer DIR, with the model's tokenizer.json, is sure to cut it as the model expects"
+)
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # GGUF's token types
 
 
@@ -213,6 +217,7 @@ def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | Non
         configured=named["eos"],
         bos=named["bos"],
         asked=eos_token,
+        note=None if metadata.get("tokenizer.pre_type") else _NO_PRE_TYPE,
     )
 
 
