@@ -36,11 +36,11 @@ $(BUILT): $(INSTALLED) $(RUST_SOURCES)
 
 test: $(BUILT)
 	cargo test --quiet --workspace
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 test-long: $(BUILT)
 	cargo test --quiet --workspace
-	APR_TEST_BUDGET=long $(BIN)/python -m pytest
+	APR_TEST_BUDGET=long $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 demo: $(BUILT)
 	PYTHON="$(PYTHON)" docs/demo.sh
