@@ -132,8 +132,8 @@ def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any])
                 },
             }
         if next(model.parameters()).device.type == "cuda":  # where AdamW's fused kernel wants its step
-            for state in optimizer.state.values():
-                state["step"] = state["step"].to(next(model.parameters()).device)
+            for moments in optimizer.state.values():
+                moments["step"] = moments["step"].to(next(model.parameters()).device)
             if f"{TRAINING_PREFIX}rng.cuda" in file:
                 torch.cuda.set_rng_state(_state_tensor(file, "rng.cuda").clone())
         for group in optimizer.param_groups:
