@@ -225,6 +225,54 @@ def test_resuming_what_is_complete_changes_nothing(options):
     assert (options().output / "manifest.json").read_bytes() == before
 
 
+def append(corpus):
+    corpus.write_text(corpus.read_text() + '{"content": "more"}\n')
+
+
+@pytest.mark.parametrize(
+    ("spoil", "change", "says"),
+    [
+        (lambda _: None, {"shard_tokens": 201}, "shard_tokens was 200"),
+        (lambda shards: append(shards.parent / "corpus.jsonl"), {}, "input_bytes was"),
+        (lambda shards: (shards / "shard-00001.bin").unlink(), {}, "number 1 is missing"),
+        (lambda shards: max(shards.glob("*.bin")).unlink(), {}, "shard_count is"),
+        (lambda shards: os.truncate(shards / "shard-00001.bin", 40), {}, "10 in the file"),
+    ],
+)
+def test_resuming_what_is_complete_but_differs_is_refused(spoil, change, says, options):
+    encode(options(shard_tokens=200))
+    spoil(options().output)
+    before = snapshot(options().output)
+    with pytest.raises(RefusedError, match=says):
+        encode(options(**({"shard_tokens": 200} | change), start="resume"))
+    assert snapshot(options().output) == before
+
+
+def test_resuming_with_another_set_of_files_is_refused(options, tmp_path):
+    roots = tmp_path / "texts"
+    roots.mkdir()
+    (roots / "a.txt").write_text("one text\n")
+    encode(options(corpus=(str(roots),)))
+    (roots / "b.txt").write_text("")
+    with pytest.raises(RefusedError, match="input_files was"):
+        encode(options(corpus=(str(roots),), start="resume"))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"shard_tokens": None, "input_bytes": None, "complete": None}, None), ({"truncated": True}, "cut off")],
+)
+def test_resuming_an_older_or_a_repaired_manifest(change, says, options):
+    encode(options())
+    path = options().output / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    if says is None:
+        assert encode(options(start="resume")).text_bytes == 0
+    else:
+        with pytest.raises(RefusedError, match=says):
+            encode(options(start="resume"))
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

@@ -13,8 +13,9 @@ import numpy as np
 
 from apr.data.atomic import write_atomically
 from apr.data.corpus import Corpus, Document, Skipped
-from apr.data.manifest import MANIFEST, SCHEMA, read_manifest, write_manifest
+from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, write_manifest
 from apr.data.sample import Normalization, normalised, sample, self_test
+from apr.data.shards import list_shards
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
 from apr.errors import RefusedError, UsageError
 
@@ -33,8 +34,12 @@ _BATCH_CHARACTERS = 1 << 20
 _SIX_DIGITS_FROM = 90_000
 # Documents that are skipped are all counted; this many are named.
 _NAMED = 20
+# Characters of a value in an error: a list of files may be long.
+_SHOWN = 120
 # What makes two encodings the same one, beside `progress.options`.
 _SAME = ("tokenizer_sha256", "eos_policy", "eos_token_id", "content_field", "normalization", "corpus_roots")
+# And beside those in one that is complete, where it records them.
+_SAME_IF_RECORDED = ("input_files", "input_bytes", "shard_tokens")
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def encode(options: EncodeOptions, on_progress: Callable[[Progress], None] = lam
     found = _existing(options.output, options.start)
     if found is not None:
         _refuse_difference(options.output, found, run.manifest(complete=False))
-        if found.get("complete", True):
+        if found.get("complete") is not False:
             return EncodeReport(found, tokenizer, 0, time.monotonic() - started, ())
         run.resume(found)
     probe = sample(corpus, tokenizer, options.normalization)
@@ -229,11 +234,13 @@ class _Run:
             "normalization": options.normalization,
             "input_format": self.corpus.format,
             "input_files": [str(file.path) for file in self.corpus.files],
+            "input_bytes": self.corpus.nbytes,
             "corpus_roots": self.corpus.roots,
             "corpus_sha256": hashlib.sha256(digests.encode()).hexdigest(),
             "num_workers": options.workers or len(os.sched_getaffinity(0)),
             "elapsed_seconds": round(self.elapsed, 3),
             "seq_length_hint": None,
+            "shard_tokens": options.shard_tokens,
             "producer_version": f"apr {__version__}",
             "shards": self.rows,
         }
@@ -328,7 +335,15 @@ def _existing(output: Path, start: Start) -> dict[str, Any] | None:
 
 def _refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
     was, now = ({key: manifest.get(key) for key in _SAME} for manifest in (found, asked))
-    if not found.get("complete", True):
+    if found.get("complete") is not False:
+        if found.get("truncated"):
+            raise RefusedError(
+                f"{output}: cut off, and finished as it was by apr repair-manifest: use --force"
+            )
+        recorded = [key for key in _SAME_IF_RECORDED if found.get(key) is not None]
+        was |= {key: found[key] for key in recorded}
+        now |= {key: asked[key] for key in recorded}
+    else:
         if not isinstance(found.get("progress"), dict) or not isinstance(found.get("shards"), list):
             raise RefusedError(f"{output / MANIFEST}: does not say where to resume: use --force")
         was |= found["progress"].get("options", {})
@@ -336,9 +351,20 @@ def _refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any
     for key in was | now:
         if was.get(key) != now.get(key):
             raise RefusedError(
-                f"{output}: cannot resume, {key} was {was.get(key)!r} and now is {now.get(key)!r}: "
+                f"{output}: cannot resume, {key} was {_short(was.get(key))} and now is {_short(now.get(key))}: "
                 "ask for the same, or use --force"
             )
+    if found.get("complete") is not False:
+        differences = check_manifest(found, list_shards(output))
+        if differences:
+            raise RefusedError(
+                f"{output / MANIFEST}: disagrees with the files: {'; '.join(differences)}: use --force"
+            )
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
 def _clear(output: Path) -> None:
