@@ -351,8 +351,8 @@ def _refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any
     for key in was | now:
         if was.get(key) != now.get(key):
             raise RefusedError(
-                f"{output}: cannot resume, {key} was {_short(was.get(key))} and now is {_short(now.get(key))}: "
-                "ask for the same, or use --force"
+                f"{output}: cannot resume, {key} was {_short(was.get(key))} "
+                f"and now is {_short(now.get(key))}: ask for the same, or use --force"
             )
     if found.get("complete") is not False:
         differences = check_manifest(found, list_shards(output))
