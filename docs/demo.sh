@@ -24,7 +24,7 @@ run() {
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     steps=500 batch=(--batch-size 16) val_tokens=262144
 else
-    steps=${DEMO_STEPS:-} batch=(--batch-size 1) val_tokens=8192
+    steps=${DEMO_STEPS:-} batch=(--batch-size 1) val_tokens=4096
 fi
 
 mkdir -p demo/cache
@@ -67,7 +67,7 @@ if [ -z "$steps" ]; then
     steps=$(python -c '
 import json, sys
 plan = json.load(open(sys.argv[1]))
-print(max(12, min(500, int((150 - 3 * plan["seconds_per_evaluation"]) / plan["seconds_per_step"]))))' "$out/plan.json")
+print(max(12, min(500, int((130 - 3 * plan["seconds_per_evaluation"]) / plan["seconds_per_step"]))))' "$out/plan.json")
     printf '\nWithout a GPU a demo has time for %s steps.\n' "$steps"
 fi
 train+=(--num-steps "$steps" --steps-per-epoch "$(( (steps + 1) / 2 ))" --no-stop-at-target)
