@@ -31,14 +31,14 @@ run apr tokenize encode --corpus "$stdlib/asyncio" "$stdlib/email" "$stdlib/json
 
 say "3. From scratch"
 data=(--dataset "$out/train" --val-dataset "$out/held-out" --tokenizer "$out/tokenizer"
-    --seq-length 128 --batch-size 4 --val-tokens 16384)
+    --seq-length 128 --batch-size 16 --val-tokens 16384)
 run apr pretrain --mode from-scratch --arch qwen2-4m "${data[@]}" --run-dir "$out/first" \
-    --num-steps "${DEMO_STEPS:-300}" --force-under-provisioned
+    --num-steps "${DEMO_STEPS:-250}" --lr 2e-3 --force-under-provisioned
 
 say "4. Fine-tuned from its own file"
 first=$(ls "$out"/first/ckpt/*.apr | tail -n 1)
 run apr pretrain --mode finetune --init "$first" "${data[@]}" --run-dir "$out/run" \
-    --num-steps "$(( ${DEMO_STEPS:-300} / 3 ))" --lr 1e-4 --no-stop-at-target
+    --num-steps "$(( ${DEMO_STEPS:-250} / 5 ))" --lr 3e-4 --no-stop-at-target
 
 say "5. Six promises, decided from what is on disk"
 run apr contracts check contracts/apr-pretrain-init-finetune-v1.yaml --run-dir "$out/run"

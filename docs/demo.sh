@@ -81,6 +81,7 @@ run apr contracts check "$contract" --run-dir "$out/run"
 say "9. The new model file verifies, and scores the same on its own"
 checkpoint=$(ls "$out"/run/ckpt/*.apr | tail -n 1)
 run apr verify "$checkpoint"
+run apr evaluate "$checkpoint" --dataset "$out/held-out" 2>/dev/null
 
 say "What was made (in $((SECONDS - started)) s)"
 python docs/demo_table.py "$out" "$checkpoint"
