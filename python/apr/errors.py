@@ -5,7 +5,8 @@ from __future__ import annotations
 from os import PathLike, fspath
 
 # Exit codes of the commands, as the ecosystem's own tools number them.
-EXIT_UNFORESEEN, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_NOT_VALID, EXIT_IO, EXIT_UNAVAILABLE = 1, 2, 3, 4, 7, 9
+EXIT_UNFORESEEN, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_NOT_VALID = 1, 2, 3, 4
+EXIT_REFUSED, EXIT_WEIGHTS, EXIT_IO, EXIT_UNAVAILABLE = 5, 6, 7, 9
 # What to install for a module that is not there; everything else belongs to the train extra.
 _EXTRA = {"transformers": "hf", "safetensors": "hf"}
 
@@ -69,25 +70,25 @@ class SignatureError(AprError):
 class RefusedError(Exception):
     """A check, a preflight or a gate said no. `exit_code` is what a command ends with."""
 
-    exit_code = 5
+    exit_code = EXIT_REFUSED
 
 
 class UsageError(RefusedError):
     """The request contradicts itself."""
 
-    exit_code = 2
+    exit_code = EXIT_USAGE
 
 
 class WeightsError(RefusedError):
     """The weights of a file do not fit the model."""
 
-    exit_code = 6
+    exit_code = EXIT_WEIGHTS
 
 
 class UnavailableError(RefusedError):
     """A feature or a device that is not there."""
 
-    exit_code = 9
+    exit_code = EXIT_UNAVAILABLE
 
 
 def exit_code(error: BaseException) -> int:

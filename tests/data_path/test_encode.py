@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.killing import KILLED
 
 from apr.data import ShardDir
 from apr.data.encode import EncodeOptions, encode
@@ -154,23 +155,6 @@ def test_workers_change_no_byte(workers, options, corpus, tmp_path):
     assert snapshot(tmp_path / "there") == snapshot(tmp_path / "here")
 
 
-# Kills the process at the n-th flush to the disk, which comes before and after every rename.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-calls, fsync = 0, os.fsync
-def counted(descriptor):
-    global calls
-    calls += 1
-    if calls == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    fsync(descriptor)
-os.fsync = counted
-from apr.cli import main
-sys.exit(main(sys.argv[2:]))
-"""
-
-
 @pytest.mark.parametrize("moment", [1, 2, 3, 4, 5, 6, 7, 8, 11, 14])
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(moment, options, corpus, tmp_path):
     encode(options("whole", shard_tokens=200))
@@ -180,7 +164,7 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(moment, options, corp
     assert killed.returncode == -signal.SIGKILL
     for shard in (tmp_path / "killed").glob("*.bin"):
         assert shard.read_bytes() == (tmp_path / "whole" / shard.name).read_bytes()
-    encode(options("killed", shard_tokens=200, start="resume"))
+    encode(options("killed", shard_tokens=200, resume=True))
     assert snapshot(tmp_path / "killed") == snapshot(tmp_path / "whole")
 
 
@@ -221,7 +205,7 @@ def test_what_is_not_finished_is_not_trained_on(options):
 def test_resuming_what_is_complete_changes_nothing(options):
     encode(options())
     before = (options().output / "manifest.json").read_bytes()
-    assert encode(options(start="resume")).text_bytes == 0
+    assert encode(options(resume=True)).text_bytes == 0
     assert (options().output / "manifest.json").read_bytes() == before
 
 
@@ -244,7 +228,7 @@ def test_resuming_what_is_complete_but_differs_is_refused(spoil, change, says, o
     spoil(options().output)
     before = snapshot(options().output)
     with pytest.raises(RefusedError, match=says):
-        encode(options(**({"shard_tokens": 200} | change), start="resume"))
+        encode(options(**({"shard_tokens": 200} | change), resume=True))
     assert snapshot(options().output) == before
 
 
@@ -255,7 +239,7 @@ def test_resuming_with_another_set_of_files_is_refused(options, tmp_path):
     encode(options(corpus=(str(roots),)))
     (roots / "b.txt").write_text("")
     with pytest.raises(RefusedError, match="input_files was"):
-        encode(options(corpus=(str(roots),), start="resume"))
+        encode(options(corpus=(str(roots),), resume=True))
 
 
 @pytest.mark.parametrize(
@@ -267,10 +251,10 @@ def test_resuming_an_older_or_a_repaired_manifest(change, says, options):
     path = options().output / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     if says is None:
-        assert encode(options(start="resume")).text_bytes == 0
+        assert encode(options(resume=True)).text_bytes == 0
     else:
         with pytest.raises(RefusedError, match=says):
-            encode(options(start="resume"))
+            encode(options(resume=True))
 
 
 @pytest.mark.parametrize(
@@ -295,7 +279,7 @@ def test_resuming_something_else_is_refused(change, says, options, corpus):
     if not change:
         corpus.write_text(corpus.read_text() + '{"content": "more"}\n')
     with pytest.raises(RefusedError, match=says):
-        encode(options(**({"shard_tokens": 200} | change), start="resume"))
+        encode(options(**({"shard_tokens": 200} | change), resume=True))
 
 
 def test_shards_that_are_there_are_neither_mixed_nor_overwritten(options):
@@ -304,7 +288,7 @@ def test_shards_that_are_there_are_neither_mixed_nor_overwritten(options):
     with pytest.raises(RefusedError, match="already holds shards"):
         encode(options(eos_policy="none"))
     assert snapshot(options().output) == before
-    encode(options(eos_policy="none", start="force"))
+    encode(options(eos_policy="none", force=True))
     assert stream(options().output) == flat(documents())
 
 
@@ -315,7 +299,7 @@ def test_a_shard_that_was_changed_is_not_built_upon(options, corpus):
     shard = options().output / "shard-00000.bin"
     shard.write_bytes(bytes(shard.stat().st_size))
     with pytest.raises(RefusedError, match="shard-00000"):
-        encode(options(shard_tokens=200, start="resume"))
+        encode(options(shard_tokens=200, resume=True))
 
 
 def word_level(directory, content):

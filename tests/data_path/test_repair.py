@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.killing import KILLED
 
 from apr.cli import main
 from apr.data import ShardDir, repair
@@ -407,22 +408,6 @@ def test_a_shard_that_changed_since_it_was_encoded_is_found(tmp_path):
     report = repair(tmp_path / "out", verify=True)
     assert "changed since it was written" in report.problems[0]
     assert repair(tmp_path / "out").ok
-
-
-# Kills the process at the n-th flush to the disk, which comes before and after every rename.
-KILLED = """
-import os, signal, sys
-calls, fsync = 0, os.fsync
-def counted(descriptor):
-    global calls
-    calls += 1
-    if calls == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    fsync(descriptor)
-os.fsync = counted
-from apr.cli import main
-sys.exit(main(sys.argv[2:]))
-"""
 
 
 @pytest.mark.parametrize("moment", [1, 2, 3, 4, 5, 6, 7])

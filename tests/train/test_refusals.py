@@ -112,23 +112,15 @@ def test_fewer_tokens_than_planned(refused):
     assert "--allow-shard-cycle" in line
 
 
-def test_a_corpus_of_one_id(refused, make_shards):
+@pytest.mark.parametrize("option", ["dataset", "val_dataset"])
+def test_a_corpus_of_one_id(refused, make_shards, option):
     import numpy as np
 
     ids = np.full(8000, 3)
     ids[::997] = 5
-    line, code = refused(dataset=make_shards("unk", ids=ids))
+    line, code = refused(**{option: make_shards("unk", ids=ids)})
     assert code == 5
     assert "id 3" in line
-
-
-def test_a_held_out_corpus_of_one_id(refused, make_shards):
-    import numpy as np
-
-    ids = np.full(3000, 3)
-    ids[::997] = 5
-    line, code = refused(val_dataset=make_shards("unk", ids=ids))
-    assert code == 5
     assert "unk" in line
 
 

@@ -14,8 +14,7 @@ from apr.contracts.lint import lint
 from apr.contracts.record import record
 from apr.contracts.schema import load_contract
 from apr.contracts.verdict import check
-
-EXIT_REFUSED = 5
+from apr.errors import EXIT_REFUSED
 
 
 @dataclass(frozen=True)

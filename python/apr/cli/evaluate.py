@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from apr.files import json_text
 from apr.train.config import Precision
 
 
@@ -59,7 +59,7 @@ class Command:
                 on_progress=lambda done, total: report.progress(f"evaluation: {done}/{total} windows"),
             )
         if self.json:
-            print(json.dumps({"file": str(self.file), **asdict(made), "val_ppl": made.val_ppl, **what}))
+            print(json_text({"file": str(self.file), **asdict(made), "val_ppl": made.val_ppl, **what}))
         else:
             words = ", ".join(f"{key} {value}" for key, value in what.items())
             print(f"{self.file}: held-out loss {made.val_loss:.4f}, perplexity {made.val_ppl:.2f}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from apr.errors import UsageError
+from apr.files import json_text
 from apr.train.config import PretrainConfig
 
 # Flags that have a --no- form.
@@ -42,11 +42,11 @@ class Command(PretrainConfig):
             planned = plan(options)
             print(planned, file=sys.stderr if self.json else sys.stdout)
             if self.json:
-                print(json.dumps(planned.to_dict(), indent=2))
+                print(json_text(planned.to_dict(), indent=2))
             return 0
         result = pretrain(options, out=sys.stderr if self.json else sys.stdout)
         if self.json:
-            print(json.dumps(result.to_dict(), indent=2))
+            print(json_text(result.to_dict(), indent=2))
         return result.exit_code
 
 

@@ -12,9 +12,8 @@ import tyro
 from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.data.rebuild import RepairReport, repair
-from apr.errors import UsageError
+from apr.errors import EXIT_REFUSED, UsageError
 
-EXIT_REFUSED = 5
 # Shards that get a line each; of more, the first and the last.
 _ROWS = 6
 

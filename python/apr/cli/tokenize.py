@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff as Flag
 
-from apr.data.encode import EncodeOptions, EncodeReport, EosPolicy, Progress, encode, prepare
-from apr.data.sample import Normalization, sample
+from apr.data.encode import EncodeOptions, EncodeReport, Progress, encode, prepare
+from apr.data.sample import sample
 from apr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,40 +84,12 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Encode:
+class Encode(EncodeOptions):
     """Encode a corpus to token shards with a manifest; the same bytes whatever the workers.
 
     Example: apr tokenize encode --corpus src --pattern '*.py' --tokenizer model.apr --output shards
     """
 
-    corpus: tuple[str, ...]
-    """Text files, directories, .jsonl(.gz|.zst), .parquet; - reads JSONL from standard input."""
-    tokenizer: Path
-    """A directory (tokenizer.json, or vocab.json and merges.txt), a tokenizer.json, an .apr or .gguf."""
-    output: Path
-    """The shard directory."""
-    pattern: tuple[str, ...] = ()
-    """Globs that a file below a directory has to match one of."""
-    exclude: tuple[str, ...] = ()
-    """Globs below each directory that are left out, such as 'test/*'."""
-    content_field: str = "content"
-    """The key or column of JSONL and parquet that holds the text."""
-    eos_policy: EosPolicy = "between"
-    """Where the end of text stands: between two documents, after each, or nowhere."""
-    eos_token: str | None = None
-    """The token that ends a text, against what the tokenizer's configuration says."""
-    normalization: Normalization = "none"
-    """The Unicode form texts are brought into."""
-    shard_tokens: int = 10_000_000
-    """A shard is closed after the document that reaches this many tokens."""
-    workers: Annotated[int | None, tyro.conf.arg(aliases=["--num-workers"])] = None
-    """Threads (default: one for each core)."""
-    resume: Annotated[bool, Flag] = False
-    """Continue an encoding that was cut off."""
-    force: Annotated[bool, Flag] = False
-    """Replace the shards that are already there."""
-    strict: Annotated[bool, Flag] = False
-    """Refuse the corpus if a document is no UTF-8 or lacks the field."""
     estimate_only: Annotated[bool, Flag] = False
     """Say how many tokens and shards it would be; write nothing."""
     json: Annotated[bool, Flag] = False
@@ -125,32 +97,15 @@ class Encode:
 
     def run(self) -> int:
         """Encode, and say what was made."""
-        if self.resume and self.force:
-            raise UsageError("--resume keeps what --force replaces: choose one")
-        options = EncodeOptions(
-            corpus=self.corpus,
-            tokenizer=self.tokenizer,
-            output=self.output,
-            pattern=self.pattern,
-            exclude=self.exclude,
-            content_field=self.content_field,
-            eos_policy=self.eos_policy,
-            eos_token=self.eos_token,
-            normalization=self.normalization,
-            shard_tokens=self.shard_tokens,
-            workers=self.workers,
-            strict=self.strict,
-            start="resume" if self.resume else "force" if self.force else "new",
-        )
         if self.estimate_only:
-            return self._estimate(options)
+            return self._estimate()
         with _bar("encoding") as bar:
 
             def on_progress(at: Progress) -> None:
                 bar(at.read, at.total, f"{at.tokens / 1e6:,.1f} M tokens, {at.shards} shards")
 
             try:
-                made = encode(options, on_progress)
+                made = encode(self, on_progress)
             except KeyboardInterrupt:
                 print(f"{self.output}: whole shards are kept, --resume continues", file=sys.stderr)
                 raise
@@ -158,13 +113,13 @@ class Encode:
         _print_notes(made.tokenizer.note, made.skipped, made.manifest.get("skipped_documents") or 0)
         return 0
 
-    def _estimate(self, options: EncodeOptions) -> int:
-        tokenizer, corpus = prepare(options)
+    def _estimate(self) -> int:
+        tokenizer, corpus = prepare(self)
         if corpus.nbytes is None:
             raise UsageError("standard input cannot be estimated: it could not be read again")
-        found = sample(corpus, tokenizer, options.normalization)
+        found = sample(corpus, tokenizer, self.normalization)
         tokens, documents = found.tokens or 0, found.documents_in_all or 0
-        shards = -(-tokens // options.shard_tokens)
+        shards = -(-tokens // self.shard_tokens)
         if self.json:
             rows = {"tokens": tokens, "documents": documents, "shards": shards, "bytes": 4 * tokens}
             print(json.dumps({"estimate": True, **rows, "corpus_bytes": corpus.nbytes}))

@@ -12,9 +12,8 @@ import tyro
 
 from apr.cli._console import console, printable, show, table
 from apr.container.verify import Report, verify
-from apr.errors import EXIT_NOT_VALID, UsageError, exit_code, message
+from apr.errors import EXIT_NOT_VALID, EXIT_REFUSED, UsageError, exit_code, message
 
-EXIT_REFUSED = 5
 _STYLES = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("-", "yellow")}
 
 

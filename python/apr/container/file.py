@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from apr.container.verify import Report
 
 
+# State of a training run; not of the model.
+TRAINING_PREFIX = "__training__."
+# The output projection, in transformers' names and in GGUF's.
+HEADS = ("lm_head.weight", "output.weight")
+
+
 class Flags(IntFlag):
     """Bits of the header; bits without a name are kept."""
 

@@ -7,16 +7,14 @@ from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
-from apr.container.file import AprFile, Flags, TensorInfo
+from apr.container.file import HEADS, TRAINING_PREFIX, AprFile, Flags, TensorInfo
 from apr.container.metadata import spellings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
 
-_TRAINING = "__training__."
 _FACTS = ("num_layers", "num_heads", "num_kv_heads", "hidden_size", "vocab_size")
-_HEADS = frozenset({"lm_head.weight", "output.weight"})
 
 
 def inspect(path: str | PathLike[str], *, verify: Literal["structure", "full"] = "full") -> dict[str, object]:
@@ -73,7 +71,7 @@ def _architecture(metadata: Mapping[str, Any]) -> object:
 
 
 def _kind(flags: Flags, infos: list[TensorInfo]) -> str:
-    if any(info.name.startswith(_TRAINING) for info in infos):
+    if any(info.name.startswith(TRAINING_PREFIX) for info in infos):
         return "checkpoint"
     return "shard" if Flags.SHARDED in flags else "model"
 
@@ -81,5 +79,5 @@ def _kind(flags: Flags, infos: list[TensorInfo]) -> str:
 def _is_parameter(info: TensorInfo, metadata: Mapping[str, Any]) -> bool:
     """Whether its values are parameters: optimiser state is not, nor a head that is tied."""
     says_tied = metadata.get("tie_word_embeddings") or metadata.get("tied_embeddings")
-    is_tied = info.tied or (says_tied and info.name in _HEADS)
-    return not is_tied and not info.name.startswith(_TRAINING)
+    is_tied = info.tied or (says_tied and info.name in HEADS)
+    return not is_tied and not info.name.startswith(TRAINING_PREFIX)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import platform
 import re
-import tempfile
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apr.contracts.checks import MissingArtefactError, Run
+from apr.files import write_atomically, write_json
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from apr.contracts.schema import Contract
     from apr.contracts.verdict import Verdict
 
@@ -40,27 +39,14 @@ def record(contract: Contract, verdict: Verdict, run_dir: Path) -> Path:
         "recorded_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     target = contract.path.with_suffix(".evidence.json")
-    _replace(target, json.dumps(evidence, indent=2) + "\n")
+    write_json(target, evidence)
     if verdict.ok and not verdict.unmet:
         text = contract.path.read_text(encoding="utf-8")
-        _replace(contract.path, re.sub(r"(?m)^(  status: )DRAFT$", r"\1ACTIVE_RUNTIME", text))
+        live = re.sub(r"(?m)^(  status: )DRAFT$", r"\1ACTIVE_RUNTIME", text)
+        write_atomically(contract.path, live.encode())
     return target
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -7,26 +7,26 @@ import os
 import time
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import tyro
 
-from apr.data.atomic import write_atomically
 from apr.data.corpus import Corpus, Document, Skipped
 from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, write_manifest
 from apr.data.sample import Normalization, normalised, sample, self_test
-from apr.data.shards import list_shards
+from apr.data.shards import corpus_sha256, list_shards
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
 from apr.errors import RefusedError, UsageError
+from apr.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
 EosPolicy = Literal["none", "between", "after"]
-Start = Literal["new", "resume", "force"]
 
 # Text of a batch: enough to keep every core busy, little enough for progress to be seen.
 _BATCH_CHARACTERS = 1 << 20
@@ -44,24 +44,36 @@ _SAME_IF_RECORDED = ("input_files", "input_bytes", "shard_tokens")
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What to encode, with what, and where to."""
+    """What to encode, with what, and where to; the flags of `apr tokenize encode` have the same names."""
 
     corpus: tuple[str, ...]
+    """Text files, directories, .jsonl(.gz|.zst), .parquet; - reads JSONL from standard input."""
     tokenizer: Path
+    """A directory (tokenizer.json, or vocab.json and merges.txt), a tokenizer.json, an .apr or .gguf."""
     output: Path
+    """The shard directory."""
     pattern: tuple[str, ...] = ()
+    """Globs that a file below a directory has to match one of."""
     exclude: tuple[str, ...] = ()
+    """Globs below each directory that are left out, such as 'test/*'."""
     content_field: str = "content"
+    """The key or column of JSONL and parquet that holds the text."""
     eos_policy: EosPolicy = "between"
+    """Where the end of text stands: between two documents, after each, or nowhere."""
     eos_token: str | None = None
+    """The token that ends a text, against what the tokenizer's configuration says."""
     normalization: Normalization = "none"
+    """The Unicode form texts are brought into."""
     shard_tokens: int = 10_000_000
-    workers: int | None = None
-    """Threads; None takes one for each core. They decide nothing but the time."""
-    strict: bool = False
-    """Refuse a corpus in which a document has to be skipped."""
-    start: Start = "new"
-    """What to do with shards that are already there: refuse, continue, or replace them."""
+    """A shard is closed after the document that reaches this many tokens."""
+    workers: Annotated[int | None, tyro.conf.arg(aliases=["--num-workers"])] = None
+    """Threads (default: one for each core); they decide nothing but the time."""
+    strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Refuse the corpus if a document is no UTF-8 or lacks the field."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Continue an encoding that was cut off."""
+    force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Replace the shards that are already there."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +109,8 @@ def prepare(options: EncodeOptions) -> tuple[LoadedTokenizer, Corpus]:
     Raises:
         UsageError: options that contradict themselves; no known end of text.
     """
+    if options.resume and options.force:
+        raise UsageError("--resume keeps what --force replaces: choose one")
     for flag, value in (("--shard-tokens", options.shard_tokens), ("--workers", options.workers)):
         if value is not None and value < 1:
             raise UsageError(f"{flag} {value}: at least 1 is needed")
@@ -128,12 +142,12 @@ def encode(options: EncodeOptions, on_progress: Callable[[Progress], None] = lam
         RefusedError: shards are already there; the text does not come back from its tokens; with `strict`,
             a document that is none; a resumed run differs from the one it continues.
         FormatError: a corpus file or the tokenizer is damaged.
-        OSError: reading or writing failed; `start="resume"` continues.
+        OSError: reading or writing failed; `resume` continues.
     """
     started = time.monotonic()
     tokenizer, corpus = prepare(options)
     run = _Run(options, tokenizer, corpus)
-    found = _existing(options.output, options.start)
+    found = _existing(options)
     if found is not None:
         _refuse_difference(options.output, found, run.manifest(complete=False))
         if found.get("complete") is not False:
@@ -216,7 +230,6 @@ class _Run:
         from apr import __version__
 
         options = self.options
-        digests = "".join(row["sha256"] for row in self.rows)
         found: dict[str, Any] = {
             "schema": SCHEMA,
             "complete": complete,
@@ -236,7 +249,7 @@ class _Run:
             "input_files": [str(file.path) for file in self.corpus.files],
             "input_bytes": self.corpus.nbytes,
             "corpus_roots": self.corpus.roots,
-            "corpus_sha256": hashlib.sha256(digests.encode()).hexdigest(),
+            "corpus_sha256": corpus_sha256(row["sha256"] for row in self.rows),
             "num_workers": options.workers or len(os.sched_getaffinity(0)),
             "elapsed_seconds": round(self.elapsed, 3),
             "seq_length_hint": None,
@@ -316,14 +329,15 @@ def _batches(
         yield batch
 
 
-def _existing(output: Path, start: Start) -> dict[str, Any] | None:
+def _existing(options: EncodeOptions) -> dict[str, Any] | None:
     """The manifest of the encoding that is to be continued, or None for a new one."""
+    output = options.output
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(20, "not a directory: shards need one", str(output))
     shards, has_manifest = any(output.glob("*.bin")), (output / MANIFEST).exists()
-    if start == "force" or not (shards or has_manifest):
+    if options.force or not (shards or has_manifest):
         return None
-    if start == "new":
+    if not options.resume:
         raise RefusedError(
             f"{output}: already holds shards: --resume continues an encoding that was cut off, "
             "--force replaces them"

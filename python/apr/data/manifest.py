@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr.data.atomic import write_atomically
 from apr.errors import FormatError
+from apr.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -10,12 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from apr.data.atomic import sync_directory, write_atomically
 from apr.data.corpus_check import problems
 from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, shard_rows, write_manifest
 from apr.data.shards import TOKEN, Shard, scan, shard_files
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
 from apr.errors import FormatError, RefusedError
+from apr.files import sync_directory, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -127,7 +127,7 @@ class Scan:
     @property
     def corpus_sha256(self) -> str:
         """SHA-256 over the shards' hex digests in stream order."""
-        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+        return corpus_sha256(shard.sha256 for shard in self.shards)
 
     def share(self, token: int | None) -> float:
         """Share of an id in all tokens; 0 for an id that is not among the hundred most frequent."""
@@ -323,6 +323,11 @@ class ShardDir:
     @cached_property
     def _pages(self) -> list[NDArray[np.uint32]]:
         return [np.memmap(shard.path, TOKEN, "r", shape=(shard.tokens,)) for shard in self.shards]
+
+
+def corpus_sha256(shards: Iterable[str]) -> str:
+    """SHA-256 over the shards' own, in hex and in stream order."""
+    return hashlib.sha256("".join(shards).encode()).hexdigest()
 
 
 def common_shards(a: Iterable[ShardScan], b: Iterable[ShardScan]) -> list[tuple[str, str]]:

@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apr.data.atomic import write_atomically
 from apr.data.corpus import Corpus, Skipped
 from apr.data.tokenizers import END_OF_TEXT
 from apr.errors import RefusedError, UsageError
+from apr.files import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from apr.container.file import HEADS, TRAINING_PREFIX
 from apr.container.gguf import hf_name, unpermute
 from apr.errors import WeightsError
 
@@ -15,9 +16,7 @@ if TYPE_CHECKING:
     from apr.container.file import AprFile
     from apr.model.decoder import Decoder
 
-TRAINING_PREFIX = "__training__."
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_HEADS = (HEAD, "output.weight")
+EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
 
 # Weights of trained models have a root mean square of 1e-3 to 1; norms and biases stay below a few hundred.
 _MAX_RMS, _MAX_VECTOR = 10.0, 1e5
@@ -32,7 +31,7 @@ _ENOUGH_VALUES, _SAMPLE = 256, 65536
 
 def has_head(file: AprFile) -> bool:
     """Whether the file holds an output projection that is not empty."""
-    return any(name in file and not file.info(name).tied for name in _HEADS)
+    return any(name in file and not file.info(name).tied for name in HEADS)
 
 
 def fill(model: Decoder, file: AprFile) -> None:
@@ -103,7 +102,7 @@ def _sources(file: AprFile) -> dict[str, str]:
     """transformers' name: the file's name, without training state and empty heads."""
     sources: dict[str, str] = {}
     for name in file:
-        if name.startswith(TRAINING_PREFIX) or (name in _HEADS and file.info(name).tied):
+        if name.startswith(TRAINING_PREFIX) or (name in HEADS and file.info(name).tied):
             continue
         target = hf_name(name) or name
         if target in sources:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from apr.errors import RefusedError, UsageError
+from apr.files import read_options
 from apr.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -70,15 +71,10 @@ def init_weights(model: Decoder, seed: int) -> None:
 
 
 def _read(arch: str) -> dict[str, Any]:
-    import yaml
-
     path = Path(arch)
     if not path.exists():
         raise FileNotFoundError(2, f"neither a preset ({', '.join(PRESETS)}) nor a file", arch)
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: no YAML: {error}") from None
-    if not isinstance(found, dict):
+    sizes = read_options(path)
+    if not sizes:
         raise UsageError(f"{path}: no mapping of sizes")
-    return found
+    return sizes

@@ -28,6 +28,4 @@ _HOME = {
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'apr.train' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value  # importing apr.train.run would otherwise leave the module under the name
-    return value
+    return getattr(import_module(_HOME[name]), name)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from apr.container.file import load
+from apr.container.file import TRAINING_PREFIX, load
 from apr.container.save import save
-from apr.data.atomic import write_atomically
 from apr.errors import RefusedError
-from apr.model.fill import TRAINING_PREFIX, fill
+from apr.files import write_json
+from apr.model.fill import fill
 from apr.train.state import RunState
 
 if TYPE_CHECKING:
@@ -193,11 +193,6 @@ def prune(checkpoints: list[Checkpoint], keep: int, best_epoch: int | None) -> l
     return kept
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON file atomically."""
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
-
-
 def _state_tensor(file: AprFile, name: str) -> Tensor:
     try:
         return file[TRAINING_PREFIX + name]
@@ -206,11 +201,9 @@ def _state_tensor(file: AprFile, name: str) -> Tensor:
 
 
 def _moments(model: Decoder, optimizer: AdamW) -> dict[str, Tensor]:
-    """`m.NAME` and `v.NAME` of every parameter; zeros before the first step."""
+    """`m.NAME` and `v.NAME` of every parameter; there are none before the first step."""
     return {
-        f"{moment}.{name}": optimizer.state[parameter].get(key, torch.zeros_like(parameter))
-        if parameter in optimizer.state
-        else torch.zeros_like(parameter)
+        f"{moment}.{name}": optimizer.state[parameter][key]
         for moment, key in _MOMENTS.items()
         for name, parameter in model.named_parameters()
     }

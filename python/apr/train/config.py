@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 import tyro
 
 from apr.errors import UsageError
+from apr.files import read_options
 
 Mode = Literal["finetune", "from-scratch", "from-init"]
 Precision = Literal["bf16", "fp32"]
@@ -134,6 +135,16 @@ class PretrainConfig:
         """Windows that one optimiser step takes."""
         return self.batch_size * self.grad_accum
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimiser step trains on."""
+        return self.windows_per_step * self.seq_length
+
+    @property
+    def epochs(self) -> int:
+        """Evaluations after the first; a partial last epoch counts as one."""
+        return -(-self.num_steps // self.steps_per_epoch)
+
     def resolved(self) -> PretrainConfig:
         """The same options with the mode's row filled in.
 
@@ -168,16 +179,8 @@ class PretrainConfig:
             FileNotFoundError: no such file.
             UsageError: it is no mapping of option names; names the unknown ones.
         """
-        import yaml
-
-        try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UsageError(f"{path}: no YAML: {error}") from None
         names = {field.name for field in fields(cls)}
-        if not isinstance(found, dict):
-            raise UsageError(f"{path}: no mapping of options")
-        options = {str(key).replace("-", "_"): value for key, value in found.items()}
+        options = {str(key).replace("-", "_"): value for key, value in read_options(path).items()}
         options = {_ALIASES.get(key, key): value for key, value in options.items()}
         unknown = sorted(options.keys() - names)
         if unknown:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from apr.model.decoder import Decoder
     from apr.train.config import Precision
 
+_LARGEST_EXPONENT = 700  # e^709 overflows
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -31,8 +33,13 @@ class Evaluation:
 
     @property
     def val_ppl(self) -> float:
-        """Perplexity, exp(val_loss); infinite where that is beyond a float."""
-        return math.exp(self.val_loss) if self.val_loss < 700 else math.inf  # e^709 overflows
+        """Perplexity."""
+        return perplexity(self.val_loss)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss); infinite where that is beyond a float."""
+    return math.inf if loss > _LARGEST_EXPONENT else math.exp(loss)
 
 
 def evaluate(

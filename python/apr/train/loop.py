@@ -11,6 +11,7 @@ import torch
 
 from apr.data.windows import TrainingOrder
 from apr.errors import RefusedError
+from apr.files import write_json
 from apr.train import gates, rundir
 from apr.train.checkpoint import (
     Checkpoint,
@@ -21,12 +22,11 @@ from apr.train.checkpoint import (
     restore,
     step_path,
     write_checkpoint,
-    write_json,
 )
 from apr.train.device import Utilisation, autocast, peak_flops
-from apr.train.evaluation import Evaluation, evaluate
+from apr.train.evaluation import Evaluation, evaluate, perplexity
 from apr.train.loss import token_losses
-from apr.train.metrics import MetricsFile, cut_back, finite
+from apr.train.metrics import MetricsFile, cut_back
 from apr.train.optimizer import make_optimizer
 from apr.train.report import clock
 from apr.train.result import Gate, Status
@@ -221,8 +221,8 @@ class Loop:
         seconds = time.perf_counter() - started
         self._seconds.append(seconds)
         self._record_step(train_loss, grad_norm, lr, seconds)
-        state.add_step(train_loss, grad_norm, self._prepared.tokens_per_step)
-        speed = self._prepared.tokens_per_step / seconds
+        state.add_step(train_loss, grad_norm, self._config.tokens_per_step)
+        speed = self._config.tokens_per_step / seconds
         self._report.progress(
             f"step {state.step}/{config.num_steps}  loss {train_loss:.4f}  grad norm {grad_norm:.2f}  "
             f"lr {lr:.2e}  {speed:,.0f} tokens/s  {self._time_left()} left"
@@ -255,10 +255,10 @@ class Loop:
                 losses = token_losses(self._model, ids)
             if self.agreement.passed is None:
                 self._check_agreement(ids, losses)
-            (losses.sum() / self._prepared.tokens_per_step).backward()  # type: ignore[no-untyped-call]
+            (losses.sum() / self._config.tokens_per_step).backward()  # type: ignore[no-untyped-call]
             total += losses.detach().sum(dtype=torch.float64)
         norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.grad_clip)
-        return total.item() / self._prepared.tokens_per_step, norm.item()
+        return total.item() / self._config.tokens_per_step, norm.item()
 
     def _check_agreement(self, ids: Tensor, losses: Tensor) -> None:
         """The loss of this process's first batch must not depend on which path computes it."""
@@ -277,7 +277,7 @@ class Loop:
             )
 
     def _record_step(self, train_loss: float, grad_norm: float, lr: float, seconds: float) -> None:
-        speed = self._prepared.tokens_per_step / seconds
+        speed = self._config.tokens_per_step / seconds
         flops = _FLOPS_A_PARAMETER * self._prepared.parameters * speed
         self._metrics.write(
             {
@@ -288,7 +288,7 @@ class Loop:
                 "tokens_per_sec": round(speed, 3),
                 "gpu_util_pct": self._utilisation.percent(),
                 "mfu": None if self._peak_flops is None else round(flops / self._peak_flops, 4),
-                "tokens_seen": self.state.tokens_seen + self._prepared.tokens_per_step,
+                "tokens_seen": self.state.tokens_seen + self._config.tokens_per_step,
                 "wall_seconds": self._wall(),
             }
         )
@@ -389,8 +389,8 @@ class Loop:
                 "epoch": checkpoint.epoch,
                 "train_loss": state.train_loss,
                 "val_loss": val_loss,
-                "train_ppl": finite(_exp(state.train_loss)),
-                "val_ppl": finite(_exp(val_loss)),
+                "train_ppl": None if state.train_loss is None else perplexity(state.train_loss),
+                "val_ppl": perplexity(val_loss),
                 "optimizer_state_sha": optimizer_sha,
                 "wall_seconds": self._wall(),
                 "tokens_seen": state.tokens_seen,
@@ -404,7 +404,3 @@ class Loop:
     def _time_left(self) -> str:
         recent = self._seconds[-20:]
         return clock(sum(recent) / len(recent) * (self._config.num_steps - self.state.step))
-
-
-def _exp(loss: float | None) -> float:
-    return math.inf if loss is None or loss > 700 else math.exp(loss)  # e^709 overflows

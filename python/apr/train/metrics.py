@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 from typing import TYPE_CHECKING, Any, Self
+
+from apr.files import json_text, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +23,7 @@ class MetricsFile:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; a number that JSON has no form for becomes null."""
-        plain = {key: finite(value) for key, value in record.items()}
-        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
+        self._file.write(json_text(record) + "\n")
         self._file.flush()
 
     def __enter__(self) -> Self:
@@ -50,12 +49,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def cut_back(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
     """Keep the records that a checkpoint knows of, atomically; what is left."""
     records = [record for record in read_metrics(path) if keep(record)] if path.exists() else []
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, "".join(json_text(record) + "\n" for record in records).encode())
     return records
 
 
@@ -71,8 +65,3 @@ def incomplete_steps(records: list[dict[str, Any]], steps: int, *, gpu: bool) ->
             complete = all(isinstance(record.get(name), (int, float)) for name in fields)
             found.setdefault(record["step"], []).append(complete and "gpu_util_pct" in record)
     return [step for step, complete in found.items() if complete != [True]]
-
-
-def finite(value: object) -> object:
-    """The value, or None for a number that JSON has no form for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

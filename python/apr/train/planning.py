@@ -33,7 +33,7 @@ class Plan:
     def seconds(self) -> float:
         """Of all steps and evaluations, without loading and checkpoints."""
         steps = self.prepared.config.num_steps * self.seconds_per_step
-        return steps + (self.prepared.epochs + 1) * self.seconds_per_evaluation
+        return steps + (self.prepared.config.epochs + 1) * self.seconds_per_evaluation
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -43,11 +43,11 @@ class Plan:
             "precision": made.precision,
             "parameters": made.parameters,
             "num_steps": config.num_steps,
-            "tokens_per_step": made.tokens_per_step,
+            "tokens_per_step": config.tokens_per_step,
             "training_windows": len(made.split.train),
             "held_out": made.split.what,
             "val_tokens": made.val_tokens,
-            "epochs": made.epochs,
+            "epochs": config.epochs,
             "checkpoint_bytes": made.checkpoint_bytes,
             "memory_bytes": made.memory_bytes,
             "seconds_per_step": self.seconds_per_step,
@@ -57,7 +57,7 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        speed = self.prepared.tokens_per_step / self.seconds_per_step
+        speed = self.prepared.config.tokens_per_step / self.seconds_per_step
         return "\n".join(
             [
                 *summary(self.prepared),
@@ -90,8 +90,8 @@ def summary(prepared: Prepared) -> list[str]:
         f"vocabulary {model.vocab_size:,}, {start}",
         f"train: {len(train):,} windows of {config.seq_length} tokens from {config.dataset}",
         f"held out: {prepared.split.what}; {prepared.val_tokens:,} tokens an evaluation",
-        f"steps: {config.num_steps} of {prepared.tokens_per_step:,} tokens, peak lr {config.lr:g}, "
-        f"warm-up {config.warmup_steps}; {prepared.epochs} epochs of {config.steps_per_epoch} steps",
+        f"steps: {config.num_steps} of {config.tokens_per_step:,} tokens, peak lr {config.lr:g}, "
+        f"warm-up {config.warmup_steps}; {config.epochs} epochs of {config.steps_per_epoch} steps",
         f"needs: about {prepared.memory_bytes / 2**30:.1f} GiB of memory, "
         f"{prepared.checkpoint_bytes / 1e9:.2f} GB a checkpoint",
         *prepared.notes,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import io
 from typing import TYPE_CHECKING, Any
+
+from apr.files import write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,9 +41,7 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float) -> 
     axes.set_ylabel("cross entropy, nats a token")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_name(f".{path.name}.tmp")
+    png = io.BytesIO()
     # No version in the file: the same run draws the same picture.
-    figure.savefig(temporary, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    figure.savefig(png, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
+    write_atomically(path, png.getbuffer())

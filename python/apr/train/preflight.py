@@ -43,10 +43,6 @@ class Prepared:
     """With the mode's row filled in."""
     model_config: ModelConfig
     split: Split
-    scan: Scan
-    """Of the training directory."""
-    held_out_scan: Scan
-    """Of the directory that holds the held-out windows: the same one without a --val-dataset."""
     device: torch.device
     precision: Precision
     parameters: int
@@ -57,16 +53,6 @@ class Prepared:
     checkpoint_bytes: int
     memory_bytes: int
     """Estimate."""
-
-    @property
-    def tokens_per_step(self) -> int:
-        """Tokens that one optimiser step trains on."""
-        return self.config.windows_per_step * self.config.seq_length
-
-    @property
-    def epochs(self) -> int:
-        """Evaluations after the first; a partial last epoch counts as one."""
-        return -(-self.config.num_steps // self.config.steps_per_epoch)
 
     @property
     def val_tokens(self) -> int:
@@ -139,8 +125,6 @@ def prepare(config: PretrainConfig) -> Prepared:
         config=config,
         model_config=model_config,
         split=parts,
-        scan=scan,
-        held_out_scan=val_scan,
         device=device,
         precision=precision,
         parameters=parameters,
@@ -258,8 +242,9 @@ def _check_length(config: PretrainConfig, windows: int) -> list[str]:
 
 
 def _provision(config: PretrainConfig, parameters: int) -> list[str]:
-    tokens = config.num_steps * config.windows_per_step * config.seq_length
-    if config.init is not None or config.force_under_provisioned or tokens >= 10 * parameters:
+    tokens = config.num_steps * config.tokens_per_step
+    enough = tokens >= _ENOUGH_TOKENS_A_PARAMETER * parameters
+    if config.init is not None or config.force_under_provisioned or enough:
         return []
     return [
         f"warning: {tokens:,} training tokens are {tokens / parameters:.2g} a parameter; "
@@ -268,9 +253,8 @@ def _provision(config: PretrainConfig, parameters: int) -> list[str]:
 
 
 def _check_disk(config: PretrainConfig, checkpoint_bytes: int) -> None:
-    epochs = -(-config.num_steps // config.steps_per_epoch)
     # The best one, the ones to keep, and the one being written.
-    needed = min(config.keep + 2, epochs + 1) * checkpoint_bytes
+    needed = min(config.keep + 2, config.epochs + 1) * checkpoint_bytes
     free = shutil.disk_usage(_existing(config.run_dir)).free
     if needed > free:
         raise RefusedError(

@@ -10,9 +10,6 @@ Status = Literal[
     "REFUSED", "INTERRUPTED", "FAILED",
 ]  # fmt: skip
 
-EXIT_GATE = 5
-EXIT_FAILED = 1
-
 
 @dataclass(frozen=True)
 class Gate:

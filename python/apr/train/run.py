@@ -9,21 +9,21 @@ import sys
 import time
 import traceback
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
-from apr.errors import AprError, RefusedError, exit_code, message
+from apr.errors import EXIT_REFUSED, EXIT_UNFORESEEN, AprError, RefusedError, exit_code, message
+from apr.files import write_json
 from apr.train import gates, rundir
-from apr.train.checkpoint import write_json
 from apr.train.device import peak_memory_bytes
 from apr.train.loop import DisagreementError, Loop
-from apr.train.metrics import finite, read_metrics
+from apr.train.metrics import read_metrics
 from apr.train.planning import summary
 from apr.train.plot import plot_losses
 from apr.train.preflight import prepare
 from apr.train.report import Report
-from apr.train.result import EXIT_FAILED, EXIT_GATE, Gate, Result, Status
+from apr.train.result import Gate, Result, Status
 from apr.train.signals import Interrupted, StopRequest
 
 if TYPE_CHECKING:
@@ -36,11 +36,11 @@ _EXIT_CODES: dict[Status, int] = {
     "TARGET_MET": 0,
     "BUDGET_SPENT": 0,
     "EARLY_STOP": 0,
-    "DIVERGENCE": EXIT_GATE,
-    "NUMERICAL_INSTABILITY": EXIT_GATE,
-    "STREAM_EXHAUSTED": EXIT_GATE,
-    "REFUSED": EXIT_GATE,
-    "FAILED": EXIT_FAILED,
+    "DIVERGENCE": EXIT_REFUSED,
+    "NUMERICAL_INSTABILITY": EXIT_REFUSED,
+    "STREAM_EXHAUSTED": EXIT_REFUSED,
+    "REFUSED": EXIT_REFUSED,
+    "FAILED": EXIT_UNFORESEEN,
 }
 # Steps that a median of the speed leaves out: kernels are chosen and memory is first touched in them.
 _WARM_UP_STEPS = 2
@@ -103,7 +103,8 @@ class _Run:
             report.line(f"moved the run that was there to {rundir.move_away(self._dir)}")
         self._dir.mkdir(parents=True, exist_ok=True)
         report.keep(self._dir / rundir.LOG)
-        rundir.set_result_aside(self._dir)
+        if (self._dir / rundir.RESULT).exists():
+            rundir.move_away(self._dir / rundir.RESULT)
         rundir.write_config(self._dir, self._config)
         for line in summary(prepared):
             report.line(line)
@@ -112,9 +113,10 @@ class _Run:
         """Run, decide the gates and the contract, write `result.json` and the picture."""
         loop = self._loop
         end = self._run(loop)
-        made = self._describe(loop, end)
-        write_json(self._dir / rundir.RESULT, _plain(made))
-        records = read_metrics(self._dir / rundir.METRICS) if (self._dir / rundir.METRICS).exists() else []
+        metrics = self._dir / rundir.METRICS
+        records = read_metrics(metrics) if metrics.exists() else []
+        made = self._describe(loop, end, records)
+        write_json(self._dir / rundir.RESULT, made.to_dict())
         if records:
             plot_losses(records, self._dir / rundir.PLOT, target=self._target)
         if self._config.contract is not None:
@@ -130,18 +132,18 @@ class _Run:
             except Interrupted:
                 return self._interrupted(loop)
         except DisagreementError as error:
-            return _End("REFUSED", EXIT_GATE, str(error))
+            return _End("REFUSED", EXIT_REFUSED, str(error))
         except (RefusedError, AprError, OSError) as error:
             return _End("FAILED", exit_code(error), message(error))
         except torch.cuda.OutOfMemoryError as error:
             self._report.line(f"CUDA out of memory: {str(error).splitlines()[0]}")
             return _End(
-                "FAILED", EXIT_FAILED, "CUDA out of memory: lower --batch-size and raise --grad-accum"
+                "FAILED", EXIT_UNFORESEEN, "CUDA out of memory: lower --batch-size and raise --grad-accum"
             )
         except Exception as error:  # noqa: BLE001 (whatever it is, the run says so in its own files)
             (self._dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
             first = str(error).splitlines()[0] if str(error) else ""
-            return _End("FAILED", EXIT_FAILED, f"{type(error).__name__}: {first} (see traceback.txt)")
+            return _End("FAILED", EXIT_UNFORESEEN, f"{type(error).__name__}: {first} (see traceback.txt)")
 
     def _interrupted(self, loop: Loop) -> _End:
         number = self._stop.signal or signal.SIGINT
@@ -151,20 +153,15 @@ class _Run:
         )
         return _End("INTERRUPTED", 128 + number, f"{number.name} after {loop.state.step} steps; {where}")
 
-    def _describe(self, loop: Loop, end: _End) -> Result:
-        state, path = loop.state, self._dir / rundir.METRICS
-        records = read_metrics(path) if path.exists() else []
+    def _describe(self, loop: Loop, end: _End, records: list[dict[str, Any]]) -> Result:
+        state = loop.state
         speeds = [r["tokens_per_sec"] for r in records if r.get("tokens_per_sec") is not None]
         steady = speeds[_WARM_UP_STEPS:] or speeds
         mfus = [r["mfu"] for r in records if r.get("mfu") is not None]
         decided = self._gates(loop, records)
-        if end.exit_code == 0 and any(
-            g.passed is False for g in decided if g.name in {"metrics", "artefacts"}
-        ):
-            broken = ", ".join(
-                g.name for g in decided if g.passed is False and g.name in {"metrics", "artefacts"}
-            )
-            end = _End("FAILED", EXIT_GATE, f"the run ended, but its {broken} are not complete")
+        broken = [g.name for g in decided if g.passed is False and g.name in {"metrics", "artefacts"}]
+        if broken and end.exit_code == 0:
+            end = _End("FAILED", EXIT_REFUSED, f"the run ended, but its {', '.join(broken)} are not complete")
         return Result(
             status=end.status,
             exit_code=end.exit_code,
@@ -190,7 +187,7 @@ class _Run:
             resumed_from=self._relative(loop.resumed_from),
         )
 
-    def _gates(self, loop: Loop, records: list[dict[str, object]]) -> tuple[Gate, ...]:
+    def _gates(self, loop: Loop, records: list[dict[str, Any]]) -> tuple[Gate, ...]:
         state, config = loop.state, self._config
         cap = gates.first_cap(config.mode_defaults.first_val_loss_cap, self._prepared.model_config.vocab_size)
         return (
@@ -220,7 +217,7 @@ class _Run:
         else:
             self._report.line(str(verdict))
             made = replace(made, contract=verdict.to_dict())
-        write_json(self._dir / rundir.RESULT, _plain(made))
+        write_json(self._dir / rundir.RESULT, made.to_dict())
         return made
 
     def _relative(self, path: Path | None) -> str | None:
@@ -230,13 +227,6 @@ class _Run:
     def _target(self) -> float:
         assert self._config.target_val_loss is not None  # filled in by `prepare`
         return self._config.target_val_loss
-
-
-def _plain(result: Result) -> dict[str, object]:
-    return {
-        key: [finite(v) for v in value] if key == "val_loss_history" else finite(value)
-        for key, value in result.to_dict().items()
-    }
 
 
 def _versions() -> dict[str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from apr.data.atomic import write_atomically
 from apr.errors import RefusedError
+from apr.files import write_atomically
 from apr.train.config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -53,15 +53,10 @@ def check_free(config: PretrainConfig) -> None:
             )
 
 
-def move_away(run_dir: Path) -> Path:
-    """Rename a directory to RUN_DIR.bak-N with the first free N."""
-    return _rename(run_dir)
-
-
-def set_result_aside(run_dir: Path) -> None:
-    """Rename an old result to result.json.bak-N."""
-    if (run_dir / RESULT).exists():
-        _rename(run_dir / RESULT)
+def move_away(path: Path) -> Path:
+    """Rename a file or directory to NAME.bak-N with the first free N."""
+    names = (path.with_name(f"{path.name}.bak-{n}") for n in count(1))
+    return path.rename(next(name for name in names if not name.exists()))
 
 
 def write_config(run_dir: Path, config: PretrainConfig) -> None:
@@ -81,7 +76,7 @@ def as_before(config: PretrainConfig) -> PretrainConfig:
     before = PretrainConfig.from_yaml(config.run_dir / CONFIG)
     left_open = {name: before[name] for name in _FOLLOWS if getattr(config, name) is None and name in before}
     config = replace(config, **left_open)
-    now = PretrainConfig(**_plain(config)).to_yaml()
+    now = config.to_yaml()
     was = PretrainConfig(**before).to_yaml()
     for name, value in now.items():
         if value == was[name] or name in _FREE:
@@ -94,16 +89,3 @@ def as_before(config: PretrainConfig) -> PretrainConfig:
             f"a resumed run keeps it{hint}"
         )
     return config
-
-
-def _plain(config: PretrainConfig) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in config.to_yaml()}
-
-
-def _rename(path: Path) -> Path:
-    for n in count(1):
-        target = path.with_name(f"{path.name}.bak-{n}")
-        if not target.exists():
-            path.rename(target)
-            return target
-    raise AssertionError

@@ -1,0 +1,83 @@
+"""Small files that appear whole or not at all, and options in YAML."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+from apr.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Write a file under a temporary name beside it, flush it to the disk, and give it its name.
+
+    A process killed on the way leaves `.NAME.tmp`, which the next attempt overwrites.
+
+    Raises:
+        OSError: the file cannot be written; what stood under the name before is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory outlive a loss of power."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file atomically, as `json_text` has it."""
+    write_atomically(path, (json_text(value, indent=2) + "\n").encode())
+
+
+def json_text(value: object, *, indent: int | None = None) -> str:
+    """JSON that every reader takes: NaN and infinities, at any depth, are null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(below) for key, below in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(below) for below in value]
+    return value
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """A YAML file that holds one mapping; an empty file holds an empty one.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UsageError: it holds anything else.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: no YAML: {error}") from None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: no mapping of names to values")
+    return found
