@@ -14,6 +14,7 @@ from apr._core import Container
 from apr.container.metadata import Metadata
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
     from os import PathLike
     from types import TracebackType
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from apr._core import Mapping as Pages
+    from apr.container.slice import TensorSlice
     from apr.container.verify import Report
 
 
@@ -124,20 +126,22 @@ class AprFile(Mapping[str, "torch.Tensor"]):
             dtype, shape, nbytes, offset = self._entries[name]
         except KeyError:
             raise self._missing(name) from None
+        on_pages, plain = self._torch
+        if dtype in plain and nbytes:
+            return on_pages(self._pages.dlpack(dtype, shape, offset))
+        return self._made(name)
+
+    def _made(self, name: str) -> torch.Tensor:
+        """A tensor that is not on the pages: an empty one, a tied head, dequantised values."""
         import torch
 
-        from apr.container.torch_dtypes import TORCH
-
-        plain = TORCH.get(dtype)
-        if 0 in shape:
-            return torch.empty(shape, dtype=plain or torch.float32)
-        if not nbytes:  # an empty head
-            return self[self._container.stored(name)]
-        if plain:
-            flat = torch.frombuffer(self._pages, dtype=plain, count=nbytes // plain.itemsize, offset=offset)
-            return flat.view(shape)
-        values = torch.empty(shape, dtype=torch.float32)
-        self._container.dequantise(name, values.view(-1).numpy().data)
+        stored = self._stored(name)
+        if stored.name != name:
+            return self[stored.name]
+        if stored.dtype in self._torch[1]:
+            return torch.empty(stored.shape, dtype=self._torch[1][stored.dtype])
+        values = torch.empty(stored.shape, dtype=torch.float32)
+        self._container.dequantise(name, 0, values.view(-1).numpy().data)
         return values
 
     def __iter__(self) -> Iterator[str]:
@@ -165,19 +169,52 @@ class AprFile(Mapping[str, "torch.Tensor"]):
 
         from apr.container.dtypes import NUMPY
 
-        info = self.info(name)
-        stored = self.info(self._container.stored(name))
+        stored = self._stored(name)
         if stored.dtype in NUMPY:
             pages = memoryview(self._pages)
-            return np.ndarray(info.shape, NUMPY[stored.dtype], pages, stored.offset)
-        values = np.empty(info.shape, np.float32)
-        self._container.dequantise(stored.name, values.reshape(-1).data)
+            return np.ndarray(stored.shape, NUMPY[stored.dtype], pages, stored.offset)
+        values = np.empty(stored.shape, np.float32)
+        self._container.dequantise(stored.name, 0, values.reshape(-1).data)
         return values
 
     def raw(self, name: str) -> memoryview:
         """The stored bytes, read-only."""
         info = self.info(name)
         return memoryview(self._pages)[info.offset : info.offset + info.nbytes].toreadonly()
+
+    def slice(self, name: str) -> TensorSlice:
+        """Part of a tensor: `f.slice(name)[5:9, :64]` reads those rows alone, into memory of their own.
+
+        Raises:
+            KeyError: no such tensor; names close matches.
+        """
+        from apr.container.slice import TensorSlice
+
+        return TensorSlice(self._container, self._stored(name))
+
+    def to_torch(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        names: Iterable[str] | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """A state dict in memory of its own, read by position and in parallel: the fast way to a device.
+
+        Args:
+            device: where the tensors go; to a CUDA device through a small ring of page-locked buffers.
+            dtype: what floating-point tensors become; by default they stay as stored, quantised ones
+                become float32.
+            names: which tensors, in this order; by default all of them.
+
+        Raises:
+            KeyError: no such tensor; names close matches.
+            TruncatedError: the file was cut short since it was opened.
+            UnavailableError: there is no such device.
+        """
+        from apr.container.to_device import to_device
+
+        stored = {name: self._stored(name) for name in (self if names is None else names)}
+        return to_device(self._container, stored, device, dtype)
 
     def info(self, name: str) -> TensorInfo:
         """What the index says of the tensor."""
@@ -241,6 +278,11 @@ class AprFile(Mapping[str, "torch.Tensor"]):
     def __reduce__(self) -> tuple[object, ...]:
         return load, (os.path.abspath(self._path),)  # noqa: PTH100 (a path may be bytes-like text)
 
+    def _stored(self, name: str) -> TensorInfo:
+        """The tensor whose bytes are this one's values: itself, or the embedding for an empty head."""
+        info = self.info(name)
+        return self.info(self._container.stored(name)) if info.tied else info
+
     @property
     def _container(self) -> Container:
         if self._open is None:
@@ -252,6 +294,15 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         if self._mapped is None:
             self._mapped = self._container.map()
         return self._mapped
+
+    @cached_property
+    def _torch(self) -> tuple[Callable[[object], torch.Tensor], dict[str, torch.dtype]]:
+        """What makes a tensor of a capsule, and the dtypes that can lie on pages."""
+        from torch.utils.dlpack import from_dlpack
+
+        from apr.container.torch_dtypes import TORCH
+
+        return from_dlpack, TORCH
 
     def _missing(self, name: object) -> KeyError:
         from difflib import get_close_matches

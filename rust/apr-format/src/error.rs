@@ -103,6 +103,15 @@ pub enum Error {
         have: u64,
     },
 
+    /// The file is shorter than it was when it was opened.
+    #[error("the file ends at byte {have}, but had {need} bytes when it was opened: it was cut short since")]
+    CutShort {
+        /// Its length when it was opened.
+        need: u64,
+        /// Its length now.
+        have: u64,
+    },
+
     /// The header's own CRC32 is wrong.
     #[error(
         "header checksum at byte 40 is {stored:#010x}, the header's bytes give {computed:#010x}: the header is damaged"
@@ -324,7 +333,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Io(_) => Kind::Io,
-            Self::Truncated { .. } => Kind::Truncated,
+            Self::Truncated { .. } | Self::CutShort { .. } => Kind::Truncated,
             Self::HeaderChecksum { .. } | Self::FooterChecksum { .. } => Kind::Checksum,
             Self::Foreign { .. }
             | Self::UnsupportedVariant { .. }
@@ -359,7 +368,7 @@ impl Error {
         match self {
             Self::Io(_) | Self::Unwritable { .. } => None,
             Self::Foreign { .. } | Self::UnknownMagic { .. } | Self::UnsupportedVariant { .. } => Some(0),
-            Self::Truncated { have, .. } => Some(*have),
+            Self::Truncated { have, .. } | Self::CutShort { have, .. } => Some(*have),
             Self::HeaderChecksum { .. } => Some(40),
             Self::Version { .. } => Some(4),
             Self::ForbiddenFlag { .. } | Self::UnsupportedFlag { .. } => Some(6),
@@ -403,7 +412,7 @@ impl Error {
             | Self::SizeMismatch { .. }
             | Self::Misaligned { .. }
             | Self::OffsetOverflow { .. } => Part::Index,
-            Self::Overlap { .. } | Self::TiedToNothing { .. } => Part::Data,
+            Self::CutShort { .. } | Self::Overlap { .. } | Self::TiedToNothing { .. } => Part::Data,
             Self::TrailingBytes { .. } | Self::FooterChecksum { .. } => Part::Footer,
         })
     }

@@ -2,6 +2,11 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
+use rayon::prelude::*;
+
+/// Bytes of one of the reads that run side by side.
+const SEGMENT: usize = 1 << 20;
+
 /// Bytes that can be read by position, from several threads at once.
 pub trait Source: Sync {
     /// Length in bytes.
@@ -40,6 +45,16 @@ impl Source for [u8] {
         buffer.copy_from_slice(found);
         Ok(())
     }
+}
+
+/// Fill `buffer` from `offset` on, in parallel. The caller has checked the range against the source's size.
+///
+/// # Errors
+/// The operating system's; `UnexpectedEof` where the source is shorter than it was.
+pub fn read_parallel(source: &(impl Source + ?Sized), offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    buffer.par_chunks_mut(SEGMENT).enumerate().try_for_each(|(segment, bytes)| {
+        source.read_at(offset.saturating_add((segment * SEGMENT) as u64), bytes)
+    })
 }
 
 /// Read `size` bytes from `offset` on. The caller has checked both against the source's size.

@@ -14,6 +14,7 @@ use apr_format::{
     file,
     mapping::Mapping as Pages,
     quant,
+    source::read_parallel,
     v2::{
         layout::{Layout, Spec},
         read::{self, Contents},
@@ -111,23 +112,33 @@ impl Container {
 
     /// Map the file's pages.
     fn map(&self, py: Python<'_>) -> PyResult<Mapping> {
-        Pages::new(&self.file).map(Mapping).map_err(|error| os_error(py, &error, &self.path))
+        let mapped = Pages::new(&self.file).and_then(|pages| Ok((pages, self.file.try_clone()?)));
+        mapped
+            .map(|(pages, file)| Mapping::new(pages, file, self.path.clone()))
+            .map_err(|error| os_error(py, &error, &self.path))
     }
 
-    /// Fill a writable C-contiguous float32 buffer of the tensor's size with its values.
-    fn dequantise(&self, py: Python<'_>, name: &str, values: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// Fill a writable C-contiguous buffer with the file's bytes from `offset` on, in parallel.
+    fn read(&self, py: Python<'_>, offset: u64, values: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut values = PyUntypedBuffer::get(values)?;
+        let out = buffer::bytes_mut(&mut values)?;
+        py.detach(|| read_parallel(&self.file, offset, out)).map_err(|error| self.raise(py, error.into()))
+    }
+
+    /// Fill a writable C-contiguous float32 buffer with a quantised tensor's values from the `start`th on.
+    fn dequantise(&self, py: Python<'_>, name: &str, start: u64, values: &Bound<'_, PyAny>) -> PyResult<()> {
         let tensor = self.contents.tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))?;
         let mut values = PyBuffer::get(values)?;
         let out = buffer::floats_mut(&mut values)?;
-        py.detach(|| quant::dequantise(&self.file, tensor, out))
-            .map_err(|error| raise(py, &error, &self.path))
+        py.detach(|| quant::dequantise(&self.file, tensor, start, out))
+            .map_err(|error| self.raise(py, error))
     }
 
     /// Compare the footer with every byte before it; whether there was one.
     fn check_footer(&self, py: Python<'_>) -> PyResult<bool> {
         py.detach(|| verify::footer(&self.file, &self.contents))
             .map(|crc| crc.is_some())
-            .map_err(|error| raise(py, &error, &self.path))
+            .map_err(|error| self.raise(py, error))
     }
 
     /// Check the file anew, from its first byte to its last.
@@ -135,6 +146,13 @@ impl Container {
         let findings =
             py.detach(|| verify::verify(&self.file)).map_err(|error| os_error(py, &error, &self.path))?;
         report(py, findings)
+    }
+}
+
+impl Container {
+    /// The exception for an error of reading what was checked when the file was opened.
+    fn raise(&self, py: Python<'_>, error: Error) -> PyErr {
+        raise(py, &read::cut_short(&self.file, self.contents.size, error), &self.path)
     }
 }
 

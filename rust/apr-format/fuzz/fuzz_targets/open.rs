@@ -31,7 +31,7 @@ fn look(bytes: &[u8]) {
         let Ok(stored) = contents.stored(tensor) else { continue };
         if stored.dtype.is_quantised() && stored.count() <= MOST {
             let mut values = vec![0.0; usize::try_from(stored.count()).expect("at most 2^20")];
-            quant::dequantise(bytes, stored, &mut values).expect("its size was checked");
+            quant::dequantise(bytes, stored, 0, &mut values).expect("its size was checked");
         }
     }
 }

@@ -14,24 +14,27 @@ use crate::{
 /// Values that one task makes: some hundred kilobytes, so that they stay in the core's own cache.
 const TASK: usize = 32 << 10;
 
-/// Fill `out` with the values of a quantised tensor, its stored bytes read from `source`.
+/// Fill `out` with the values of a quantised tensor from its value `start` on, in row-major order; the
+/// stored bytes are read from `source`.
 ///
 /// # Errors
-/// [`Error::Unwritable`] where the tensor is not quantised or `out` is of another size; the
-/// operating system's.
-pub fn dequantise(source: &(impl Source + ?Sized), tensor: &Tensor, out: &mut [f32]) -> Result<()> {
-    if tensor.count() != out.len() as u64 {
-        let what = format!("tensor {:?} has {} values, not {}", tensor.name, tensor.count(), out.len());
+/// [`Error::Unwritable`] where the tensor is not quantised or has no such values; the operating system's.
+pub fn dequantise(
+    source: &(impl Source + ?Sized),
+    tensor: &Tensor,
+    start: u64,
+    out: &mut [f32],
+) -> Result<()> {
+    if start.checked_add(out.len() as u64).is_none_or(|end| end > tensor.count()) {
+        let what =
+            format!("tensor {:?} has {} values, not {} from {start} on", tensor.name, tensor.count(), out.len());
         return Err(Error::Unwritable { tensor: Some(tensor.name.clone()), what });
     }
-    if out.is_empty() {
-        return Ok(());
-    }
     match tensor.dtype {
-        Dtype::Q4 => in_blocks(source, tensor, out, blocks::q4),
-        Dtype::Q4K => in_blocks(source, tensor, out, blocks::q4_k),
-        Dtype::Q6K => in_blocks(source, tensor, out, blocks::q6_k),
-        Dtype::Q8 => q8(source, tensor, out),
+        Dtype::Q4 => in_blocks(source, tensor, start, out, blocks::q4),
+        Dtype::Q4K => in_blocks(source, tensor, start, out, blocks::q4_k),
+        Dtype::Q6K => in_blocks(source, tensor, start, out, blocks::q6_k),
+        Dtype::Q8 => q8(source, tensor, start, out),
         other => {
             let what = format!("tensor {:?} is {}, which is not quantised", tensor.name, other.name());
             Err(Error::Unwritable { tensor: Some(tensor.name.clone()), what })
@@ -39,47 +42,63 @@ pub fn dequantise(source: &(impl Source + ?Sized), tensor: &Tensor, out: &mut [f
     }
 }
 
+/// Where a value lies: its block, its place in the block, and how many values follow it there.
+struct Place {
+    block: u64,
+    within: usize,
+    run: usize,
+}
+
 /// Blocks of `N` values in `B` bytes. Rows that are padded start at a block of their own.
 fn in_blocks<const N: usize, const B: usize>(
     source: &(impl Source + ?Sized),
     tensor: &Tensor,
+    start: u64,
     out: &mut [f32],
     decode: impl Fn(&[u8; B]) -> [f32; N] + Sync,
 ) -> Result<()> {
-    // What repeats: a block, or where it would straddle two rows, a row.
-    let row = tensor.padded_columns().and_then(|columns| usize::try_from(columns).ok());
-    let unit = row.filter(|row| !row.is_multiple_of(N) && *row < out.len()).unwrap_or(N);
-    let unit_bytes = unit.div_ceil(N) * B;
-    let units = (TASK / unit).max(1);
-    out.par_chunks_mut(unit * units).enumerate().try_for_each(|(task, values)| {
-        let bytes = values.len().div_ceil(unit) * unit_bytes;
-        let stored = stored(source, tensor, (task * units * unit_bytes) as u64, bytes)?;
-        for (values, stored) in values.chunks_mut(unit).zip(stored.chunks_exact(unit_bytes)) {
-            for (values, block) in values.chunks_mut(N).zip(stored.as_chunks::<B>().0) {
-                values.copy_from_slice(&decode(block)[..values.len()]);
-            }
+    let row = tensor.padded_columns().filter(|row| *row > 0);
+    let place = |value: u64| {
+        let row = row.unwrap_or(u64::MAX);
+        let (above, column) = (value / row, value % row);
+        let block = above * row.div_ceil(N as u64) + column / N as u64;
+        let within = usize::try_from(column % N as u64).unwrap_or(0); // below N
+        let rest = usize::try_from(row - column).unwrap_or(usize::MAX);
+        Place { block, within, run: rest.min(N - within) }
+    };
+    out.par_chunks_mut(TASK).enumerate().try_for_each(|(task, mut values)| {
+        let mut at = start + (task * TASK) as u64;
+        let first = place(at).block;
+        let blocks = place(at + values.len() as u64 - 1).block - first + 1;
+        // What is read lies within the tensor, whose bytes the reader has checked.
+        let stored = read_vec(source, tensor.offset + first * B as u64, blocks * B as u64)?;
+        for block in stored.as_chunks::<B>().0 {
+            let Place { within, run, .. } = place(at);
+            let (now, later) = values.split_at_mut(run.min(values.len()));
+            now.copy_from_slice(&decode(block)[within..within + now.len()]);
+            at += now.len() as u64;
+            values = later;
         }
         Ok(())
     })
 }
 
 /// One f32 scale, then an i8 for each value.
-fn q8(source: &(impl Source + ?Sized), tensor: &Tensor, out: &mut [f32]) -> Result<()> {
+fn q8(source: &(impl Source + ?Sized), tensor: &Tensor, start: u64, out: &mut [f32]) -> Result<()> {
+    if out.is_empty() {
+        return Ok(());
+    }
     let mut scale = [0; 4];
     source.read_at(tensor.offset, &mut scale)?;
     let scale = f32::from_le_bytes(scale);
     out.par_chunks_mut(TASK).enumerate().try_for_each(|(task, values)| {
-        let stored = stored(source, tensor, Q8_SCALE + (task * TASK) as u64, values.len())?;
+        let at = tensor.offset + Q8_SCALE + start + (task * TASK) as u64;
+        let stored = read_vec(source, at, values.len() as u64)?;
         for (value, &byte) in values.iter_mut().zip(&stored) {
             *value = f32::from(byte.cast_signed()) * scale;
         }
         Ok(())
     })
-}
-
-/// `size` bytes of a tensor, from its byte `at` on.
-fn stored(source: &(impl Source + ?Sized), tensor: &Tensor, at: u64, size: usize) -> Result<Vec<u8>> {
-    Ok(read_vec(source, tensor.offset.saturating_add(at), size as u64)?)
 }
 
 #[cfg(test)]
@@ -92,7 +111,7 @@ mod tests {
 
     fn values(dtype: Dtype, dims: &[u64], bytes: &[u8]) -> Vec<f32> {
         let mut out = vec![f32::NAN; usize::try_from(dims.iter().product::<u64>()).unwrap()];
-        dequantise(bytes, &tensor(dtype, dims, bytes.len()), &mut out).unwrap();
+        dequantise(bytes, &tensor(dtype, dims, bytes.len()), 0, &mut out).unwrap();
         out
     }
 
@@ -124,6 +143,21 @@ mod tests {
     }
 
     #[test]
+    fn values_from_any_place_on_are_those_of_the_whole() {
+        for (dims, blocks) in [([2, 300], 4), ([2, 300], 3), ([2, 200], 2)] {
+            let bytes = marked(blocks);
+            let tensor = tensor(Dtype::Q6K, &dims, bytes.len());
+            let whole = values(Dtype::Q6K, &dims, &bytes);
+            for start in [0, 1, 199, 255, 256, 299, 300, 301] {
+                let rest = whole.get(start..).unwrap_or_default();
+                let mut out = vec![f32::NAN; rest.len()];
+                dequantise(bytes.as_slice(), &tensor, start as u64, &mut out).unwrap();
+                assert_eq!(out, rest, "{dims:?} from {start}");
+            }
+        }
+    }
+
+    #[test]
     fn what_takes_several_tasks_is_whole() {
         let stored = || (0..=250_u8).cycle().take(3 * TASK + 7);
         let bytes: Vec<u8> = 0.5_f32.to_le_bytes().into_iter().chain(stored()).collect();
@@ -135,9 +169,9 @@ mod tests {
     fn another_size_and_other_dtypes_are_refused() {
         let mut out = [0.0; 3];
         let mut refused = |dtype, dims: &[u64], bytes: &[u8]| {
-            dequantise(bytes, &tensor(dtype, dims, bytes.len()), &mut out).is_err()
+            dequantise(bytes, &tensor(dtype, dims, bytes.len()), 0, &mut out).is_err()
         };
-        assert!(refused(Dtype::Q8, &[4], &[0; 8]));
+        assert!(refused(Dtype::Q8, &[2], &[0; 6]));
         assert!(refused(Dtype::F32, &[3], &[0; 12]));
         assert!(refused(Dtype::Q8, &[3], &[0; 6]));
     }

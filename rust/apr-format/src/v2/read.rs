@@ -1,5 +1,7 @@
 //! Opening a v2 file: every check of the format but the footer's, before a byte is handed out.
 
+use std::io;
+
 use crate::{
     error::{Error, Part, Result},
     sniff,
@@ -51,6 +53,17 @@ impl Contents {
                 offset: tensor.offset,
             }
         })
+    }
+}
+
+/// An error of reading what was checked at opening: that the file was cut short since is one of its own.
+#[must_use]
+pub fn cut_short(source: &(impl Source + ?Sized), need: u64, error: Error) -> Error {
+    match (&error, source.size()) {
+        (Error::Io(io), Ok(have)) if io.kind() == io::ErrorKind::UnexpectedEof && have < need => {
+            Error::CutShort { need, have }
+        }
+        _ => error,
     }
 }
 

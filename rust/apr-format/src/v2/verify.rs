@@ -67,12 +67,13 @@ pub fn verify(source: &(impl Source + ?Sized)) -> io::Result<Findings> {
 /// Compare the footer with every byte before it, and give it; None where the file has no footer.
 ///
 /// # Errors
-/// [`Error::FooterChecksum`]; the operating system's.
+/// [`Error::FooterChecksum`], [`Error::CutShort`]; the operating system's.
 pub fn footer(source: &(impl Source + ?Sized), contents: &Contents) -> Result<Option<u32>> {
     let Some((offset, stored)) = contents.footer else {
         return Ok(None);
     };
-    let computed = crc32(source, offset)?;
+    let computed =
+        crc32(source, offset).map_err(|error| read::cut_short(source, contents.size, error.into()))?;
     if computed == stored {
         return Ok(Some(stored));
     }
