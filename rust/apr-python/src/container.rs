@@ -113,9 +113,12 @@ impl Container {
     /// Map the file's pages.
     fn map(&self, py: Python<'_>) -> PyResult<Mapping> {
         let mapped = Pages::new(&self.file).and_then(|pages| Ok((pages, self.file.try_clone()?)));
-        mapped
-            .map(|(pages, file)| Mapping::new(pages, file, self.path.clone()))
-            .map_err(|error| os_error(py, &error, &self.path))
+        let (pages, file) = mapped.map_err(|error| os_error(py, &error, &self.path))?;
+        let (need, have) = (self.contents.size, pages.len() as u64);
+        if have < need {
+            return Err(raise(py, &Error::CutShort { need, have }, &self.path));
+        }
+        Ok(Mapping::new(pages, file, self.path.clone()))
     }
 
     /// Fill a writable C-contiguous buffer with the file's bytes from `offset` on, in parallel.
@@ -130,8 +133,7 @@ impl Container {
         let tensor = self.contents.tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))?;
         let mut values = PyBuffer::get(values)?;
         let out = buffer::floats_mut(&mut values)?;
-        py.detach(|| quant::dequantise(&self.file, tensor, start, out))
-            .map_err(|error| self.raise(py, error))
+        py.detach(|| quant::dequantise(&self.file, tensor, start, out)).map_err(|error| self.raise(py, error))
     }
 
     /// Compare the footer with every byte before it; whether there was one.

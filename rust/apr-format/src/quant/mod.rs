@@ -26,8 +26,12 @@ pub fn dequantise(
     out: &mut [f32],
 ) -> Result<()> {
     if start.checked_add(out.len() as u64).is_none_or(|end| end > tensor.count()) {
-        let what =
-            format!("tensor {:?} has {} values, not {} from {start} on", tensor.name, tensor.count(), out.len());
+        let what = format!(
+            "tensor {:?} has {} values, not {} from {start} on",
+            tensor.name,
+            tensor.count(),
+            out.len()
+        );
         return Err(Error::Unwritable { tensor: Some(tensor.name.clone()), what });
     }
     match tensor.dtype {
