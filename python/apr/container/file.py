@@ -110,7 +110,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
     def __init__(self, path: str | PathLike[str]) -> None:
         self._path = os.fspath(path)
         self._open: Container | None = Container(self._path)
-        self._entries = self._open.tensors()
+        self._names: tuple[str, ...] | None = None
         self._mapped: Pages | None = None
 
     # the mapping
@@ -123,39 +123,41 @@ class AprFile(Mapping[str, "torch.Tensor"]):
             FormatError: an empty head that is tied to no embedding of its shape.
         """
         try:
-            dtype, shape, nbytes, offset = self._entries[name]
-        except KeyError:
+            capsule = self._container.dlpack(name, self._pages)
+        except (KeyError, TypeError, UnicodeEncodeError):  # no name, no text, a lone surrogate
             raise self._missing(name) from None
-        on_pages, plain = self._torch
-        if dtype in plain and nbytes:
-            return on_pages(self._pages.dlpack(dtype, shape, offset))
-        return self._made(name)
+        return self._made(name) if capsule is None else self._from_dlpack(capsule)
 
     def _made(self, name: str) -> torch.Tensor:
         """A tensor that is not on the pages: an empty one, a tied head, dequantised values."""
         import torch
 
+        from apr.container.torch_dtypes import TORCH, empty
+
         stored = self._stored(name)
         if stored.name != name:
             return self[stored.name]
-        if stored.dtype in self._torch[1]:
-            return torch.empty(stored.shape, dtype=self._torch[1][stored.dtype])
-        values = torch.empty(stored.shape, dtype=torch.float32)
-        self._container.dequantise(name, 0, values.view(-1).numpy().data)
+        values = empty(stored.shape, TORCH.get(stored.dtype, torch.float32))
+        if stored.dtype not in TORCH:
+            self._container.dequantise(name, 0, values.view(-1).numpy().data)
         return values
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        if self._names is None:
+            self._names = self._container.names()
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return self.header.tensor_count
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return isinstance(name, str) and self._entry(name) is not None
 
     def get(self, name: str, default: object = None) -> object:  # type: ignore[override]
         """The tensor, or `default` where there is none."""
-        return self[name] if name in self._entries else default
+        if name not in self:
+            return default
+        return self[name]
 
     # two open files are the same only when they are one
     __eq__ = object.__eq__
@@ -218,7 +220,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
 
     def info(self, name: str) -> TensorInfo:
         """What the index says of the tensor."""
-        entry = self._entries.get(name)
+        entry = self._entry(name)
         if entry is None:
             raise self._missing(name)
         return TensorInfo(name, *entry)
@@ -296,17 +298,20 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         return self._mapped
 
     @cached_property
-    def _torch(self) -> tuple[Callable[[object], torch.Tensor], dict[str, torch.dtype]]:
-        """What makes a tensor of a capsule, and the dtypes that can lie on pages."""
+    def _from_dlpack(self) -> Callable[[object], torch.Tensor]:
         from torch.utils.dlpack import from_dlpack
 
-        from apr.container.torch_dtypes import TORCH
+        return from_dlpack
 
-        return from_dlpack, TORCH
+    def _entry(self, name: str) -> tuple[str, tuple[int, ...], int, int] | None:
+        try:
+            return self._container.info(name)
+        except UnicodeEncodeError:  # a lone surrogate
+            return None
 
     def _missing(self, name: object) -> KeyError:
         from difflib import get_close_matches
 
-        close = get_close_matches(str(name), self._entries, n=3)
+        close = get_close_matches(str(name), self, n=3)
         hint = f"; close: {', '.join(close)}" if close else ""
         return KeyError(f"{self._path}: no tensor {name!r}{hint}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from apr.container.torch_dtypes import TORCH
+from apr.container.torch_dtypes import TORCH, empty
 from apr.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def to_device(
 
 
 def _read(container: Container, info: TensorInfo) -> torch.Tensor:
-    values = torch.empty(info.shape, dtype=TORCH.get(info.dtype, torch.float32))
+    values = empty(info.shape, TORCH.get(info.dtype, torch.float32))
     if info.dtype in TORCH:
         container.read(info.offset, _bytes(values).numpy().data)
     else:

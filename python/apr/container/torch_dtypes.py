@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from math import prod
+
+import numpy as np
 import torch
 
 TORCH: dict[str, torch.dtype] = {
@@ -15,3 +18,14 @@ TORCH: dict[str, torch.dtype] = {
     "u8": torch.uint8,
 }
 NAMES = {dtype: name for name, dtype in TORCH.items()}
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor that is about to be filled, in memory from NumPy.
+
+    NumPy asks for huge pages where torch does not: filling them takes a third of the time.
+    """
+    if 0 in shape:
+        return torch.empty(shape, dtype=dtype)
+    memory = np.empty(prod(shape) * dtype.itemsize, np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(shape)

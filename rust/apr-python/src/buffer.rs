@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use apr_format::{Error, dtype::Dtype, mapping::Mapping as Pages};
+use apr_format::{Error, dtype::Dtype, mapping::Mapping as Pages, v2::index::Tensor};
 use pyo3::{
     buffer::{PyBuffer, PyUntypedBuffer},
     exceptions::PyValueError,
@@ -33,6 +33,20 @@ pub(crate) struct Mapping {
 impl Mapping {
     pub(crate) fn new(pages: Pages, file: File, path: PathBuf) -> Self {
         Self { pages: Arc::new(pages), file, path }
+    }
+
+    /// A tensor on the pages as a `DLPack` capsule: torch makes a tensor of it in a fifth of the time that
+    /// `torch.frombuffer` and `view` take. None where no plain values are on the pages.
+    pub(crate) fn dlpack(&self, py: Python<'_>, tensor: &Tensor) -> PyResult<Option<Py<PyAny>>> {
+        let Some(element) = element(tensor.dtype).filter(|_| tensor.nbytes > 0) else { return Ok(None) };
+        self.check_length(py)?;
+        let start = usize::try_from(tensor.offset)?;
+        let end = usize::try_from(tensor.offset.saturating_add(tensor.nbytes))?;
+        if end > self.pages.len() {
+            return Err(PyValueError::new_err(format!("tensor {:?} is on other pages", tensor.name)));
+        }
+        let shape = tensor.dims.iter().map(|&dim| i64::try_from(dim)).collect::<Result<_, _>>()?;
+        dlpack::capsule(py, Arc::clone(&self.pages), element, shape, start).map(Some)
     }
 
     fn check_length(&self, py: Python<'_>) -> PyResult<()> {
@@ -61,23 +75,6 @@ impl Mapping {
         let filled =
             unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), pages.as_ptr().cast(), size, 0, flags) };
         if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
-    }
-
-    /// A tensor of a plain dtype on the pages, as a `DLPack` capsule: torch makes a tensor of it in a fifth
-    /// of the time that `torch.frombuffer` and `view` take.
-    #[allow(clippy::needless_pass_by_value)] // PyO3 extracts arguments by value
-    fn dlpack(&self, py: Python<'_>, dtype: &str, shape: Vec<i64>, offset: usize) -> PyResult<Py<PyAny>> {
-        self.check_length(py)?;
-        let dims: Vec<u64> = shape.iter().filter_map(|&dim| u64::try_from(dim).ok()).collect();
-        let known = Dtype::from_name(dtype).and_then(|dtype| Some((dtype, element(dtype)?)));
-        let Some((dtype, element)) = known.filter(|_| dims.len() == shape.len()) else {
-            return Err(PyValueError::new_err(format!("no tensor of {dtype} {shape:?} can lie on pages")));
-        };
-        let end = dtype.nbytes(&dims).and_then(|size| usize::try_from(size).ok()?.checked_add(offset));
-        if end.is_none_or(|end| end > self.pages.len()) {
-            return Err(PyValueError::new_err(format!("{dtype:?} {shape:?} at {offset} leaves the mapping")));
-        }
-        dlpack::capsule(py, Arc::clone(&self.pages), element, shape, offset)
     }
 }
 
@@ -199,6 +196,18 @@ pub(crate) fn bytes(buffer: &PyUntypedBuffer) -> PyResult<&[u8]> {
     // exported, and thus in place, while `buffer` lives. Whoever writes to it meanwhile gets mixed
     // values into the file, as with every writer of arrays.
     Ok(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes()) })
+}
+
+/// The values of a C-contiguous float32 buffer.
+pub(crate) fn floats(buffer: &PyBuffer<f32>) -> PyResult<&[f32]> {
+    if !buffer.is_c_contiguous() {
+        return Err(PyValueError::new_err("values must be C-contiguous"));
+    }
+    if buffer.item_count() == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: contiguous f32 (the buffer's type says so), exported while `buffer` lives; as in `bytes`.
+    Ok(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.item_count()) })
 }
 
 /// The values of a writable C-contiguous float32 buffer that only the caller knows of.

@@ -16,6 +16,7 @@ use apr_format::{
     quant,
     source::read_parallel,
     v2::{
+        index::Tensor,
         layout::{Layout, Spec},
         read::{self, Contents},
         verify::{self, Findings},
@@ -26,7 +27,7 @@ use pyo3::{
     buffer::{PyBuffer, PyUntypedBuffer},
     exceptions::{PyKeyError, PyValueError},
     prelude::*,
-    types::{PyBytes, PyDict, PyTuple},
+    types::{PyBytes, PyTuple},
 };
 
 use crate::{
@@ -91,21 +92,28 @@ impl Container {
         self.contents.footer.map(|(_, crc)| crc)
     }
 
-    /// name → (dtype, shape, nbytes, offset from the start of the file), in index order.
-    fn tensors<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let tensors = PyDict::new(py);
-        for tensor in &self.contents.tensors {
-            let shape = PyTuple::new(py, &tensor.dims)?;
-            tensors.set_item(&tensor.name, (tensor.dtype.name(), shape, tensor.nbytes, tensor.offset))?;
-        }
-        Ok(tensors)
+    /// The tensors' names in index order.
+    fn names<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.contents.tensors.iter().map(|tensor| &tensor.name))
+    }
+
+    /// (dtype, shape, nbytes, offset from the start of the file) of a tensor; None where there is none.
+    fn info<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let Some(tensor) = self.contents.tensor(name) else { return Ok(None) };
+        let shape = PyTuple::new(py, &tensor.dims)?;
+        (tensor.dtype.name(), shape, tensor.nbytes, tensor.offset).into_pyobject(py).map(Some)
+    }
+
+    /// A tensor on the file's pages as a `DLPack` capsule; None where its values are not there as they are:
+    /// empty, tied, quantised.
+    fn dlpack(&self, py: Python<'_>, name: &str, pages: &Mapping) -> PyResult<Option<Py<PyAny>>> {
+        pages.dlpack(py, self.find(name)?)
     }
 
     /// The tensor whose bytes are this one's values: itself, or the embedding for an empty head.
     fn stored(&self, py: Python<'_>, name: &str) -> PyResult<&str> {
-        let tensor = self.contents.tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))?;
         self.contents
-            .stored(tensor)
+            .stored(self.find(name)?)
             .map(|stored| stored.name.as_str())
             .map_err(|error| raise(py, &error, &self.path))
     }
@@ -130,7 +138,7 @@ impl Container {
 
     /// Fill a writable C-contiguous float32 buffer with a quantised tensor's values from the `start`th on.
     fn dequantise(&self, py: Python<'_>, name: &str, start: u64, values: &Bound<'_, PyAny>) -> PyResult<()> {
-        let tensor = self.contents.tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))?;
+        let tensor = self.find(name)?;
         let mut values = PyBuffer::get(values)?;
         let out = buffer::floats_mut(&mut values)?;
         py.detach(|| quant::dequantise(&self.file, tensor, start, out)).map_err(|error| self.raise(py, error))
@@ -152,6 +160,10 @@ impl Container {
 }
 
 impl Container {
+    fn find(&self, name: &str) -> PyResult<&Tensor> {
+        self.contents.tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))
+    }
+
     /// The exception for an error of reading what was checked when the file was opened.
     fn raise(&self, py: Python<'_>, error: Error) -> PyErr {
         raise(py, &read::cut_short(&self.file, self.contents.size, error), &self.path)

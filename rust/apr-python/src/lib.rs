@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 mod buffer;
 mod container;
 mod errors;
+mod quantise;
 mod shards;
 
 /// The extension module; `python/apr/_core.pyi` describes what is in it.
@@ -15,5 +16,6 @@ mod shards;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     container::register(module)?;
+    quantise::register(module)?;
     shards::register(module)
 }

@@ -1,6 +1,9 @@
 //! Quantised tensors to float32, in parallel, bit for bit as their writers' own readers.
 
 mod blocks;
+mod encode;
+
+pub use encode::quantise;
 
 use rayon::prelude::*;
 

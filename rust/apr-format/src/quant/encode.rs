@@ -1,0 +1,74 @@
+//! Float32 to APR's own quantised pair, byte for byte as the ecosystem's importer writes it.
+
+use half::f16;
+use rayon::prelude::*;
+
+use crate::{
+    dtype::Dtype,
+    error::{Error, Result},
+};
+
+/// Values that one task quantises.
+const TASK: usize = 32 << 10;
+/// Values and bytes of a q4 block.
+const Q4_VALUES: usize = 32;
+const Q4_SIZE: usize = 18;
+
+/// The stored bytes of values quantised to q4 or q8.
+///
+/// q8 has one scale, the largest magnitude over 127; q4 one for each 32 values, theirs over 7, stored as
+/// f16. Values are rounded to the nearest step, halves away from zero.
+///
+/// # Errors
+/// [`Error::Unwritable`] for another dtype, and for values that the dtype has no steps for: NaN, infinities,
+/// and in q4 magnitudes above 7 times what an f16 holds.
+pub fn quantise(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
+    let refuse = |what: String| Err(Error::Unwritable { tensor: None, what });
+    if !matches!(dtype, Dtype::Q4 | Dtype::Q8) {
+        return refuse(format!("{} is not quantised to: q4 and q8 are", dtype.name()));
+    }
+    if let Some(at) = values.par_iter().position_first(|value| !value.is_finite()) {
+        return refuse(format!("value {at} is {}, which no quantised dtype holds", values[at]));
+    }
+    if dtype == Dtype::Q8 {
+        return Ok(q8(values));
+    }
+    let largest = 7.0 * f16::MAX.to_f32();
+    if let Some(at) = values.par_iter().position_first(|value| value.abs() > largest) {
+        return refuse(format!("value {at} is {}: q4 holds magnitudes up to {largest}", values[at]));
+    }
+    Ok(q4(values))
+}
+
+fn q8(values: &[f32]) -> Vec<u8> {
+    let scale = values.par_iter().map(|value| value.abs()).reduce(|| 0.0, f32::max) / 127.0;
+    let mut bytes = scale.to_le_bytes().to_vec();
+    bytes.resize(bytes.len() + values.len(), 0);
+    bytes[4..].par_chunks_mut(TASK).zip(values.par_chunks(TASK)).for_each(|(stored, values)| {
+        for (byte, value) in stored.iter_mut().zip(values) {
+            *byte = step(*value, scale, 127.0).to_le_bytes()[0];
+        }
+    });
+    bytes
+}
+
+fn q4(values: &[f32]) -> Vec<u8> {
+    let mut bytes = vec![0; values.len().div_ceil(Q4_VALUES) * Q4_SIZE];
+    let blocks = bytes.par_chunks_exact_mut(Q4_SIZE).zip(values.par_chunks(Q4_VALUES));
+    blocks.with_min_len(TASK / Q4_VALUES).for_each(|(block, values)| {
+        let scale = values.iter().fold(0.0_f32, |most, value| most.max(value.abs())) / 7.0;
+        block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+        for (i, byte) in block[2..].iter_mut().enumerate() {
+            // What fills up the last block counts as zero.
+            let nibble = |i: usize| step(values.get(i).copied().unwrap_or(0.0), scale, 7.0) + 8;
+            *byte = (nibble(2 * i) | (nibble(2 * i + 1) << 4)).to_le_bytes()[0];
+        }
+    });
+    bytes
+}
+
+/// The nearest step, from -most to most; 0 where everything is zero.
+#[allow(clippy::cast_possible_truncation)] // at most 127
+fn step(value: f32, scale: f32, most: f32) -> i16 {
+    if scale > 0.0 { (value / scale).round().clamp(-most, most) as i16 } else { 0 }
+}
