@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from apr._core import __version__
     from apr.container.file import AprFile, Header, TensorInfo, load
     from apr.container.inspect import inspect
+    from apr.container.quantized import Quantized
     from apr.container.save import save
     from apr.container.verify import Check, Report, verify
 
@@ -28,6 +29,7 @@ __all__ = [
     "DecryptionError",
     "FormatError",
     "Header",
+    "Quantized",
     "Report",
     "SignatureError",
     "TensorInfo",
@@ -45,6 +47,7 @@ _HOME = {
     "AprFile": "apr.container.file",
     "Check": "apr.container.verify",
     "Header": "apr.container.file",
+    "Quantized": "apr.container.quantized",
     "Report": "apr.container.verify",
     "TensorInfo": "apr.container.file",
     "__version__": "apr._core",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import apr
+from apr.container.save import TensorSpec, write
 
 CIRCLE: list[object] = []
 CIRCLE.append(CIRCLE)
@@ -169,3 +170,70 @@ for i in range(10_000):
             process.kill()
         assert path.read_bytes() in both
         assert apr.verify(path).ok
+
+
+def test_a_tensor_may_be_given_in_parts(tmp_path):
+    values = np.arange(1000, dtype=np.float32)
+    specs = [TensorSpec("a", "f32", (10, 100)), TensorSpec("b", "f32", (0,))]
+    parts = {"a": lambda: iter([values[:3], values[3:700], values[700:]]), "b": lambda: iter([])}
+    write(tmp_path / "1.apr", None, specs, lambda spec: parts[spec.name]())
+    apr.save({"a": values.reshape(10, 100), "b": values[:0]}, tmp_path / "2.apr")
+    assert (tmp_path / "1.apr").read_bytes() == (tmp_path / "2.apr").read_bytes()
+    for sizes in ([999], [1000, 1]):
+        with pytest.raises(apr.AprError, match=r'"a".*bytes given, but f32 .* takes 4000'):
+            write(tmp_path / "3.apr", None, specs, lambda _: iter([np.zeros(n, "f4") for n in sizes]))  # noqa: B023
+        assert not (tmp_path / "3.apr").exists()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "flag", "is_set"),
+    [
+        ({"sharding": {"shard_count": 2, "shard_index": 0}}, "SHARDED", True),
+        ({"sharding": None}, "SHARDED", False),
+        ({"tokenizer.vocabulary": ["a"]}, "HAS_VOCAB", True),
+        ({}, "HAS_VOCAB", False),
+    ],
+)
+def test_flags_say_what_the_metadata_hold(metadata, flag, is_set, tmp_path):
+    apr.save({}, tmp_path / "m.apr", metadata)
+    assert (flag in {found.name for found in apr.load(tmp_path / "m.apr").header.flags}) == is_set
+
+
+@pytest.mark.parametrize("name", ["row_padded_k_quants.apr", "qwen2_q4_q8.apr"])
+def test_quantised_bytes_are_saved_as_they_are_given(name, data, tmp_path):
+    source = apr.load(data / "aprender-0.72" / name)
+    quantised = {name for name in source if source.info(name).dtype[0] == "q"}
+    given = {
+        name: apr.Quantized(source.info(name).dtype, source.info(name).shape, source.raw(name))
+        for name in quantised
+    }
+    apr.save(given, tmp_path / "m.apr")
+    with apr.load(tmp_path / "m.apr") as saved:
+        assert quantised
+        for name in quantised:
+            assert saved.raw(name) == source.raw(name)
+            assert saved[name].equal(source[name])
+            assert saved.header.flags & (1 << 5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "data", "says"),
+    [
+        ("f32", (1,), b"1234", "'f32' is not quantised: one of q4"),
+        ("q8", (4,), b"1234567", r"7 bytes given, but q8 \[4\] takes 8"),
+        ("q4_k", (2, 257), bytes(144 * 3), r"takes 576"),
+        ("q4", (2**62, 4), b"", "out of range"),
+    ],
+)
+def test_quantised_bytes_that_do_not_fit_are_refused(dtype, shape, data, says):
+    with pytest.raises(ValueError, match=says):
+        apr.Quantized(dtype, shape, data)
+
+
+def test_quantised_bytes_are_read_only_and_pickle():
+    import pickle
+
+    given = apr.Quantized("q8", [4], bytearray(8))
+    assert (given.nbytes, given.shape, given.data.readonly) == (8, (4,), True)
+    assert pickle.loads(pickle.dumps(given)) == given
+    assert "data" not in repr(given)

@@ -24,6 +24,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "tie_word_embeddings": ("tied_embeddings",),
 }
 VOCABULARY = "tokenizer.vocabulary"
+SHARDING = "sharding"
 
 
 class Metadata(dict[str, Any]):

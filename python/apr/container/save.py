@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from apr._core import Writer
-from apr.container.metadata import VOCABULARY, encode
+from apr.container.file import Flags
+from apr.container.metadata import SHARDING, VOCABULARY, encode
+from apr.container.quantized import Quantized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from typing_extensions import Buffer
+
+    # NumPy says that its arrays are buffers only from Python 3.12 on.
+    _Bytes: TypeAlias = Buffer | NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +37,7 @@ class TensorSpec:
 
 
 def save(
-    tensors: Mapping[str, torch.Tensor | np.ndarray],
+    tensors: Mapping[str, torch.Tensor | np.ndarray | Quantized],
     path: str | PathLike[str],
     metadata: Mapping[str, object] | None = None,
 ) -> None:
@@ -40,7 +47,8 @@ def save(
     contents are the same bytes.
 
     Args:
-        tensors: names to torch tensors (any device) or NumPy arrays (bfloat16 through ml_dtypes).
+        tensors: names to torch tensors (any device), NumPy arrays (bfloat16 through ml_dtypes), or
+            `apr.Quantized`.
         path: the file.
         metadata: written as given, key order kept; at most 16 MiB of JSON.
 
@@ -51,15 +59,15 @@ def save(
         OSError: the file cannot be written; what was at `path` is as it was.
     """
     values = dict(tensors)
-    specs = [_spec(name, value) for name, value in values.items()]
-    write(path, metadata, specs, lambda spec: _bytes(values[spec.name]))
+    specs = [spec_of(name, value) for name, value in values.items()]
+    write(path, metadata, specs, lambda spec: bytes_of(values[spec.name]))
 
 
 def write(
     path: str | PathLike[str],
     metadata: Mapping[str, object] | None,
     specs: Sequence[TensorSpec],
-    values: Callable[[TensorSpec], NDArray[Any]],
+    values: Callable[[TensorSpec], _Bytes | Iterator[_Bytes]],
 ) -> None:
     """Write a file whose sizes are known up front, holding the values of one tensor at a time.
 
@@ -67,25 +75,42 @@ def write(
         path: the file; replaced only once the new one is whole.
         metadata: written as given, key order kept.
         specs: the tensors, in any order.
-        values: gives the values of one tensor, C-contiguous; called once for each, in name order.
+        values: gives one tensor's bytes, C-contiguous, or an iterator over parts of them; called once for
+            each tensor, in name order.
 
     Raises:
         AprError: a name, shape or dtype that the format cannot hold, or values of the wrong size.
         OSError: the file cannot be written; what was at `path` is as it was.
     """
     rows = [(spec.name, spec.dtype, spec.shape) for spec in specs]
-    writer = Writer(os.fspath(path), rows, encode(metadata), VOCABULARY in (metadata or {}))
+    writer = Writer(os.fspath(path), rows, encode(metadata), flags(metadata or {}))
     try:
         for spec in sorted(specs, key=lambda spec: spec.name):
-            writer.tensor(values(spec).data)
+            given = values(spec)
+            for part in given if isinstance(given, Iterator) else (given,):
+                writer.part(cast("Buffer", part))
+            writer.end()
         writer.finish()
     finally:
         writer.abort()
 
 
-def _spec(name: str, value: object) -> TensorSpec:
+def flags(metadata: Mapping[str, object]) -> Flags:
+    """The header's flags that follow from the metadata."""
+    found = {Flags.HAS_VOCAB: VOCABULARY, Flags.SHARDED: SHARDING}
+    return Flags(sum(flag for flag, key in found.items() if metadata.get(key) is not None))
+
+
+def spec_of(name: str, value: object) -> TensorSpec:
+    """What a value is stored as.
+
+    Raises:
+        TypeError: no tensor, or of a dtype that the format lacks; the message names it.
+    """
     if not isinstance(name, str):
         raise TypeError(f"tensor name {name!r} is no string")
+    if isinstance(value, Quantized):
+        return TensorSpec(name, value.dtype, value.shape)
     if _is_torch(value):
         return TensorSpec(name, _torch_dtype(name, value), tuple(value.shape))
     import numpy as np
@@ -93,7 +118,9 @@ def _spec(name: str, value: object) -> TensorSpec:
     from apr.container.dtypes import NAMES
 
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise TypeError(f"tensor {name!r} is {type(value).__name__}, not a torch tensor or NumPy array")
+        raise TypeError(
+            f"tensor {name!r} is {type(value).__name__}, not a torch tensor, NumPy array or apr.Quantized"
+        )
     dtype = NAMES.get(value.dtype.newbyteorder("="))
     if dtype is None:
         raise TypeError(f"tensor {name!r} has dtype {value.dtype}; {_held()}")
@@ -121,16 +148,19 @@ def _held() -> str:
     return f"an .apr file holds {', '.join(NUMPY)}: convert it first"
 
 
-def _bytes(value: torch.Tensor | np.ndarray) -> NDArray[Any]:
+def bytes_of(value: torch.Tensor | np.ndarray | Quantized) -> Buffer:
+    """The bytes that are stored: little-endian, C-contiguous; a copy only where the value lies otherwise."""
+    if isinstance(value, Quantized):
+        return value.data
     import numpy as np
 
     if not isinstance(value, (np.ndarray, np.generic)):
         import torch
 
         plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        return plain.view(-1).view(torch.uint8).numpy()
+        return plain.view(-1).view(torch.uint8).numpy().data
     native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
-    return native.reshape(-1).view(np.uint8)
+    return native.reshape(-1).view(np.uint8).data
 
 
 def _is_torch(value: object) -> TypeGuard[torch.Tensor]:

@@ -215,18 +215,23 @@ impl Writer {
         path: PathBuf,
         specs: Vec<(String, String, Vec<u64>)>,
         metadata: &str,
-        has_vocabulary: bool,
+        flags: u16,
     ) -> PyResult<Self> {
-        let writer = py.detach(|| start(&path, specs, metadata, has_vocabulary));
+        let writer = py.detach(|| start(&path, specs, metadata, flags));
         let writer = writer.map_err(|error| raise(py, &error, &path))?;
         Ok(Self { path, state: Mutex::new(Some(writer)) })
     }
 
-    /// Write the bytes of the next tensor in name order.
-    fn tensor(&self, py: Python<'_>, values: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// Write the next bytes of the tensor that is due; they are due in name order.
+    fn part(&self, py: Python<'_>, values: &Bound<'_, PyAny>) -> PyResult<()> {
         let values = PyUntypedBuffer::get(values)?;
         let bytes = buffer::bytes(&values)?;
-        py.detach(|| self.with(|writer| writer.tensor(bytes))).map_err(|error| raise(py, &error, &self.path))
+        py.detach(|| self.with(|writer| writer.part(bytes))).map_err(|error| raise(py, &error, &self.path))
+    }
+
+    /// The tensor that is due has all its bytes; the next one is due.
+    fn end(&self, py: Python<'_>) -> PyResult<()> {
+        self.with(write::Writer::end).map_err(|error| raise(py, &error, &self.path))
     }
 
     /// Write the footer, flush to disk and take the target's place.
@@ -266,7 +271,7 @@ fn start(
     path: &Path,
     specs: Vec<(String, String, Vec<u64>)>,
     metadata: &str,
-    has_vocabulary: bool,
+    flags: u16,
 ) -> apr_format::Result<write::Writer<AtomicFile>> {
     let specs = specs
         .into_iter()
@@ -279,7 +284,7 @@ fn start(
         })
         .collect::<apr_format::Result<Vec<_>>>()?;
     // Laid out before the file is made: what cannot be written leaves no trace.
-    let layout = Layout::new(specs, metadata, has_vocabulary)?;
+    let layout = Layout::new(specs, metadata, flags)?;
     write::Writer::new(AtomicFile::create(path)?, layout)
 }
 

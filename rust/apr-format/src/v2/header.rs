@@ -29,6 +29,8 @@ pub mod flags {
     pub const ROW_MAJOR: u16 = 1 << 10;
     /// Forbidden.
     pub const COLUMN_MAJOR: u16 = 1 << 11;
+    /// What no file that is written may say of itself.
+    pub const NEVER_WRITTEN: u16 = LZ4_COMPRESSED | ZSTD_COMPRESSED | ENCRYPTED | SIGNED | COLUMN_MAJOR;
 }
 
 /// The header's fields, as stored.

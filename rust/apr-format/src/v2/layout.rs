@@ -34,11 +34,16 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lay out a file with these tensors and this metadata (JSON text).
+    /// Lay out a file with these tensors, this metadata (JSON text) and these [`flags`] beside the ones
+    /// that follow from the tensors.
     ///
     /// # Errors
     /// [`Error::Unwritable`] naming the tensor, for what the format cannot hold; [`Error::Metadata`].
-    pub fn new(specs: Vec<Spec>, json: &str, has_vocabulary: bool) -> Result<Self> {
+    pub fn new(specs: Vec<Spec>, json: &str, flags: u16) -> Result<Self> {
+        if flags & flags::NEVER_WRITTEN != 0 {
+            let what = format!("flags {flags:#06x} hold one that is never written");
+            return Err(Error::Unwritable { tensor: None, what });
+        }
         if json.len() > metadata::MAX_WRITE {
             let what = format!("metadata take {} bytes, at most 16 MiB are written", json.len());
             return Err(Error::Unwritable { tensor: None, what });
@@ -49,14 +54,14 @@ impl Layout {
         if let Some((twice, _)) = tensors.iter().zip(tensors.iter().skip(1)).find(|(a, b)| a.name == b.name) {
             return Err(unwritable(&twice.name, "is given twice"));
         }
-        Self::place(tensors, json, has_vocabulary).unwrap_or_else(|| {
+        Self::place(tensors, json, flags).unwrap_or_else(|| {
             let what = "the tensors together pass what a file can hold".into();
             Err(Error::Unwritable { tensor: None, what })
         })
     }
 
     /// None where the sum of the sizes overflows.
-    fn place(mut tensors: Vec<Tensor>, json: &str, has_vocabulary: bool) -> Option<Result<Self>> {
+    fn place(mut tensors: Vec<Tensor>, json: &str, flags: u16) -> Option<Result<Self>> {
         let mut index = Vec::new();
         for tensor in &tensors {
             tensor.write(0, &mut index);
@@ -76,9 +81,7 @@ impl Layout {
         let header = Header {
             magic: header::MAGIC,
             version: header::VERSION,
-            flags: flags::ROW_MAJOR
-                | if quantised { flags::QUANTIZED } else { 0 }
-                | if has_vocabulary { flags::HAS_VOCAB } else { 0 },
+            flags: flags | flags::ROW_MAJOR | if quantised { flags::QUANTIZED } else { 0 },
             tensor_count: u32::try_from(tensors.len()).ok()?,
             metadata_offset: header::SIZE,
             metadata_size: u32::try_from(json.len()).ok()?,

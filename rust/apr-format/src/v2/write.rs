@@ -16,6 +16,8 @@ pub struct Writer<W> {
     out: W,
     hasher: crc32fast::Hasher,
     tensors: std::vec::IntoIter<Tensor>,
+    /// Bytes already written of the tensor that is due.
+    written: u64,
 }
 
 impl<W: Write> Writer<W> {
@@ -24,7 +26,8 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// The operating system's.
     pub fn new(out: W, layout: Layout) -> Result<Self> {
-        let mut writer = Self { out, hasher: crc32fast::Hasher::new(), tensors: layout.tensors.into_iter() };
+        let tensors = layout.tensors.into_iter();
+        let mut writer = Self { out, hasher: crc32fast::Hasher::new(), tensors, written: 0 };
         writer.put(&layout.head)?;
         Ok(writer)
     }
@@ -40,20 +43,41 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// [`Error::Unwritable`] where none is due or the size is not the tensor's; the operating system's.
     pub fn tensor(&mut self, bytes: &[u8]) -> Result<()> {
-        let Some(tensor) = self.tensors.next() else {
-            return Err(Error::Unwritable { tensor: None, what: "more values than tensors".into() });
-        };
-        let size = bytes.len() as u64;
-        if size != tensor.nbytes {
-            let Tensor { name, dims, nbytes, dtype, .. } = tensor;
-            let dtype = dtype.name();
-            let what = format!("tensor {name:?}: {size} bytes given, but {dtype} {dims:?} takes {nbytes}");
-            return Err(Error::Unwritable { tensor: Some(name), what });
+        self.part(bytes)?;
+        self.end()
+    }
+
+    /// Write the next bytes of the tensor that is due.
+    ///
+    /// # Errors
+    /// [`Error::Unwritable`] where none is due or they are too many; the operating system's.
+    pub fn part(&mut self, bytes: &[u8]) -> Result<()> {
+        let given = self.written.saturating_add(bytes.len() as u64);
+        match self.due() {
+            Some(tensor) if given <= tensor.nbytes => {}
+            due => return Err(wrong_size(due, given)),
         }
         self.put(bytes)?;
-        let padding = align(size).map_or(0, |padded| padded - size);
+        self.written = given;
+        Ok(())
+    }
+
+    /// The tensor that is due has all its bytes: write its padding, and go on to the next.
+    ///
+    /// # Errors
+    /// [`Error::Unwritable`] where none is due or bytes are missing; the operating system's.
+    pub fn end(&mut self) -> Result<()> {
+        let given = self.written;
+        match self.due() {
+            Some(tensor) if given == tensor.nbytes => {}
+            due => return Err(wrong_size(due, given)),
+        }
+        let padding = align(given).map_or(0, |padded| padded - given);
         // Less than the alignment of 64.
-        self.put(&[0; 64][..usize::try_from(padding).unwrap_or(0)])
+        self.put(&[0; 64][..usize::try_from(padding).unwrap_or(0)])?;
+        self.tensors.next();
+        self.written = 0;
+        Ok(())
     }
 
     /// Write the footer.
@@ -78,6 +102,15 @@ impl<W: Write> Writer<W> {
     }
 }
 
+fn wrong_size(due: Option<&Tensor>, given: u64) -> Error {
+    let Some(Tensor { name, dims, nbytes, dtype, .. }) = due else {
+        return Error::Unwritable { tensor: None, what: "more values than tensors".into() };
+    };
+    let dtype = dtype.name();
+    let what = format!("tensor {name:?}: {given} bytes given, but {dtype} {dims:?} takes {nbytes}");
+    Error::Unwritable { tensor: Some(name.clone()), what }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,7 +124,7 @@ mod tests {
     }
 
     fn written(specs: Vec<Spec>, json: &str) -> Vec<u8> {
-        let mut writer = Writer::new(Vec::new(), Layout::new(specs, json, false).unwrap()).unwrap();
+        let mut writer = Writer::new(Vec::new(), Layout::new(specs, json, 0).unwrap()).unwrap();
         while let Some(nbytes) = writer.due().map(|tensor| tensor.nbytes) {
             writer.tensor(&vec![7; usize::try_from(nbytes).unwrap()]).unwrap();
         }
@@ -129,9 +162,33 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_a_tensor_are_the_same_bytes_as_the_whole() {
+        let specs = || vec![spec("a", Dtype::I8, &[100]), spec("none", Dtype::I8, &[0])];
+        let layout = || Layout::new(specs(), "{}", 0).unwrap();
+        let mut whole = Writer::new(Vec::new(), layout()).unwrap();
+        whole.tensor(&[3; 100]).unwrap();
+        whole.tensor(&[]).unwrap();
+        let mut parts = Writer::new(Vec::new(), layout()).unwrap();
+        parts.part(&[3; 63]).unwrap();
+        assert_eq!(parts.end().unwrap_err().tensor(), Some("a"));
+        parts.part(&[3; 37]).unwrap();
+        assert_eq!(parts.part(&[3]).unwrap_err().tensor(), Some("a"));
+        parts.end().unwrap();
+        parts.end().unwrap();
+        assert_eq!(whole.finish().unwrap(), parts.finish().unwrap());
+    }
+
+    #[test]
+    fn flags_that_no_written_file_has_are_refused() {
+        for bit in [0, 1, 2, 3, 11] {
+            assert!(Layout::new(vec![], "{}", 1 << bit).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
     fn values_of_the_wrong_size_are_refused_by_name() {
         let mut writer =
-            Writer::new(Vec::new(), Layout::new(vec![spec("a", Dtype::F32, &[5])], "{}", false).unwrap())
+            Writer::new(Vec::new(), Layout::new(vec![spec("a", Dtype::F32, &[5])], "{}", 0).unwrap())
                 .unwrap();
         assert_eq!(writer.tensor(&[0; 19]).unwrap_err().tensor(), Some("a"));
     }
