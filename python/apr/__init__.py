@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from apr.container.quantized import Quantized
     from apr.container.save import save
     from apr.container.verify import Check, Report, verify
+    from apr.container.writer import Writer
 
 __all__ = [
     "AprError",
@@ -35,6 +36,7 @@ __all__ = [
     "TensorInfo",
     "TruncatedError",
     "UnsupportedError",
+    "Writer",
     "__version__",
     "inspect",
     "load",
@@ -50,6 +52,7 @@ _HOME = {
     "Quantized": "apr.container.quantized",
     "Report": "apr.container.verify",
     "TensorInfo": "apr.container.file",
+    "Writer": "apr.container.writer",
     "__version__": "apr._core",
     "inspect": "apr.container.inspect",
     "load": "apr.container.file",

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process,
@@ -58,6 +58,29 @@ impl AtomicFile {
             }
         }
         Err(io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// Where the temporary lies.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Append the next `size` bytes of another file; the kernel copies them where it can.
+    ///
+    /// # Errors
+    /// The operating system's; `UnexpectedEof` where the other file is shorter.
+    pub fn append(&mut self, from: &mut File, size: u64) -> io::Result<()> {
+        let mut rest = from.take(size);
+        while rest.limit() > 0 {
+            match io::copy(&mut rest, &mut self.file) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                // A signal may end a copy early: both files stand where it stopped.
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Flush to disk, take the target's place, and flush the directory.

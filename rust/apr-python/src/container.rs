@@ -4,7 +4,7 @@
 use std::{
     fs::File,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use apr_format::{
@@ -19,6 +19,7 @@ use apr_format::{
         index::Tensor,
         layout::{Layout, Spec},
         read::{self, Contents},
+        stream::Stream,
         verify::{self, Findings},
         write,
     },
@@ -263,8 +264,62 @@ impl Writer {
     }
 }
 
+/// Writes a file whose tensors become known one by one.
+#[pyclass(frozen, module = "apr._core")]
+struct StreamWriter {
+    path: PathBuf,
+    state: Mutex<Option<Stream>>,
+}
+
+#[pymethods]
+impl StreamWriter {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let stream = py.detach(|| Stream::create(&path)).map_err(|error| raise(py, &error, &path))?;
+        Ok(Self { path, state: Mutex::new(Some(stream)) })
+    }
+
+    /// Write one tensor, whole.
+    fn add(
+        &self,
+        py: Python<'_>,
+        name: String,
+        dtype: &str,
+        shape: Vec<u64>,
+        values: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let values = PyUntypedBuffer::get(values)?;
+        let bytes = buffer::bytes(&values)?;
+        py.detach(|| {
+            let spec = spec(name, dtype, shape)?;
+            self.lock().as_mut().ok_or_else(closed)?.add(spec, bytes)
+        })
+        .map_err(|error| raise(py, &error, &self.path))
+    }
+
+    /// Write the file, flush it to disk and take the target's place.
+    fn finish(&self, py: Python<'_>, metadata: &str, flags: u16) -> PyResult<()> {
+        py.detach(|| {
+            let stream = self.lock().take().ok_or_else(closed)?;
+            stream.finish(metadata, flags)
+        })
+        .map_err(|error| raise(py, &error, &self.path))
+    }
+
+    /// Remove what was written. Nothing, after `finish`.
+    fn abort(&self, py: Python<'_>) {
+        py.detach(|| drop(self.lock().take()));
+    }
+}
+
+impl StreamWriter {
+    fn lock(&self) -> MutexGuard<'_, Option<Stream>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 fn closed() -> Error {
-    Error::Unwritable { tensor: None, what: "the writer is finished".into() }
+    Error::Unwritable { tensor: None, what: "the writer is closed".into() }
 }
 
 fn start(
@@ -275,22 +330,27 @@ fn start(
 ) -> apr_format::Result<write::Writer<AtomicFile>> {
     let specs = specs
         .into_iter()
-        .map(|(name, dtype, dims)| {
-            let known = Dtype::from_name(&dtype).ok_or_else(|| Error::Unwritable {
-                tensor: Some(name.clone()),
-                what: format!("tensor {name:?}: unknown dtype {dtype:?}: one of {}", dtype_names()),
-            })?;
-            Ok(Spec { name, dtype: known, dims })
-        })
+        .map(|(name, dtype, dims)| spec(name, &dtype, dims))
         .collect::<apr_format::Result<Vec<_>>>()?;
     // Laid out before the file is made: what cannot be written leaves no trace.
     let layout = Layout::new(specs, metadata, flags)?;
     write::Writer::new(AtomicFile::create(path)?, layout)
 }
 
+fn spec(name: String, dtype: &str, dims: Vec<u64>) -> apr_format::Result<Spec> {
+    match Dtype::from_name(dtype) {
+        Some(dtype) => Ok(Spec { name, dtype, dims }),
+        None => Err(Error::Unwritable {
+            what: format!("tensor {name:?}: unknown dtype {dtype:?}: one of {}", dtype_names()),
+            tensor: Some(name),
+        }),
+    }
+}
+
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Container>()?;
     module.add_class::<Mapping>()?;
+    module.add_class::<StreamWriter>()?;
     module.add_class::<Writer>()?;
     module.add_function(wrap_pyfunction!(verify_file, module)?)?;
     module.add_function(wrap_pyfunction!(nbytes, module)?)

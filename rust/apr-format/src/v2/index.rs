@@ -59,8 +59,8 @@ impl Tensor {
         }
     }
 
-    /// Append the entry as written, data counted from `data_offset`.
-    pub(crate) fn write(&self, data_offset: u64, out: &mut Vec<u8>) {
+    /// Append the entry as written; the offset must count from the start of the data.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
         // The writer has checked that both fit.
         out.extend(u16::try_from(self.name.len()).unwrap_or(u16::MAX).to_le_bytes());
         out.extend(self.name.as_bytes());
@@ -69,7 +69,7 @@ impl Tensor {
         for dim in &self.dims {
             out.extend(dim.to_le_bytes());
         }
-        out.extend(self.offset.saturating_sub(data_offset).to_le_bytes());
+        out.extend(self.offset.to_le_bytes());
         out.extend(self.nbytes.to_le_bytes());
     }
 }

@@ -40,6 +40,25 @@ impl Layout {
     /// # Errors
     /// [`Error::Unwritable`] naming the tensor, for what the format cannot hold; [`Error::Metadata`].
     pub fn new(specs: Vec<Spec>, json: &str, flags: u16) -> Result<Self> {
+        let mut tensors = specs.into_iter().map(check).collect::<Result<Vec<_>>>()?;
+        tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        if let Some((twice, _)) = tensors.iter().zip(tensors.iter().skip(1)).find(|(a, b)| a.name == b.name) {
+            return Err(given_twice(&twice.name));
+        }
+        let mut size = 0;
+        for tensor in &mut tensors {
+            tensor.offset = size;
+            size = end_of(tensor).ok_or_else(too_large)?;
+        }
+        Self::around(tensors, size, json, flags)
+    }
+
+    /// Lay out a file around data of `size` bytes in which these tensors, sorted by name, have their
+    /// places: their offsets count from the start of the data.
+    ///
+    /// # Errors
+    /// [`Error::Unwritable`], [`Error::Metadata`].
+    pub fn around(tensors: Vec<Tensor>, size: u64, json: &str, flags: u16) -> Result<Self> {
         if flags & flags::NEVER_WRITTEN != 0 {
             let what = format!("flags {flags:#06x} hold one that is never written");
             return Err(Error::Unwritable { tensor: None, what });
@@ -49,33 +68,19 @@ impl Layout {
             return Err(Error::Unwritable { tensor: None, what });
         }
         metadata::check(json.as_bytes().to_vec(), header::SIZE)?;
-        let mut tensors = specs.into_iter().map(check).collect::<Result<Vec<_>>>()?;
-        tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        if let Some((twice, _)) = tensors.iter().zip(tensors.iter().skip(1)).find(|(a, b)| a.name == b.name) {
-            return Err(unwritable(&twice.name, "is given twice"));
-        }
-        Self::place(tensors, json, flags).unwrap_or_else(|| {
-            let what = "the tensors together pass what a file can hold".into();
-            Err(Error::Unwritable { tensor: None, what })
-        })
+        Self::place(tensors, size, json, flags).ok_or_else(too_large)
     }
 
-    /// None where the sum of the sizes overflows.
-    fn place(mut tensors: Vec<Tensor>, json: &str, flags: u16) -> Option<Result<Self>> {
+    /// None where a sum of sizes overflows.
+    fn place(mut tensors: Vec<Tensor>, size: u64, json: &str, flags: u16) -> Option<Self> {
         let mut index = Vec::new();
         for tensor in &tensors {
-            tensor.write(0, &mut index);
+            tensor.write(&mut index);
         }
         let tensor_index_offset = align(header::SIZE + json.len() as u64)?;
         let data_offset = align(tensor_index_offset.checked_add(index.len() as u64)?)?;
-        let mut end = data_offset;
         for tensor in &mut tensors {
-            tensor.offset = end;
-            end = end.checked_add(align(tensor.nbytes)?)?;
-        }
-        index.clear();
-        for tensor in &tensors {
-            tensor.write(data_offset, &mut index);
+            tensor.offset = tensor.offset.checked_add(data_offset)?;
         }
         let quantised = tensors.iter().any(|tensor| tensor.dtype.is_quantised());
         let header = Header {
@@ -95,15 +100,30 @@ impl Layout {
         head.resize(usize::try_from(tensor_index_offset).ok()?, 0);
         head.extend(index);
         head.resize(usize::try_from(data_offset).ok()?, 0);
-        Some(Ok(Self { head, tensors, size: end.checked_add(FOOTER_SIZE)? }))
+        let size = data_offset.checked_add(size)?.checked_add(FOOTER_SIZE)?;
+        Some(Self { head, tensors, size })
     }
+}
+
+/// Where the padding of a tensor ends, from wherever its offset counts; None on overflow.
+pub(crate) fn end_of(tensor: &Tensor) -> Option<u64> {
+    tensor.offset.checked_add(align(tensor.nbytes)?)
+}
+
+pub(crate) fn too_large() -> Error {
+    Error::Unwritable { tensor: None, what: "the tensors together pass what a file can hold".into() }
+}
+
+pub(crate) fn given_twice(tensor: &str) -> Error {
+    unwritable(tensor, "is given twice")
 }
 
 fn unwritable(tensor: &str, what: &str) -> Error {
     Error::Unwritable { tensor: Some(tensor.into()), what: format!("tensor {tensor:?} {what}") }
 }
 
-fn check(spec: Spec) -> Result<Tensor> {
+/// The tensor, without a place yet.
+pub(crate) fn check(spec: Spec) -> Result<Tensor> {
     let Spec { name, dtype, dims } = spec;
     if name.is_empty() {
         return Err(unwritable(&name, "has an empty name"));

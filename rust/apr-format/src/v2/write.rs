@@ -1,6 +1,6 @@
 //! Writing a v2 file straight through: all sizes are known, nothing is held but the tensor at hand.
 
-use std::io::Write;
+use std::io::{self, Write};
 
 use crate::{
     error::{Error, Result},
@@ -55,7 +55,8 @@ impl<W: Write> Writer<W> {
         let given = self.written.saturating_add(bytes.len() as u64);
         match self.due() {
             Some(tensor) if given <= tensor.nbytes => {}
-            due => return Err(wrong_size(due, given)),
+            Some(due) => return Err(wrong_size(due, given)),
+            None => return Err(none_due()),
         }
         self.put(bytes)?;
         self.written = given;
@@ -70,11 +71,10 @@ impl<W: Write> Writer<W> {
         let given = self.written;
         match self.due() {
             Some(tensor) if given == tensor.nbytes => {}
-            due => return Err(wrong_size(due, given)),
+            Some(due) => return Err(wrong_size(due, given)),
+            None => return Err(none_due()),
         }
-        let padding = align(given).map_or(0, |padded| padded - given);
-        // Less than the alignment of 64.
-        self.put(&[0; 64][..usize::try_from(padding).unwrap_or(0)])?;
+        self.put(padding(given))?;
         self.tensors.next();
         self.written = 0;
         Ok(())
@@ -94,21 +94,37 @@ impl<W: Write> Writer<W> {
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
-        for window in bytes.chunks(WINDOW) {
-            self.hasher.update(window);
-            self.out.write_all(window)?;
-        }
-        Ok(())
+        Ok(put(&mut self.out, &mut self.hasher, bytes)?)
     }
 }
 
-fn wrong_size(due: Option<&Tensor>, given: u64) -> Error {
-    let Some(Tensor { name, dims, nbytes, dtype, .. }) = due else {
-        return Error::Unwritable { tensor: None, what: "more values than tensors".into() };
-    };
+/// Hash and write.
+pub(crate) fn put(out: &mut impl Write, hasher: &mut crc32fast::Hasher, bytes: &[u8]) -> io::Result<()> {
+    for window in bytes.chunks(WINDOW) {
+        hasher.update(window);
+        out.write_all(window)?;
+    }
+    Ok(())
+}
+
+/// The zeros after `size` bytes.
+pub(crate) fn padding(size: u64) -> &'static [u8] {
+    const ZEROS: [u8; 64] = [0; 64];
+    let size = align(size).map_or(0, |padded| padded - size);
+    // Less than the alignment of 64.
+    &ZEROS[..usize::try_from(size).unwrap_or(0)]
+}
+
+/// The tensor's own size is another than what was given.
+pub(crate) fn wrong_size(tensor: &Tensor, given: u64) -> Error {
+    let Tensor { name, dims, nbytes, dtype, .. } = tensor;
     let dtype = dtype.name();
     let what = format!("tensor {name:?}: {given} bytes given, but {dtype} {dims:?} takes {nbytes}");
     Error::Unwritable { tensor: Some(name.clone()), what }
+}
+
+fn none_due() -> Error {
+    Error::Unwritable { tensor: None, what: "more values than tensors".into() }
 }
 
 #[cfg(test)]

@@ -1,0 +1,152 @@
+//! Writing a v2 file whose tensors become known one by one: nothing is held but the index.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{BufWriter, Seek, Write},
+    path::Path,
+};
+
+use crate::{
+    atomic::AtomicFile,
+    error::{Error, Result},
+    v2::{
+        index::Tensor,
+        layout::{self, Layout, Spec},
+        write,
+    },
+};
+
+/// Bytes gathered before they are written: a hundred thousand small tensors are few writes.
+const GATHERED: usize = 256 << 10;
+
+/// Spools tensors, in the order in which they come, into a file without a name beside the target; once
+/// all are known, writes header, metadata and index into the target's temporary and copies the data after.
+#[derive(Debug)]
+pub struct Stream {
+    out: AtomicFile,
+    spool: BufWriter<File>,
+    /// Of all data so far, padding included: no byte is read again for the footer.
+    hasher: crc32fast::Hasher,
+    /// Their offsets count from the start of the data.
+    tensors: BTreeMap<String, Tensor>,
+    size: u64,
+    /// A write failed: what is in the spool is not known.
+    failed: bool,
+}
+
+impl Stream {
+    /// Start writing what is to become `target`.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn create(target: &Path) -> Result<Self> {
+        let out = AtomicFile::create(target)?;
+        let spool = BufWriter::with_capacity(GATHERED, tempfile::tempfile_in(out.directory())?);
+        let hasher = crc32fast::Hasher::new();
+        Ok(Self { out, spool, hasher, tensors: BTreeMap::new(), size: 0, failed: false })
+    }
+
+    /// Write one tensor, whole.
+    ///
+    /// # Errors
+    /// [`Error::Unwritable`] for a name that was given before, for what the format cannot hold and for
+    /// bytes of another size: the stream is then as it was. After an error of the operating system's
+    /// nothing more can be written.
+    pub fn add(&mut self, spec: Spec, bytes: &[u8]) -> Result<()> {
+        self.check()?;
+        let mut tensor = layout::check(spec)?;
+        if self.tensors.contains_key(&tensor.name) {
+            return Err(layout::given_twice(&tensor.name));
+        }
+        if tensor.nbytes != bytes.len() as u64 {
+            return Err(write::wrong_size(&tensor, bytes.len() as u64));
+        }
+        tensor.offset = self.size;
+        let size = layout::end_of(&tensor).ok_or_else(layout::too_large)?;
+        self.failed = true;
+        for part in [bytes, write::padding(tensor.nbytes)] {
+            write::put(&mut self.spool, &mut self.hasher, part)?;
+        }
+        self.failed = false;
+        self.size = size;
+        self.tensors.insert(tensor.name.clone(), tensor);
+        Ok(())
+    }
+
+    /// Write the file around the data, flush it to disk and take the target's place.
+    ///
+    /// # Errors
+    /// [`Error::Unwritable`], [`Error::Metadata`]; the operating system's. The target is then as it was.
+    pub fn finish(mut self, json: &str, flags: u16) -> Result<()> {
+        self.check()?;
+        let layout = Layout::around(self.tensors.into_values().collect(), self.size, json, flags)?;
+        let mut whole = crc32fast::Hasher::new();
+        whole.update(&layout.head);
+        whole.combine(&self.hasher);
+        self.out.write_all(&layout.head)?;
+        let mut data = self.spool.into_inner().map_err(std::io::IntoInnerError::into_error)?;
+        data.rewind()?;
+        self.out.append(&mut data, self.size)?;
+        self.out.write_all(&whole.finalize().to_le_bytes())?;
+        Ok(self.out.commit()?)
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.failed {
+            let what = "an earlier write failed: nothing is written".into();
+            return Err(Error::Unwritable { tensor: None, what });
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        dtype::Dtype,
+        v2::{read, verify},
+    };
+
+    fn add(stream: &mut Stream, name: &str, bytes: &[u8]) -> Result<()> {
+        stream.add(Spec { name: name.into(), dtype: Dtype::U8, dims: vec![bytes.len() as u64] }, bytes)
+    }
+
+    #[test]
+    fn data_keep_the_order_in_which_they_came_under_a_sorted_index() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("m.apr");
+        let mut stream = Stream::create(&target).unwrap();
+        add(&mut stream, "b", &[1; 100]).unwrap();
+        add(&mut stream, "empty", &[]).unwrap();
+        add(&mut stream, "a", &[2; 64]).unwrap();
+        assert_eq!(add(&mut stream, "b", &[3; 5]).unwrap_err().tensor(), Some("b"));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "the spool has no name");
+        stream.finish(r#"{"k":1}"#, 0).unwrap();
+        let file = fs::read(&target).unwrap();
+        let contents = read::open(file.as_slice()).unwrap();
+        assert!(verify::footer(file.as_slice(), &contents).unwrap().is_some());
+        let offsets: Vec<_> = contents
+            .tensors
+            .iter()
+            .map(|tensor| (tensor.name.as_str(), tensor.offset - contents.header.data_offset))
+            .collect();
+        assert_eq!(offsets, [("a", 128), ("b", 0), ("empty", 128)]);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_dropped_stream_leaves_the_old_file_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("m.apr");
+        fs::write(&target, b"old").unwrap();
+        let mut stream = Stream::create(&target).unwrap();
+        add(&mut stream, "a", &[1; 100]).unwrap();
+        drop(stream);
+        assert_eq!(fs::read(&target).unwrap(), b"old");
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+}
