@@ -107,5 +107,5 @@ class TensorSlice:
             self._container.dequantise(self._info.name, start * prod(shape[1:]), values.reshape(-1).data)
         else:
             at = self._info.offset + start * self._row_bytes
-            self._container.read(at, values.reshape(-1).view(np.uint8).data)
+            self._container.read([(at, values.reshape(-1).view(np.uint8).data)])
         return values

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,14 +13,14 @@ from apr.container.torch_dtypes import TORCH, empty
 from apr.errors import UnavailableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from apr._core import Container
     from apr.container.file import TensorInfo
 
 # Page-locked buffers on the way to a GPU: while one is copied the next is read. Locking pages is dear (a
 # second for a gigabyte), so there are few, and torch's allocator keeps them for the next call.
-_BUFFERS, _BUFFER = 4, 16 << 20
+_BUFFERS, _BUFFER = 2, 32 << 20
 
 
 def to_device(
@@ -31,24 +33,26 @@ def to_device(
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UnavailableError(f"device {device} is not there: torch sees no CUDA device on this machine")
-    if device.type == "cuda":
-        plain = [info for info in stored.values() if info.dtype in TORCH]
-        found = _through_pinned(container, plain, device)
-    else:
-        found = {}
-    made = {}
-    for name, info in stored.items():
-        values = found[info.name] if info.name in found else _read(container, info).to(device)
-        made[name] = values.to(dtype) if dtype is not None and values.is_floating_point() else values
-    return made
+    infos = {info.name: info for info in stored.values()}
+    plain = [info for info in infos.values() if info.dtype in TORCH]
+    found = _through_pinned(container, plain, device) if device.type == "cuda" else _read(container, plain)
+    found |= {name: _dequantised(container, info) for name, info in infos.items() if name not in found}
+    for name, values in found.items():
+        wanted = dtype if values.is_floating_point() else None
+        found[name] = values.to(device, wanted)
+    return {name: found[info.name] for name, info in stored.items()}
 
 
-def _read(container: Container, info: TensorInfo) -> torch.Tensor:
-    values = empty(info.shape, TORCH.get(info.dtype, torch.float32))
-    if info.dtype in TORCH:
-        container.read(info.offset, _bytes(values).numpy().data)
-    else:
-        container.dequantise(info.name, 0, values.view(-1).numpy().data)
+def _read(container: Container, infos: list[TensorInfo]) -> dict[str, torch.Tensor]:
+    """Plain tensors to the CPU's memory."""
+    found = {info.name: empty(info.shape, TORCH[info.dtype]) for info in infos}
+    container.read([(info.offset, _bytes(found[info.name]).numpy().data) for info in infos])
+    return found
+
+
+def _dequantised(container: Container, info: TensorInfo) -> torch.Tensor:
+    values = empty(info.shape, torch.float32)
+    container.dequantise(info.name, 0, values.view(-1).numpy().data)
     return values
 
 
@@ -56,44 +60,78 @@ def _bytes(values: torch.Tensor) -> torch.Tensor:
     return values.view(-1).view(torch.uint8)
 
 
+@dataclass
+class _Stretch:
+    """Consecutive bytes of the file, as many as a buffer holds, and the tensors' bytes among them."""
+
+    start: int
+    stop: int
+    pieces: list[tuple[str, int, int, int]]
+    """(tensor, its first byte here, where that is in the stretch, bytes)"""
+
+
 def _through_pinned(
     container: Container, infos: list[TensorInfo], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Plain tensors to a GPU: stretches of the file into a ring of buffers, from there to their places."""
+    """Plain tensors to a GPU: a stretch of the file at a time, through page-locked memory, to its places.
+
+    While one stretch is on its way, a thread reads the next.
+    """
     found = {info.name: torch.empty(info.shape, dtype=TORCH[info.dtype], device=device) for info in infos}
     flat = {name: _bytes(values) for name, values in found.items()}
-    ring = deque(
-        (torch.empty(_BUFFER, dtype=torch.uint8, pin_memory=True), torch.cuda.Event())  # type: ignore[no-untyped-call]
-        for _ in range(_BUFFERS if infos else 0)
-    )
-    with torch.cuda.device(device):
-        for start, stop, pieces in _stretches(infos):
-            buffer, copied = ring[0]
-            ring.rotate(-1)
-            copied.synchronize()
-            container.read(start, buffer[: stop - start].numpy().data)
-            for name, at, offset, size in pieces:
-                source = buffer[offset - start : offset - start + size]
-                flat[name][at : at + size].copy_(source, non_blocking=True)
-            copied.record()
+    stretches = _stretches(infos)
+    ring = deque(_Stage(device) for _ in stretches[:_BUFFERS])
+
+    def read(stretch: _Stretch) -> _Stage:
+        stage = ring[0]
+        ring.rotate(-1)
+        stage.copied.synchronize()
+        container.read([(stretch.start, stage.host[: stretch.stop - stretch.start].numpy().data)])
+        return stage
+
+    with torch.cuda.device(device), ThreadPoolExecutor(1) as reader:
+        coming = deque(reader.submit(read, stretch) for stretch in stretches[:1])
+        for stretch, following in zip(stretches, [*stretches[1:], None], strict=True):
+            stage = coming.popleft().result()
+            if following is not None:
+                coming.append(reader.submit(read, following))
+            stage.there[: stretch.stop - stretch.start].copy_(
+                stage.host[: stretch.stop - stretch.start], non_blocking=True
+            )
+            # One kernel for many tensors; there is no public name.
+            torch._foreach_copy_(
+                [_part(flat[name], first, size) for name, first, _, size in stretch.pieces],
+                [stage.there[at : at + size] for _, _, at, size in stretch.pieces],
+            )
+            stage.copied.record()
     return found
 
 
-def _stretches(infos: list[TensorInfo]) -> Iterator[tuple[int, int, list[tuple[str, int, int, int]]]]:
-    """What each buffer holds: (start, stop) in the file, and (tensor, its byte, byte of the file, size)."""
-    pieces: list[tuple[str, int, int, int]] = []
-    start = stop = 0
-    for info in sorted(infos, key=lambda info: info.offset):
-        at = 0
-        while at < info.nbytes:
-            if pieces and info.offset + at - start >= _BUFFER:
-                yield start, stop, pieces
-                pieces = []
-            if not pieces:
-                start = info.offset + at
-            size = min(info.nbytes - at, start + _BUFFER - (info.offset + at))
-            pieces.append((info.name, at, info.offset + at, size))
-            at += size
-            stop = info.offset + at
-    if pieces:
-        yield start, stop, pieces
+def _part(values: torch.Tensor, first: int, size: int) -> torch.Tensor:
+    return values if size == values.numel() else values[first : first + size]
+
+
+class _Stage:
+    """A page-locked buffer, its counterpart on the device, and whether what was in it has been copied."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.host = torch.empty(_BUFFER, dtype=torch.uint8, pin_memory=True)
+        self.there = torch.empty(_BUFFER, dtype=torch.uint8, device=device)
+        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+
+def _stretches(infos: list[TensorInfo]) -> list[_Stretch]:
+    """The file's bytes from the first tensor to the last, cut to what a buffer holds."""
+    found: list[_Stretch] = []
+    for info in sorted((info for info in infos if info.nbytes), key=lambda info: info.offset):
+        first = 0
+        while first < info.nbytes:
+            offset = info.offset + first
+            if not found or offset - found[-1].start >= _BUFFER:
+                found.append(_Stretch(offset, offset, []))
+            stretch = found[-1]
+            size = min(info.nbytes - first, stretch.start + _BUFFER - offset)
+            stretch.pieces.append((info.name, first, offset - stretch.start, size))
+            stretch.stop = offset + size
+            first += size
+    return found

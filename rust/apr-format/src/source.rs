@@ -47,14 +47,24 @@ impl Source for [u8] {
     }
 }
 
-/// Fill `buffer` from `offset` on, in parallel. The caller has checked the range against the source's size.
+/// Fill each buffer from its offset on, in parallel. The caller has checked the ranges against the source's
+/// size.
 ///
 /// # Errors
 /// The operating system's; `UnexpectedEof` where the source is shorter than it was.
-pub fn read_parallel(source: &(impl Source + ?Sized), offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-    buffer.par_chunks_mut(SEGMENT).enumerate().try_for_each(|(segment, bytes)| {
-        source.read_at(offset.saturating_add((segment * SEGMENT) as u64), bytes)
-    })
+pub fn read_parallel<'a>(
+    source: &(impl Source + ?Sized),
+    parts: impl IntoIterator<Item = (u64, &'a mut [u8])>,
+) -> io::Result<()> {
+    // Cut before they are shared out: of many small tensors, several are read at a time too.
+    let segments: Vec<(u64, &mut [u8])> = parts
+        .into_iter()
+        .flat_map(|(offset, buffer)| {
+            let places = (0..).map(move |segment| offset.saturating_add(segment * SEGMENT as u64));
+            places.zip(buffer.chunks_mut(SEGMENT))
+        })
+        .collect();
+    segments.into_par_iter().try_for_each(|(offset, bytes)| source.read_at(offset, bytes))
 }
 
 /// Read `size` bytes from `offset` on. The caller has checked both against the source's size.

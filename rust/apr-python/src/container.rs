@@ -130,11 +130,17 @@ impl Container {
         Ok(Mapping::new(pages, file, self.path.clone()))
     }
 
-    /// Fill a writable C-contiguous buffer with the file's bytes from `offset` on, in parallel.
-    fn read(&self, py: Python<'_>, offset: u64, values: &Bound<'_, PyAny>) -> PyResult<()> {
-        let mut values = PyUntypedBuffer::get(values)?;
-        let out = buffer::bytes_mut(&mut values)?;
-        py.detach(|| read_parallel(&self.file, offset, out)).map_err(|error| self.raise(py, error.into()))
+    /// Fill writable C-contiguous buffers with the file's bytes, each from its offset on, in parallel.
+    fn read(&self, py: Python<'_>, parts: Vec<(u64, Bound<'_, PyAny>)>) -> PyResult<()> {
+        let mut parts = parts
+            .into_iter()
+            .map(|(offset, values)| Ok((offset, PyUntypedBuffer::get(&values)?)))
+            .collect::<PyResult<Vec<_>>>()?;
+        let parts = parts
+            .iter_mut()
+            .map(|(offset, values)| Ok((*offset, buffer::bytes_mut(values)?)))
+            .collect::<PyResult<Vec<_>>>()?;
+        py.detach(|| read_parallel(&self.file, parts)).map_err(|error| self.raise(py, error.into()))
     }
 
     /// Fill a writable C-contiguous float32 buffer with a quantised tensor's values from the `start`th on.
