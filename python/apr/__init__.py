@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from apr.container.file import AprFile, Header, TensorInfo, load
     from apr.container.inspect import inspect
     from apr.container.quantized import Quantized
+    from apr.container.safe_open import safe_open
     from apr.container.save import save
     from apr.container.verify import Check, Report, verify
     from apr.container.writer import Writer
@@ -40,6 +41,7 @@ __all__ = [
     "__version__",
     "inspect",
     "load",
+    "safe_open",
     "save",
     "verify",
 ]
@@ -56,6 +58,7 @@ _HOME = {
     "__version__": "apr._core",
     "inspect": "apr.container.inspect",
     "load": "apr.container.file",
+    "safe_open": "apr.container.safe_open",
     "save": "apr.container.save",
     "verify": "apr.container.verify",
 }

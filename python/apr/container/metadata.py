@@ -62,6 +62,18 @@ def encode(metadata: Mapping[str, object] | None) -> str:
     return f"{{{','.join(pairs)}}}"
 
 
+def texts(metadata: Mapping[str, str] | None) -> Mapping[str, str]:
+    """What safetensors takes as metadata: text to text.
+
+    Raises:
+        TypeError: anything else; the message names the key.
+    """
+    for key, value in (metadata or {}).items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise TypeError(f"metadata {key!r}: {value!r} is not text to text; apr.save takes any JSON")
+    return metadata or {}
+
+
 def canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """A copy in which every known fact stands under its first spelling alone, nulls left out.
 

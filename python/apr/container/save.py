@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,21 +57,37 @@ def save(
         AprError: a name or shape that the format cannot hold.
         OSError: the file cannot be written; what was at `path` is as it was.
     """
+    _save(tensors, path, metadata)
+
+
+def to_bytes(
+    tensors: Mapping[str, torch.Tensor | np.ndarray | Quantized],
+    metadata: Mapping[str, object] | None = None,
+) -> bytes:
+    """The bytes of the file that `save` would write; arguments and errors as there."""
+    return _save(tensors, None, metadata) or b""
+
+
+def _save(
+    tensors: Mapping[str, torch.Tensor | np.ndarray | Quantized],
+    path: str | PathLike[str] | None,
+    metadata: Mapping[str, object] | None,
+) -> bytes | None:
     values = dict(tensors)
     specs = [spec_of(name, value) for name, value in values.items()]
-    write(path, metadata, specs, lambda spec: bytes_of(values[spec.name]))
+    return write(path, metadata, specs, lambda spec: bytes_of(values[spec.name]))
 
 
 def write(
-    path: str | PathLike[str],
+    path: str | PathLike[str] | None,
     metadata: Mapping[str, object] | None,
     specs: Sequence[TensorSpec],
     values: Callable[[TensorSpec], _Bytes | Iterator[_Bytes]],
-) -> None:
+) -> bytes | None:
     """Write a file whose sizes are known up front, holding the values of one tensor at a time.
 
     Args:
-        path: the file; replaced only once the new one is whole.
+        path: the file; replaced only once the new one is whole. None: the bytes are returned instead.
         metadata: written as given, key order kept.
         specs: the tensors, in any order.
         values: gives one tensor's bytes, C-contiguous, or an iterator over parts of them; called once for
@@ -83,14 +98,14 @@ def write(
         OSError: the file cannot be written; what was at `path` is as it was.
     """
     rows = [(spec.name, spec.dtype, spec.shape) for spec in specs]
-    writer = Writer(os.fspath(path), rows, encode(metadata), flags(metadata or {}))
+    writer = Writer(path, rows, encode(metadata), flags(metadata or {}))
     try:
         for spec in sorted(specs, key=lambda spec: spec.name):
             given = values(spec)
             for part in given if isinstance(given, Iterator) else (given,):
                 writer.part(cast("Buffer", part))
             writer.end()
-        writer.finish()
+        return writer.finish()
     finally:
         writer.abort()
 

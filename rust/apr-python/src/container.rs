@@ -3,6 +3,7 @@
 
 use std::{
     fs::File,
+    io,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
@@ -207,11 +208,34 @@ fn dtype_names() -> String {
     Dtype::ALL.map(Dtype::name).join(", ")
 }
 
-/// Writes a file beside its target and puts it in the target's place when it is whole.
+/// Where a [`Writer`] writes to.
+enum Out {
+    File(AtomicFile),
+    Memory(Vec<u8>),
+}
+
+impl io::Write for Out {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.write(bytes),
+            Self::Memory(memory) => memory.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::File(file) => file.flush(),
+            Self::Memory(memory) => memory.flush(),
+        }
+    }
+}
+
+/// Writes a file beside its target and puts it in the target's place when it is whole; without a path,
+/// into memory.
 #[pyclass(frozen, module = "apr._core")]
 struct Writer {
     path: PathBuf,
-    state: Mutex<Option<write::Writer<AtomicFile>>>,
+    state: Mutex<Option<write::Writer<Out>>>,
 }
 
 #[pymethods]
@@ -219,12 +243,13 @@ impl Writer {
     #[new]
     fn new(
         py: Python<'_>,
-        path: PathBuf,
+        path: Option<PathBuf>,
         specs: Vec<(String, String, Vec<u64>)>,
         metadata: &str,
         flags: u16,
     ) -> PyResult<Self> {
-        let writer = py.detach(|| start(&path, specs, metadata, flags));
+        let writer = py.detach(|| start(path.as_deref(), specs, metadata, flags));
+        let path = path.unwrap_or_else(|| IN_MEMORY.into());
         let writer = writer.map_err(|error| raise(py, &error, &path))?;
         Ok(Self { path, state: Mutex::new(Some(writer)) })
     }
@@ -241,13 +266,17 @@ impl Writer {
         self.with(write::Writer::end).map_err(|error| raise(py, &error, &self.path))
     }
 
-    /// Write the footer, flush to disk and take the target's place.
-    fn finish(&self, py: Python<'_>) -> PyResult<()> {
-        py.detach(|| {
-            let writer = self.take().ok_or_else(closed)?;
-            Ok(writer.finish()?.commit()?)
-        })
-        .map_err(|error| raise(py, &error, &self.path))
+    /// Write the footer, flush to disk and take the target's place; or give the bytes.
+    fn finish<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let finished = py.detach(|| {
+            match self.take().ok_or_else(closed)?.finish()? {
+                Out::File(file) => file.commit()?,
+                Out::Memory(memory) => return Ok(Some(memory)),
+            }
+            Ok(None)
+        });
+        let memory = finished.map_err(|error| raise(py, &error, &self.path))?;
+        Ok(memory.map(|memory| PyBytes::new(py, &memory)))
     }
 
     /// Remove what was written. Nothing, after `finish`.
@@ -257,13 +286,13 @@ impl Writer {
 }
 
 impl Writer {
-    fn take(&self) -> Option<write::Writer<AtomicFile>> {
+    fn take(&self) -> Option<write::Writer<Out>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn with<T>(
         &self,
-        act: impl FnOnce(&mut write::Writer<AtomicFile>) -> apr_format::Result<T>,
+        act: impl FnOnce(&mut write::Writer<Out>) -> apr_format::Result<T>,
     ) -> apr_format::Result<T> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         act(state.as_mut().ok_or_else(closed)?)
@@ -324,23 +353,30 @@ impl StreamWriter {
     }
 }
 
+/// What errors name in place of a path.
+const IN_MEMORY: &str = "<bytes>";
+
 fn closed() -> Error {
     Error::Unwritable { tensor: None, what: "the writer is closed".into() }
 }
 
 fn start(
-    path: &Path,
+    path: Option<&Path>,
     specs: Vec<(String, String, Vec<u64>)>,
     metadata: &str,
     flags: u16,
-) -> apr_format::Result<write::Writer<AtomicFile>> {
+) -> apr_format::Result<write::Writer<Out>> {
     let specs = specs
         .into_iter()
         .map(|(name, dtype, dims)| spec(name, &dtype, dims))
         .collect::<apr_format::Result<Vec<_>>>()?;
     // Laid out before the file is made: what cannot be written leaves no trace.
     let layout = Layout::new(specs, metadata, flags)?;
-    write::Writer::new(AtomicFile::create(path)?, layout)
+    let out = match path {
+        Some(path) => Out::File(AtomicFile::create(path)?),
+        None => Out::Memory(Vec::new()),
+    };
+    write::Writer::new(out, layout)
 }
 
 fn spec(name: String, dtype: &str, dims: Vec<u64>) -> apr_format::Result<Spec> {
