@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from apr.container.quantized import Quantized
     from apr.container.safe_open import safe_open
     from apr.container.save import save
+    from apr.container.stamp import stamp
     from apr.container.verify import Check, Report, verify
     from apr.container.writer import Writer
 
@@ -43,6 +44,7 @@ __all__ = [
     "load",
     "safe_open",
     "save",
+    "stamp",
     "verify",
 ]
 
@@ -60,6 +62,7 @@ _HOME = {
     "load": "apr.container.file",
     "safe_open": "apr.container.safe_open",
     "save": "apr.container.save",
+    "stamp": "apr.container.stamp",
     "verify": "apr.container.verify",
 }
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     # NumPy says that its arrays are buffers only from Python 3.12 on.
     _Bytes: TypeAlias = Buffer | NDArray[Any]
 
+# Metadata that a flag of the header announces.
+SAID_BY_FLAG = {VOCABULARY: Flags.HAS_VOCAB, SHARDING: Flags.SHARDED}
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -112,8 +115,7 @@ def write(
 
 def flags(metadata: Mapping[str, object]) -> Flags:
     """The header's flags that follow from the metadata."""
-    found = {Flags.HAS_VOCAB: VOCABULARY, Flags.SHARDED: SHARDING}
-    return Flags(sum(flag for flag, key in found.items() if metadata.get(key) is not None))
+    return Flags(sum(flag for key, flag in SAID_BY_FLAG.items() if metadata.get(key) is not None))
 
 
 def spec_of(name: str, value: object) -> TensorSpec:

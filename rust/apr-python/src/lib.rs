@@ -10,12 +10,14 @@ mod container;
 mod errors;
 mod quantise;
 mod shards;
+mod stamp;
 
 /// The extension module; `python/apr/_core.pyi` describes what is in it.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     container::register(module)?;
+    stamp::register(module)?;
     quantise::register(module)?;
     shards::register(module)
 }

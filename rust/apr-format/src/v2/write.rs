@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Bytes hashed and then written at a time: the second pass finds them in the cache.
-const WINDOW: usize = 256 << 10;
+pub(crate) const WINDOW: usize = 256 << 10;
 
 /// Writes the parts of a [`Layout`] in file order, and the CRC32 of them all at the end.
 #[derive(Debug)]

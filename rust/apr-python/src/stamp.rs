@@ -1,0 +1,69 @@
+//! A file to be written anew with other metadata.
+#![allow(clippy::needless_pass_by_value)] // PyO3 extracts arguments by value
+
+use std::{fs::File, path::PathBuf};
+
+use apr_format::{
+    atomic::AtomicFile,
+    file,
+    v2::{
+        read::{self, Contents},
+        stamp::stamp,
+    },
+};
+use pyo3::prelude::*;
+
+use crate::errors::raise;
+
+/// An open v2 file of which another with other metadata is made.
+#[pyclass(frozen, module = "apr._core")]
+struct Stamp {
+    path: PathBuf,
+    file: File,
+    contents: Contents,
+}
+
+#[pymethods]
+impl Stamp {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let opened = py.detach(|| {
+            let file = file::open(&path)?;
+            let contents = read::open(&file)?;
+            Ok((file, contents))
+        });
+        let (file, contents) = opened.map_err(|error| raise(py, &error, &path))?;
+        Ok(Self { path, file, contents })
+    }
+
+    /// The metadata's JSON text.
+    #[getter]
+    fn metadata(&self) -> &str {
+        &self.contents.metadata
+    }
+
+    /// The header's flags.
+    #[getter]
+    fn flags(&self) -> u16 {
+        self.contents.header.flags
+    }
+
+    /// Write the other file; it takes its place once it is whole and this one has been found undamaged.
+    fn write(&self, py: Python<'_>, target: PathBuf, metadata: &str, flags: u16) -> PyResult<()> {
+        // What the operating system says is about the target; reading has worked before.
+        let out =
+            py.detach(|| AtomicFile::create(&target)).map_err(|error| raise(py, &error.into(), &target))?;
+        py.detach(|| {
+            let out = stamp(&self.file, &self.contents, metadata, flags, out)?;
+            Ok(out.commit()?)
+        })
+        .map_err(|error| {
+            let is_io = matches!(error, apr_format::Error::Io(_));
+            raise(py, &error, if is_io { &target } else { &self.path })
+        })
+    }
+}
+
+pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Stamp>()
+}

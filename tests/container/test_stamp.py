@@ -1,0 +1,212 @@
+"""apr.stamp: other metadata around the same tensors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from tests.properties.test_container import METADATA, TENSORS
+
+import apr
+from apr.cli import main
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def opens(path):
+    try:
+        apr.load(path).close()
+    except apr.AprError:
+        return False
+    return True
+
+
+def is_v2(path):
+    return opens(path) and apr.load(path).header.version[0] == 2
+
+
+V2 = [path for path in sorted(DATA.rglob("*.apr")) if is_v2(path)]
+
+
+@pytest.fixture
+def run(capfd):
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return run
+
+
+@given(TENSORS, METADATA, METADATA)
+def test_every_bit_of_every_tensor_stays(tmp_path, tensors, metadata, changes):
+    path, out = tmp_path / "m.apr", tmp_path / "out.apr"
+    apr.save(tensors, path, metadata)
+    apr.stamp(path, changes, out)
+    wanted = {
+        key: value for key, value in (metadata | changes).items() if value is not None or key in metadata
+    }
+    wanted = {key: value for key, value in wanted.items() if key not in changes or value is not None}
+    with apr.load(path) as before, apr.load(out, verify="full") as after:
+        assert list(before) == list(after)
+        assert all(before.raw(name) == after.raw(name) for name in before)
+        assert json.dumps(after.metadata) == json.dumps(wanted)
+    apr.save(tensors, path, wanted)
+    assert path.read_bytes() == out.read_bytes()
+
+
+@pytest.mark.parametrize("path", V2, ids=lambda path: path.name)
+def test_files_of_the_ecosystem_keep_order_sizes_and_flags(path, tmp_path):
+    out = tmp_path / "out.apr"
+    apr.stamp(path, {"stamped": [1, {"a": None}]}, out)
+    with apr.load(path) as before, apr.load(out, verify="full") as after:
+        assert dict(after.metadata) == dict(before.metadata) | {"stamped": [1, {"a": None}]}
+        start = after.header.data_offset - before.header.data_offset
+        for name in before:
+            old, new = before.info(name), after.info(name)
+            assert (old.dtype, old.shape, old.nbytes) == (new.dtype, new.shape, new.nbytes)
+            assert old.offset + start == new.offset
+            assert before.raw(name) == after.raw(name)
+        changed = {flag.name for flag in before.header.flags ^ after.header.flags}
+        assert changed <= {"LZ4_COMPRESSED", "LAYOUT_ROW_MAJOR", "QUANTIZED", "HAS_VOCAB"}
+        assert not any(flag.name == "LZ4_COMPRESSED" for flag in after.header.flags)
+        assert after.footer is not None
+
+
+def test_a_key_keeps_its_place_and_none_removes_it(tmp_path):
+    path = tmp_path / "m.apr"
+    apr.save({"a": np.ones(3)}, path, {"x": 1, "y": None, "z": 3, "sharding": {"shard_count": 1}})
+    apr.stamp(path, {"z": 4, "w": 5, "x": None, "gone": None, "sharding": None}, path)
+    file = apr.load(path, verify="full")
+    assert list(file.metadata.items()) == [("y", None), ("z", 4), ("w", 5)]
+    assert "SHARDED" not in {flag.name for flag in file.header.flags}
+    apr.stamp(path, {"sharding": {"shard_count": 1, "shard_index": 0}}, path)
+    assert "SHARDED" in {flag.name for flag in apr.load(path).header.flags}
+    assert [p.name for p in tmp_path.iterdir()] == ["m.apr"]
+
+
+def test_flags_that_the_change_does_not_touch_stay(tmp_path):
+    from tests.container.forged import Entry, forge
+
+    kept = 1 << 4 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 14
+    (tmp_path / "m.apr").write_bytes(forge(Entry(), flags=kept | 1 | 2))
+    apr.stamp(tmp_path / "m.apr", {"a": 1}, tmp_path / "out.apr")
+    assert int(apr.load(tmp_path / "out.apr").header.flags) == kept
+
+
+def test_a_damaged_source_is_not_passed_on(tmp_path):
+    path, out = tmp_path / "m.apr", tmp_path / "out.apr"
+    apr.save({"a": np.arange(100_000.0)}, path)
+    content = bytearray(path.read_bytes())
+    content[-5000] ^= 1
+    path.write_bytes(content)
+    out.write_bytes(b"old")
+    for target in (out, path):
+        with pytest.raises(apr.ChecksumError, match=r"m\.apr: footer checksum"):
+            apr.stamp(path, {"a": 1}, target)
+    assert out.read_bytes() == b"old"
+    assert path.read_bytes() == content
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "says"),
+    [
+        ({1: 2}, TypeError, "metadata key 1"),
+        ({1: None}, TypeError, "metadata key 1"),
+        ({"a": object()}, TypeError, "metadata key 'a'"),
+        ({"a": float("inf")}, ValueError, "metadata key 'a'"),
+        ({"a": "x" * (16 << 20)}, apr.AprError, "16 MiB"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_and_leaves_the_file(changes, error, says, tmp_path):
+    path = tmp_path / "m.apr"
+    apr.save({"a": np.ones(3)}, path)
+    old = path.read_bytes()
+    with pytest.raises(error, match=says):
+        apr.stamp(path, changes, path)
+    assert path.read_bytes() == old
+    assert [p.name for p in tmp_path.iterdir()] == ["m.apr"]
+
+
+def test_errors_name_the_file_that_they_are_about(tmp_path):
+    apr.save({}, tmp_path / "m.apr")
+    with pytest.raises(FileNotFoundError, match=r"gone\.apr"):
+        apr.stamp(tmp_path / "gone.apr", {}, tmp_path / "m.apr")
+    with pytest.raises(FileNotFoundError, match=r"nowhere/m\.apr"):
+        apr.stamp(tmp_path / "m.apr", {}, tmp_path / "nowhere" / "m.apr")
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    path = tmp_path / "m.apr"
+    apr.save({"a": np.zeros(50 << 20, np.uint8)}, path)
+    code = """
+import resource, sys, apr
+from apr.container.stamp import stamp
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+stamp(sys.argv[1], {"a": 1}, sys.argv[1])
+print((peak() - before) * 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True)
+    assert int(done.stdout) < 8 << 20
+
+
+def test_values_are_json_or_text(run, tmp_path):
+    path, out = tmp_path / "m.apr", tmp_path / "out.apr"
+    apr.save({"a": np.ones(3)}, path, {"old": 1, "gone": 2})
+    given = [
+        "layers=24",
+        'tags=["a"]',
+        "author=Ada B",
+        'version="2"',
+        "eq=a=b",
+        "empty=",
+        "nan=NaN",
+        "gone=null",
+    ]
+    code, printed, err = run("stamp", path, *given, "-o", out)
+    assert (code, err) == (0, "")
+    assert printed == f"{out}: 7 set, 1 removed\n"
+    assert dict(apr.load(out).metadata) == {
+        "old": 1,
+        "layers": 24,
+        "tags": ["a"],
+        "author": "Ada B",
+        "version": "2",
+        "eq": "a=b",
+        "empty": "",
+        "nan": "NaN",
+    }
+
+
+def test_json_output_is_one_object(run, tmp_path):
+    path = tmp_path / "m.apr"
+    apr.save({}, path)
+    code, printed, _ = run("stamp", path, "a=1", "b=null", "-o", path, "--json")
+    assert code == 0
+    assert json.loads(printed) == {"file": str(path), "out": str(path), "set": {"a": 1}, "removed": ["b"]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["m.apr", "a", "-o", "out.apr"], 2, "'a': expected KEY=VALUE"),
+        (["m.apr", "=1", "-o", "out.apr"], 2, "'=1': expected KEY=VALUE"),
+        (["m.apr", "-o", "out.apr"], 2, ""),
+        (["m.apr", "a=\udcff", "-o", "out.apr"], 2, "metadata key 'a': a lone surrogate"),
+        (["m.apr", "a=1"], 2, ""),
+        (["gone.apr", "a=1", "-o", "out.apr"], 3, "gone.apr: No such file"),
+        (["bad.apr", "a=1", "-o", "out.apr"], 4, "bad.apr"),
+    ],
+)
+def test_mistakes_have_one_line_and_a_code(arguments, code, says, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    apr.save({}, "m.apr")
+    (tmp_path / "bad.apr").write_bytes(b"GGUF" + bytes(100))
+    found, out, err = run("stamp", *arguments)
+    assert (found, out) == (code, "")
+    assert says in err
+    assert not (tmp_path / "out.apr").exists()
