@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from apr._core import __version__
     from apr.container.file import AprFile, Header, TensorInfo, load
     from apr.container.inspect import inspect
+    from apr.container.quantize import quantize
     from apr.container.quantized import Quantized
     from apr.container.safe_open import safe_open
     from apr.container.save import save
@@ -42,6 +43,7 @@ __all__ = [
     "__version__",
     "inspect",
     "load",
+    "quantize",
     "safe_open",
     "save",
     "stamp",
@@ -61,6 +63,7 @@ _HOME = {
     "inspect": "apr.container.inspect",
     "load": "apr.container.file",
     "safe_open": "apr.container.safe_open",
+    "quantize": "apr.container.quantize",
     "save": "apr.container.save",
     "stamp": "apr.container.stamp",
     "verify": "apr.container.verify",
