@@ -15,6 +15,7 @@ from apr.errors import (
 TYPE_CHECKING = False  # typing costs 4 ms; type checkers take this name as true
 if TYPE_CHECKING:
     from apr._core import __version__
+    from apr.container.diff import Diff, diff
     from apr.container.file import AprFile, Header, TensorInfo, load
     from apr.container.inspect import inspect
     from apr.container.quantize import quantize
@@ -31,6 +32,7 @@ __all__ = [
     "Check",
     "ChecksumError",
     "DecryptionError",
+    "Diff",
     "FormatError",
     "Header",
     "Quantized",
@@ -41,6 +43,7 @@ __all__ = [
     "UnsupportedError",
     "Writer",
     "__version__",
+    "diff",
     "inspect",
     "load",
     "quantize",
@@ -54,12 +57,14 @@ __all__ = [
 _HOME = {
     "AprFile": "apr.container.file",
     "Check": "apr.container.verify",
+    "Diff": "apr.container.diff",
     "Header": "apr.container.file",
     "Quantized": "apr.container.quantized",
     "Report": "apr.container.verify",
     "TensorInfo": "apr.container.file",
     "Writer": "apr.container.writer",
     "__version__": "apr._core",
+    "diff": "apr.container.diff",
     "inspect": "apr.container.inspect",
     "load": "apr.container.file",
     "safe_open": "apr.container.safe_open",

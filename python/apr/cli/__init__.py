@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": ("apr.cli.inspect", "what a model file is: kind, architecture, parameters, dtypes, checksums"),
     "tensors": ("apr.cli.tensors", "list the tensors of a file"),
     "verify": ("apr.cli.verify", "check files byte for byte"),
+    "diff": ("apr.cli.diff", "what differs between two files: metadata, tensors, values"),
     "stamp": ("apr.cli.stamp", "change the metadata of a file, and nothing else"),
     "convert": ("apr.cli.convert", "GGUF to .apr"),
     "tokenize": ("apr.cli.tokenize", "train a vocabulary, encode a corpus to shards"),

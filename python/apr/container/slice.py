@@ -70,6 +70,17 @@ class TensorSlice:
         ]
         return np.concatenate(parts)
 
+    def flat(self, start: int, stop: int) -> NDArray[Any]:
+        """The values from the `start`th to before the `stop`th in row-major order, of one dimension."""
+        plain = NUMPY.get(self.dtype)
+        values: NDArray[Any] = np.empty(stop - start, plain or np.float32)
+        if plain is None:
+            self._container.dequantise(self._info.name, start, values.data)
+        else:
+            at = self._info.offset + start * plain.itemsize
+            self._container.read([(at, values.view(np.uint8).data)])
+        return values
+
     @property
     def _row_bytes(self) -> int:
         return prod(self.shape[1:]) * NUMPY.get(self.dtype, NUMPY["f32"]).itemsize
@@ -100,12 +111,5 @@ class TensorSlice:
 
     def _rows(self, start: int, stop: int) -> NDArray[Any]:
         """Rows from `start` to before `stop`, all their columns."""
-        shape = (stop - start, *self.shape[1:])
-        plain = NUMPY.get(self.dtype)
-        values: NDArray[Any] = np.empty(shape, plain or np.float32)
-        if plain is None:
-            self._container.dequantise(self._info.name, start * prod(shape[1:]), values.reshape(-1).data)
-        else:
-            at = self._info.offset + start * self._row_bytes
-            self._container.read([(at, values.reshape(-1).view(np.uint8).data)])
-        return values
+        width = prod(self.shape[1:])
+        return self.flat(start * width, stop * width).reshape(stop - start, *self.shape[1:])

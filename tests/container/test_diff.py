@@ -1,0 +1,224 @@
+"""apr.diff: what differs between two files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.properties.test_container import METADATA, TENSORS, bits
+
+import apr
+from apr.cli import main
+
+DATA = Path(__file__).parents[1] / "data"
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def compared(tmp_path):
+    """The difference of one tensor."""
+
+    def compared(a, b, **options):
+        apr.save({"w": np.asarray(a)}, tmp_path / "a.apr")
+        apr.save({"w": np.asarray(b)}, tmp_path / "b.apr")
+        found = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr", **options)
+        assert found.same == (not found.tensors)
+        return found.tensors[0] if found.tensors else None
+
+    return compared
+
+
+@given(TENSORS, METADATA)
+def test_a_file_is_the_same_as_itself(tmp_path, tensors, metadata):
+    path = tmp_path / "m.apr"
+    apr.save(tensors, path, metadata)
+    for atol in (None, 0.0, 1.0):
+        found = apr.diff(path, path, atol=atol)
+        assert found.same
+        assert found.compared == len(tensors)
+
+
+@given(TENSORS, TENSORS, METADATA, METADATA)
+def test_files_are_the_same_where_every_bit_and_every_key_is(tmp_path, one, two, some, others):
+    apr.save(one, tmp_path / "a.apr", some)
+    apr.save(two, tmp_path / "b.apr", others)
+    found = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr")
+    assert set(found.only_in_a) == one.keys() - two.keys()
+    assert set(found.only_in_b) == two.keys() - one.keys()
+    changed = {name for name in one.keys() & two.keys() if bits(one[name]) != bits(two[name])}
+    assert {tensor.name for tensor in found.tensors} == changed
+    back = apr.diff(tmp_path / "b.apr", tmp_path / "a.apr")
+    assert (back.added, back.removed) == (found.removed, found.added)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+@given(st.data(), st.sampled_from(["f8", "f4", "i8", "u1"]), st.floats(0, 10))
+def test_the_count_and_the_largest_difference_are_numpys_own(tmp_path, data, dtype, atol):
+    size = data.draw(st.integers(1, 50))
+    values = st.integers(0, 100)
+    a, b = (np.array(data.draw(st.lists(values, min_size=size, max_size=size)), dtype) for _ in "ab")
+    apr.save({"w": a}, tmp_path / "a.apr")
+    apr.save({"w": b}, tmp_path / "b.apr")
+    distance = np.abs(a.astype("f8") - b.astype("f8"))
+    found = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr", atol=atol)
+    assert found.same == (distance <= atol).all()
+    if not found.same:
+        assert found.tensors[0].differing == (distance > atol).sum()
+        assert found.tensors[0].largest == distance.max()
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "by_bits", "by_numbers"),
+    [
+        ([NAN], [NAN], None, None),
+        ([NAN], [-NAN], (1, None, 1), None),
+        ([0.0], [-0.0], (1, 0.0, 0), None),
+        ([INF, 1.0], [INF, 1.5], (1, 0.5, 0), (1, 0.5, 0)),
+        ([INF], [-INF], (1, None, 1), (1, None, 1)),
+        ([NAN, 1.0], [1.0, 3.0], (2, 2.0, 1), (2, 2.0, 1)),
+        ([1e308], [-1e308], (1, None, 1), (1, None, 1)),
+    ],
+)
+def test_odd_numbers(a, b, by_bits, by_numbers, compared):
+    for atol, wanted in ((None, by_bits), (0.0, by_numbers)):
+        found = compared(a, b, atol=atol)
+        got = None if found is None else (found.differing, found.largest, found.nonfinite)
+        assert got == wanted
+
+
+def test_integers_are_compared_exactly(compared):
+    low, high = -(2**63), 2**63 - 1
+    found = compared(np.array([low, 2**53 + 1]), np.array([high, 2**53]))
+    assert (found.differing, found.largest) == (2, 2**64 - 1)
+    assert compared(np.array([2**53 + 1]), np.array([2**53]), atol=0).largest == 1
+    assert compared(np.array([2**53 + 1]), np.array([2**53]), atol=1) is None
+
+
+def test_another_dtype_and_another_shape_are_said(compared):
+    values = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
+    found = compared(values, values.astype(ml_dtypes.bfloat16))
+    assert (found.dtype, found.differing) == (("f32", "bf16"), 0)
+    assert str(found) == "w: dtype f32 -> bf16"
+    found = compared(values, values.astype(np.float64) + 0.25)
+    assert str(found) == "w: dtype f32 -> f64; 4 of 4 values differ, by at most 0.25"
+    found = compared(values, values.reshape(4))
+    assert (found.shape, found.differing) == (((2, 2), (4,)), None)
+    assert str(found) == "w: shape [2, 2] -> [4]"
+
+
+def test_metadata_are_compared_as_json(tmp_path):
+    a = {"same": {"x": 1, "y": 2}, "number": 1, "bool": 1, "gone": None, "deep": [1, {"a": 2}]}
+    b = {"new": [], "same": {"y": 2, "x": 1}, "number": 1.0, "bool": True, "deep": [1, {"a": 3}]}
+    apr.save({}, tmp_path / "a.apr", a)
+    apr.save({}, tmp_path / "b.apr", b)
+    found = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr")
+    assert found.added == {"new": []}
+    assert found.removed == {"gone": None}
+    assert found.changed == {
+        "number": (1, 1.0),
+        "bool": (1, True),
+        "deep": ([1, {"a": 2}], [1, {"a": 3}]),
+    }
+
+
+def test_an_empty_head_is_the_embedding_that_it_is_tied_to(tmp_path):
+    path = DATA / "aprender-0.72" / "qwen2_empty_head_f16.apr"
+    with apr.load(path) as file:
+        assert file.info("lm_head.weight").tied
+        apr.save(dict(file), tmp_path / "full.apr", file.metadata)
+    assert apr.diff(path, tmp_path / "full.apr").same
+
+
+def test_quantised_tensors_are_compared_by_their_values():
+    directory = DATA / "aprender-0.72"
+    found = apr.diff(directory / "qwen2_untied_f32.apr", directory / "qwen2_q4_q8.apr")
+    assert {"q4", "q8"} <= {tensor.dtype[1] for tensor in found.tensors}
+    one, two = apr.load(found.a), apr.load(found.b)
+    for tensor in found.tensors:
+        if tensor.differing is not None:
+            distance = (one[tensor.name].double() - two[tensor.name].double()).abs()
+            assert tensor.largest in {None, distance.max().item()}
+            assert tensor.differing == (distance > 0).sum()
+
+
+def test_memory_does_not_grow_with_the_files(tmp_path):
+    values = np.zeros(80 << 20, np.uint8)
+    apr.save({"w": values}, tmp_path / "a.apr")
+    values[::2] = 7
+    apr.save({"w": values}, tmp_path / "b.apr")
+    code = """
+import resource, sys, apr, apr.container.diff, apr.container.slice
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+found = apr.diff(*sys.argv[1:])
+print(found.tensors[0].differing, (peak() - before) * 1024)
+"""
+    command = [sys.executable, "-c", code, tmp_path / "a.apr", tmp_path / "b.apr"]
+    differing, grown = subprocess.run(command, capture_output=True, check=True).stdout.split()
+    assert int(differing) == values.size // 2
+    assert int(grown) < 60 << 20
+
+
+@pytest.mark.parametrize("atol", [-1, NAN])
+def test_a_tolerance_below_zero_is_refused(atol, run, tmp_path):
+    apr.save({}, tmp_path / "m.apr")
+    with pytest.raises(ValueError, match="atol must be 0 or more"):
+        apr.diff(tmp_path / "m.apr", tmp_path / "m.apr", atol=atol)
+    code, _, err = run("diff", tmp_path / "m.apr", tmp_path / "m.apr", f"--atol={atol}")
+    assert code == 2
+    assert "--atol must be 0 or more" in err
+
+
+def test_the_command_prints_what_differs_and_exits_5(run, tmp_path):
+    a, b = tmp_path / "a.apr", tmp_path / "b.apr"
+    apr.save(
+        {"gone": np.ones(1), "w": np.zeros(3, np.float32), "same": np.ones(2)}, a, {"x": 1, "long": "y" * 99}
+    )
+    apr.save(
+        {"new\x1b": np.ones(1), "w": np.array([0, 0.5, 0], "f4"), "same": np.ones(2)}, b, {"z": [2], "x": 2}
+    )
+    code, out, err = run("diff", a, b)
+    assert (code, err) == (5, "")
+    assert out.splitlines() == [
+        f"{a} and {b} differ, 1 of 2 common tensors",
+        f'  - metadata long: "{"y" * 71}…',
+        "  + metadata z: [2]",
+        "  ~ metadata x: 1 -> 2",
+        "  - tensor gone",
+        "  + tensor new\\x1b",
+        "  ~ tensor w: 1 of 3 values differ, by at most 0.5",
+    ]
+    code, out, _ = run("diff", a, b, "--json")
+    assert code == 5
+    assert json.loads(out) == json.loads(json.dumps(apr.diff(a, b).to_dict()))
+    assert json.loads(out)["tensors"][0]["largest"] == 0.5
+
+
+def test_the_command_exits_0_where_nothing_differs(run, tmp_path):
+    a, b = tmp_path / "a.apr", tmp_path / "b.apr"
+    apr.save({"w": np.zeros(3)}, a)
+    apr.save({"w": np.full(3, 0.5)}, b)
+    assert run("diff", a, a) == (0, f"{a} and {a}: the same, tensors: 1\n", "")
+    assert run("diff", a, b, "--atol", "0.5")[:2] == (
+        0,
+        f"{a} and {b}: the same (values within 0.5), tensors: 1\n",
+    )
+    assert run("diff", a, b, "--atol", "0.49")[0] == 5
+    assert run("diff", a, tmp_path / "gone.apr")[0] == 3
+    b.write_bytes(b"GGUF" + bytes(99))
+    assert run("diff", a, b)[0] == 4
