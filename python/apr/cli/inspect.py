@@ -27,7 +27,7 @@ class Command:
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The .apr file."""
+    """The .apr file, or an index or directory of several."""
     quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Leave out the checksum over all bytes."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -60,9 +60,13 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("parameters", f"{found['param_count']:,} in {found['tensor_count']} tensors"),
         ("dtypes", ", ".join(f"{dtype} ({tensors})" for dtype, tensors in found["dtypes"].items()) or "none"),
         ("flags", ", ".join(flags) or "none"),
-        ("header", f"CRC32 {found['header_checksum']}, right"),
-        ("footer", f"CRC32 {stored}, {footer}" if stored else "none: the file's bytes cannot be verified"),
     ]
+    if found["files"]:
+        rows.append(("files", f"{len(found['files'])}, their footers {footer}"))
+    else:
+        rows.append(("header", f"CRC32 {found['header_checksum']}, right"))
+        none = "none: the file's bytes cannot be verified"
+        rows.append(("footer", f"CRC32 {stored}, {footer}" if stored else none))
     if found["reserved"]:
         rows.append(("reserved", f"not zero: {found['reserved']}"))
     rows.append(("metadata", f"{len(found['metadata'])} keys"))

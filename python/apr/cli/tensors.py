@@ -12,6 +12,7 @@ import tyro
 
 from apr.cli._console import printable, show, table
 from apr.container.file import AprFile, TensorInfo, load
+from apr.container.sharded import ShardedFile
 
 _STATS = ("min", "max", "mean", "std", "nan", "inf")
 
@@ -20,11 +21,13 @@ _STATS = ("min", "max", "mean", "std", "nan", "inf")
 class Command:
     """List the tensors of a file: name, dtype, shape, bytes, offset from the start of the file.
 
+    Of a model in several files, given by its index or directory, each row says in which file it is.
+
     Example: apr tensors model.apr --filter '*.layers.0.*' --stats
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The .apr file."""
+    """The .apr file, or an index or directory of several."""
     filter: str = "*"
     """List only names that match this glob."""
     stats: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -39,14 +42,19 @@ class Command:
             for name in file:
                 if fnmatchcase(name, self.filter):
                     info = file.info(name)
-                    rows.append((info, _stats(file, name) if self.stats else {}))
+                    place = (
+                        {"file": Path(file.file_of(name).path).name} if isinstance(file, ShardedFile) else {}
+                    )
+                    rows.append((info, place, _stats(file, name) if self.stats else {}))
+            places = ["file"] if isinstance(file, ShardedFile) else []
         if self.json:
-            print(json.dumps({"tensors": [asdict(info) | stats for info, stats in rows]}))
+            print(json.dumps({"tensors": [asdict(info) | place | stats for info, place, stats in rows]}))
             return 0
         numbers = ["bytes", "offset", *(_STATS if self.stats else ())]
-        listing = table("name", "dtype", "shape", numbers=numbers)
-        for info, stats in rows:
-            listing.add_row(*_cells(info), *("-" if v is None else f"{v:.6g}" for v in stats.values()))
+        listing = table(*places, "name", "dtype", "shape", numbers=numbers)
+        for info, place, stats in rows:
+            said = ("-" if v is None else f"{v:.6g}" for v in stats.values())
+            listing.add_row(*map(printable, place.values()), *_cells(info), *said)
         show(listing)
         return 0
 

@@ -28,7 +28,7 @@ class Command:
     """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…")]
-    """The .apr files."""
+    """The .apr files; an index or directory stands for several."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print one JSON object on standard output."""
 

@@ -216,10 +216,10 @@ def _distance(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
     """Absolute differences: of integers exact, as uint64; of others as float64."""
     if a.dtype.kind in "iu" and b.dtype.kind in "iu":
         high, low = np.maximum(a, b), np.minimum(a, b)
-        return high.astype(np.uint64) - low.astype(np.uint64)  # wraps around to what is right
+        exact: NDArray[Any] = high.astype(np.uint64) - low.astype(np.uint64)  # wraps around to what is right
+        return exact
     with np.errstate(invalid="ignore", over="ignore"):
-        distance: NDArray[Any] = np.abs(a.astype(np.float64) - b.astype(np.float64))
-    return distance
+        return np.abs(a.astype(np.float64) - b.astype(np.float64))
 
 
 def _shown(value: object) -> str:

@@ -85,15 +85,20 @@ def load(path: str | PathLike[str], *, verify: Literal["structure", "full"] = "s
     """Open an `.apr` file; header, metadata and index are read, tensors are mapped on first use.
 
     Args:
-        path: the file.
+        path: the file; or, for a model in several files, its index (`model.apr.index.json`) or directory.
         verify: "structure" checks header, metadata, index and bounds; "full" also the CRC32 of every byte.
 
     Raises:
         AprError: the file is damaged, cut off, or of a kind that is not read; with path, tensor and byte.
+        IsADirectoryError: a directory with neither one index nor exactly one .apr file.
         OSError: as `open` would.
     """
     if verify not in {"structure", "full"}:
         raise ValueError(f"verify must be 'structure' or 'full', not {verify!r}")
+    if os.fspath(path).endswith(".index.json") or os.path.isdir(path):  # noqa: PTH112 (a Path costs more)
+        from apr.container.sharded import load_several
+
+        return load_several(path, verify=verify)
     file = AprFile(path)
     if verify == "full":
         file._container.check_footer()  # noqa: SLF001 (same module)

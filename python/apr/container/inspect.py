@@ -7,8 +7,9 @@ from collections import Counter
 from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
-from apr.container.file import HEADS, TRAINING_PREFIX, AprFile, Flags, TensorInfo
+from apr.container.file import HEADS, TRAINING_PREFIX, Flags, TensorInfo, load
 from apr.container.metadata import spellings
+from apr.container.sharded import ShardedFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,35 +22,39 @@ def inspect(path: str | PathLike[str], *, verify: Literal["structure", "full"] =
     """Say what a file is. A file that opens is described, even one whose footer is wrong.
 
     Args:
-        path: the file.
+        path: the file, or the index or directory of a model in several.
         verify: "full" reads every byte and decides `checksum_valid`; "structure" leaves it None.
 
     Returns:
-        As JSON would hold it: file, valid, format, version, kind ("model", "checkpoint" or "shard"),
-        tensor_count, size_bytes, checksum_valid (None where there is no footer, or it was not checked),
-        header_checksum, footer_checksum, architecture, num_layers, num_heads, num_kv_heads, hidden_size,
-        vocab_size (each None where the metadata do not say), param_count, dtypes (dtype: tensors), flags
-        (name: set), unknown_flags (bits), reserved (hex, None if zero), metadata.
+        As JSON would hold it: file, files (their paths for several, else None), valid, format, version, kind
+        ("model", "checkpoint" or "shard"), tensor_count, size_bytes, checksum_valid (None where there is no
+        footer, or it was not checked), header_checksum, footer_checksum (both None for several files),
+        architecture, num_layers, num_heads, num_kv_heads, hidden_size, vocab_size (each None where the
+        metadata do not say), param_count, dtypes (dtype: tensors), flags (name: set), unknown_flags (bits),
+        reserved (hex, None if zero), metadata.
 
     Raises:
         AprError: the file does not open; with path, tensor and byte.
         OSError: as `open` would.
     """
-    with AprFile(path) as file:
+    with load(path) as file:
         header, metadata, footer, nbytes = file.header, file.metadata, file.footer, file.nbytes
-        checks = {check.name: check.passed for check in file.verify().checks} if verify == "full" else {}
+        checks = file.verify().checks if verify == "full" else ()
         infos = [file.info(name) for name in file]
+        files = [part.path for part in file.files] if isinstance(file, ShardedFile) else None
+    footers = [check.passed for check in checks if check.name == "footer"]
     named = {flag.value for flag in Flags}
     return {
         "file": os.fspath(path),
-        "valid": False not in checks.values(),
+        "files": files,
+        "valid": all(check.passed is not False for check in checks),
         "format": "APR v2",
         "version": ".".join(map(str, header.version)),
-        "kind": _kind(header.flags, infos),
+        "kind": _kind(header.flags & ~Flags.SHARDED if files else header.flags, infos),
         "tensor_count": len(infos),
         "size_bytes": nbytes,
-        "checksum_valid": checks.get("footer"),
-        "header_checksum": f"{header.checksum:#010x}",
+        "checksum_valid": False if False in footers else None if None in footers or not footers else True,
+        "header_checksum": None if files else f"{header.checksum:#010x}",
         "footer_checksum": None if footer is None else f"{footer:#010x}",
         "architecture": _architecture(metadata),
         **{key: next(iter(spellings(metadata, key).values()), None) for key in _FACTS},

@@ -58,12 +58,18 @@ class Report:
 
 
 def verify(path: str | PathLike[str]) -> Report:
-    """Check a file byte for byte. A file that does not open is reported, not raised.
+    """Check a file byte for byte, or each file of an index or a directory.
+
+    A file that does not open is reported, not raised.
 
     Raises:
         OSError: as `open` would.
     """
     path = os.fspath(path)
+    if path.endswith(".index.json") or os.path.isdir(path):  # noqa: PTH112 (a Path costs more)
+        from apr.container.sharded import verify_several
+
+        return verify_several(path)
     return report(path, verify_file(path))
 
 
