@@ -75,6 +75,8 @@ def quantise(dtype: str, values: Buffer) -> bytes: ...
 
 # shards
 
-_ShardRow: TypeAlias = tuple[int, int | None, tuple[int, int] | None, str, bytes]
+_ShardRow: TypeAlias = tuple[int, int | None, tuple[int, int] | None, str | None, bytes]
 
-def scan_shards(paths: Sequence[str | PathLike[str]], limit: int | None = None) -> tuple[_ShardRow, ...]: ...
+def scan_shards(
+    paths: Sequence[str | PathLike[str]], limit: int | None, hashes: bool
+) -> tuple[_ShardRow, ...]: ...

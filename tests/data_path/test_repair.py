@@ -425,3 +425,17 @@ def test_killed_at_any_moment_nothing_is_lost(moment, directory):
     assert shard == before["shard-00002.bin"] or shard + kept == before["shard-00002.bin"]
     assert main(flags) == 0
     assert ShardDir(directory).total_tokens == 850
+
+
+def test_a_verify_without_hashes_finds_the_same_but_them(directory, capsys):
+    with_hashes = repair(directory, verify=True, dry_run=True).scan
+    without = repair(directory, verify=True, hashes=False).scan
+    assert (without.counts == with_hashes.counts).all()
+    assert [shard.max_id for shard in without.shards] == [shard.max_id for shard in with_hashes.shards]
+    assert {shard.sha256 for shard in without.shards} == {None}
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest.get("corpus_sha256") is None
+    # What a trainer needs is not in it: it reads the shards again.
+    assert ShardDir(directory).scan().corpus_sha256 == with_hashes.corpus_sha256
+    assert main(["repair-manifest", str(directory), "--no-hash"]) == 2
+    assert "--no-hash belongs to --verify" in capsys.readouterr().err

@@ -35,6 +35,8 @@ class Command:
     """What the shards were made with: a tokenizer directory, a tokenizer.json, an .apr or .gguf."""
     verify: Annotated[bool, Flag] = False
     """Read every id: hashes, ids beyond the vocabulary, whether it can be text. Exits 5 if not."""
+    no_hash: Annotated[bool, Flag] = False
+    """With --verify: leave out the SHA-256 of each shard, which takes most of the time."""
     force: Annotated[bool, Flag] = False
     """Replace a manifest that disagrees; the old one is kept as manifest.json.bak."""
     dry_run: Annotated[bool, Flag] = False
@@ -51,6 +53,8 @@ class Command:
         directory = self.directory or self.output
         if directory is None or (self.directory and self.output):
             raise UsageError("name the shard directory once: apr repair-manifest DIR")
+        if self.no_hash and not self.verify:
+            raise UsageError("--no-hash belongs to --verify")
         from rich.console import Console
         from rich.progress import Progress
 
@@ -60,6 +64,7 @@ class Command:
                 directory,
                 self.tokenizer,
                 verify=self.verify,
+                hashes=not self.no_hash,
                 force=self.force,
                 dry_run=self.dry_run,
                 drop_empty=self.drop_empty,
@@ -102,7 +107,7 @@ def _scan_lines(report: RepairReport) -> list[str]:
     tokens = {shard.name: shard.tokens for shard in report.shards}
     rows = [
         f"  {shard.name}  {tokens[shard.name]:>12,} tokens  highest id {shard.max_id:>7}  "
-        f"sha256 {shard.sha256[:16]}…"
+        f"sha256 {'not asked for' if shard.sha256 is None else f'{shard.sha256[:16]}…'}"
         for shard in found.shards
     ]
     if len(rows) > _ROWS:
@@ -119,7 +124,8 @@ def _scan_lines(report: RepairReport) -> list[str]:
         if tokenizer.eos_id is not None:
             eos = int(found.counts[tokenizer.eos_id]) if tokenizer.eos_id < len(found.counts) else 0
             facts["ends of text"] = f"{eos:,} ({tokenizer.eos_token}, id {tokenizer.eos_id})"
-    facts["corpus sha256"] = found.corpus_sha256
+    if found.corpus_sha256 is not None:
+        facts["corpus sha256"] = found.corpus_sha256
     return rows + [f"  {name:<14} {value}" for name, value in facts.items()]
 
 

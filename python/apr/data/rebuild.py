@@ -62,6 +62,7 @@ def repair(
     tokenizer: str | PathLike[str] | None = None,
     *,
     verify: bool = False,
+    hashes: bool = True,
     force: bool = False,
     dry_run: bool = False,
     drop_empty: bool = False,
@@ -77,6 +78,7 @@ def repair(
         tokenizer: what the shards were made with: gives the manifest its vocabulary's size.
         verify: read all ids: highest id, hashes, ids beyond the vocabulary, whether it can be text. Where
             that fails, the report has `problems` and nothing is written, cut or moved.
+        hashes: whether `verify` takes each shard's SHA-256, which is most of its time.
         force: replace a manifest that disagrees; the old one is kept as manifest.json.bak.
         dry_run: change nothing.
         drop_empty: move empty shards at the end aside.
@@ -101,7 +103,7 @@ def repair(
     scanned = None
     if verify:
         limit = loaded.vocab_size if loaded is not None else found.get("vocab_size")
-        scanned = tidy.scan(vocab_size=limit, on_progress=on_progress)
+        scanned = tidy.scan(vocab_size=limit, hashes=hashes, on_progress=on_progress)
     wrong = () if scanned is None else tuple(_wrong(scanned, loaded, found))
     if not dry_run and not wrong:
         tidy.apply()
@@ -167,7 +169,9 @@ class _Tidying:
         ]
         return (*torn, *moved)
 
-    def scan(self, *, vocab_size: int | None, on_progress: Callable[[int, int], None] | None) -> FullScan:
+    def scan(
+        self, *, vocab_size: int | None, hashes: bool, on_progress: Callable[[int, int], None] | None
+    ) -> FullScan:
         """What will be in the shards; nothing of the directory changes: a torn one is read from a copy."""
         with TemporaryDirectory(prefix="apr-") as aside:
             readable = []
@@ -178,7 +182,7 @@ class _Tidying:
                     os.truncate(whole, self.cut[shard.path])
                     shard = replace(shard, path=whole)  # noqa: PLW2901
                 readable.append(shard)
-            return self.stamped(scan(readable, vocab_size=vocab_size, on_progress=on_progress))
+            return self.stamped(scan(readable, vocab_size=vocab_size, hashes=hashes, on_progress=on_progress))
 
     def stamped(self, scanned: FullScan) -> FullScan:
         """The scan with the times that cut shards themselves have now."""
@@ -232,7 +236,7 @@ def _wrong(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[
         f"{shard.name}: changed since it was written (SHA-256 {shard.sha256[:12]}…, "
         f"recorded {recorded[shard.name][:12]}…)"
         for shard in scanned.shards
-        if shard.name in recorded and recorded[shard.name] != shard.sha256
+        if shard.sha256 and recorded.get(shard.name, shard.sha256) != shard.sha256
     ]
     eos_id = tokenizer.eos_id if tokenizer is not None else manifest.get("eos_token_id")
     return found + problems(scanned, eos_id, None if tokenizer is None else tokenizer.unk_id)
@@ -258,7 +262,9 @@ def _rebuilt(
             "eos_token_id": loaded.eos_id,
         }
     if scanned is not None:
-        made |= {"corpus_sha256": scanned.corpus_sha256, "scan": scanned.to_dict()}
+        made["scan"] = scanned.to_dict()
+        if scanned.corpus_sha256 is not None:
+            made["corpus_sha256"] = scanned.corpus_sha256
         if loaded is not None and loaded.eos_id is not None:
             made["eos_token_count"] = _count(scanned, loaded.eos_id)
     if unfinished or base.get("truncated"):

@@ -105,7 +105,8 @@ class ShardScan:
     size: int
     mtime_ns: int
     max_id: int
-    sha256: str
+    sha256: str | None
+    """In hex; None where it was not asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,10 @@ class Scan:
         return max(shard.max_id for shard in self.shards)
 
     @property
-    def corpus_sha256(self) -> str:
-        """SHA-256 over the shards' hex digests in stream order."""
-        return corpus_sha256(shard.sha256 for shard in self.shards)
+    def corpus_sha256(self) -> str | None:
+        """SHA-256 over the shards' hex digests in stream order; None where a shard was not hashed."""
+        hashes = [shard.sha256 for shard in self.shards if shard.sha256 is not None]
+        return corpus_sha256(hashes) if len(hashes) == len(self.shards) else None
 
     def share(self, token: int | None) -> float:
         """Share of an id in all tokens; 0 for an id that is not among the hundred most frequent."""
@@ -179,6 +181,7 @@ def scan(
     shards: Sequence[Shard],
     *,
     vocab_size: int | None = None,
+    hashes: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> FullScan:
     """Read every id once, in parallel.
@@ -186,6 +189,7 @@ def scan(
     Args:
         shards: what to read, in stream order.
         vocab_size: ids from here on are out of range.
+        hashes: whether each shard's SHA-256 is wanted; it takes most of the time.
         on_progress: called with (tokens read, tokens in all) from time to time.
 
     Raises:
@@ -200,7 +204,7 @@ def scan(
         # Asked before reading: a shard that changes meanwhile does not match its scan.
         status = [shard.path.stat() for shard in batch]
         for shard, at, row in zip(
-            batch, status, scan_shards([s.path for s in batch], vocab_size), strict=True
+            batch, status, scan_shards([s.path for s in batch], vocab_size, hashes), strict=True
         ):
             _, max_id, out_of_range, sha256, raw = row
             scans.append(ShardScan(shard.name, at.st_size, at.st_mtime_ns, max_id or 0, sha256))
@@ -318,7 +322,8 @@ class ShardDir:
             return None
         status = [(shard.name, shard.path.stat()) for shard in self.shards]
         now = [(name, at.st_size, at.st_mtime_ns) for name, at in status]
-        return kept if now == [(s.name, s.size, s.mtime_ns) for s in kept.shards] else None
+        same = now == [(s.name, s.size, s.mtime_ns) for s in kept.shards]
+        return kept if same and kept.corpus_sha256 is not None else None
 
     @cached_property
     def _pages(self) -> list[NDArray[np.uint32]]:
@@ -332,5 +337,5 @@ def corpus_sha256(shards: Iterable[str]) -> str:
 
 def common_shards(a: Iterable[ShardScan], b: Iterable[ShardScan]) -> list[tuple[str, str]]:
     """Pairs of shards of two directories that are the same bytes."""
-    names = {shard.sha256: shard.name for shard in a}
+    names = {shard.sha256: shard.name for shard in a if shard.sha256 is not None}
     return [(names[shard.sha256], shard.name) for shard in b if shard.sha256 in names]
