@@ -165,14 +165,14 @@ def test_a_directory_stands_for_its_index_or_its_one_file(tmp_path):
             with pytest.raises(IsADirectoryError, match=says):
                 act(tmp_path)
 
-    refused(r"0 indices \(\*\.apr\.index\.json\) and 0 \.apr files")
+    refused("Is a directory")
     apr.save({"x": np.ones(2)}, tmp_path / "one.apr")
     (tmp_path / ".hidden.apr").touch()
     (tmp_path / "config.json").touch()
     assert list(apr.load(tmp_path)) == ["x"]
     assert apr.verify(tmp_path).ok
     apr.save({"y": np.ones(2)}, tmp_path / "two.apr")
-    refused("0 indices .* and 2")
+    refused(r"0 indices \(\*\.apr\.index\.json\) and 2 \.apr files")
     write(tmp_path, TENSORS_OF)
     assert list(apr.load(tmp_path)) == ["a", "b", "c", "d"]
     (tmp_path / "other.apr.index.json").touch()

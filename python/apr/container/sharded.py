@@ -238,7 +238,9 @@ def _found(path: Path) -> Path:
     indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
     files = [name for name in names if name.endswith(".apr")]
     candidates = indices or files
-    if len(candidates) != 1:
+    if not candidates:
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if len(candidates) > 1:
         said = f"a directory with {len(indices)} indices (*{INDEX_SUFFIX}) and {len(files)} .apr files"
         raise IsADirectoryError(errno.EISDIR, f"{said}: name the one to open", os.fspath(path))
     return path / candidates[0]
