@@ -16,6 +16,7 @@ help:
 	@echo "make demo          a real model in, Python source in, a fine-tuned .apr and a verdict out"
 	@echo "make demo-scratch  the same offline: a small model from scratch, then fine-tuned"
 	@echo "make test          all tests (small budgets); make test-long: large budgets"
+	@echo "make fuzz          every fuzz target for FUZZ_SECONDS (60) each"
 	@echo "make lint format bench clean"
 
 setup: $(BUILT)
@@ -51,9 +52,8 @@ demo-scratch: $(BUILT)
 bench: $(BUILT)
 	for bench in benches/*.py; do $(BIN)/python $$bench || exit; done
 
-fuzz:  # needs: cargo install cargo-fuzz
-	mkdir -p rust/apr-format/fuzz/corpus/open
-	cd rust/apr-format && cargo fuzz run --sanitizer none open fuzz/corpus/open ../../tests/data/aprender-0.72 -- -max_total_time=60
+fuzz:  # needs: cargo install cargo-fuzz. FUZZ_SECONDS for each target (60)
+	$(PYTHON) rust/apr-format/fuzz/run.py
 
 lint: $(BUILT)
 	cargo fmt --all --check

@@ -1,9 +1,11 @@
 //! One pass over shards: how often each id occurs, the highest, the first that is too high, SHA-256.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{fs::File, io, path::Path};
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
+
+use crate::source::Source;
 
 /// Bytes read at a time: they are counted and hashed while they still lie in the core's own cache.
 const WINDOW: usize = 128 << 10;
@@ -42,19 +44,26 @@ pub struct Wanted {
 /// The operating system's; `InvalidData` when the size is no multiple of 4, `UnexpectedEof` when the shard
 /// becomes shorter meanwhile.
 pub fn scan(path: &Path, wanted: Wanted) -> io::Result<ShardScan> {
-    let file = File::open(path)?;
-    let size = file.metadata()?.len();
+    scan_source(&File::open(path)?, wanted)
+}
+
+/// As [`scan`], of bytes from anywhere.
+///
+/// # Errors
+/// As [`scan`].
+pub fn scan_source(shard: &(impl Source + ?Sized), wanted: Wanted) -> io::Result<ShardScan> {
+    let size = shard.size()?;
     if !size.is_multiple_of(4) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "size is no multiple of 4 bytes"));
     }
     if wanted.hash {
-        return part(&file, 0, size, wanted);
+        return part(shard, 0, size, wanted);
     }
     (0..size.div_ceil(SEGMENT))
         .into_par_iter()
         .map(|segment| {
             let start = segment * SEGMENT;
-            part(&file, start, size.min(start + SEGMENT), wanted)
+            part(shard, start, size.min(start + SEGMENT), wanted)
         })
         .try_reduce(ShardScan::default, |a, b| Ok(a.followed_by(b)))
 }
@@ -72,7 +81,7 @@ pub fn scan_all<P: AsRef<Path> + Sync>(
 }
 
 /// The ids from byte `start` to byte `end`, both multiples of 4.
-fn part(file: &File, start: u64, end: u64, wanted: Wanted) -> io::Result<ShardScan> {
+fn part(shard: &(impl Source + ?Sized), start: u64, end: u64, wanted: Wanted) -> io::Result<ShardScan> {
     let limit = wanted.limit.min(MAX_VOCAB);
     let mut hasher = Sha256::new();
     let mut found = ShardScan { tokens: (end - start) / 4, ..ShardScan::default() };
@@ -82,7 +91,7 @@ fn part(file: &File, start: u64, end: u64, wanted: Wanted) -> io::Result<ShardSc
     while at < end {
         let size = usize::try_from(end - at).map_or(WINDOW, |rest| rest.min(WINDOW));
         let bytes = &mut window[..size];
-        file.read_exact_at(bytes, at)?;
+        shard.read_at(at, bytes)?;
         if wanted.hash {
             hasher.update(&*bytes);
         }
@@ -101,7 +110,7 @@ fn part(file: &File, start: u64, end: u64, wanted: Wanted) -> io::Result<ShardSc
     found.max_id = found.max_id.max(highest);
     if found.max_id >= Some(limit) {
         // Rare enough to look for the first one in a pass of its own.
-        found.first_beyond = first_beyond(file, start, end, limit)?;
+        found.first_beyond = first_beyond(shard, start, end, limit)?;
         found.counts.truncate(limit as usize);
         trim(&mut found.counts);
     }
@@ -114,12 +123,17 @@ fn trim(counts: &mut Vec<u64>) {
 }
 
 /// Index from `start` on and value of the first id at or above the limit.
-fn first_beyond(file: &File, start: u64, end: u64, limit: u32) -> io::Result<Option<(u64, u32)>> {
+fn first_beyond(
+    shard: &(impl Source + ?Sized),
+    start: u64,
+    end: u64,
+    limit: u32,
+) -> io::Result<Option<(u64, u32)>> {
     let mut window = vec![0; WINDOW];
     for at in (start..end).step_by(WINDOW) {
         let size = usize::try_from(end - at).map_or(WINDOW, |rest| rest.min(WINDOW));
         let bytes = &mut window[..size];
-        file.read_exact_at(bytes, at)?;
+        shard.read_at(at, bytes)?;
         let ids = bytes.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id));
         let found = ((at - start) / 4..).zip(ids).find(|&(_, id)| id >= limit);
         if found.is_some() {

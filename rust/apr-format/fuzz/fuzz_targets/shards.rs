@@ -1,0 +1,53 @@
+//! The scan of any bytes as a shard is what a plain loop over the ids finds.
+#![no_main]
+
+use std::{collections::HashMap, io};
+
+use apr_format::shards::scan::{Wanted, scan_source};
+use apr_format_fuzz::on_this_thread;
+use libfuzzer_sys::{
+    arbitrary::{self, Arbitrary},
+    fuzz_target,
+};
+
+#[derive(Debug, Arbitrary)]
+struct Input<'a> {
+    limit: u32,
+    hash: bool,
+    /// Bits that an id may have: a table for all of them takes milliseconds, so that most inputs have fewer.
+    bits: u8,
+    torn: u8,
+    /// How often the ids come: more than the scan reads at a time.
+    repeat: u8,
+    ids: &'a [u8],
+}
+
+fuzz_target!(init: on_this_thread(), |input: Input| {
+    let mask = if input.bits == u8::MAX { u32::MAX } else { (1 << (input.bits % 17)) - 1 };
+    let once: Vec<_> = input.ids.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id) & mask).collect();
+    let ids = once.repeat(usize::from(input.repeat % 32) + 1);
+    let mut bytes: Vec<_> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    bytes.resize(bytes.len() + usize::from(input.torn % 4), 0);
+    let wanted = Wanted { limit: input.limit, hash: input.hash };
+    let found = match scan_source(bytes.as_slice(), wanted) {
+        Ok(found) => found,
+        Err(error) => {
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+            assert!(!bytes.len().is_multiple_of(4));
+            return;
+        }
+    };
+    let limit = input.limit.min(1 << 22);
+    assert_eq!(found.tokens, ids.len() as u64);
+    assert_eq!(found.max_id, ids.iter().copied().max());
+    assert_eq!(found.sha256.is_some(), input.hash);
+    let beyond = ids.iter().position(|&id| id >= limit);
+    assert_eq!(found.first_beyond, beyond.map(|at| (at as u64, ids[at])));
+    let mut counts: HashMap<usize, u64> = HashMap::new();
+    for id in ids.iter().filter(|&&id| id < limit) {
+        *counts.entry(*id as usize).or_default() += 1;
+    }
+    assert_eq!(found.counts.len(), counts.keys().max().map_or(0, |most| most + 1));
+    assert_eq!(found.counts.iter().sum::<u64>(), counts.values().sum::<u64>());
+    assert!(counts.iter().all(|(&id, &count)| found.counts[id] == count));
+});

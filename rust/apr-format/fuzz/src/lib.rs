@@ -1,0 +1,156 @@
+//! What several targets ask of a file.
+
+use std::collections::HashMap;
+
+use apr_format::{
+    dtype::Dtype,
+    quant,
+    v2::{
+        align,
+        header::{SIZE, flags},
+        index::Tensor,
+        layout::{Layout, Spec},
+        read::{self, Contents},
+        verify,
+        write::Writer,
+    },
+};
+
+/// Values that one input may ask for: a q8 tensor of a gigabyte would only be slow.
+const MOST: u64 = 1 << 20;
+
+/// Let the fuzzer's own thread do rayon's work: handing it over would take longer than the work.
+///
+/// # Panics
+/// When called twice.
+pub fn on_this_thread() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
+    pool.build_global().expect("no pool before this one");
+}
+
+/// Open and verify; what opens keeps every promise of the format, and its every tensor can be read.
+///
+/// # Panics
+/// On a finding.
+pub fn look(bytes: &[u8]) -> Option<Contents> {
+    let findings = verify::verify(bytes).expect("memory has no I/O errors");
+    let opened = read::open(bytes);
+    assert_eq!(findings.opened, opened.is_ok());
+    let contents = match opened {
+        Ok(contents) => contents,
+        Err(error) => {
+            let line = error.to_string();
+            assert!(!line.contains(['\n', '\r']), "{line:?}");
+            assert!(error.offset().is_some_and(|offset| offset <= bytes.len() as u64), "{line}");
+            assert!(error.part().is_some(), "{line}");
+            return None;
+        }
+    };
+    check_metadata(&contents);
+    check_places(&contents, bytes.len() as u64);
+    for tensor in &contents.tensors {
+        read_tensor(bytes, &contents, tensor);
+    }
+    let footer = verify::footer(bytes, &contents);
+    let last = findings.checks.last().expect("the footer's check").passed;
+    assert_eq!(last, footer.map_or(Some(false), |crc| crc.map(|_| true)));
+    Some(contents)
+}
+
+/// Every JSON parser reads what passed, and the last of duplicate keys wins.
+fn check_metadata(contents: &Contents) {
+    let parsed: serde_json::Value = serde_json::from_str(&contents.metadata).expect("it was checked");
+    assert!(parsed.is_object());
+}
+
+fn check_places(contents: &Contents, size: u64) {
+    let header = &contents.header;
+    assert_eq!(header.tensor_count as usize, contents.tensors.len());
+    assert_eq!(contents.size, size);
+    assert!(header.metadata_offset >= SIZE && header.metadata_end() <= header.tensor_index_offset);
+    let footer = contents.footer.map_or(size, |(offset, _)| offset);
+    let mut end = header.data_offset;
+    for (tensor, next) in contents.tensors.iter().zip(contents.tensors.iter().skip(1)) {
+        assert!(tensor.name < next.name);
+    }
+    let mut by_place: Vec<_> = contents.tensors.iter().filter(|tensor| tensor.nbytes > 0).collect();
+    by_place.sort_by_key(|tensor| tensor.offset);
+    for tensor in by_place {
+        assert!(tensor.offset >= end, "{tensor:?} starts before {end}");
+        end = tensor.offset + tensor.nbytes;
+        assert!(align(end).is_some_and(|end| end <= footer), "{tensor:?} ends after {footer}");
+        assert!(tensor.offset.is_multiple_of(64));
+        assert!(tensor.count() > 0 || tensor.dtype == Dtype::Q8, "an empty tensor has no bytes: {tensor:?}");
+    }
+}
+
+fn read_tensor(bytes: &[u8], contents: &Contents, tensor: &Tensor) {
+    assert_eq!(contents.tensor(&tensor.name), Some(tensor));
+    let Ok(stored) = contents.stored(tensor) else {
+        assert!(tensor.is_tied());
+        return;
+    };
+    assert_eq!(stored.dims, tensor.dims);
+    if stored.dtype.is_quantised() && stored.count() <= MOST {
+        let mut values = vec![0.0; usize::try_from(stored.count()).expect("at most 2^20")];
+        quant::dequantise(bytes, stored, 0, &mut values).expect("its size was checked");
+    }
+}
+
+/// The stored bytes of a tensor.
+///
+/// # Panics
+/// Where they are not in the file.
+#[must_use]
+pub fn stored<'a>(bytes: &'a [u8], tensor: &Tensor) -> &'a [u8] {
+    let [start, size] =
+        [tensor.offset, tensor.nbytes].map(|n| usize::try_from(n).expect("a place in memory"));
+    &bytes[start..start + size]
+}
+
+/// Write what was read anew: the same names, dtypes, dims, bytes and metadata come back.
+///
+/// # Panics
+/// On a finding.
+pub fn round_trip(bytes: &[u8], contents: &Contents) {
+    // A tied head and flat K-quants are read, and written in another form.
+    let kept = |tensor: &&Tensor| tensor.dtype.nbytes(&tensor.dims) == Some(tensor.nbytes);
+    let spec =
+        |tensor: &Tensor| Spec { name: tensor.name.clone(), dtype: tensor.dtype, dims: tensor.dims.clone() };
+    let specs: Vec<_> = contents.tensors.iter().filter(kept).map(spec).collect();
+    let flags = contents.header.flags & !flags::NEVER_WRITTEN;
+    let layout = Layout::new(specs, &contents.metadata, flags).expect("what was read can be written");
+    let data: HashMap<_, _> =
+        contents.tensors.iter().map(|tensor| (tensor.name.as_str(), stored(bytes, tensor))).collect();
+    let size = layout.size;
+    let mut writer = Writer::new(Vec::new(), layout).expect("memory has no I/O errors");
+    while let Some(due) = writer.due() {
+        let bytes = data[due.name.as_str()];
+        writer.tensor(bytes).expect("the size was checked");
+    }
+    let written = writer.finish().expect("all tensors were given");
+    assert_eq!(written.len() as u64, size);
+    let again = look(&written).expect("what is written opens");
+    assert!(matches!(verify::footer(written.as_slice(), &again), Ok(Some(_))));
+    assert_eq!(again.metadata, contents.metadata);
+    let before = contents.tensors.iter().filter(kept);
+    assert_eq!(again.tensors.len(), before.clone().count());
+    for (before, after) in before.zip(&again.tensors) {
+        assert_eq!((&before.name, before.dtype, &before.dims), (&after.name, after.dtype, &after.dims));
+        assert_eq!(stored(bytes, before), stored(&written, after));
+    }
+}
+
+/// Make the header's and the footer's checksum right, so that what lies is looked at.
+pub fn sign(bytes: &mut [u8]) {
+    if let Some(header) = bytes.first_chunk::<64>() {
+        let checksum = apr_format::v2::header::checksum(header);
+        bytes[40..44].copy_from_slice(&checksum.to_le_bytes());
+    }
+    if let Some((rest, footer)) = bytes.split_last_chunk_mut::<4>()
+        && rest.len() >= 64
+    {
+        let computed = apr_format::crc::crc32(&*rest, rest.len() as u64).expect("memory has no I/O errors");
+        *footer = computed.to_le_bytes();
+    }
+}
