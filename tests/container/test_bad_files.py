@@ -52,6 +52,7 @@ CASES = {
     "whisper": (b"APR1\1\0" + bytes(100), "UnsupportedError", None, 0, "whisper"),
     "header checksum": (WRONG_HEADER_CRC, "ChecksumError", None, 40, "header checksum"),
     "version 3": (forge(version=(3, 0)), "UnsupportedError", None, 4, "version 3.0"),
+    "version 1": (forge(version=(1, 9)), "UnsupportedError", None, 4, "version 1.9"),
     "column-major": (forge(flags=1 << 11), "FormatError", None, 6, "LAYOUT_COLUMN_MAJOR"),
     "encrypted": (forge(flags=1 << 2), "UnsupportedError", None, 6, "ENCRYPTED"),
     "signed": (forge(flags=1 << 3), "UnsupportedError", None, 6, "SIGNED"),
@@ -62,17 +63,94 @@ CASES = {
         6,
         "LZ4_COMPRESSED",
     ),
+    "compressed body, zstd": (
+        forge(flags=2, metadata=b"\x28\xb5\x2f\xfd"),
+        "UnsupportedError",
+        None,
+        6,
+        "ZSTD_COMPRESSED",
+    ),
     "metadata inside the header": (forge(metadata_offset=32), "FormatError", None, 12, "metadata_offset 32"),
+    "metadata beyond any file": (
+        forge(metadata_offset=(1 << 64) - 1),
+        "FormatError",
+        None,
+        24,
+        "2 bytes from 18446744073709551615",
+    ),
+    "metadata past the end": (
+        forge(metadata_size=1 << 20, tensor_index_offset=1 << 21, data_offset=1 << 21),
+        "TruncatedError",
+        None,
+        132,
+        "the metadata needs it to reach byte 1048640",
+    ),
     "no metadata": (forge(metadata_size=0), "FormatError", None, 20, "metadata_size is 0"),
     "too much metadata": (forge(metadata_size=(64 << 20) + 1), "FormatError", None, 20, "64 MiB"),
     "index inside the metadata": (forge(tensor_index_offset=65), "FormatError", None, 24, "before the end"),
+    "index past the end": (
+        forge(tensor_index_offset=HUGE, data_offset=HUGE),
+        "TruncatedError",
+        None,
+        132,
+        "the tensor index",
+    ),
     "data before the index": (forge(data_offset=64), "FormatError", None, 32, "before the tensor index"),
     "data misaligned": (forge(data_offset=129), "FormatError", None, 32, "no multiple of 64"),
     "data beyond any file": (forge(data_offset=HUGE), "TruncatedError", None, 132, "the tensor index"),
     "more tensors than bytes": (forge(tensor_count=1 << 31), "FormatError", None, 8, "tensor_count 2147"),
+    "one tensor more than entries": (
+        forge(Entry(), tensor_count=2),
+        "FormatError",
+        None,
+        157,
+        "entry 1 at byte 157: the name is empty",
+    ),
+    "one tensor less than entries": (
+        forge(Entry(b"a"), Entry(b"b"), tensor_count=1),
+        "FormatError",
+        None,
+        260,
+        "64 bytes after the footer",
+    ),
     "metadata an array": (forge(metadata=b"[1]"), "FormatError", None, 64, "not a JSON object"),
+    "metadata a null": (forge(metadata=b"null"), "FormatError", None, 64, "not a JSON object"),
+    "metadata blank": (forge(metadata=b"  "), "FormatError", None, 65, "EOF"),
+    "metadata after a byte order mark": (
+        forge(metadata=b"\xef\xbb\xbf{}"),
+        "FormatError",
+        None,
+        64,
+        "not a JSON object",
+    ),
+    "metadata two objects": (forge(metadata=b"{}{}"), "FormatError", None, 66, "trailing"),
+    "metadata and a NUL": (forge(metadata=b"{}\0"), "FormatError", None, 66, "trailing"),
+    "metadata key no string": (forge(metadata=b"{1:2}"), "FormatError", None, 65, "key must be a string"),
     "metadata cut off": (forge(metadata=b'{"a":'), "FormatError", None, 68, "EOF"),
     "metadata NaN": (forge(metadata=b'{"a":NaN}'), "FormatError", None, 69, "expected value"),
+    "metadata Infinity": (forge(metadata=b'{"a":-Infinity}'), "FormatError", None, 70, "invalid number"),
+    "metadata number too large": (forge(metadata=b'{"a":1e999}'), "FormatError", None, 73, "out of range"),
+    "metadata number with a zero before": (
+        forge(metadata=b'{"a":01}'),
+        "FormatError",
+        None,
+        70,
+        "invalid number",
+    ),
+    "metadata lone surrogate": (
+        forge(metadata=b'{"a":"\\ud800"}'),
+        "FormatError",
+        None,
+        76,
+        "hex escape",
+    ),
+    "metadata line break in a string": (
+        forge(metadata=b'{"a":"\n"}'),
+        "FormatError",
+        None,
+        71,
+        "control character",
+    ),
     "metadata not UTF-8": (forge(metadata=b'{"\xff":1}'), "FormatError", None, 66, "not UTF-8"),
     "metadata nested too deep": (
         forge(metadata=b'{"a":' + b"[" * 64 + b"]" * 64 + b"}"),
@@ -81,10 +159,33 @@ CASES = {
         133,
         "nested deeper than 64",
     ),
+    "metadata with too many values": (
+        forge(metadata=b'{"a":[' + b"0," * 1_999_998 + b"0]}"),
+        "FormatError",
+        None,
+        4_000_065,
+        "more than 2000000 values",
+    ),
     "unsorted": (forge(Entry(b"b"), Entry(b"a")), "FormatError", "a", 157, "comes after \"b\""),
+    "unsorted, one the start of the other": (
+        forge(Entry(b"aa"), Entry(b"a")),
+        "FormatError",
+        "a",
+        158,
+        "comes after \"aa\"",
+    ),
+    "sorted as UTF-16": (
+        forge(Entry("\U0001f600".encode()), Entry("\uff21".encode())),
+        "FormatError",
+        "\uff21",
+        160,
+        "comes after",
+    ),
     "duplicate": (forge(Entry(b"a"), Entry(b"a")), "FormatError", "a", 157, "repeats \"a\""),
     "empty name": (forge(Entry(b"")), "FormatError", None, 128, "the name is empty"),
     "name not UTF-8": (forge(Entry(b"\xff")), "FormatError", None, 128, "not UTF-8"),
+    "name overlong UTF-8": (forge(Entry(b"\xc0\x80")), "FormatError", None, 128, "not UTF-8"),
+    "name a surrogate": (forge(Entry(b"\xed\xa0\x80")), "FormatError", None, 128, "not UTF-8"),
     "name with a NUL": (forge(Entry(b"a\0b")), "FormatError", None, 128, "NUL"),
     "name too long": (forge(Entry(b"a" * 257)), "FormatError", None, 128, "longer than 256"),
     "name runs out of the index": (
@@ -95,13 +196,81 @@ CASES = {
         "does not fit before byte 192",
     ),
     "unknown dtype": (forge(Entry(dtype=29)), "FormatError", "a", 131, "unknown dtype id 29"),
+    "dtype of GGML": (forge(Entry(dtype=10)), "FormatError", "a", 131, "unknown dtype id 10"),
+    "dtype 255": (forge(Entry(dtype=255)), "FormatError", "a", 131, "unknown dtype id 255"),
+    "name for a terminal": (
+        forge(Entry(b"a\n\x1b[31m", dtype=77)),
+        "FormatError",
+        "a\n\x1b[31m",
+        137,
+        "\"a\\n\\u{1b}[31m\"",
+    ),
     "nine dims": (forge(Entry(dims=(1,) * 9)), "FormatError", "a", 132, "9 dimensions"),
+    "more dims than there are": (
+        forge(Entry(ndim=8)),
+        "FormatError",
+        None,
+        128,
+        "does not fit before byte 192",
+    ),
     "dims overflow": (forge(Entry(dims=(HUGE, 8), size=0)), "FormatError", "a", 133, "out of range"),
+    "dims overflow beside a zero": (
+        forge(Entry(dims=(0, HUGE), size=0)),
+        "FormatError",
+        "a",
+        133,
+        "out of range",
+    ),
+    "dims beyond memory": (forge(Entry(dims=(1 << 60,), size=0)), "FormatError", "a", 133, "out of range"),
     "size against dims": (forge(Entry(size=20)), "FormatError", "a", 149, "takes 16 bytes"),
+    "size one byte less": (forge(Entry(size=15)), "FormatError", "a", 149, "takes 16 bytes"),
+    "size largest": (forge(Entry(size=(1 << 64) - 1)), "FormatError", "a", 149, "takes 16 bytes"),
+    "q4 without its last block": (
+        forge(Entry(dtype=128, dims=(33,), size=18)),
+        "FormatError",
+        "a",
+        149,
+        "q4 [33] takes 36 bytes",
+    ),
+    "q8 without its scale": (
+        forge(Entry(dtype=129, dims=(33,), size=33)),
+        "FormatError",
+        "a",
+        149,
+        "q8 [33] takes 37 bytes",
+    ),
+    "q4_k neither padded nor flat": (
+        forge(Entry(dtype=12, dims=(2, 300), size=144 * 5)),
+        "FormatError",
+        "a",
+        157,
+        "q4_k [2, 300] takes 576 bytes",
+    ),
+    "q6_k padded at rank 3": (
+        forge(Entry(dtype=14, dims=(3, 2, 300), size=210 * 12)),
+        "FormatError",
+        "a",
+        165,
+        "takes 1680 bytes",
+    ),
     "empty under a shape": (forge(Entry(size=0)), "FormatError", "a", 149, "takes 16 bytes"),
+    "empty embedding": (
+        forge(Entry(b"model.embed_tokens.weight", size=0)),
+        "FormatError",
+        "model.embed_tokens.weight",
+        173,
+        "takes 16 bytes",
+    ),
     "misaligned": (forge(Entry(offset=32)), "FormatError", "a", 141, "no multiple of 64"),
     "offset overflow": (forge(Entry(offset=(1 << 64) - 64)), "FormatError", "a", 141, "out of range"),
     "past the end": (forge(Entry(offset=1 << 30)), "TruncatedError", "a", 196, "tensor \"a\""),
+    "padding of the last tensor missing": (
+        forge(Entry(), body=bytes(16)),
+        "TruncatedError",
+        "a",
+        212,
+        "padded to 64",
+    ),
     "overlap": (
         forge(Entry(b"a", dims=(20,)), Entry(b"b", offset=64)),
         "FormatError",
@@ -109,9 +278,41 @@ CASES = {
         256,
         "overlaps tensor \"a\"",
     ),
+    "the same place": (
+        forge(Entry(b"a"), Entry(b"b", offset=0)),
+        "FormatError",
+        "b",
+        192,
+        "overlaps tensor \"a\"",
+    ),
     "bytes after the footer": (GOOD + b"x", "FormatError", None, len(GOOD), "1 bytes after the footer"),
     "half a footer": (GOOD[:-2], "TruncatedError", None, len(GOOD) - 2, "the footer"),
+    "64 bytes after the footer": (
+        GOOD + bytes(64),
+        "FormatError",
+        None,
+        len(GOOD),
+        "64 bytes after the footer",
+    ),
 }  # fmt: skip
+
+
+def test_the_documentation_lists_every_lie(tmp_path):
+    """docs/hostile-input.md holds the table that follows from the cases above."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for case, (content, kind, _, offset, _) in CASES.items():
+        path = tmp_path / "bad.apr"
+        path.write_bytes(content)
+        part = apr.verify(path).checks[-1].name
+        rows.setdefault((part, kind), []).append(f"{case} ({offset})")
+    parts = ["magic", "header", "metadata", "tensor index", "tensor data", "footer"]
+    lines = [
+        f"| {part} | `{kind}` | {'; '.join(lies)} |"
+        for (part, kind), lies in sorted(rows.items(), key=lambda row: parts.index(row[0][0]))
+    ]
+    text = (Path(__file__).parents[2] / "docs" / "hostile-input.md").read_text()
+    found = [line for line in text.splitlines() if line.startswith(tuple(f"| {part} |" for part in parts))]
+    assert found == lines, "\n" + "\n".join(lines)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -218,6 +419,91 @@ def test_an_empty_head_without_its_embedding_is_found(tmp_path):
     with apr.load(path) as file, pytest.raises(apr.FormatError, match=r"model\.embed_tokens\.weight"):
         file["lm_head.weight"]
     assert not apr.verify(path).ok
+
+
+HEAD, EMBEDDING = b"lm_head.weight", b"model.embed_tokens.weight"
+
+# What a reader must take, odd as it looks: (bytes, names in index order)
+LEGAL = {
+    "a higher minor version": (forge(Entry(), version=(2, 255)), ["a"]),
+    "unknown flags": (forge(Entry(), flags=0xF000), ["a"]),
+    "no row-major flag": (forge(Entry(), flags=0), ["a"]),
+    "LZ4 flag over plain data": (forge(Entry(), flags=1), ["a"]),
+    "zstd flag over plain data": (forge(Entry(), flags=2), ["a"]),
+    "reserved bytes": (forge(Entry(), reserved=b"\xff" * 20), ["a"]),
+    "no tensors": (forge(), []),
+    "no footer": (GOOD[:-4], ["a", "b"]),
+    "white space around the metadata": (forge(Entry(), metadata=b" \r\n\t{} "), ["a"]),
+    "metadata nested 64 deep": (forge(metadata=b'{"a":' + b"[" * 63 + b"]" * 63 + b"}"), []),
+    "a name of 256 bytes": (forge(Entry(b"n" * 256)), ["n" * 256]),
+    "a name for a terminal": (forge(Entry(b"a\n\x1b[31m")), ["a\n\x1b[31m"]),
+    "eight dims": (forge(Entry(dims=(1,) * 8)), ["a"]),
+    "a scalar": (forge(Entry(dims=())), ["a"]),
+    "no values": (forge(Entry(dims=(0, 5))), ["a"]),
+    "the old id of bf16": (forge(Entry(dtype=2, size=8)), ["a"]),
+    "the old id of q4": (forge(Entry(dtype=8, size=18)), ["a"]),
+    "the old id of q8": (forge(Entry(dtype=9, size=8)), ["a"]),
+    "q4_k flat": (forge(Entry(dtype=12, dims=(2, 300), size=144 * 3)), ["a"]),
+    "q4_k padded": (forge(Entry(dtype=12, dims=(2, 300), size=144 * 4)), ["a"]),
+    "a gap before the data": (forge(Entry(offset=64)), ["a"]),
+    "a gap between tensors": (forge(Entry(b"a"), Entry(b"b", offset=192)), ["a", "b"]),
+    "data in another order": (
+        forge(Entry(b"a", offset=64), Entry(b"b", offset=0), body=bytes(128)),
+        ["a", "b"],
+    ),
+    "an empty tensor inside another": (
+        forge(Entry(b"a", dims=(64,)), Entry(b"b", dims=(0,), offset=64)),
+        ["a", "b"],
+    ),
+    "padding that is not zero": (forge(Entry(), body=b"\xff" * 64), ["a"]),
+    "a gap between metadata and index": (
+        forge(Entry(), metadata=b"{}" + b" " * 200, metadata_size=2),
+        ["a"],
+    ),
+    "a tied head": (
+        forge(Entry(HEAD, size=0), Entry(EMBEDDING)),
+        ["lm_head.weight", "model.embed_tokens.weight"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LEGAL)
+def test_what_only_looks_odd_is_read_whole(case, tmp_path):
+    content, names = LEGAL[case]
+    path = tmp_path / "odd.apr"
+    path.write_bytes(content)
+    with apr.load(path, verify="full") as file:
+        assert list(file) == names
+        for name in names:
+            assert tuple(file[name].shape) == file.info(name).shape
+    assert apr.verify(path).ok
+
+
+@pytest.mark.parametrize("command", ["inspect", "tensors", "verify"])
+def test_a_name_cannot_act_on_the_terminal(command, tmp_path, capsys):
+    path = tmp_path / "odd.apr"
+    path.write_bytes(forge(Entry(b"a\x1b[31m\nb"), metadata=b'{"architecture":"\\u001b[31m"}'))
+    assert main([command, str(path)]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 2), (4, 1)])
+def test_a_head_is_tied_to_an_embedding_of_its_own_shape_alone(shape, tmp_path):
+    path = tmp_path / "tied.apr"
+    path.write_bytes(forge(Entry(HEAD, dims=(2, 2), size=0), Entry(EMBEDDING, dims=shape)))
+    file = apr.load(path)
+    fits = shape == (2, 2)
+    assert apr.verify(path).ok == fits
+    if fits:
+        assert file["lm_head.weight"].data_ptr() == file["model.embed_tokens.weight"].data_ptr()
+        return
+    for access in (file.__getitem__, file.numpy, file.slice):
+        with pytest.raises(apr.FormatError) as caught:
+            access("lm_head.weight")
+        assert (caught.value.tensor, caught.value.offset) == (
+            "lm_head.weight",
+            file.info("lm_head.weight").offset,
+        )
 
 
 def test_what_only_looks_odd_is_read_and_shown(tmp_path):
