@@ -374,19 +374,12 @@ def test_a_file_cut_off_anywhere_is_truncated(tmp_path):
     assert apr.load(path).footer is None
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "aprender-0.72/v1_linear_none.apr",
-        *(f"aprender-0.2x/json_{v}_{c}.apr" for v in ("0.22.0", "0.24.1") for c in ("none", "lz4", "zstd")),
-    ],
-)
-def test_honest_files_of_kinds_that_are_not_read_are_named(name, capsys):
-    says = "APR v1" if "v1" in name else "JSON container"
-    with pytest.raises(apr.UnsupportedError, match=says):
-        apr.load(DATA / name)
-    assert main(["inspect", str(DATA / name)]) == 4
-    assert says in capsys.readouterr().err
+def test_an_honest_file_of_a_kind_that_is_not_read_is_named(capsys):
+    path = DATA / "aprender-0.72" / "v1_linear_none.apr"
+    with pytest.raises(apr.UnsupportedError, match="APR v1"):
+        apr.load(path)
+    assert main(["inspect", str(path)]) == 4
+    assert "APR v1" in capsys.readouterr().err
 
 
 def test_a_wrong_footer_opens_and_is_found(tmp_path, capsys):

@@ -64,7 +64,8 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["files"]:
         rows.append(("files", f"{len(found['files'])}, their footers {footer}"))
     else:
-        rows.append(("header", f"CRC32 {found['header_checksum']}, right"))
+        header = found["header_checksum"]
+        rows.append(("header", f"CRC32 {header}, right" if header else "no checksum of its own"))
         none = "none: the file's bytes cannot be verified"
         rows.append(("footer", f"CRC32 {stored}, {footer}" if stored else none))
     if found["reserved"]:

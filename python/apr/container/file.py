@@ -51,7 +51,11 @@ class Flags(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The 64 bytes at the start, field by field. Offsets and sizes in bytes."""
+    """The 64 bytes at the start, field by field. Offsets and sizes in bytes.
+
+    The JSON container `APR1` has no such header: what of it stands elsewhere in the file is given, and flags,
+    checksum and reserved bytes are zero.
+    """
 
     magic: bytes
     version: tuple[int, int]
@@ -67,7 +71,10 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What the index says of a tensor. `dtype` as in the format's table, `offset` from the file's start."""
+    """What the index says of a tensor. `dtype` as in the format's table, `offset` from the file's start.
+
+    In a file that is compressed as a whole, `offset` counts in what it unpacks to.
+    """
 
     name: str
     dtype: str
@@ -109,7 +116,8 @@ class AprFile(Mapping[str, "torch.Tensor"]):
     """Names to tensors, in index order. Made by `apr.load`.
 
     A tensor lies in the mapped pages and keeps them alive on its own; writing to it never changes the
-    file. A quantised tensor is dequantised to float32 each time it is asked for.
+    file. A quantised tensor is dequantised to float32 each time it is asked for, and one that an old form
+    of the file keeps at a place where its values cannot stand is copied.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -134,7 +142,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         return self._made(name) if capsule is None else self._from_dlpack(capsule)
 
     def _made(self, name: str) -> torch.Tensor:
-        """A tensor that is not on the pages: an empty one, a tied head, dequantised values."""
+        """A tensor that is not on the pages as it is: empty, tied, quantised, at an unaligned place."""
         import torch
 
         from apr.container.torch_dtypes import TORCH, empty
@@ -145,6 +153,8 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         values = empty(stored.shape, TORCH.get(stored.dtype, torch.float32))
         if stored.dtype not in TORCH:
             self._container.dequantise(name, 0, values.view(-1).numpy().data)
+        else:
+            self._container.read([(stored.offset, values.view(-1).view(torch.uint8).numpy().data)])
         return values
 
     def __iter__(self) -> Iterator[str]:
@@ -177,11 +187,14 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         from apr.container.dtypes import NUMPY
 
         stored = self._stored(name)
-        if stored.dtype in NUMPY:
-            pages = memoryview(self._pages)
-            return np.ndarray(stored.shape, NUMPY[stored.dtype], pages, stored.offset)
-        values = np.empty(stored.shape, np.float32)
-        self._container.dequantise(stored.name, 0, values.reshape(-1).data)
+        plain = NUMPY.get(stored.dtype)
+        if plain is not None and stored.offset % plain.itemsize == 0:
+            return np.ndarray(stored.shape, plain, memoryview(self._pages), stored.offset)
+        values = np.empty(stored.shape, plain or np.float32)
+        if plain is None:
+            self._container.dequantise(stored.name, 0, values.reshape(-1).data)
+        else:
+            self._container.read([(stored.offset, values.reshape(-1).view(np.uint8).data)])
         return values
 
     def raw(self, name: str) -> memoryview:
@@ -249,6 +262,11 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         import json
 
         return Metadata(json.loads(self._container.metadata))
+
+    @property
+    def form(self) -> str:
+        """Which form of the format it is, in words such as "APR v2" or "APR1 JSON"."""
+        return self._container.form
 
     @property
     def nbytes(self) -> int:

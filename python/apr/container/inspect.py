@@ -26,12 +26,12 @@ def inspect(path: str | PathLike[str], *, verify: Literal["structure", "full"] =
         verify: "full" reads every byte and decides `checksum_valid`; "structure" leaves it None.
 
     Returns:
-        As JSON would hold it: file, files (their paths for several, else None), valid, format, version, kind
-        ("model", "checkpoint" or "shard"), tensor_count, size_bytes, checksum_valid (None where there is no
-        footer, or it was not checked), header_checksum, footer_checksum (both None for several files),
-        architecture, num_layers, num_heads, num_kv_heads, hidden_size, vocab_size (each None where the
-        metadata do not say), param_count, dtypes (dtype: tensors), flags (name: set), unknown_flags (bits),
-        reserved (hex, None if zero), metadata.
+        As JSON would hold it: file, files (their paths for several, else None), valid, format (the form, in
+        words), version, kind ("model", "checkpoint" or "shard"), tensor_count, size_bytes, checksum_valid
+        (None where there is no footer, or it was not checked), header_checksum (None where the form has
+        none), footer_checksum (both None for several files), architecture, num_layers, num_heads,
+        num_kv_heads, hidden_size, vocab_size (each None where the metadata do not say), param_count, dtypes
+        (dtype: tensors), flags (name: set), unknown_flags (bits), reserved (hex, None if zero), metadata.
 
     Raises:
         AprError: the file does not open; with path, tensor and byte.
@@ -41,6 +41,7 @@ def inspect(path: str | PathLike[str], *, verify: Literal["structure", "full"] =
         header, metadata, footer, nbytes = file.header, file.metadata, file.footer, file.nbytes
         checks = file.verify().checks if verify == "full" else ()
         infos = [file.info(name) for name in file]
+        form = file.form
         files = [part.path for part in file.files] if isinstance(file, ShardedFile) else None
     footers = [check.passed for check in checks if check.name == "footer"]
     named = {flag.value for flag in Flags}
@@ -48,13 +49,13 @@ def inspect(path: str | PathLike[str], *, verify: Literal["structure", "full"] =
         "file": os.fspath(path),
         "files": files,
         "valid": all(check.passed is not False for check in checks),
-        "format": "APR v2",
+        "format": form,
         "version": ".".join(map(str, header.version)),
         "kind": _kind(header.flags & ~Flags.SHARDED if files else header.flags, infos),
         "tensor_count": len(infos),
         "size_bytes": nbytes,
         "checksum_valid": False if False in footers else None if None in footers or not footers else True,
-        "header_checksum": None if files else f"{header.checksum:#010x}",
+        "header_checksum": f"{header.checksum:#010x}" if header.checksum and not files else None,
         "footer_checksum": None if footer is None else f"{footer:#010x}",
         "architecture": _architecture(metadata),
         **{key: next(iter(spellings(metadata, key).values()), None) for key in _FACTS},

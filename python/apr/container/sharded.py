@@ -158,6 +158,11 @@ class ShardedFile(AprFile):
         return Metadata({key: value for key, value in self.files[0].metadata.items() if key != SHARDING})
 
     @property
+    def form(self) -> str:
+        """Which form of the format the first file is, in words."""
+        return self.files[0].form
+
+    @property
     def nbytes(self) -> int:
         """Length of all files together."""
         return sum(file.nbytes for file in self.files)

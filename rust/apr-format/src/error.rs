@@ -22,12 +22,14 @@ pub enum Kind {
     Io,
 }
 
-/// Which part of a file an error is about, in the order in which a reader meets them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// Which part of a file an error is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// The first bytes: what the file is.
     Magic,
-    /// The 64 bytes of the header.
+    /// What is compressed as a whole.
+    Packing,
+    /// The fixed bytes at the start.
     Header,
     /// The JSON metadata.
     Metadata,
@@ -40,15 +42,12 @@ pub enum Part {
 }
 
 impl Part {
-    /// All parts, in file order.
-    pub const ALL: [Self; 6] =
-        [Self::Magic, Self::Header, Self::Metadata, Self::Index, Self::Data, Self::Footer];
-
     /// The name under which a report lists it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Magic => "magic",
+            Self::Packing => "packing",
             Self::Header => "header",
             Self::Metadata => "metadata",
             Self::Index => "tensor index",
@@ -85,6 +84,14 @@ pub enum Error {
     UnsupportedVariant {
         /// Which kind.
         what: String,
+    },
+    /// A kind of `.apr` file that is read, but that is not what was asked for.
+    #[error(
+        "{what} can only be read: apr.save(dict(f), 'OUT.apr', f.metadata) of f = apr.load(FILE) makes a current file"
+    )]
+    ReadOnlyForm {
+        /// Which kind.
+        what: &'static str,
     },
     /// The file ends within a part of it.
     #[error(
@@ -164,6 +171,29 @@ pub enum Error {
         what: String,
     },
 
+    /// The tensor index in JSON is not what it should be.
+    #[error("tensor index at byte {offset}: {what}")]
+    JsonIndex {
+        /// The tensor, where it is about one.
+        tensor: Option<String>,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// Compressed bytes that do not decompress to what was declared.
+    #[error("{codec} data at byte {offset}: {what}")]
+    Packed {
+        /// How it is compressed.
+        codec: &'static str,
+        /// Where the compressed bytes start.
+        offset: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// An error within what a compressed file unpacks to; its offsets count there.
+    #[error("{0} (bytes counted in the unpacked contents)")]
+    Unpacked(Box<Error>),
     /// An entry of the tensor index runs out of the index.
     #[error(
         "tensor index entry {entry} at byte {offset} does not fit before byte {limit}, where the index ends"
@@ -332,11 +362,13 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
+            Self::Unpacked(inner) => inner.kind(),
             Self::Io(_) => Kind::Io,
             Self::Truncated { .. } | Self::CutShort { .. } => Kind::Truncated,
             Self::HeaderChecksum { .. } | Self::FooterChecksum { .. } => Kind::Checksum,
             Self::Foreign { .. }
             | Self::UnsupportedVariant { .. }
+            | Self::ReadOnlyForm { .. }
             | Self::Version { .. }
             | Self::UnsupportedFlag { .. } => Kind::Unsupported,
             Self::Unwritable { .. } => Kind::Invalid,
@@ -357,7 +389,10 @@ impl Error {
             | Self::OffsetOverflow { tensor, .. }
             | Self::Overlap { tensor, .. }
             | Self::TiedToNothing { tensor, .. } => Some(tensor),
-            Self::Truncated { tensor, .. } | Self::Unwritable { tensor, .. } => tensor.as_deref(),
+            Self::Truncated { tensor, .. }
+            | Self::Unwritable { tensor, .. }
+            | Self::JsonIndex { tensor, .. } => tensor.as_deref(),
+            Self::Unpacked(inner) => inner.tensor(),
             _ => None,
         }
     }
@@ -367,13 +402,19 @@ impl Error {
     pub fn offset(&self) -> Option<u64> {
         match self {
             Self::Io(_) | Self::Unwritable { .. } => None,
-            Self::Foreign { .. } | Self::UnknownMagic { .. } | Self::UnsupportedVariant { .. } => Some(0),
+            Self::Unpacked(inner) => inner.offset(),
+            Self::Foreign { .. }
+            | Self::UnknownMagic { .. }
+            | Self::UnsupportedVariant { .. }
+            | Self::ReadOnlyForm { .. } => Some(0),
             Self::Truncated { have, .. } | Self::CutShort { have, .. } => Some(*have),
             Self::HeaderChecksum { .. } => Some(40),
             Self::Version { .. } => Some(4),
             Self::ForbiddenFlag { .. } | Self::UnsupportedFlag { .. } => Some(6),
             Self::HeaderField { offset, .. }
             | Self::Metadata { offset, .. }
+            | Self::JsonIndex { offset, .. }
+            | Self::Packed { offset, .. }
             | Self::EntryTooLong { offset, .. }
             | Self::Name { offset, .. }
             | Self::Unsorted { offset, .. }
@@ -395,7 +436,11 @@ impl Error {
     pub fn part(&self) -> Option<Part> {
         Some(match self {
             Self::Io(_) | Self::Unwritable { .. } => return None,
-            Self::Foreign { .. } | Self::UnknownMagic { .. } | Self::UnsupportedVariant { .. } => Part::Magic,
+            Self::Unpacked(inner) => return inner.part(),
+            Self::Foreign { .. }
+            | Self::UnknownMagic { .. }
+            | Self::UnsupportedVariant { .. }
+            | Self::ReadOnlyForm { .. } => Part::Magic,
             Self::Truncated { part, .. } => *part,
             Self::HeaderChecksum { .. }
             | Self::Version { .. }
@@ -403,7 +448,8 @@ impl Error {
             | Self::UnsupportedFlag { .. }
             | Self::HeaderField { .. } => Part::Header,
             Self::Metadata { .. } => Part::Metadata,
-            Self::EntryTooLong { .. }
+            Self::JsonIndex { .. }
+            | Self::EntryTooLong { .. }
             | Self::Name { .. }
             | Self::Unsorted { .. }
             | Self::UnknownDtype { .. }
@@ -412,6 +458,7 @@ impl Error {
             | Self::SizeMismatch { .. }
             | Self::Misaligned { .. }
             | Self::OffsetOverflow { .. } => Part::Index,
+            Self::Packed { .. } => Part::Packing,
             Self::CutShort { .. } | Self::Overlap { .. } | Self::TiedToNothing { .. } => Part::Data,
             Self::TrailingBytes { .. } | Self::FooterChecksum { .. } => Part::Footer,
         })

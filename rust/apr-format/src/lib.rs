@@ -2,6 +2,8 @@
 #![deny(unsafe_code)]
 
 pub mod atomic;
+pub mod codec;
+pub mod container;
 pub mod crc;
 pub mod dtype;
 pub mod error;
@@ -12,5 +14,6 @@ pub mod shards;
 pub mod sniff;
 pub mod source;
 pub mod v2;
+pub mod variants;
 
 pub use error::{Error, Kind, Result};

@@ -3,6 +3,7 @@
 use crate::{
     error::{Error, Part, Result},
     v2::header,
+    variants::wrapper::Wrapper,
 };
 
 /// How many bytes are looked at.
@@ -11,43 +12,63 @@ pub const PREFIX: usize = 64;
 /// Largest header of a safetensors file.
 const SAFETENSORS_MAX: u64 = 100_000_000;
 
-/// The header of a v2 file, or what the file is instead.
+/// What an `.apr` file is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// v2 under any of its magics; the header, whose checksum holds.
+    V2(header::Header),
+    /// The JSON container `APR1`.
+    Json,
+    /// `APR1` in a wrapper.
+    Wrapped(Wrapper),
+}
+
+/// What a file is, if it is an `.apr` file that is read.
 ///
 /// `prefix` holds the first 64 bytes, or all of a shorter file; `size` is the file's length.
 ///
 /// # Errors
 /// What the file looks like and what to do with it; a damaged or cut-off header.
-pub fn v2_header(prefix: &[u8], size: u64) -> Result<header::Header> {
+pub fn kind(prefix: &[u8], size: u64) -> Result<Kind> {
     let magic: Option<[u8; 4]> = prefix.first_chunk().copied();
     match magic.as_ref() {
-        Some(b"APR\0" | b"APR2") => {
-            let bytes = whole_header(prefix, size);
-            if let Ok(bytes) = bytes
-                && header::checksum_holds(bytes)
-            {
-                return Ok(header::Header::parse(bytes));
-            }
-            if is_wrapped_json(prefix) {
-                return Err(variant("the compressed JSON container of December 2025 (APR1 in a wrapper)"));
-            }
-            Err(damaged(bytes?))
-        }
+        Some(b"APR\0" | b"APR2") => match (whole_header(prefix, size), Wrapper::parse(prefix)) {
+            (Ok(bytes), _) if header::checksum_holds(bytes) => Ok(Kind::V2(header::Header::parse(bytes))),
+            (_, Some(wrapper)) => Ok(Kind::Wrapped(wrapper)),
+            (bytes, None) => Err(damaged(bytes?)),
+        },
         Some(b"APRN") if prefix.get(4..6) == Some(&[2, 0]) => {
             let bytes = whole_header(prefix, size)?;
             if header::checksum_holds(bytes) {
-                return Ok(header::Header::parse(bytes));
+                return Ok(Kind::V2(header::Header::parse(bytes)));
             }
             Err(damaged(bytes))
         }
         Some(b"APRN") => Err(variant("APR v1 (magic APRN)")),
-        Some(b"APR1") if prefix.get(8) == Some(&b'{') => {
-            Err(variant("the JSON container of December 2025 (magic APR1)"))
-        }
+        Some(b"APR1") if prefix.get(8) == Some(&b'{') => Ok(Kind::Json),
         Some(b"APR1") if prefix.get(4..6) == Some(&[1, 0]) => {
             Err(variant("whisper's container (magic APR1, 48-byte header)"))
         }
+        Some(b"APR1") if size <= 8 => Err(Error::Truncated {
+            part: Part::Header,
+            what: "the header".into(),
+            tensor: None,
+            need: 9,
+            have: size,
+        }),
         Some(b"APR1") => Err(variant("a container of unknown layout (magic APR1)")),
         _ => Err(foreign(prefix, size)),
+    }
+}
+
+/// The header of a v2 file, or what the file is instead.
+///
+/// # Errors
+/// As [`kind`]; [`Error::ReadOnlyForm`] for the older forms.
+pub fn v2_header(prefix: &[u8], size: u64) -> Result<header::Header> {
+    match kind(prefix, size)? {
+        Kind::V2(header) => Ok(header),
+        Kind::Json | Kind::Wrapped(_) => Err(Error::ReadOnlyForm { what: "the JSON container APR1" }),
     }
 }
 
@@ -67,17 +88,6 @@ fn damaged(bytes: &[u8; PREFIX]) -> Error {
 
 fn variant(what: &str) -> Error {
     Error::UnsupportedVariant { what: what.into() }
-}
-
-/// A whole APR1 file in a wrapper: plain, as an LZ4 block that repeats the size before it, or a zstd frame.
-fn is_wrapped_json(prefix: &[u8]) -> bool {
-    let (size, body) = (prefix.get(5..9), prefix.get(9..13));
-    match prefix.get(4) {
-        Some(0) => body == Some(b"APR1"),
-        Some(1) => size.is_some() && size == body,
-        Some(2) => body == Some(ZSTD),
-        _ => false,
-    }
 }
 
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];

@@ -47,6 +47,16 @@ impl Source for [u8] {
     }
 }
 
+impl<S: Source + ?Sized> Source for &S {
+    fn size(&self) -> io::Result<u64> {
+        (**self).size()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        (**self).read_at(offset, buffer)
+    }
+}
+
 /// Fill each buffer from its offset on, in parallel. The caller has checked the ranges against the source's
 /// size.
 ///

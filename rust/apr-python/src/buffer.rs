@@ -22,23 +22,32 @@ use crate::errors::raise;
 /// A file's pages as a writable buffer; what is written to them stays in this process.
 ///
 /// Every view of it and every tensor on it keeps the mapping alive. Each time pages are handed out the
-/// file's length is asked for anew: one that was cut short since is an error, not a SIGBUS.
+/// file's length is asked for anew: one that was cut short since is an error, not a SIGBUS. Pages of what
+/// was unpacked into memory have no file.
 #[pyclass(frozen, module = "apr._core")]
 pub(crate) struct Mapping {
     pages: Arc<Pages>,
-    file: File,
+    file: Option<File>,
     path: PathBuf,
 }
 
 impl Mapping {
-    pub(crate) fn new(pages: Pages, file: File, path: PathBuf) -> Self {
-        Self { pages: Arc::new(pages), file, path }
+    pub(crate) fn of_file(pages: Pages, file: File, path: PathBuf) -> Self {
+        Self { pages: Arc::new(pages), file: Some(file), path }
+    }
+
+    pub(crate) fn of_memory(pages: Arc<Pages>, path: PathBuf) -> Self {
+        Self { pages, file: None, path }
     }
 
     /// A tensor on the pages as a `DLPack` capsule: torch makes a tensor of it in a fifth of the time that
-    /// `torch.frombuffer` and `view` take. None where no plain values are on the pages.
+    /// `torch.frombuffer` and `view` take. None where no plain values are on the pages, or at a place where
+    /// values of their size cannot stand.
     pub(crate) fn dlpack(&self, py: Python<'_>, tensor: &Tensor) -> PyResult<Option<Py<PyAny>>> {
-        let Some(element) = element(tensor.dtype).filter(|_| tensor.nbytes > 0) else { return Ok(None) };
+        let aligned = tensor.dtype.itemsize().is_some_and(|size| tensor.offset.is_multiple_of(size));
+        let Some(element) = element(tensor.dtype).filter(|_| aligned && tensor.nbytes > 0) else {
+            return Ok(None);
+        };
         self.check_length(py)?;
         let start = usize::try_from(tensor.offset)?;
         let end = usize::try_from(tensor.offset.saturating_add(tensor.nbytes))?;
@@ -50,8 +59,9 @@ impl Mapping {
     }
 
     fn check_length(&self, py: Python<'_>) -> PyResult<()> {
+        let Some(file) = &self.file else { return Ok(()) };
         let need = self.pages.len() as u64;
-        let have = self.file.metadata().map_err(|error| raise(py, &error.into(), &self.path))?.len();
+        let have = file.metadata().map_err(|error| raise(py, &error.into(), &self.path))?.len();
         if have < need {
             return Err(raise(py, &Error::CutShort { need, have }, &self.path));
         }

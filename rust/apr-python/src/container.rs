@@ -5,12 +5,13 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use apr_format::{
     Error,
     atomic::AtomicFile,
+    container::{self, Image},
     dtype::Dtype,
     file,
     mapping::Mapping as Pages,
@@ -21,7 +22,7 @@ use apr_format::{
         layout::{Layout, Spec},
         read::{self, Contents},
         stream::Stream,
-        verify::{self, Findings},
+        verify::Findings,
         write,
     },
 };
@@ -37,30 +38,31 @@ use crate::{
     errors::{os_error, raise},
 };
 
-/// An open v2 file: what its header, metadata and index say, and the file to read from.
+/// An open file of any form: what its header, metadata and index say, and where to read from.
 #[pyclass(frozen, module = "apr._core")]
 struct Container {
     path: PathBuf,
-    file: File,
-    contents: Contents,
+    opened: container::Container<File>,
 }
 
 #[pymethods]
 impl Container {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        py.detach(|| {
-            let file = file::open(&path)?;
-            let contents = read::open(&file)?;
-            Ok((file, contents))
-        })
-        .map_err(|error| raise(py, &error, &path))
-        .map(|(file, contents)| Self { path, file, contents })
+        py.detach(|| container::Container::open(file::open(&path)?))
+            .map_err(|error| raise(py, &error, &path))
+            .map(|opened| Self { path, opened })
+    }
+
+    /// Which form of the format it is, in words.
+    #[getter]
+    fn form(&self) -> &'static str {
+        self.opened.form_name()
     }
 
     /// The header's fields in file order, the version as a pair.
     fn header<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        let header = &self.contents.header;
+        let header = &self.contents().header;
         (
             PyBytes::new(py, &header.magic),
             header.version,
@@ -79,29 +81,29 @@ impl Container {
     /// The metadata's JSON text.
     #[getter]
     fn metadata(&self) -> &str {
-        &self.contents.metadata
+        &self.contents().metadata
     }
 
     /// Length of the file.
     #[getter]
     fn size(&self) -> u64 {
-        self.contents.size
+        self.contents().size
     }
 
     /// The CRC32 that the footer holds.
     #[getter]
     fn footer(&self) -> Option<u32> {
-        self.contents.footer.map(|(_, crc)| crc)
+        self.contents().footer.map(|(_, crc)| crc)
     }
 
     /// The tensors' names in index order.
     fn names<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, self.contents.tensors.iter().map(|tensor| &tensor.name))
+        PyTuple::new(py, self.contents().tensors.iter().map(|tensor| &tensor.name))
     }
 
     /// (dtype, shape, nbytes, offset from the start of the file) of a tensor; None where there is none.
     fn info<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyTuple>>> {
-        let Some(tensor) = self.contents.tensor(name) else { return Ok(None) };
+        let Some(tensor) = self.contents().tensor(name) else { return Ok(None) };
         let shape = PyTuple::new(py, &tensor.dims)?;
         (tensor.dtype.name(), shape, tensor.nbytes, tensor.offset).into_pyobject(py).map(Some)
     }
@@ -114,21 +116,25 @@ impl Container {
 
     /// The tensor whose bytes are this one's values: itself, or the embedding for an empty head.
     fn stored(&self, py: Python<'_>, name: &str) -> PyResult<&str> {
-        self.contents
+        self.contents()
             .stored(self.find(name)?)
             .map(|stored| stored.name.as_str())
             .map_err(|error| raise(py, &error, &self.path))
     }
 
-    /// Map the file's pages.
+    /// Map the file's pages; of what was unpacked, the memory that holds it.
     fn map(&self, py: Python<'_>) -> PyResult<Mapping> {
-        let mapped = Pages::new(&self.file).and_then(|pages| Ok((pages, self.file.try_clone()?)));
+        let file = match self.opened.image() {
+            Image::File(file) => file,
+            Image::Memory(pages) => return Ok(Mapping::of_memory(Arc::clone(pages), self.path.clone())),
+        };
+        let mapped = Pages::new(file).and_then(|pages| Ok((pages, file.try_clone()?)));
         let (pages, file) = mapped.map_err(|error| os_error(py, &error, &self.path))?;
-        let (need, have) = (self.contents.size, pages.len() as u64);
+        let (need, have) = (self.contents().size, pages.len() as u64);
         if have < need {
             return Err(raise(py, &Error::CutShort { need, have }, &self.path));
         }
-        Ok(Mapping::new(pages, file, self.path.clone()))
+        Ok(Mapping::of_file(pages, file, self.path.clone()))
     }
 
     /// Fill writable C-contiguous buffers with the file's bytes, each from its offset on, in parallel.
@@ -141,7 +147,7 @@ impl Container {
             .iter_mut()
             .map(|(offset, values)| Ok((*offset, buffer::bytes_mut(values)?)))
             .collect::<PyResult<Vec<_>>>()?;
-        py.detach(|| read_parallel(&self.file, parts)).map_err(|error| self.raise(py, error.into()))
+        py.detach(|| read_parallel(&self.opened.image(), parts)).map_err(|error| self.raise(py, error.into()))
     }
 
     /// Fill a writable C-contiguous float32 buffer with a quantised tensor's values from the `start`th on.
@@ -149,32 +155,38 @@ impl Container {
         let tensor = self.find(name)?;
         let mut values = PyBuffer::get(values)?;
         let out = buffer::floats_mut(&mut values)?;
-        py.detach(|| quant::dequantise(&self.file, tensor, start, out)).map_err(|error| self.raise(py, error))
+        py.detach(|| quant::dequantise(&self.opened.image(), tensor, start, out))
+            .map_err(|error| self.raise(py, error))
     }
 
     /// Compare the footer with every byte before it; whether there was one.
     fn check_footer(&self, py: Python<'_>) -> PyResult<bool> {
-        py.detach(|| verify::footer(&self.file, &self.contents))
+        py.detach(|| container::check_footer(&self.opened))
             .map(|crc| crc.is_some())
             .map_err(|error| self.raise(py, error))
     }
 
     /// Check the file anew, from its first byte to its last.
     fn verify<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        let findings =
-            py.detach(|| verify::verify(&self.file)).map_err(|error| os_error(py, &error, &self.path))?;
+        let findings = py
+            .detach(|| container::verify(self.opened.source()))
+            .map_err(|error| os_error(py, &error, &self.path))?;
         report(py, findings)
     }
 }
 
 impl Container {
+    fn contents(&self) -> &Contents {
+        self.opened.contents()
+    }
+
     fn find(&self, name: &str) -> PyResult<&Tensor> {
-        self.contents.tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))
+        self.contents().tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))
     }
 
     /// The exception for an error of reading what was checked when the file was opened.
     fn raise(&self, py: Python<'_>, error: Error) -> PyErr {
-        raise(py, &read::cut_short(&self.file, self.contents.size, error), &self.path)
+        raise(py, &read::cut_short(self.opened.source(), self.contents().size, error), &self.path)
     }
 }
 
@@ -182,7 +194,7 @@ impl Container {
 #[pyfunction]
 fn verify_file(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyTuple>> {
     let findings =
-        py.detach(|| verify::verify(&file::open(&path)?)).map_err(|error| os_error(py, &error, &path))?;
+        py.detach(|| container::verify(&file::open(&path)?)).map_err(|error| os_error(py, &error, &path))?;
     report(py, findings)
 }
 

@@ -74,6 +74,15 @@ impl Tensor {
     }
 }
 
+/// What is wrong with a name in any form of the container.
+pub(crate) fn wrong_name(name: &str) -> Option<&'static str> {
+    match name {
+        "" => Some("is empty"),
+        _ if name.contains('\0') => Some("holds a NUL"),
+        _ => None,
+    }
+}
+
 /// Where the index and the data stand.
 #[derive(Debug, Clone, Copy)]
 pub struct Place {
@@ -153,10 +162,7 @@ impl<'a> Cursor<'a> {
             return Err(wrong("is longer than 256 bytes"));
         }
         let name = std::str::from_utf8(self.take(size, start)?).map_err(|_| wrong("is not UTF-8"))?;
-        if name.contains('\0') {
-            return Err(wrong("holds a NUL"));
-        }
-        Ok(name.to_owned())
+        wrong_name(name).map_or(Ok(name.to_owned()), |what| Err(wrong(what)))
     }
 
     fn tensor(&mut self, start: u64) -> Result<Tensor> {

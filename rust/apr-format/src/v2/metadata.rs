@@ -27,18 +27,27 @@ pub fn check(bytes: Vec<u8>, start: u64) -> Result<String> {
         offset: start + error.utf8_error().valid_up_to() as u64,
         what: "not UTF-8".into(),
     })?;
-    let wrong = |what: String, at: usize| Error::Metadata { offset: start + at as u64, what };
+    let wrong = |(at, what): (usize, String)| Error::Metadata { offset: start + at as u64, what };
     let first = text.bytes().position(|byte| !byte.is_ascii_whitespace());
     if let Some(at) = first.filter(|&at| text.as_bytes().get(at) != Some(&b'{')) {
-        return Err(wrong("not a JSON object (it must start with '{')".into(), at));
+        return Err(wrong((at, "not a JSON object (it must start with '{')".into())));
     }
+    walk(&text).map_err(wrong)?;
+    Ok(text)
+}
+
+/// Check that a text is one JSON value within the limits; else where it is not, and what is wrong.
+pub(crate) fn walk(text: &str) -> std::result::Result<(), (usize, String)> {
     let mut values = 0;
-    let mut parser = serde_json::Deserializer::from_str(&text);
+    let mut parser = serde_json::Deserializer::from_str(text);
     // The visitor counts depth itself; the parser's own limit of 128 never comes into play.
     let walk = Value { depth: 0, values: &mut values }.deserialize(&mut parser);
-    walk.and_then(|()| parser.end())
-        .map_err(|error| wrong(reason(&error), position(&text, error.line(), error.column())))?;
-    Ok(text)
+    walk.and_then(|()| parser.end()).map_err(|error| located(text, &error))
+}
+
+/// Where in the text serde's error is, and its message.
+pub(crate) fn located(text: &str, error: &serde_json::Error) -> (usize, String) {
+    (position(text, error.line(), error.column()), reason(error))
 }
 
 /// serde's message without its "at line …", which the byte offset replaces.

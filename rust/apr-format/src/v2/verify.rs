@@ -33,23 +33,29 @@ pub struct Findings {
     pub checks: Vec<Check>,
 }
 
-/// Check a file from its first byte to its last.
+impl Findings {
+    /// Of a file that does not open: the checks of the parts before the one that failed, and that one.
+    #[must_use]
+    pub fn unopened(error: &Error, parts: &[Part]) -> Self {
+        let broken = error.part().unwrap_or(Part::Magic);
+        let before = parts.iter().take_while(|part| **part != broken);
+        let passed = before.map(|part| passed(*part, "as it should be".into()));
+        Self { opened: false, checks: passed.chain([failed(broken, error)]).collect() }
+    }
+}
+
+/// Check what is left to check of an open file: every byte. `header` says what was checked of the header.
 ///
 /// # Errors
 /// The operating system's alone: everything else is a finding.
-pub fn verify(source: &(impl Source + ?Sized)) -> io::Result<Findings> {
-    let contents = match read::open(source) {
-        Ok(contents) => contents,
-        Err(Error::Io(error)) => return Err(error),
-        Err(error) => return Ok(Findings { opened: false, checks: up_to(&error) }),
-    };
-    let mut checks = structure(&contents);
+pub fn opened(source: &(impl Source + ?Sized), contents: &Contents, header: String) -> io::Result<Findings> {
+    let mut checks = structure(contents, header);
     let data = contents.tensors.iter().try_for_each(|tensor| contents.stored(tensor).map(|_| ()));
     checks.push(match data {
         Ok(()) => passed(Part::Data, format!("{} bytes, every tensor inside, none overlap", contents.size)),
         Err(error) => failed(Part::Data, &error),
     });
-    checks.push(match footer(source, &contents) {
+    checks.push(match footer(source, contents) {
         Ok(Some(crc)) => passed(Part::Footer, format!("CRC32 {crc:#010x} of all bytes before it")),
         Ok(None) => Check {
             passed: None,
@@ -80,26 +86,20 @@ pub fn footer(source: &(impl Source + ?Sized), contents: &Contents) -> Result<Op
     Err(Error::FooterChecksum { offset, stored, computed })
 }
 
-fn structure(contents: &Contents) -> Vec<Check> {
+fn structure(contents: &Contents, checked: String) -> Vec<Check> {
     let header = &contents.header;
     let magic = String::from_utf8_lossy(&header.magic).replace('\0', "\\0");
     let (major, minor) = header.version;
     vec![
         passed(Part::Magic, format!("{magic}, version {major}.{minor}")),
-        passed(Part::Header, format!("CRC32 {:#010x}, flags {:#06x}", header.checksum, header.flags)),
+        passed(Part::Header, checked),
         passed(Part::Metadata, format!("{} bytes of JSON", header.metadata_size)),
-        passed(Part::Index, format!("{} tensors, sorted by name", header.tensor_count)),
+        passed(Part::Index, format!("{} tensors", header.tensor_count)),
     ]
 }
 
-/// The checks before the one that failed, and that one.
-fn up_to(error: &Error) -> Vec<Check> {
-    let broken = error.part().unwrap_or(Part::Magic);
-    let before = Part::ALL.into_iter().take_while(|part| *part < broken);
-    before.map(|part| passed(part, "as it should be".into())).chain([failed(broken, error)]).collect()
-}
-
-fn passed(part: Part, detail: String) -> Check {
+/// A check that passed.
+pub(crate) fn passed(part: Part, detail: String) -> Check {
     Check { part, passed: Some(true), detail, tensor: None, offset: None }
 }
 

@@ -1,0 +1,66 @@
+"""Writes files of the older forms field by field, so that each field can lie."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+
+
+def u32(*values: int) -> bytes:
+    return struct.pack(f"<{len(values)}I", *values)
+
+
+def with_crc(content: bytes) -> bytes:
+    return content + u32(zlib.crc32(content))
+
+
+def lz4(content: bytes) -> bytes:
+    """An LZ4 block of literals alone."""
+    rest = len(content) - 15
+    length = bytes([15 << 4]) + b"\xff" * (rest // 255) + bytes([rest % 255])
+    return (bytes([len(content) << 4]) if rest < 0 else length) + content
+
+
+def zstd(content: bytes, size: int | None = None) -> bytes:
+    """A zstd frame of one raw block; `size` replaces the frame's own word on what it holds."""
+    head = b"\x28\xb5\x2f\xfd\xa0" + u32(len(content) if size is None else size)
+    return head + u32(len(content) << 3 | 1)[:3] + content
+
+
+def entry(
+    name: str = "a", shape: tuple[int, ...] = (4,), offset: int = 0, **fields: object
+) -> dict[str, object]:
+    """An entry of APR1's index; `fields` replace or add to its own."""
+    size = 4
+    for dim in shape:
+        size *= dim
+    return {"name": name, "dtype": "F32", "shape": list(shape), "offset": offset, "size": size} | fields
+
+
+def forge_json(
+    *entries: object,
+    metadata: bytes = b"{}",
+    index: bytes | None = None,
+    data: bytes = bytes(16),
+    metadata_size: int | None = None,
+    index_size: int | None = None,
+    count: int | None = None,
+    tail: bytes = b"",
+) -> bytes:
+    """An APR1 file with a right checksum; what is None is honest."""
+    listed = json.dumps(list(entries)).encode() if index is None else index
+    content = b"APR1" + u32(len(metadata) if metadata_size is None else metadata_size) + metadata
+    content += u32(
+        len(entries) if count is None else count, len(listed) if index_size is None else index_size
+    )
+    return with_crc(content + listed + data) + tail
+
+
+def wrap(
+    content: bytes, how: int = 2, magic: bytes = b"APR2", size: int | None = None, packed: bytes | None = None
+) -> bytes:
+    """A file in a wrapper: 0 plain, 1 LZ4, 2 zstd; `size` replaces the honest length."""
+    length = u32(len(content) if size is None else size)
+    body = {0: content, 1: length + lz4(content), 2: zstd(content)}[how] if packed is None else packed
+    return magic + bytes([how]) + length + body
