@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from apr.container.dtypes import NUMPY
 from apr.errors import FormatError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -81,18 +82,32 @@ class GgufTensor:
     """How many heads to un-permute the rows of, or None."""
 
     def values(self) -> NDArray[Any]:
-        """The values: numpy in `dtype` (bf16 as raw uint16), un-permuted, C-contiguous."""
+        """The values: numpy in `dtype`, un-permuted, C-contiguous."""
+        return self.rows(0, self.shape[0] if self.shape else 1).reshape(self.shape)
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Rows `start` … `stop` (exclusive) of the values; whole heads of a tensor that is un-permuted."""
         from gguf import dequantize
 
-        data = self.source.data
-        kind = self.source.tensor_type.name
-        if kind == "BF16":
-            array = np.ascontiguousarray(data).view(np.uint16).reshape(self.shape)
-        elif kind in _PLAIN_TYPES:
-            array = np.ascontiguousarray(data).reshape(self.shape)
-        else:
-            array = dequantize(data, self.source.tensor_type).reshape(self.shape)
-        return array if self.heads is None else unpermute(array, self.heads)
+        # One row of bytes for a row of values; of one dimension, all of it is one row of blocks.
+        stored = self.source.data.reshape(self.shape[0], -1) if len(self.shape) > 1 else self.source.data
+        shape = (stop - start, *self.shape[1:])
+        part = self._reordered(stored[start:stop])
+        if self.source.tensor_type.name in _PLAIN_TYPES:
+            return np.ascontiguousarray(part).view(NUMPY[self.dtype]).reshape(shape)
+        values: NDArray[Any] = dequantize(part, self.source.tensor_type).reshape(shape)
+        return values
+
+    def stored_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of rows as they are stored, un-permuted."""
+        raw = np.ascontiguousarray(self.source.data).view(np.uint8).reshape(self.shape[0], -1)
+        return self._reordered(raw[start:stop])
+
+    def _reordered(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Whole rows move: values that are quantised go along."""
+        if self.heads is None:
+            return rows
+        return unpermute(rows, len(rows) * self.heads // self.shape[0])
 
 
 class GgufModel:

@@ -1,0 +1,232 @@
+"""Models from one format to another: GGUF, safetensors, transformers directories, `.apr`.
+
+Stands above container, model and data: a transformers directory is written from a model's configuration and
+with its tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from apr.container.file import load
+from apr.container.metadata import SHARDING
+from apr.container.save import TensorSpec, write
+from apr.container.sharded import INDEX_SUFFIX
+from apr.convert.stream import FloatDtype, Item, Model, from_apr
+from apr.errors import RefusedError, UnsupportedError, UsageError
+from apr.files import replacing_directory, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from os import PathLike
+
+    from numpy.typing import NDArray
+
+__all__ = ["Conversion", "FloatDtype", "convert"]
+
+_OnTensor = "Callable[[str, int, int], None]"
+_INDEX = f"model{INDEX_SUFFIX}"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion wrote."""
+
+    source: Path
+    target: Path
+    tensors: int
+    parameters: int
+    nbytes: int
+    notes: tuple[str, ...] = ()
+    """What a user should know about it, a line each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertOptions:
+    """How to convert; the flags of `apr convert` have the same names."""
+
+    dtype: FloatDtype | None = None
+    """Store floating-point tensors in this dtype (default: as stored; f32 where the source is quantised)."""
+    keep_quantized: bool = False
+    """From GGUF: leave q4_k and q6_k tensors as they are."""
+    max_shard_size: int | None = None
+    """Bytes of a file of several; a .apr model is written as several files only where this is given."""
+    tokenizer: bool = True
+    """Take the tokenizer's files of a transformers directory along."""
+    force: bool = False
+    """Replace a directory that is already there."""
+
+
+def convert(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    options: ConvertOptions = ConvertOptions(),
+    *,
+    on_tensor: Callable[[str, int, int], None] | None = None,
+) -> Conversion:
+    """Convert a model, atomically; memory holds some tens of megabytes of it, however large it is.
+
+    What is written follows from the names: a `target` that ends in .apr or .safetensors is one file;
+    any other is a directory, a transformers one where `source` is .apr, and one of several .apr files (with
+    `max_shard_size`) where it is something else.
+
+    Args:
+        source: a GGUF or safetensors file, a transformers directory, an .apr (an index or directory of
+            several too).
+        target: the file or directory to write.
+        options: see there.
+        on_tensor: called with (name, tensors done, tensors in all) before each tensor is read.
+
+    Raises:
+        UsageError: a pair of formats that makes no sense, or options that do not belong to it.
+        RefusedError: a directory that is there, without `force`.
+        FormatError, UnsupportedError: the source lies, or holds what the target has no form for.
+        WeightsError: tensors that are not those of the model that the metadata describe.
+        OSError: reading or writing failed; what was at `target` is as it was.
+    """
+    source, target = Path(source), Path(target)
+    kind = _kind(source)
+    _check(source, target, kind, options)
+    if kind == "apr":
+        return _from_apr(source, target, options, on_tensor)
+    model = _read(source, kind, options)
+    items = [_reported(item.cast(options.dtype), n, len(model.items), on_tensor) for n, item in enumerate(model.items)]
+    if target.suffix == ".safetensors":
+        raise UsageError(f"{source} to {target}: go through an .apr file")
+    if target.suffix == ".apr":
+        _write_apr(target, model.metadata, items)
+        size = target.stat().st_size
+    else:
+        assert options.max_shard_size is not None  # `_check` has seen to it
+        size = _write_shards(target, model.metadata, items, options.max_shard_size)
+    return _made(source, target, items, size, model.notes)
+
+
+def _kind(source: Path) -> str:
+    """What a source is: by its bytes, not by its name."""
+    if source.is_dir():
+        if (source / "config.json").exists():
+            return "hf"
+        if any(source.glob("*.apr")):
+            return "apr"
+        raise UnsupportedError(f"{source}: neither config.json nor an .apr file in this directory", path=source)
+    if source.name.endswith(INDEX_SUFFIX):
+        return "apr"
+    with source.open("rb") as file:  # a missing file says so itself
+        first = file.read(9)
+    if first[:4] == b"GGUF":
+        return "gguf"
+    if first[:3] == b"APR":
+        return "apr"
+    if len(first) == 9 and first[8:] == b"{" and int.from_bytes(first[:8], "little") <= 100_000_000:  # noqa: PLR2004
+        return "safetensors"
+    raise UnsupportedError(
+        f"{source}: not a GGUF, safetensors or .apr file, nor a directory with config.json", path=source
+    )
+
+
+def _check(source: Path, target: Path, kind: str, options: ConvertOptions) -> None:
+    if target.suffix == ".gguf":
+        raise UsageError(f"{target}: GGUF is read, not written")
+    if options.keep_quantized and kind != "gguf":
+        raise UsageError("--keep-quantized belongs to GGUF sources")
+    if options.max_shard_size is not None and options.max_shard_size < 1:
+        raise UsageError(f"--max-shard-size {options.max_shard_size}: at least one byte")
+    is_file = target.suffix in {".apr", ".safetensors"}
+    if is_file and options.max_shard_size is not None:
+        raise UsageError(f"--max-shard-size writes several files: name a directory instead of {target}")
+    if kind == "apr" and target.suffix == ".apr":
+        raise UsageError(f"{source} is an .apr already: apr stamp changes its metadata")
+    if is_file:
+        return
+    if kind != "apr" and options.max_shard_size is None:
+        raise UsageError(f"{target}: name a file that ends in .apr, or give --max-shard-size for a directory of several")
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(20, "not a directory", str(target))
+    if target.is_dir() and any(target.iterdir()) and not options.force:
+        raise RefusedError(f"{target}: is there and not empty: --force replaces it")
+
+
+def _read(source: Path, kind: str, options: ConvertOptions) -> Model:
+    if kind == "gguf":
+        from apr.convert import gguf
+
+        return gguf.read(source, keep_quantized=options.keep_quantized)
+    if kind == "safetensors":
+        from apr.convert import safetensors
+
+        texts, items = safetensors.read(source)
+        return Model(dict(texts), items)
+    from apr.convert import hf
+
+    return hf.read(source, tokenizer=options.tokenizer)
+
+
+def _from_apr(
+    source: Path, target: Path, options: ConvertOptions, on_tensor: Callable[[str, int, int], None] | None
+) -> Conversion:
+    from apr.container.metadata import texts_of
+    from apr.convert import hf, safetensors
+
+    with load(source) as file:
+        if target.suffix == ".safetensors":
+            names = [name for name in file if not file.info(name).tied]
+            items = [from_apr(file, name).cast(options.dtype) for name in names]
+            items = [_reported(item, n, len(items), on_tensor) for n, item in enumerate(items)]
+            safetensors.write(target, items, texts_of(file.metadata))
+            return _made(source, target, items, target.stat().st_size, ())
+        size = options.max_shard_size or hf.SHARD_SIZE
+        items, notes = hf.write(file, target, dtype=options.dtype, max_shard_size=size)
+    total = sum(path.stat().st_size for path in target.iterdir())
+    return _made(source, target, items, total, notes)
+
+
+def _write_apr(target: Path, metadata: Mapping[str, Any], items: list[Item]) -> None:
+    named = {item.spec.name: item for item in items}
+
+    def values(spec: TensorSpec) -> Iterator[NDArray[Any]]:
+        return named[spec.name].stored()
+
+    write(target, metadata, [item.spec for item in items], values)
+
+
+def _write_shards(target: Path, metadata: Mapping[str, Any], items: list[Item], most: int) -> int:
+    from apr._core import nbytes
+
+    groups: list[list[Item]] = [[]]
+    sizes = [0]
+    for item in sorted(items, key=lambda item: item.spec.name):
+        size = nbytes(item.spec.dtype, item.spec.shape)
+        if groups[-1] and sizes[-1] + size > most:
+            groups.append([])
+            sizes.append(0)
+        groups[-1].append(item)
+        sizes[-1] += size
+    sharding = {"shard_count": len(groups), "total_size": sum(sizes), "pattern": "model-{index:05}-of-{count:05}.apr"}
+    where: dict[str, str] = {}
+    with replacing_directory(target) as made:
+        for i, group in enumerate(groups):
+            name = f"model-{i + 1:05}-of-{len(groups):05}.apr"
+            _write_apr(made / name, {**metadata, SHARDING: {**sharding, "shard_index": i}}, group)
+            where |= {item.spec.name: name for item in group}
+        write_json(made / _INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": where})
+    return sum(path.stat().st_size for path in target.iterdir())
+
+
+def _reported(item: Item, n: int, total: int, on_tensor: Callable[[str, int, int], None] | None) -> Item:
+    if on_tensor is None:
+        return item
+
+    def parts() -> Iterator[NDArray[Any]]:
+        on_tensor(item.spec.name, n, total)
+        yield from item.parts()
+
+    return replace(item, parts=parts)
+
+
+def _made(source: Path, target: Path, items: list[Item], size: int, notes: tuple[str, ...]) -> Conversion:
+    return Conversion(source, target, len(items), sum(item.values for item in items), size, notes)

@@ -1,0 +1,50 @@
+"""A GGUF file as a model on its way: names, rows and sizes as transformers has them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from apr.container.gguf import GgufModel
+from apr.container.save import TensorSpec
+from apr.convert.stream import Item, Model, stretches
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from apr.container.gguf import GgufTensor
+
+# GGML's types that .apr stores as they are, where that is asked for.
+_KEPT = {"Q4_K": "q4_k", "Q6_K": "q6_k"}
+
+
+def read(path: Path, *, keep_quantized: bool) -> Model:
+    """A GGUF file of the Llama or Qwen2 family; quantised values as float32, bit for bit the gguf package's.
+
+    Args:
+        path: the file.
+        keep_quantized: leave q4_k and q6_k tensors of two dimensions as they are.
+
+    Raises:
+        FormatError: the file's structure lies.
+        UnsupportedError: a family, a feature or a tensor that has no place in a Llama or Qwen2 decoder.
+    """
+    model = GgufModel(path)
+    return Model(model.metadata, [_item(tensor, keep=keep_quantized) for tensor in model.tensors.values()])
+
+
+def _item(tensor: GgufTensor, *, keep: bool) -> Item:
+    kept = _KEPT.get(tensor.source.tensor_type.name) if keep and len(tensor.shape) > 1 else None
+    rows = tensor.rows if kept is None else tensor.stored_rows
+
+    def parts() -> Iterator[NDArray[Any]]:
+        if len(tensor.shape) < 2:  # noqa: PLR2004 (a vector's blocks are no rows)
+            yield tensor.values()
+            return
+        head = 1 if tensor.heads is None else tensor.shape[0] // tensor.heads
+        for start, stop in stretches(tensor.shape, head):
+            yield rows(start, stop)
+
+    return Item(TensorSpec(tensor.name, kept or tensor.dtype, tensor.shape), parts)

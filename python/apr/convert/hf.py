@@ -1,0 +1,388 @@
+"""A transformers model directory: config.json, safetensors files, tokenizer files.
+
+On the way in, config.json and the tokenizer's files go into the metadata whole, beside the sizes under the
+names that .apr files have; on the way out they are written as they were.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apr.container.file import HEADS, TRAINING_PREFIX
+from apr.container.gguf import hf_name, unpermute
+from apr.convert import safetensors
+from apr.convert.stream import Item, Model, from_apr, stretches
+from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
+from apr.files import replacing, replacing_directory, write_json
+from apr.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from apr.container.file import AprFile
+
+# Metadata keys: config.json as an object; the tokenizer's files, name to text.
+CONFIG, FILES = "hf_config", "hf_files"
+EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+# What belongs to a tokenizer or to generation, beside config.json and the weights.
+_TEXTS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+)
+# The format's limit of 16 MiB on what is written, with room for the sizes.
+_MOST_TEXT = 15 << 20
+# As transformers does.
+SHARD_SIZE = 5_000_000_000
+# Buffers that old versions of transformers saved among the weights; they follow from the configuration.
+_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")
+
+
+def read(directory: Path, *, tokenizer: bool) -> Model:
+    """A model directory.
+
+    Args:
+        directory: holds config.json and model.safetensors, or several with their index.
+        tokenizer: whether the tokenizer's files go along.
+
+    Raises:
+        FileNotFoundError: no config.json, or no weights.
+        FormatError: a file of it lies.
+        UnsupportedError: weights of another format, or of a dtype that .apr lacks.
+        WeightsError: a head that is said to be tied and differs from the embedding.
+        UsageError: tokenizer files beyond what metadata may hold.
+    """
+    config = _object(directory / "config.json")
+    items = [item for path in weight_files(directory) for item in safetensors.read(path)[1]]
+    names = [item.spec.name for item in items]
+    if len(set(names)) != len(names):
+        raise FormatError(f"{directory}: a tensor is in two of its files", path=directory)
+    items = [item for item in items if not item.spec.name.endswith(_BUFFERS)]
+    metadata, notes = _metadata(directory, config, head_present=HEAD in names)
+    if metadata.get("tie_word_embeddings"):
+        items = _untie(directory, items)
+    metadata |= {
+        "original_format": "safetensors",
+        "param_count": sum(item.values for item in items),
+        CONFIG: config,
+    }
+    if tokenizer:
+        metadata |= _texts(directory)
+    return Model(metadata, items, notes)
+
+
+def write(file: AprFile, directory: Path, *, dtype: str | None, max_shard_size: int) -> tuple[list[Item], tuple[str, ...]]:
+    """Write the model of an .apr file as a directory that transformers loads.
+
+    Training state is left out, GGUF's names are translated and Llama's rows of q and k with them, a copy of
+    a tied embedding is dropped, quantised tensors are written as float32.
+
+    Returns:
+        The tensors that were written, and what a user should know, a line each.
+
+    Raises:
+        RefusedError: metadata that lack a size, or contradict themselves.
+        WeightsError: the tensors are not those of the model that the metadata describe.
+        OSError: the directory cannot be written; nothing of it is then there.
+    """
+    items, config, notes = _as_hf(file)
+    items = [item.cast(dtype) for item in items]  # type: ignore[arg-type]  # the command line has checked it
+    texts, about = _tokenizer_files(file)
+    shards = _sharded(items, max_shard_size)
+    config |= {"torch_dtype": _torch_dtype(items)}
+    with replacing_directory(directory) as made:
+        write_json(made / "config.json", config)
+        for name, text in texts.items():
+            with replacing(made / name) as out:
+                out.write(text.encode())
+        for name, shard in shards.items():
+            safetensors.write(made / name, shard, {"format": "pt"})
+        if len(shards) > 1:
+            where = {item.spec.name: name for name, shard in shards.items() for item in shard}
+            total = sum(safetensors.nbytes(item) for item in items)
+            write_json(made / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+    return items, (*notes, *about)
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a model directory.
+
+    Raises:
+        FileNotFoundError: there are none.
+        FormatError: an index that names what is no file of the directory.
+        UnsupportedError: weights in PyTorch's own format.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if (directory / INDEX).is_file():
+        where = _object(directory / INDEX).get("weight_map")
+        if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+            raise FormatError(f"{directory / INDEX}: no weight_map of tensors to files", path=directory / INDEX)
+        names = sorted(set(where.values()))
+        for name in names:
+            if Path(name).name != name or not (directory / name).is_file():
+                raise FormatError(f"{directory / INDEX}: {name!r} is no file of this directory", path=directory / INDEX)
+        return [directory / name for name in names]
+    pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt*"))
+    if pickled:
+        raise UnsupportedError(
+            f"{pickled[0]}: a PyTorch pickle is not read, it can run any code: "
+            "save the model with save_pretrained(safe_serialization=True)",
+            path=pickled[0],
+        )
+    raise FileNotFoundError(2, f"neither {WEIGHTS} nor {INDEX} in this directory", str(directory))
+
+
+# in
+
+
+def _metadata(directory: Path, config: dict[str, Any], *, head_present: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+    kind = config.get("model_type")
+    base = {
+        "model_type": kind,
+        "name": directory.resolve().name,
+        "license": None,
+        "data_source": None,
+        "data_license": None,
+    }
+    try:
+        sizes = ModelConfig.from_metadata(config, head_present=head_present).to_metadata()
+    except RefusedError as error:
+        classes = config.get("architectures")
+        sizes = {
+            "architecture": kind,
+            "hf_architecture": classes[0] if isinstance(classes, list) and classes else None,
+            "hf_model_type": kind,
+        }
+        return base | sizes, (f"stored, but apr cannot train it: {error}",)
+    return base | sizes, ()
+
+
+def _untie(directory: Path, items: list[Item]) -> list[Item]:
+    """Without the head, which must be the embedding bit for bit."""
+    named = {item.spec.name: item for item in items}
+    head, embedding = named.get(HEAD), named.get(EMBEDDING)
+    if head is None or embedding is None:
+        return items
+    if not _equal(head, embedding):
+        raise WeightsError(
+            f"{directory}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: correct one of them"
+        )
+    return [item for item in items if item is not head]
+
+
+def _equal(a: Item, b: Item) -> bool:
+    if a.spec.shape != b.spec.shape or a.spec.dtype != b.spec.dtype:
+        return False
+    return all(np.array_equal(x, y) for x, y in zip(a.stored(), b.stored(), strict=True))
+
+
+def _texts(directory: Path) -> dict[str, Any]:
+    found: dict[str, str] = {}
+    for name in _TEXTS:
+        path = directory / name
+        if not path.is_file():
+            continue
+        try:
+            found[name] = path.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise FormatError(f"{path}: no UTF-8 at byte {error.start}", path=path, offset=error.start) from None
+    if _size(found) > _MOST_TEXT:  # without indentation it may fit
+        found = {name: _compact(text) if name.endswith(".json") else text for name, text in found.items()}
+    if _size(found) > _MOST_TEXT:
+        raise UsageError(
+            f"{directory}: its tokenizer files take {_size(found):,} bytes, metadata hold 16 MiB: "
+            "--no-tokenizer leaves them out"
+        )
+    return {FILES: found} if found else {}
+
+
+def _size(texts: Mapping[str, str]) -> int:
+    return len(json.dumps(texts, ensure_ascii=False).encode())
+
+
+def _compact(text: str) -> str:
+    return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: no JSON ({error})", path=path) from None
+    if not isinstance(found, dict):
+        raise FormatError(f"{path}: no JSON object", path=path)
+    return found
+
+
+# out
+
+
+def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
+    """Tensors under transformers' names, config.json, and notes."""
+    names = [name for name in file if not name.startswith(TRAINING_PREFIX)]
+    head_present = any(name in names and not file.info(name).tied for name in HEADS)
+    kept = file.metadata.get(CONFIG)
+    try:
+        config = ModelConfig.from_metadata(file.metadata, head_present=head_present)
+    except RefusedError:
+        if not isinstance(kept, dict):
+            raise
+        # Of a family that is only stored: what transformers wrote is what it gets back.
+        return [from_apr(file, name) for name in names], dict(kept), ()
+    shapes = _parameters(config)
+    items: dict[str, Item] = {}
+    for name in names:
+        if name in HEADS and file.info(name).tied:
+            continue
+        target = hf_name(name) or name
+        if target in items:
+            raise WeightsError(f"{file.path}: two tensors are both {target}")
+        items[target] = _named(file, name, target, shapes.get(target), config)
+    if config.tie_word_embeddings and HEAD in items:
+        if not _equal(items[HEAD], items[EMBEDDING]):
+            raise WeightsError(f"{file.path}: the metadata say that the head is tied, but {HEAD} differs from {EMBEDDING}")
+        del items[HEAD]
+    _check(file.path, items, shapes)
+    dequantised = sum(1 for name in names if file.info(name).dtype.startswith("q"))
+    notes = (f"{dequantised} quantised tensors were written as float32",) if dequantised else ()
+    return list(items.values()), dict(kept) if isinstance(kept, dict) else _config(config, file.metadata), notes
+
+
+def _named(file: AprFile, name: str, target: str, shape: tuple[int, ...] | None, config: ModelConfig) -> Item:
+    item = from_apr(file, name)
+    item = replace(item, spec=replace(item.spec, name=target))
+    if shape is not None and item.spec.shape == (1, *shape):  # some writers keep biases as rows
+        return replace(item, spec=replace(item.spec, shape=shape))
+    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(target.split(".")[-2])
+    if name == target or config.family != "llama" or heads is None:
+        return item
+    rows, head = file.slice(name), config.head_dim
+
+    def parts() -> Iterator[NDArray[Any]]:
+        for start, stop in stretches(item.spec.shape, head):
+            yield unpermute(rows.numpy(slice(start, stop)), (stop - start) // head)
+
+    return replace(item, parts=parts) if item.spec.shape[0] == heads * head else item
+
+
+def _parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the decoder's parameters."""
+    import torch
+
+    from apr.model.decoder import Decoder
+
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in Decoder(config).named_parameters()}
+
+
+def _check(path: str, items: Mapping[str, Item], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    missing, left_over = sorted(shapes.keys() - items.keys()), sorted(items.keys() - shapes.keys())
+    wrong = [
+        f"{name} is {list(items[name].spec.shape)}, not {list(shape)}"
+        for name, shape in shapes.items()
+        if name in items and items[name].spec.shape != shape
+    ]
+    problems = [
+        *([f"{len(missing)} tensors are missing: {', '.join(missing[:8])}"] if missing else []),
+        *([f"{len(left_over)} have no place: {', '.join(left_over[:8])}"] if left_over else []),
+        *wrong[:3],
+    ]
+    if problems:
+        raise WeightsError(f"{path}: not the model that its metadata describe: {'; '.join(problems)}")
+
+
+def _config(config: ModelConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of transformers from what the metadata say."""
+    sizes = config.to_metadata()
+    made: dict[str, Any] = {
+        "architectures": [sizes["hf_architecture"]],
+        "model_type": config.family,
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": sizes.get("rope_scaling"),
+        "tie_word_embeddings": config.tie_word_embeddings,
+    }
+    if config.family == "llama":
+        made |= {"attention_bias": config.attention_bias, "mlp_bias": False}
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        made[key] = metadata.get(key, metadata.get(f"tokenizer.{key}"))
+    return made
+
+
+def _torch_dtype(items: Sequence[Item]) -> str:
+    """The dtype of most values."""
+    sizes: dict[str, int] = {}
+    for item in items:
+        sizes[item.spec.dtype] = sizes.get(item.spec.dtype, 0) + item.values
+    names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
+    return names.get(max(sizes, key=lambda dtype: sizes[dtype], default="f32"), "float32")
+
+
+def _tokenizer_files(file: AprFile) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The tokenizer's files, as they were or rebuilt, and a note where there is something to say."""
+    kept = file.metadata.get(FILES)
+    if isinstance(kept, dict):
+        wrong = [name for name, text in kept.items() if name not in _TEXTS or not isinstance(text, str)]
+        if wrong:
+            raise RefusedError(f"{file.path}: metadata key {FILES} holds {wrong[0]!r}, which is no file of a tokenizer")
+        return dict(kept), ()
+    if "tokenizer.vocabulary" not in file.metadata:
+        return {}, ("the file holds no tokenizer: the directory has none either",)
+    from apr.data.tokenizers import load_tokenizer
+
+    try:
+        loaded = load_tokenizer(file.path)
+    except (FormatError, UnsupportedError) as error:
+        return {}, (f"no tokenizer was written: {error}",)
+    loaded.tokenizer.encode_special_tokens = False
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    ids = {id_: token for token, id_ in loaded.tokenizer.get_vocab().items()}
+    for key in ("bos", "eos"):
+        id_ = file.metadata.get(f"tokenizer.{key}_token_id")
+        if id_ in ids:
+            config[f"{key}_token"] = ids[id_]
+    if isinstance(file.metadata.get("chat_template"), str):
+        config["chat_template"] = file.metadata["chat_template"]
+    files = {"tokenizer.json": loaded.tokenizer.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
+    return files, (() if loaded.note is None else (loaded.note,))
+
+
+def _sharded(items: Sequence[Item], most: int) -> dict[str, list[Item]]:
+    """File name to its tensors, in order, none larger than `most` bytes unless one tensor is."""
+    groups: list[list[Item]] = [[]]
+    size = 0
+    for item in items:
+        if groups[-1] and size + safetensors.nbytes(item) > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(item)
+        size += safetensors.nbytes(item)
+    if len(groups) == 1:
+        return {WEIGHTS: groups[0]}
+    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}

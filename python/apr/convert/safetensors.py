@@ -1,0 +1,147 @@
+"""safetensors files, read by position and written in stretches.
+
+The safetensors package reads through a mapping and writes from memory; a conversion must hold neither. The
+format (https://github.com/huggingface/safetensors#format) is a length, a JSON header and the values.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from math import prod
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from apr.container.dtypes import NUMPY
+from apr.container.save import TensorSpec
+from apr.convert.stream import Item, stretches
+from apr.errors import FormatError, UnsupportedError
+from apr.files import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+# safetensors' dtype: ours.
+_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "I32": "i32", "I64": "i64", "I8": "i8", "U8": "u8"}
+_NAMES = {ours: theirs for theirs, ours in _DTYPES.items()}
+_METADATA = "__metadata__"
+_MAX_HEADER = 100_000_000
+
+
+def read(path: Path) -> tuple[dict[str, str], list[Item]]:
+    """The texts under `__metadata__` and the tensors of a file, in the order of their bytes.
+
+    Raises:
+        FormatError: the structure of the file lies; with the tensor.
+        UnsupportedError: a tensor of a dtype that .apr lacks.
+        OSError: as `open` would.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        header, start = _header(path, file, size)
+    texts = header.pop(_METADATA, None) or {}
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise FormatError(f"{path}: {_METADATA} is no mapping of texts to texts", path=path)
+    found, end = [], 0
+    for name, (dtype, shape, begin, stop) in sorted(
+        ((name, _entry(path, name, entry)) for name, entry in header.items()), key=lambda row: row[1][2:]
+    ):
+        if begin != end:
+            raise FormatError(f"{path}: {name}: its bytes start at {begin}, those before end at {end}", path=path, tensor=name)
+        end = stop
+        found.append(_item(path, TensorSpec(name, dtype, shape), start + begin))
+    if start + end != size:
+        raise FormatError(f"{path}: the tensors end at byte {start + end}, the file at {size}", path=path, offset=size)
+    return texts, found
+
+
+def write(path: Path, items: Sequence[Item], texts: Mapping[str, str]) -> None:
+    """Write a file as the safetensors package would: the same bytes for the same tensors. Atomic.
+
+    Raises:
+        UnsupportedError: a tensor whose bytes are quantised.
+        OSError: the file cannot be written; what was there is as it was.
+    """
+    # Its order: wide dtypes first, then names.
+    ordered = sorted(items, key=lambda item: (-_itemsize(path, item.spec), item.spec.name))
+    header: dict[str, Any] = {_METADATA: dict(texts)} if texts else {}
+    end = 0
+    for item in ordered:
+        spec = item.spec
+        start, end = end, end + item.values * _itemsize(path, spec)
+        header[spec.name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for item in ordered:
+            for part in item.stored():
+                file.write(part.data)
+
+
+def nbytes(item: Item) -> int:
+    """Bytes that a tensor takes in a safetensors file."""
+    return item.values * NUMPY[item.spec.dtype].itemsize
+
+
+def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """The header, and where the values start."""
+    first = file.read(8)
+    length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0  # noqa: PLR2004 (bytes of a u64)
+    if not 0 < length <= min(_MAX_HEADER, size - 8):
+        raise FormatError(f"{path}: no safetensors file: its header would take {length} bytes", path=path, offset=0)
+    try:
+        header = json.loads(file.read(length))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: the header is no JSON ({error})", path=path, offset=8) from None
+    if not isinstance(header, dict):
+        raise FormatError(f"{path}: the header is no JSON object", path=path, offset=8)
+    return header, 8 + length
+
+
+def _entry(path: Path, name: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
+    wrong = FormatError(f"{path}: {name}: no entry of a safetensors header: {entry!r:.120}", path=path, tensor=name)
+    if not isinstance(entry, dict):
+        raise wrong
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+    if not all(type(number) is int and number >= 0 for number in numbers) or len(offsets) != 2:  # noqa: PLR2004
+        raise wrong
+    if dtype not in _DTYPES:
+        raise UnsupportedError(
+            f"{path}: {name} has dtype {dtype}, an .apr file holds {', '.join(_NAMES)}", path=path, tensor=name
+        )
+    begin, stop = offsets
+    needed = prod(shape) * NUMPY[_DTYPES[dtype]].itemsize
+    if stop - begin != needed:
+        raise FormatError(f"{path}: {name}: {stop - begin} bytes, {dtype} {shape} takes {needed}", path=path, tensor=name)
+    return _DTYPES[dtype], tuple(shape), begin, stop
+
+
+def _item(path: Path, spec: TensorSpec, start: int) -> Item:
+    def parts() -> Iterator[NDArray[Any]]:
+        row = prod(spec.shape[1:]) * NUMPY[spec.dtype].itemsize
+        with path.open("rb") as file:
+            for first, last in stretches(spec.shape):
+                values: NDArray[Any] = np.empty((last - first, *spec.shape[1:]), NUMPY[spec.dtype])
+                file.seek(start + first * row)
+                if file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
+                    raise FormatError(f"{path}: {spec.name}: the file was cut short meanwhile", path=path, tensor=spec.name)
+                yield values.reshape(()) if not spec.shape else values
+
+    return Item(spec, parts)
+
+
+def _itemsize(path: Path, spec: TensorSpec) -> int:
+    if spec.dtype not in _NAMES:
+        raise UnsupportedError(
+            f"{path}: {spec.name} is {spec.dtype}, which safetensors does not hold: --dtype f32 dequantises it",
+            path=path,
+            tensor=spec.name,
+        )
+    return NUMPY[spec.dtype].itemsize
