@@ -41,7 +41,7 @@ def gguf(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def converted(gguf, tmp_path_factory):
-    from apr.container.convert import convert
+    from apr.convert import convert
 
     return convert(gguf, tmp_path_factory.mktemp("apr") / "smollm2.apr").target
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "verify": ("apr.cli.verify", "check files byte for byte"),
     "diff": ("apr.cli.diff", "what differs between two files: metadata, tensors, values"),
     "stamp": ("apr.cli.stamp", "change the metadata of a file, and nothing else"),
-    "convert": ("apr.cli.convert", "GGUF to .apr"),
+    "convert": ("apr.cli.convert", "GGUF, safetensors and transformers directories to .apr, and back"),
     "tokenize": ("apr.cli.tokenize", "train a vocabulary, encode a corpus to shards"),
     "repair-manifest": ("apr.cli.repair_manifest", "rebuild the manifest of a shard directory"),
     "pretrain": ("apr.cli.pretrain", "train from an .apr file or from scratch"),

@@ -24,6 +24,9 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "tie_word_embeddings": ("tied_embeddings",),
 }
 VOCABULARY = "tokenizer.vocabulary"
+# What `apr convert` keeps of a transformers directory: config.json and generation_config.json as objects, the
+# tokenizer's files as they were (name: text).
+HF_CONFIG, HF_GENERATION, HF_TOKENIZER = "hf_config", "hf_generation_config", "hf_tokenizer"
 SHARDING = "sharding"
 
 
@@ -72,6 +75,14 @@ def texts(metadata: Mapping[str, str] | None) -> Mapping[str, str]:
         if not isinstance(key, str) or not isinstance(value, str):
             raise TypeError(f"metadata {key!r}: {value!r} is not text to text; apr.save takes any JSON")
     return metadata or {}
+
+
+def as_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata as safetensors has them: values other than text as JSON."""
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in metadata.items()
+    }
 
 
 def canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:

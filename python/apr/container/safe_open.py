@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from apr.container.dtypes import QUANTISED
 from apr.container.file import load
+from apr.container.metadata import as_texts
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -71,8 +71,7 @@ class safe_open:  # noqa: N801 (safetensors' name)
 
     def metadata(self) -> dict[str, str] | None:
         """The metadata, values other than text as JSON; None where there are none."""
-        found = self._file.metadata
-        return {key: _text(value) for key, value in found.items()} or None
+        return as_texts(self._file.metadata) or None
 
     def get_tensor(self, name: str) -> Any:  # noqa: ANN401 (torch.Tensor or numpy.ndarray)
         """The whole tensor.
@@ -147,7 +146,3 @@ def _device(device: str | int) -> torch.device:
         return torch.device(device)
     except RuntimeError:
         raise ValueError(f"device {device!r} is not there") from None
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from apr._core import Writer
 from apr.container.file import Flags
-from apr.container.metadata import SHARDING, VOCABULARY, encode
+from apr.container.metadata import HF_TOKENIZER, SHARDING, VOCABULARY, encode
 from apr.container.quantized import Quantized
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     _Bytes: TypeAlias = Buffer | NDArray[Any]
 
 # Metadata that a flag of the header announces.
-SAID_BY_FLAG = {VOCABULARY: Flags.HAS_VOCAB, SHARDING: Flags.SHARDED}
+SAID_BY_FLAG = {VOCABULARY: Flags.HAS_VOCAB, HF_TOKENIZER: Flags.HAS_VOCAB, SHARDING: Flags.SHARDED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ def write(
 
 def flags(metadata: Mapping[str, object]) -> Flags:
     """The header's flags that follow from the metadata."""
-    return Flags(sum(flag for key, flag in SAID_BY_FLAG.items() if metadata.get(key) is not None))
+    said = (flag for key, flag in SAID_BY_FLAG.items() if metadata.get(key) is not None)
+    return reduce(or_, said, Flags(0))
 
 
 def spec_of(name: str, value: object) -> TensorSpec:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING
 
 from apr._core import Stamp
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 # Set by some writers over data that are not compressed; never written.
-_UNTRUE = int(Flags.LZ4_COMPRESSED | Flags.ZSTD_COMPRESSED)
+_UNTRUE = Flags.LZ4_COMPRESSED | Flags.ZSTD_COMPRESSED
 
 
 def stamp(path: str | PathLike[str], changes: Mapping[str, object], out: str | PathLike[str]) -> None:
@@ -41,6 +43,6 @@ def stamp(path: str | PathLike[str], changes: Mapping[str, object], out: str | P
     source = Stamp(path)
     metadata = json.loads(source.metadata) | changes
     metadata = {key: value for key, value in metadata.items() if key not in changes or value is not None}
-    stale = _UNTRUE + sum(flag for key, flag in SAID_BY_FLAG.items() if key in changes)
+    stale = int(reduce(or_, (flag for key, flag in SAID_BY_FLAG.items() if key in changes), _UNTRUE))
     kept = source.flags & ~stale  # of an int: the negation of a flag would drop bits without a name
     source.write(out, encode(metadata), kept | flags(metadata))

@@ -6,8 +6,6 @@ with its tokenizer.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +19,13 @@ from apr.errors import RefusedError, UnsupportedError, UsageError
 from apr.files import replacing_directory, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from os import PathLike
 
     from numpy.typing import NDArray
 
 __all__ = ["Conversion", "FloatDtype", "convert"]
 
-_OnTensor = "Callable[[str, int, int], None]"
 _INDEX = f"model{INDEX_SUFFIX}"
 
 
@@ -94,7 +91,10 @@ def convert(
     if kind == "apr":
         return _from_apr(source, target, options, on_tensor)
     model = _read(source, kind, options)
-    items = [_reported(item.cast(options.dtype), n, len(model.items), on_tensor) for n, item in enumerate(model.items)]
+    items = [
+        _reported(item.cast(options.dtype), n, len(model.items), on_tensor)
+        for n, item in enumerate(model.items)
+    ]
     if target.suffix == ".safetensors":
         raise UsageError(f"{source} to {target}: go through an .apr file")
     if target.suffix == ".apr":
@@ -113,7 +113,9 @@ def _kind(source: Path) -> str:
             return "hf"
         if any(source.glob("*.apr")):
             return "apr"
-        raise UnsupportedError(f"{source}: neither config.json nor an .apr file in this directory", path=source)
+        raise UnsupportedError(
+            f"{source}: neither config.json nor an .apr file in this directory", path=source
+        )
     if source.name.endswith(INDEX_SUFFIX):
         return "apr"
     with source.open("rb") as file:  # a missing file says so itself
@@ -122,7 +124,7 @@ def _kind(source: Path) -> str:
         return "gguf"
     if first[:3] == b"APR":
         return "apr"
-    if len(first) == 9 and first[8:] == b"{" and int.from_bytes(first[:8], "little") <= 100_000_000:  # noqa: PLR2004
+    if len(first) == 9 and first[8:] == b"{" and int.from_bytes(first[:8], "little") <= 100_000_000:
         return "safetensors"
     raise UnsupportedError(
         f"{source}: not a GGUF, safetensors or .apr file, nor a directory with config.json", path=source
@@ -144,7 +146,9 @@ def _check(source: Path, target: Path, kind: str, options: ConvertOptions) -> No
     if is_file:
         return
     if kind != "apr" and options.max_shard_size is None:
-        raise UsageError(f"{target}: name a file that ends in .apr, or give --max-shard-size for a directory of several")
+        raise UsageError(
+            f"{target}: name a file that ends in .apr, or give --max-shard-size for a directory of several"
+        )
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(20, "not a directory", str(target))
     if target.is_dir() and any(target.iterdir()) and not options.force:
@@ -169,7 +173,7 @@ def _read(source: Path, kind: str, options: ConvertOptions) -> Model:
 def _from_apr(
     source: Path, target: Path, options: ConvertOptions, on_tensor: Callable[[str, int, int], None] | None
 ) -> Conversion:
-    from apr.container.metadata import texts_of
+    from apr.container.metadata import as_texts
     from apr.convert import hf, safetensors
 
     with load(source) as file:
@@ -177,7 +181,7 @@ def _from_apr(
             names = [name for name in file if not file.info(name).tied]
             items = [from_apr(file, name).cast(options.dtype) for name in names]
             items = [_reported(item, n, len(items), on_tensor) for n, item in enumerate(items)]
-            safetensors.write(target, items, texts_of(file.metadata))
+            safetensors.write(target, items, as_texts(file.metadata))
             return _made(source, target, items, target.stat().st_size, ())
         size = options.max_shard_size or hf.SHARD_SIZE
         items, notes = hf.write(file, target, dtype=options.dtype, max_shard_size=size)
@@ -206,7 +210,11 @@ def _write_shards(target: Path, metadata: Mapping[str, Any], items: list[Item], 
             sizes.append(0)
         groups[-1].append(item)
         sizes[-1] += size
-    sharding = {"shard_count": len(groups), "total_size": sum(sizes), "pattern": "model-{index:05}-of-{count:05}.apr"}
+    sharding = {
+        "shard_count": len(groups),
+        "total_size": sum(sizes),
+        "pattern": "model-{index:05}-of-{count:05}.apr",
+    }
     where: dict[str, str] = {}
     with replacing_directory(target) as made:
         for i, group in enumerate(groups):

@@ -40,7 +40,7 @@ def _item(tensor: GgufTensor, *, keep: bool) -> Item:
     rows = tensor.rows if kept is None else tensor.stored_rows
 
     def parts() -> Iterator[NDArray[Any]]:
-        if len(tensor.shape) < 2:  # noqa: PLR2004 (a vector's blocks are no rows)
+        if len(tensor.shape) < 2:
             yield tensor.values()
             return
         head = 1 if tensor.heads is None else tensor.shape[0] // tensor.heads

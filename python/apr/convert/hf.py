@@ -15,6 +15,7 @@ import numpy as np
 
 from apr.container.file import HEADS, TRAINING_PREFIX
 from apr.container.gguf import hf_name, unpermute
+from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER
 from apr.convert import safetensors
 from apr.convert.stream import Item, Model, from_apr, stretches
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
@@ -28,11 +29,10 @@ if TYPE_CHECKING:
 
     from apr.container.file import AprFile
 
-# Metadata keys: config.json as an object; the tokenizer's files, name to text.
-CONFIG, FILES = "hf_config", "hf_files"
 EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# What belongs to a tokenizer or to generation, beside config.json and the weights.
+_GENERATION = "generation_config.json"
+# What belongs to a tokenizer.
 _TEXTS = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -40,7 +40,6 @@ _TEXTS = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "generation_config.json",
     "chat_template.jinja",
 )
 # The format's limit of 16 MiB on what is written, with room for the sizes.
@@ -77,14 +76,18 @@ def read(directory: Path, *, tokenizer: bool) -> Model:
     metadata |= {
         "original_format": "safetensors",
         "param_count": sum(item.values for item in items),
-        CONFIG: config,
+        HF_CONFIG: config,
     }
+    if (directory / _GENERATION).is_file():
+        metadata[HF_GENERATION] = _object(directory / _GENERATION)
     if tokenizer:
         metadata |= _texts(directory)
     return Model(metadata, items, notes)
 
 
-def write(file: AprFile, directory: Path, *, dtype: str | None, max_shard_size: int) -> tuple[list[Item], tuple[str, ...]]:
+def write(
+    file: AprFile, directory: Path, *, dtype: str | None, max_shard_size: int
+) -> tuple[list[Item], tuple[str, ...]]:
     """Write the model of an .apr file as a directory that transformers loads.
 
     Training state is left out, GGUF's names are translated and Llama's rows of q and k with them, a copy of
@@ -105,6 +108,8 @@ def write(file: AprFile, directory: Path, *, dtype: str | None, max_shard_size: 
     config |= {"torch_dtype": _torch_dtype(items)}
     with replacing_directory(directory) as made:
         write_json(made / "config.json", config)
+        if isinstance(file.metadata.get(HF_GENERATION), dict):
+            write_json(made / _GENERATION, file.metadata[HF_GENERATION])
         for name, text in texts.items():
             with replacing(made / name) as out:
                 out.write(text.encode())
@@ -113,7 +118,9 @@ def write(file: AprFile, directory: Path, *, dtype: str | None, max_shard_size: 
         if len(shards) > 1:
             where = {item.spec.name: name for name, shard in shards.items() for item in shard}
             total = sum(safetensors.nbytes(item) for item in items)
-            write_json(made / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))})
+            write_json(
+                made / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+            )
     return items, (*notes, *about)
 
 
@@ -130,11 +137,15 @@ def weight_files(directory: Path) -> list[Path]:
     if (directory / INDEX).is_file():
         where = _object(directory / INDEX).get("weight_map")
         if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-            raise FormatError(f"{directory / INDEX}: no weight_map of tensors to files", path=directory / INDEX)
+            raise FormatError(
+                f"{directory / INDEX}: no weight_map of tensors to files", path=directory / INDEX
+            )
         names = sorted(set(where.values()))
         for name in names:
             if Path(name).name != name or not (directory / name).is_file():
-                raise FormatError(f"{directory / INDEX}: {name!r} is no file of this directory", path=directory / INDEX)
+                raise FormatError(
+                    f"{directory / INDEX}: {name!r} is no file of this directory", path=directory / INDEX
+                )
         return [directory / name for name in names]
     pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt*"))
     if pickled:
@@ -149,7 +160,9 @@ def weight_files(directory: Path) -> list[Path]:
 # in
 
 
-def _metadata(directory: Path, config: dict[str, Any], *, head_present: bool) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _metadata(
+    directory: Path, config: dict[str, Any], *, head_present: bool
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     kind = config.get("model_type")
     base = {
         "model_type": kind,
@@ -179,7 +192,8 @@ def _untie(directory: Path, items: list[Item]) -> list[Item]:
         return items
     if not _equal(head, embedding):
         raise WeightsError(
-            f"{directory}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: correct one of them"
+            f"{directory}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: "
+            "correct one of them"
         )
     return [item for item in items if item is not head]
 
@@ -199,7 +213,9 @@ def _texts(directory: Path) -> dict[str, Any]:
         try:
             found[name] = path.read_bytes().decode()
         except UnicodeDecodeError as error:
-            raise FormatError(f"{path}: no UTF-8 at byte {error.start}", path=path, offset=error.start) from None
+            raise FormatError(
+                f"{path}: no UTF-8 at byte {error.start}", path=path, offset=error.start
+            ) from None
     if _size(found) > _MOST_TEXT:  # without indentation it may fit
         found = {name: _compact(text) if name.endswith(".json") else text for name, text in found.items()}
     if _size(found) > _MOST_TEXT:
@@ -207,7 +223,7 @@ def _texts(directory: Path) -> dict[str, Any]:
             f"{directory}: its tokenizer files take {_size(found):,} bytes, metadata hold 16 MiB: "
             "--no-tokenizer leaves them out"
         )
-    return {FILES: found} if found else {}
+    return {HF_TOKENIZER: found} if found else {}
 
 
 def _size(texts: Mapping[str, str]) -> int:
@@ -235,7 +251,7 @@ def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
     """Tensors under transformers' names, config.json, and notes."""
     names = [name for name in file if not name.startswith(TRAINING_PREFIX)]
     head_present = any(name in names and not file.info(name).tied for name in HEADS)
-    kept = file.metadata.get(CONFIG)
+    kept = file.metadata.get(HF_CONFIG)
     try:
         config = ModelConfig.from_metadata(file.metadata, head_present=head_present)
     except RefusedError:
@@ -254,12 +270,18 @@ def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
         items[target] = _named(file, name, target, shapes.get(target), config)
     if config.tie_word_embeddings and HEAD in items:
         if not _equal(items[HEAD], items[EMBEDDING]):
-            raise WeightsError(f"{file.path}: the metadata say that the head is tied, but {HEAD} differs from {EMBEDDING}")
+            raise WeightsError(
+                f"{file.path}: the metadata say that the head is tied, but {HEAD} differs from {EMBEDDING}"
+            )
         del items[HEAD]
     _check(file.path, items, shapes)
     dequantised = sum(1 for name in names if file.info(name).dtype.startswith("q"))
     notes = (f"{dequantised} quantised tensors were written as float32",) if dequantised else ()
-    return list(items.values()), dict(kept) if isinstance(kept, dict) else _config(config, file.metadata), notes
+    return (
+        list(items.values()),
+        dict(kept) if isinstance(kept, dict) else _config(config, file.metadata),
+        notes,
+    )
 
 
 def _named(file: AprFile, name: str, target: str, shape: tuple[int, ...] | None, config: ModelConfig) -> Item:
@@ -346,11 +368,13 @@ def _torch_dtype(items: Sequence[Item]) -> str:
 
 def _tokenizer_files(file: AprFile) -> tuple[dict[str, str], tuple[str, ...]]:
     """The tokenizer's files, as they were or rebuilt, and a note where there is something to say."""
-    kept = file.metadata.get(FILES)
+    kept = file.metadata.get(HF_TOKENIZER)
     if isinstance(kept, dict):
         wrong = [name for name, text in kept.items() if name not in _TEXTS or not isinstance(text, str)]
         if wrong:
-            raise RefusedError(f"{file.path}: metadata key {FILES} holds {wrong[0]!r}, which is no file of a tokenizer")
+            raise RefusedError(
+                f"{file.path}: metadata key {HF_TOKENIZER} holds {wrong[0]!r}, no file of a tokenizer"
+            )
         return dict(kept), ()
     if "tokenizer.vocabulary" not in file.metadata:
         return {}, ("the file holds no tokenizer: the directory has none either",)
@@ -369,7 +393,10 @@ def _tokenizer_files(file: AprFile) -> tuple[dict[str, str], tuple[str, ...]]:
             config[f"{key}_token"] = ids[id_]
     if isinstance(file.metadata.get("chat_template"), str):
         config["chat_template"] = file.metadata["chat_template"]
-    files = {"tokenizer.json": loaded.tokenizer.to_str(), "tokenizer_config.json": json.dumps(config, indent=2)}
+    files = {
+        "tokenizer.json": loaded.tokenizer.to_str(),
+        "tokenizer_config.json": json.dumps(config, indent=2),
+    }
     return files, (() if loaded.note is None else (loaded.note,))
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import struct
 from math import prod
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 import numpy as np
 
@@ -27,10 +27,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # safetensors' dtype: ours.
-_DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64", "I32": "i32", "I64": "i64", "I8": "i8", "U8": "u8"}
+_DTYPES = {
+    "F32": "f32",
+    "F16": "f16",
+    "BF16": "bf16",
+    "F64": "f64",
+    "I32": "i32",
+    "I64": "i64",
+    "I8": "i8",
+    "U8": "u8",
+}
 _NAMES = {ours: theirs for theirs, ours in _DTYPES.items()}
+# The package writes wide dtypes first, so that all are aligned; in this order.
+_ORDER = ("i64", "f64", "f32", "i32", "bf16", "f16", "i8", "u8")
 _METADATA = "__metadata__"
 _MAX_HEADER = 100_000_000
+# Characters of an entry in an error.
+_SHOWN = 120
 
 
 def read(path: Path) -> tuple[dict[str, str], list[Item]]:
@@ -52,11 +65,17 @@ def read(path: Path) -> tuple[dict[str, str], list[Item]]:
         ((name, _entry(path, name, entry)) for name, entry in header.items()), key=lambda row: row[1][2:]
     ):
         if begin != end:
-            raise FormatError(f"{path}: {name}: its bytes start at {begin}, those before end at {end}", path=path, tensor=name)
+            raise FormatError(
+                f"{path}: {name}: its bytes start at {begin}, those before end at {end}",
+                path=path,
+                tensor=name,
+            )
         end = stop
         found.append(_item(path, TensorSpec(name, dtype, shape), start + begin))
     if start + end != size:
-        raise FormatError(f"{path}: the tensors end at byte {start + end}, the file at {size}", path=path, offset=size)
+        raise FormatError(
+            f"{path}: the tensors end at byte {start + end}, the file at {size}", path=path, offset=size
+        )
     return texts, found
 
 
@@ -67,14 +86,19 @@ def write(path: Path, items: Sequence[Item], texts: Mapping[str, str]) -> None:
         UnsupportedError: a tensor whose bytes are quantised.
         OSError: the file cannot be written; what was there is as it was.
     """
-    # Its order: wide dtypes first, then names.
-    ordered = sorted(items, key=lambda item: (-_itemsize(path, item.spec), item.spec.name))
+    for item in items:
+        _check(path, item.spec)
+    ordered = sorted(items, key=lambda item: (_ORDER.index(item.spec.dtype), item.spec.name))
     header: dict[str, Any] = {_METADATA: dict(texts)} if texts else {}
     end = 0
     for item in ordered:
         spec = item.spec
-        start, end = end, end + item.values * _itemsize(path, spec)
-        header[spec.name] = {"dtype": _NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [start, end]}
+        start, end = end, end + nbytes(item)
+        header[spec.name] = {
+            "dtype": _NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with replacing(path) as file:
@@ -92,9 +116,11 @@ def nbytes(item: Item) -> int:
 def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
     """The header, and where the values start."""
     first = file.read(8)
-    length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0  # noqa: PLR2004 (bytes of a u64)
+    length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
     if not 0 < length <= min(_MAX_HEADER, size - 8):
-        raise FormatError(f"{path}: no safetensors file: its header would take {length} bytes", path=path, offset=0)
+        raise FormatError(
+            f"{path}: no safetensors file: its header would take {length} bytes", path=path, offset=0
+        )
     try:
         header = json.loads(file.read(length))
     except (ValueError, RecursionError) as error:
@@ -105,22 +131,28 @@ def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]
 
 
 def _entry(path: Path, name: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
-    wrong = FormatError(f"{path}: {name}: no entry of a safetensors header: {entry!r:.120}", path=path, tensor=name)
-    if not isinstance(entry, dict):
-        raise wrong
-    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
-    if not all(type(number) is int and number >= 0 for number in numbers) or len(offsets) != 2:  # noqa: PLR2004
-        raise wrong
+    found = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = found.get("dtype"), found.get("shape"), found.get("data_offsets")
+    if not (_sizes(shape) and _sizes(offsets) and len(offsets) == 2):
+        shown = repr(entry)[:_SHOWN]
+        raise FormatError(f"{path}: {name}: no entry of a header: {shown}", path=path, tensor=name)
     if dtype not in _DTYPES:
         raise UnsupportedError(
-            f"{path}: {name} has dtype {dtype}, an .apr file holds {', '.join(_NAMES)}", path=path, tensor=name
+            f"{path}: {name} has dtype {dtype}, an .apr file holds {', '.join(_NAMES)}",
+            path=path,
+            tensor=name,
         )
     begin, stop = offsets
     needed = prod(shape) * NUMPY[_DTYPES[dtype]].itemsize
     if stop - begin != needed:
-        raise FormatError(f"{path}: {name}: {stop - begin} bytes, {dtype} {shape} takes {needed}", path=path, tensor=name)
+        raise FormatError(
+            f"{path}: {name}: {stop - begin} bytes, {dtype} {shape} takes {needed}", path=path, tensor=name
+        )
     return _DTYPES[dtype], tuple(shape), begin, stop
+
+
+def _sizes(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
 def _item(path: Path, spec: TensorSpec, start: int) -> Item:
@@ -131,17 +163,18 @@ def _item(path: Path, spec: TensorSpec, start: int) -> Item:
                 values: NDArray[Any] = np.empty((last - first, *spec.shape[1:]), NUMPY[spec.dtype])
                 file.seek(start + first * row)
                 if file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
-                    raise FormatError(f"{path}: {spec.name}: the file was cut short meanwhile", path=path, tensor=spec.name)
+                    raise FormatError(
+                        f"{path}: {spec.name}: the file was cut short meanwhile", path=path, tensor=spec.name
+                    )
                 yield values.reshape(()) if not spec.shape else values
 
     return Item(spec, parts)
 
 
-def _itemsize(path: Path, spec: TensorSpec) -> int:
+def _check(path: Path, spec: TensorSpec) -> None:
     if spec.dtype not in _NAMES:
         raise UnsupportedError(
-            f"{path}: {spec.name} is {spec.dtype}, which safetensors does not hold: --dtype f32 dequantises it",
+            f"{path}: {spec.name} is {spec.dtype}, which safetensors does not hold",
             path=path,
             tensor=spec.name,
         )
-    return NUMPY[spec.dtype].itemsize

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apr.container.metadata import HF_TOKENIZER
 from apr.data.byte_level import KINDS, Vocabulary, pre_type_of
 from apr.errors import FormatError, UnsupportedError, UsageError
 
@@ -103,7 +104,7 @@ def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -
     path = Path(path)
     if path.is_dir():
         if (path / "tokenizer.json").is_file():
-            return _from_json(path / "tokenizer.json", eos_token)
+            return _from_file(path / "tokenizer.json", eos_token)
         if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
             return _from_pair(path, eos_token)
         reason = "neither tokenizer.json nor vocab.json and merges.txt in this directory"
@@ -118,14 +119,25 @@ def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -
         import apr
 
         with apr.load(path) as model:
-            return _from_metadata(path, model.metadata, eos_token)
-    return _from_json(path, eos_token)
+            metadata = model.metadata
+        files = metadata.get(HF_TOKENIZER)
+        if isinstance(files, dict) and isinstance(files.get("tokenizer.json"), str):
+            config = _json_object(path, str(files.get("tokenizer_config.json", "{}")).encode())
+            return _from_json(path, files["tokenizer.json"].encode(), config, eos_token)
+        return _from_metadata(path, metadata, eos_token)
+    return _from_file(path, eos_token)
 
 
-def _from_json(path: Path, eos_token: str | None) -> LoadedTokenizer:
+def _from_file(path: Path, eos_token: str | None) -> LoadedTokenizer:
+    content = path.read_bytes()
+    return _from_json(path, content, _config(path.parent), eos_token)
+
+
+def _from_json(
+    path: Path, content: bytes, config: Mapping[str, Any], eos_token: str | None
+) -> LoadedTokenizer:
     from tokenizers import Tokenizer
 
-    content = path.read_bytes()
     spec = _json_object(path, content)
     if not isinstance(spec.get("model"), dict):
         raise FormatError(f"{path}: no tokenizer.json: it has no `model`", path=path)
@@ -133,7 +145,6 @@ def _from_json(path: Path, eos_token: str | None) -> LoadedTokenizer:
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # noqa: BLE001 (the crate raises nothing narrower)
         raise FormatError(f"{path}: the tokenizers package does not read it: {error}", path=path) from None
-    config = _config(path.parent)
     return _finish(
         tokenizer,
         path,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from apr.container.file import load
+from apr.container.metadata import HF_TOKENIZER, VOCABULARY
 from apr.contracts.schema import load_contract
 from apr.data.corpus_check import problems
 from apr.data.shards import Scan, ShardDir, common_shards
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 # Kaplan-style rule of thumb: fewer training tokens a parameter leave a model from scratch mostly untrained.
 _ENOUGH_TOKENS_A_PARAMETER = 10
-_TOKENIZER_KEYS = ("tokenizer.", "chat_template", "special_tokens")
+_TOKENIZER_KEYS = ("tokenizer.", "chat_template", "special_tokens", HF_TOKENIZER)
 _CARRIED_KEYS = ("name", "license", "data_source", "data_license")
 
 
@@ -162,7 +163,7 @@ def _model(
             raise type(error)(f"{config.init}: {error}") from None
         inside = {key: value for key, value in file.metadata.items() if key.startswith(_TOKENIZER_KEYS)}
         carried |= {key: file.metadata[key] for key in _CARRIED_KEYS if key in file.metadata}
-        if tokenizer is not None and "tokenizer.vocabulary" not in inside:
+        if tokenizer is not None and not {VOCABULARY, HF_TOKENIZER} & inside.keys():
             inside = tokenizer.metadata()
         base = {"name": config.init.name, "size": file.nbytes, "crc32": _crc32(file)}
         return model_config, carried | inside, base

@@ -194,6 +194,63 @@ def test_a_truncated_file_exits_4_and_leaves_nothing(size, tmp_path, capsys):
 
 
 def test_another_format_is_refused_by_name(tmp_path, capsys):
-    source = DATA / "hf_llama_tied" / "model.safetensors"
+    source = tmp_path / "m.bin"
+    source.write_bytes(b"PK\3\4 a checkpoint of PyTorch")
     assert convert(source, tmp_path / "m.apr") == 4
-    assert "only GGUF files are converted" in capsys.readouterr().err
+    assert "not a GGUF, safetensors or .apr file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
+def test_k_quants_are_kept_as_they_are_when_asked(kind, tmp_path):
+    import gguf
+
+    import apr
+
+    quantisation = gguf.GGMLQuantizationType[kind]
+    blocks = np.random.default_rng(0).integers(0, 256, (256, 3 * QUANTISED[kind]), np.uint8)
+    vector = np.ones(768, np.float32)
+    path = write_gguf(
+        tmp_path / "q.gguf",
+        embedding_length=768,
+        **{"rope.dimension_count": 192},
+        tensors=[
+            ("token_embd.weight", blocks, quantisation),
+            ("blk.0.attn_q.weight", blocks, quantisation),
+            ("output_norm.weight", vector),
+        ],
+    )
+    assert convert(path, tmp_path / "kept.apr", "--keep-quantized") == 0
+    with np.errstate(invalid="ignore"):
+        assert convert(path, tmp_path / "plain.apr") == 0
+    with apr.load(tmp_path / "kept.apr", verify="full") as kept, apr.load(tmp_path / "plain.apr") as plain:
+        assert kept.info("model.embed_tokens.weight").dtype == kind.lower()
+        assert bytes(kept.raw("model.embed_tokens.weight")) == blocks.tobytes()
+        assert kept.header.flags & 32  # QUANTIZED
+        for name in plain:
+            assert kept.numpy(name).tobytes() == plain.numpy(name).tobytes(), name
+
+
+def test_every_type_that_the_package_dequantises_is_read(tmp_path):
+    import gguf
+
+    import apr
+
+    rng = np.random.default_rng(1)
+    read = []
+    for kind in gguf.GGMLQuantizationType:
+        size, nbytes = gguf.GGML_QUANT_SIZES[kind]
+        blocks = rng.integers(0, 256, (4, 256 // size * nbytes), np.uint8)
+        try:
+            with np.errstate(all="ignore"):
+                expected = gguf.dequantize(blocks, kind)
+        except NotImplementedError:
+            continue
+        if size == 1:
+            continue  # not quantised
+        path = write_gguf(tmp_path / "m.gguf", tensors=[("token_embd.weight", blocks, kind)])
+        with np.errstate(all="ignore"):
+            assert convert(path, tmp_path / "m.apr") == 0
+        with apr.load(tmp_path / "m.apr") as file:
+            assert file.numpy("model.embed_tokens.weight").tobytes() == expected.astype("<f4").tobytes(), kind
+        read.append(kind.name)
+    assert len(read) >= 20
