@@ -12,6 +12,10 @@ from apr.files import read_options
 from apr.model.config import ModelConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
     from apr.model.decoder import Decoder
 
 # Sizes of published models, and one that two CPU cores train in a minute. The vocabulary is the tokenizer's.
@@ -32,6 +36,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
+# Rows of the published models' embeddings.
+VOCABULARIES = {"qwen2.5-0.5b": 151_936, "smollm2-135m": 49_152}
 _STD = 0.02
 
 
@@ -54,20 +60,31 @@ def load_arch(arch: str, vocab_size: int) -> ModelConfig:
 
 
 def init_weights(model: Decoder, seed: int) -> None:
-    """Fill a model with fresh weights, the same for a seed on every device.
+    """Fill a model with fresh weights, the same for a seed on every device; see `fresh_weights`."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, values in fresh_weights(model.config, seed):
+            parameters[name].copy_(values)
+
+
+def fresh_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Names and fresh float32 values of a decoder's parameters, one at a time, the same for a seed.
 
     Matrices and embedding are normal with a standard deviation of 0.02, those that write to the residual
     stream 0.02 / sqrt(2 x layers) as in GPT-2; norms are 1, biases 0.
     """
+    from apr.model.decoder import Decoder
+
     generator = torch.Generator().manual_seed(seed)
-    residual = _STD / (2 * model.config.num_layers) ** 0.5
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() == 1:
-                parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
-                continue
-            std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else _STD
-            parameter.copy_(torch.normal(0.0, std, parameter.shape, generator=generator))
+    residual = _STD / (2 * config.num_layers) ** 0.5
+    with torch.device("meta"):
+        shapes = {name: parameter.shape for name, parameter in Decoder(config).named_parameters()}
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            yield name, torch.full(shape, 0.0 if name.endswith(".bias") else 1.0)
+            continue
+        std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else _STD
+        yield name, torch.normal(0.0, std, shape, generator=generator)
 
 
 def _read(arch: str) -> dict[str, Any]:
