@@ -98,7 +98,7 @@ impl Container {
 
     /// The tensors' names in index order.
     fn names<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, self.contents().tensors.iter().map(|tensor| &tensor.name))
+        PyTuple::new(py, self.contents().tensors.names().collect::<Vec<_>>())
     }
 
     /// (dtype, shape, nbytes, offset from the start of the file) of a tensor; None where there is none.
@@ -111,14 +111,14 @@ impl Container {
     /// A tensor on the file's pages as a `DLPack` capsule; None where its values are not there as they are:
     /// empty, tied, quantised.
     fn dlpack(&self, py: Python<'_>, name: &str, pages: &Mapping) -> PyResult<Option<Py<PyAny>>> {
-        pages.dlpack(py, self.find(name)?)
+        pages.dlpack(py, &self.find(name)?)
     }
 
     /// The tensor whose bytes are this one's values: itself, or the embedding for an empty head.
-    fn stored(&self, py: Python<'_>, name: &str) -> PyResult<&str> {
+    fn stored(&self, py: Python<'_>, name: &str) -> PyResult<String> {
         self.contents()
             .stored(self.find(name)?)
-            .map(|stored| stored.name.as_str())
+            .map(|stored| stored.name)
             .map_err(|error| raise(py, &error, &self.path))
     }
 
@@ -155,7 +155,7 @@ impl Container {
         let tensor = self.find(name)?;
         let mut values = PyBuffer::get(values)?;
         let out = buffer::floats_mut(&mut values)?;
-        py.detach(|| quant::dequantise(&self.opened.image(), tensor, start, out))
+        py.detach(|| quant::dequantise(&self.opened.image(), &tensor, start, out))
             .map_err(|error| self.raise(py, error))
     }
 
@@ -180,7 +180,7 @@ impl Container {
         self.opened.contents()
     }
 
-    fn find(&self, name: &str) -> PyResult<&Tensor> {
+    fn find(&self, name: &str) -> PyResult<Tensor> {
         self.contents().tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))
     }
 

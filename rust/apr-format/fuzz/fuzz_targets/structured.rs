@@ -204,7 +204,7 @@ fn check_honest(made: &Made, footer: bool) {
     assert_eq!(contents.tensors.len(), made.tensors.len());
     for (found, (name, dtype, dims, start, nbytes)) in contents.tensors.iter().zip(&made.tensors) {
         assert_eq!((&found.name, found.dtype, &found.dims), (name, *dtype, dims));
-        assert_eq!(stored(&made.bytes, found), &made.bytes[*start..start + nbytes]);
+        assert_eq!(stored(&made.bytes, &found), &made.bytes[*start..start + nbytes]);
     }
     round_trip(&made.bytes, &contents);
 }

@@ -94,28 +94,119 @@ pub struct Place {
     pub file_size: u64,
 }
 
-/// Read `count` entries from the index's bytes, each with every check that needs no other tensor's bytes.
+/// The tensors of a file, sorted by name.
 ///
-/// # Errors
-/// The first entry that breaks a rule.
-pub fn parse(bytes: &[u8], count: u32, place: Place) -> Result<Vec<Tensor>> {
-    let mut cursor = Cursor { bytes, at: 0, place, entry: 0 };
-    // Grows as entries pass, never by the count that the header claims.
-    let mut tensors = Vec::new();
-    for entry in 0..count {
-        cursor.entry = entry;
-        let start = cursor.offset();
-        let tensor = cursor.tensor(start)?;
-        if let Some(previous) =
-            tensors.last().map(|last: &Tensor| &last.name).filter(|last| **last >= tensor.name)
-        {
-            let what = if *previous == tensor.name { "repeats" } else { "comes after" };
-            let previous = previous.clone();
-            return Err(Error::Unsorted { tensor: tensor.name, previous, what, offset: start });
+/// Kept as entries like those of the file, found by where each starts: half of what as many [`Tensor`]s
+/// take, so that an index full of empty tensors costs no more than twice the file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Index {
+    entries: Vec<u8>,
+    starts: Vec<usize>,
+    /// What offsets in the entries count from.
+    base: u64,
+}
+
+impl Index {
+    /// Read `count` entries from the index's bytes, each with every check that needs no other tensor's
+    /// bytes. The caller has checked that so many entries of the shortest kind are not longer than the bytes.
+    ///
+    /// # Errors
+    /// The first entry that breaks a rule.
+    pub fn parse(bytes: Vec<u8>, count: u32, place: Place) -> Result<Self> {
+        let mut cursor = Cursor { bytes: &bytes, at: 0, place, entry: 0 };
+        let most = u64::from(count).min(bytes.len() as u64 / MIN_ENTRY);
+        let mut starts = Vec::with_capacity(usize::try_from(most).unwrap_or(0));
+        let mut previous: Option<String> = None;
+        for entry in 0..count {
+            cursor.entry = entry;
+            let start = cursor.offset();
+            starts.push(cursor.at);
+            let tensor = cursor.tensor(start)?;
+            if let Some(previous) = previous.filter(|previous| *previous >= tensor.name) {
+                let what = if previous == tensor.name { "repeats" } else { "comes after" };
+                return Err(Error::Unsorted { tensor: tensor.name, previous, what, offset: start });
+            }
+            previous = Some(tensor.name);
         }
-        tensors.push(tensor);
+        Ok(Self { entries: bytes, starts, base: place.data_offset })
     }
-    Ok(tensors)
+
+    /// The index of these tensors, which are checked and sorted by name.
+    pub(crate) fn of(tensors: impl IntoIterator<Item = Tensor>) -> Self {
+        let mut index = Self::default();
+        for tensor in tensors {
+            index.starts.push(index.entries.len());
+            tensor.write(&mut index.entries);
+        }
+        index
+    }
+
+    /// The number of tensors.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.starts.len()
+    }
+
+    /// Whether there is no tensor.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.starts.is_empty()
+    }
+
+    /// The names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries().filter_map(|entry| std::str::from_utf8(entry.name).ok())
+    }
+
+    /// The tensors, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = Tensor> {
+        self.entries().filter_map(|entry| entry.tensor())
+    }
+
+    /// The tensor of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Tensor> {
+        let key = |&start: &usize| self.entry(start).map(|entry| entry.name);
+        let found = self.starts.binary_search_by_key(&Some(name.as_bytes()), key).ok()?;
+        self.entry(*self.starts.get(found)?)?.tensor()
+    }
+
+    // What follows reads entries that were checked or written here: none is ever None.
+
+    fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
+        self.starts.iter().filter_map(|&start| self.entry(start))
+    }
+
+    fn entry(&self, start: usize) -> Option<Entry<'_>> {
+        let (size, rest) = self.entries.get(start..)?.split_first_chunk()?;
+        let (name, rest) = rest.split_at_checked(u16::from_le_bytes(*size).into())?;
+        let ([id, ndim], rest) = rest.split_first_chunk()?;
+        let (dims, rest) = rest.as_chunks().0.split_at_checked(usize::from(*ndim))?;
+        let [offset, nbytes] = rest.first_chunk()?.map(u64::from_le_bytes);
+        Some(Entry { name, id: *id, dims, offset: self.base.checked_add(offset)?, nbytes })
+    }
+}
+
+/// An entry where it lies.
+struct Entry<'a> {
+    name: &'a [u8],
+    id: u8,
+    dims: &'a [[u8; 8]],
+    /// From the start of the file.
+    offset: u64,
+    nbytes: u64,
+}
+
+impl Entry<'_> {
+    fn tensor(&self) -> Option<Tensor> {
+        Some(Tensor {
+            name: std::str::from_utf8(self.name).ok()?.to_owned(),
+            dtype: Dtype::from_id(self.id)?,
+            dims: self.dims.iter().map(|dim| u64::from_le_bytes(*dim)).collect(),
+            offset: self.offset,
+            nbytes: self.nbytes,
+        })
+    }
 }
 
 struct Cursor<'a> {
@@ -237,19 +328,16 @@ fn check_size(tensor: &Tensor, offset: u64) -> Result<()> {
 ///
 /// # Errors
 /// [`Error::Overlap`] naming both.
-pub fn check_overlaps(tensors: &[Tensor]) -> Result<()> {
-    let mut by_offset: Vec<&Tensor> = tensors.iter().filter(|tensor| tensor.nbytes > 0).collect();
-    by_offset.sort_unstable_by_key(|tensor| tensor.offset);
-    for (earlier, later) in by_offset.iter().zip(by_offset.iter().skip(1)) {
-        // In range: `locate` has added the two.
-        let end = earlier.offset + earlier.nbytes;
-        if later.offset < end {
-            return Err(Error::Overlap {
-                tensor: later.name.clone(),
-                other: earlier.name.clone(),
-                offset: later.offset,
-                end,
-            });
+pub fn check_overlaps(index: &Index) -> Result<()> {
+    // In range: the reader has added the two.
+    let with_bytes = index.entries().filter(|entry| entry.nbytes > 0);
+    let mut places: Vec<_> =
+        with_bytes.map(|entry| (entry.offset, entry.offset + entry.nbytes, entry.name)).collect();
+    places.sort_unstable();
+    let text = |name| String::from_utf8_lossy(name).into_owned();
+    for (&(_, end, earlier), &(offset, _, later)) in places.iter().zip(places.iter().skip(1)) {
+        if offset < end {
+            return Err(Error::Overlap { tensor: text(later), other: text(earlier), offset, end });
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use crate::{
     v2::{
         FOOTER_SIZE, align,
         header::{Header, flags},
-        index::{self, Place, Tensor},
+        index::{self, Index, Place, Tensor},
         metadata,
     },
 };
@@ -22,7 +22,7 @@ pub struct Contents {
     /// The metadata's JSON text.
     pub metadata: String,
     /// The tensors, sorted by name.
-    pub tensors: Vec<Tensor>,
+    pub tensors: Index,
     /// Where the footer is and the CRC32 it holds; None for an old file without one.
     pub footer: Option<(u64, u32)>,
     /// Length of the file.
@@ -32,26 +32,24 @@ pub struct Contents {
 impl Contents {
     /// What the index says of a tensor.
     #[must_use]
-    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
-        let found = self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name));
-        self.tensors.get(found.ok()?)
+    pub fn tensor(&self, name: &str) -> Option<Tensor> {
+        self.tensors.get(name)
     }
 
     /// The tensor whose bytes are this one's values: itself, or the embedding for an empty head.
     ///
     /// # Errors
     /// [`Error::TiedToNothing`].
-    pub fn stored<'a>(&'a self, tensor: &'a Tensor) -> Result<&'a Tensor> {
+    pub fn stored(&self, tensor: Tensor) -> Result<Tensor> {
         if !tensor.is_tied() {
             return Ok(tensor);
         }
-        self.tensor(index::EMBEDDING).filter(|embedding| embedding.dims == tensor.dims).ok_or_else(|| {
-            Error::TiedToNothing {
-                tensor: tensor.name.clone(),
-                dims: tensor.dims.clone(),
-                embedding: index::EMBEDDING,
-                offset: tensor.offset,
-            }
+        let embedding = self.tensor(index::EMBEDDING).filter(|embedding| embedding.dims == tensor.dims);
+        embedding.ok_or(Error::TiedToNothing {
+            tensor: tensor.name,
+            dims: tensor.dims,
+            embedding: index::EMBEDDING,
+            offset: tensor.offset,
         })
     }
 }
@@ -108,7 +106,7 @@ fn check_compression(source: &(impl Source + ?Sized), header: &Header, size: u64
     Ok(())
 }
 
-fn read_index(source: &(impl Source + ?Sized), header: &Header, file_size: u64) -> Result<Vec<Tensor>> {
+fn read_index(source: &(impl Source + ?Sized), header: &Header, file_size: u64) -> Result<Index> {
     let (index_offset, data_offset, count) =
         (header.tensor_index_offset, header.data_offset, u64::from(header.tensor_count));
     // In order: the header's check has seen to it.
@@ -118,14 +116,14 @@ fn read_index(source: &(impl Source + ?Sized), header: &Header, file_size: u64) 
         return Err(Error::HeaderField { offset: 8, what });
     }
     let bytes = read_vec(source, index_offset, region.min(count * index::MAX_ENTRY))?;
-    index::parse(&bytes, header.tensor_count, Place { index_offset, data_offset, file_size })
+    Index::parse(bytes, header.tensor_count, Place { index_offset, data_offset, file_size })
 }
 
 /// After the last tensor's padding comes nothing, or the four bytes of the footer.
 fn read_footer(
     source: &(impl Source + ?Sized),
     data_offset: u64,
-    tensors: &[Tensor],
+    tensors: &Index,
     size: u64,
 ) -> Result<Option<(u64, u32)>> {
     let end = tensors

@@ -32,7 +32,7 @@ pub fn stamp<W: Write>(
     let tensors = contents.tensors.iter().map(|tensor| Tensor {
         // Inside the data: the reader has checked that.
         offset: tensor.offset.saturating_sub(start),
-        ..tensor.clone()
+        ..tensor
     });
     let layout = Layout::around(tensors.collect(), end.saturating_sub(start), json, flags)?;
     out.write_all(&layout.head)?;
@@ -112,7 +112,8 @@ mod tests {
         assert!(verify::footer(new.as_slice(), &contents).unwrap().is_some());
         assert_eq!(contents.metadata, r#"{"k":[1,2,3]}"#);
         assert_eq!(contents.header.flags, flags::SHARDED | flags::ROW_MAJOR);
-        let offset = |contents: &Contents| usize::try_from(contents.tensors[0].offset).unwrap();
+        let offset =
+            |contents: &Contents| usize::try_from(contents.tensors.iter().next().unwrap().offset).unwrap();
         let (from, to) = (offset(&read::open(old.as_slice()).unwrap()), offset(&contents));
         assert_eq!(old[from..from + 300_000], new[to..to + 300_000]);
     }

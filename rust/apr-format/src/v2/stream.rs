@@ -132,8 +132,9 @@ mod tests {
         let offsets: Vec<_> = contents
             .tensors
             .iter()
-            .map(|tensor| (tensor.name.as_str(), tensor.offset - contents.header.data_offset))
+            .map(|tensor| (tensor.name, tensor.offset - contents.header.data_offset))
             .collect();
+        let offsets: Vec<_> = offsets.iter().map(|(name, offset)| (name.as_str(), *offset)).collect();
         assert_eq!(offsets, [("a", 128), ("b", 0), ("empty", 128)]);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }

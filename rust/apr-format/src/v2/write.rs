@@ -158,9 +158,9 @@ mod tests {
         let bytes = written(specs, r#"{"z":1,"a":2}"#);
         let contents = read::open(bytes.as_slice()).unwrap();
         assert_eq!(contents.metadata, r#"{"z":1,"a":2}"#);
-        let names: Vec<_> = contents.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
+        let names: Vec<_> = contents.tensors.names().collect();
         assert_eq!(names, ["a", "b", "empty", "k"]);
-        assert_eq!(contents.tensors[3].nbytes, 3 * 2 * 210);
+        assert_eq!(contents.tensor("k").unwrap().nbytes, 3 * 2 * 210);
         assert!(verify::footer(bytes.as_slice(), &contents).unwrap().is_some());
         assert_eq!(contents.size, bytes.len() as u64);
     }

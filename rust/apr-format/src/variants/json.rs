@@ -66,6 +66,7 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
         let what = format!("the number of tensors is {count}, but the index lists {}", tensors.len());
         return Err(Error::HeaderField { offset: metadata_end, what });
     }
+    let tensors = index::Index::of(tensors);
     index::check_overlaps(&tensors)?;
     let footer = read_footer(source, size, data_offset, &tensors)?;
     let header = Header {
@@ -110,7 +111,7 @@ fn read_footer(
     source: &(impl Source + ?Sized),
     size: u64,
     data_offset: u64,
-    tensors: &[Tensor],
+    tensors: &index::Index,
 ) -> Result<(u64, u32)> {
     // In range: each end was compared with the file's.
     let at = tensors.iter().map(|tensor| tensor.offset + tensor.nbytes).fold(data_offset, u64::max);

@@ -1,0 +1,111 @@
+//! Opening and verifying a v2 file allocate at most twice its size, whatever the file says; where one string
+//! of the metadata is most of the file and has escapes, four times: serde unescapes it in a buffer that doubles.
+
+use std::{fmt::Write as _, fs::File, io::Write as _};
+
+use apr_format::{
+    container,
+    v2::{header::Header, read},
+};
+use peak_alloc::PeakAlloc;
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+/// Windows of the threads that read side by side, and what rayon needs for itself.
+const BUFFERS: usize = 1 << 20;
+
+/// An entry of the index: f32 of `count` values.
+fn entry(name: &str, count: u64, offset: u64) -> Vec<u8> {
+    let mut bytes = u16::try_from(name.len()).unwrap().to_le_bytes().to_vec();
+    bytes.extend(name.as_bytes());
+    bytes.extend([0, 1]);
+    for number in [count, offset, 4 * count] {
+        bytes.extend(number.to_le_bytes());
+    }
+    bytes
+}
+
+/// Entries of these names, each of the same number of values.
+fn entries(count: u32, values: u64) -> Vec<u8> {
+    let step = (4 * values).next_multiple_of(64);
+    (0..count).flat_map(|i| entry(&format!("{i:05x}"), values, u64::from(i) * step)).collect()
+}
+
+/// A file whose count of tensors may lie.
+fn file(metadata: &[u8], tensor_count: u32, index: &[u8], data: usize) -> Vec<u8> {
+    let align = |size: usize| size.next_multiple_of(64);
+    let index_offset = align(64 + metadata.len());
+    let data_offset = align(index_offset + index.len());
+    let header = Header {
+        magic: *b"APR\0",
+        version: (2, 0),
+        flags: 1 << 10,
+        tensor_count,
+        metadata_offset: 64,
+        metadata_size: u32::try_from(metadata.len()).unwrap(),
+        tensor_index_offset: index_offset as u64,
+        data_offset: data_offset as u64,
+        checksum: 0,
+        reserved: [0; 20],
+    };
+    let mut bytes = header.to_bytes().to_vec();
+    bytes.extend(metadata);
+    bytes.resize(index_offset, 0);
+    bytes.extend(index);
+    bytes.resize(data_offset + data, 0);
+    let crc = crc32fast::hash(&bytes);
+    bytes.extend(crc.to_le_bytes());
+    bytes
+}
+
+/// What opening and verifying take at most, beyond what was there before; and whether it opens.
+fn peak(bytes: &[u8]) -> (usize, bool) {
+    let mut on_disk = tempfile::tempfile().unwrap();
+    on_disk.write_all(bytes).unwrap();
+    let most = |act: &dyn Fn(&File) -> bool| {
+        let before = MEMORY.current_usage();
+        MEMORY.reset_peak_usage();
+        let opened = act(&on_disk);
+        (MEMORY.peak_usage() - before, opened)
+    };
+    let (opening, opened) = most(&|file| read::open(file).is_ok());
+    let (verifying, _) = most(&|file| container::verify(file).unwrap().opened);
+    (opening.max(verifying), opened)
+}
+
+// One test: another one beside it would be counted too.
+#[test]
+fn no_file_costs_more_than_its_size_allows() {
+    let mut values = String::from("{\"a\":[\"\"");
+    for i in 0..1_999_997 {
+        write!(values, ",{}", i % 10).unwrap();
+    }
+    values += "]}";
+    let escapes = format!("{{\"a\":\"{}\"}}", "\\u00e9x".repeat(2 << 20));
+    let one_escape = format!("{{\"a\":\"{0}\\n{0}\"}}", "x".repeat(8 << 20));
+    let text = |json: &str| file(json.as_bytes(), 0, b"", 0);
+    let cases = [
+        ("100 000 tensors", file(b"{}", 100_000, &entries(100_000, 16), 6_400_000), true),
+        ("100 000 tensors without values", file(b"{}", 100_000, &entries(100_000, 0), 0), true),
+        ("more tensors than entries", file(b"{}", 300_000, &entries(200_000, 0), 0), false),
+        ("entries of zeros", file(b"{}", 400_000, &vec![0; 21 * 400_000], 0), false),
+        ("2 million values", text(&values), true),
+        ("a string of escapes", text(&escapes), true),
+        ("a string with one escape", text(&one_escape), true),
+        ("metadata of no UTF-8", file(&vec![0xff; 16 << 20], 0, b"", 0), false),
+        ("one large tensor", file(b"{}", 1, &entry("a", 4 << 20, 0), 16 << 20), true),
+    ];
+    let mut above = Vec::new();
+    for (name, bytes, opens) in cases {
+        let times = if name.contains("escape") { 4 } else { 2 };
+        let (peak, opened) = peak(&bytes);
+        assert_eq!(opened, opens, "{name}");
+        let line = format!("{name}: {peak} bytes for a file of {}", bytes.len());
+        println!("{line}");
+        if peak > times * bytes.len() + BUFFERS {
+            above.push(line);
+        }
+    }
+    assert!(above.is_empty(), "{above:#?}");
+}
