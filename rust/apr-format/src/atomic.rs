@@ -28,7 +28,8 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Start writing what is to become `target`. Its mode follows the umask.
+    /// Start writing what is to become `target`. It keeps the mode of the file that it replaces, so that a
+    /// private one stays private; a new one's follows the umask.
     ///
     /// # Errors
     /// The operating system's; `target` is a directory or no regular file.
@@ -41,6 +42,7 @@ impl AtomicFile {
         };
         let prefix = prefix(name);
         remove_leftovers(&directory, &prefix);
+        let replaced = fs::metadata(&target).ok();
         for attempt in 0_u64.. {
             let mut temporary = prefix.clone();
             temporary.push(format!("{}-{attempt}{SUFFIX}", process::id()));
@@ -54,7 +56,11 @@ impl AtomicFile {
             let _ = file.lock();
             // Another writer may have taken it for a leftover before the lock was there.
             if file.metadata()?.nlink() > 0 {
-                return Ok(Self { file, temporary, target, directory, committed: false });
+                let made = Self { file, temporary, target, directory, committed: false };
+                if let Some(replaced) = replaced {
+                    made.file.set_permissions(replaced.permissions())?;
+                }
+                return Ok(made);
             }
         }
         Err(io::ErrorKind::AlreadyExists.into())
