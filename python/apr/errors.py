@@ -107,7 +107,12 @@ def exit_code(error: BaseException) -> int:
 
 
 def message(error: BaseException) -> str:
-    """The error as one line for a person."""
+    """The error as one line for a person; nothing in it acts on a terminal."""
+    line = _line(error)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def _line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None and not isinstance(error, AprError):
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError) and error.name is not None:

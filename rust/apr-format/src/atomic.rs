@@ -120,7 +120,8 @@ impl Drop for AtomicFile {
     }
 }
 
-/// The file itself where `target` is a link to one; refuses what a rename would wrongly replace.
+/// The file itself where `target` is a link to one, be it there or not; refuses what a rename would wrongly
+/// replace.
 fn through_links(target: &Path) -> io::Result<PathBuf> {
     match fs::metadata(target) {
         Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
@@ -128,7 +129,14 @@ fn through_links(target: &Path) -> io::Result<PathBuf> {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
         }
         Ok(_) if target.is_symlink() => fs::canonicalize(target),
-        _ => Ok(target.to_owned()),
+        Ok(_) => Ok(target.to_owned()),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        // Links in a circle are another error: this ends.
+        Err(_) if target.is_symlink() => {
+            let next = fs::read_link(target)?;
+            through_links(&target.parent().map_or(next.clone(), |parent| parent.join(next)))
+        }
+        Err(_) => Ok(target.to_owned()),
     }
 }
 
@@ -209,5 +217,16 @@ mod tests {
         file.commit().unwrap();
         assert!(link.is_symlink());
         assert_eq!(fs::read(&target).unwrap(), b"new");
+    }
+
+    #[test]
+    fn a_link_to_what_is_not_there_yet_is_followed_and_one_to_itself_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (link, circle) = (directory.path().join("link"), directory.path().join("circle"));
+        std::os::unix::fs::symlink("later.apr", &link).unwrap();
+        std::os::unix::fs::symlink("circle", &circle).unwrap();
+        AtomicFile::create(&link).unwrap().commit().unwrap();
+        assert!(AtomicFile::create(&circle).is_err());
+        assert_eq!(names(directory.path()), ["circle", "later.apr", "link"]);
     }
 }

@@ -20,7 +20,7 @@ pub(crate) fn raise(py: Python<'_>, error: &Error, path: &Path) -> PyErr {
 /// `OSError(errno, text, path)`, of which Python makes the right subclass.
 pub(crate) fn os_error(py: Python<'_>, error: &io::Error, path: &Path) -> PyErr {
     let Some(errno) = errno(error) else {
-        return PyOSError::new_err(format!("{}: {error}", path.display()));
+        return PyOSError::new_err(format!("{}: {error}", one_line(path)));
     };
     match py.import("os").and_then(|os| os.call_method1("strerror", (errno,))) {
         Ok(text) => PyOSError::new_err((errno, text.unbind(), path.as_os_str().to_owned())),
@@ -53,6 +53,18 @@ fn build(py: Python<'_>, error: &Error, path: &Path) -> PyResult<PyErr> {
         ("offset", error.offset().into_pyobject(py)?),
     ]
     .into_py_dict(py)?;
-    let message = PyString::new(py, &format!("{}: {error}", path.display()));
+    let message = PyString::new(py, &format!("{}: {error}", one_line(path)));
     Ok(PyErr::from_value(class.call((message,), Some(&keywords))?))
+}
+
+/// A path as text that neither breaks a line nor acts on a terminal.
+fn one_line(path: &Path) -> String {
+    path.to_string_lossy().chars().fold(String::new(), |mut text, character| {
+        if character.is_control() {
+            text.extend(character.escape_default());
+        } else {
+            text.push(character);
+        }
+        text
+    })
 }

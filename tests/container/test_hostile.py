@@ -1,0 +1,136 @@
+"""Files that are honest in structure and hostile in content, and places that are no ordinary files."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from forged import Entry, forge
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+import apr
+from apr.cli import main
+from apr.errors import AprError, RefusedError
+from apr.model import ModelConfig
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([0, -1, 1, 2**31, 2**63, 10**300, 0.0, 1e308, "llama", "qwen2", "LlamaForCausalLM"])
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=6,
+)
+# What commands and models look at, under all its spellings.
+KNOWN = """
+model_type name architecture hf_architecture hf_model_type hidden_size hidden_dim d_model num_layers
+n_layer num_heads num_attention_heads num_kv_heads vocab_size intermediate_size head_dim rope_theta rope_type
+rope_scaling rope_parameters rms_norm_eps max_position_embeddings tie_word_embeddings tied_embeddings
+attention_bias hidden_act num_experts sharding quantization license tokenizer.vocabulary tokenizer.merges
+tokenizer.model_type tokenizer.pre_type tokenizer.eos_token_id chat_template special_tokens param_count dtype
+torch_dtype created_at total_size""".split()
+METADATA = st.dictionaries(st.sampled_from(KNOWN) | TEXT, JSON, max_size=12)
+
+
+@given(METADATA)
+@example({"architecture": [1], "num_layers": {"a": 1}, "vocab_size": 10**300, "sharding": "x"})
+def test_any_metadata_are_shown_and_no_command_fails(tmp_path, metadata):
+    path = tmp_path / "m.apr"
+    path.write_bytes(forge(Entry(), metadata=json.dumps(metadata).encode()))
+    assert json.dumps(apr.load(path).metadata) == json.dumps(metadata)
+    for flags in ([], ["--json"]):
+        assert main(["inspect", *flags, str(path)]) == 0
+        assert main(["tensors", *flags, str(path)]) == 0
+    assert main(["diff", str(path), str(path)]) == 0
+    assert main(["stamp", str(path), "name=x", "-o", str(tmp_path / "out.apr")]) == 0
+
+
+COMPLETE = {
+    "hf_model_type": "llama",
+    "hidden_size": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "vocab_size": 16,
+    "intermediate_size": 12,
+    "max_position_embeddings": 32,
+    "rope_theta": 1e4,
+    "rms_norm_eps": 1e-5,
+}
+
+
+@given(METADATA, st.sets(st.sampled_from(sorted(COMPLETE))))
+def test_any_metadata_make_a_model_or_are_refused_in_one_line(metadata, kept):
+    whole = {key: COMPLETE[key] for key in sorted(kept)} | metadata
+    try:
+        ModelConfig.from_metadata(whole)
+    except (AprError, RefusedError) as error:
+        assert len(str(error).splitlines()) == 1
+
+
+@given(st.dictionaries(st.sampled_from(sorted(COMPLETE)) | st.sampled_from(KNOWN), JSON, max_size=2))
+def test_one_wrong_fact_makes_a_model_or_is_refused_in_one_line(wrong):
+    try:
+        config = ModelConfig.from_metadata(COMPLETE | wrong)
+    except (AprError, RefusedError) as error:
+        assert len(str(error).splitlines()) == 1
+        return
+    assert ModelConfig.from_metadata(config.to_metadata()) == config
+
+
+def test_a_file_larger_than_memory_opens_and_gives_its_last_bytes(tmp_path):
+    path = tmp_path / "holes.apr"
+    size = 1 << 38  # 256 GiB of holes
+    content = forge(Entry(dtype=7, dims=(size,), size=size), body=b"")
+    head = content[:-4]
+    with path.open("wb") as file:
+        file.write(head)
+        try:
+            file.truncate(len(head) + size)
+        except OSError as error:
+            pytest.skip(f"no file of {size} bytes here: {error}")
+    opened = apr.load(path)
+    assert opened.numpy("a")[-1] == 0
+    assert opened.slice("a")[size - 3 :].tolist() == [0, 0, 0]
+    assert opened["a"].shape == (size,)
+
+
+def test_a_named_pipe_is_refused_without_waiting_for_its_writer(tmp_path):
+    os.mkfifo(tmp_path / "pipe.apr")
+    for act in (apr.load, apr.verify, apr.inspect):
+        with pytest.raises(OSError, match="not a regular file"):
+            act(tmp_path / "pipe.apr")
+    with pytest.raises(OSError, match="not a regular file"):
+        apr.save({}, tmp_path / "pipe.apr")
+
+
+def test_a_link_to_itself_is_the_operating_systems_error(tmp_path, capsys):
+    (tmp_path / "loop.apr").symlink_to("loop.apr")
+    for act in (apr.load, apr.verify, lambda path: apr.save({}, path)):
+        with pytest.raises(OSError, match="symbolic links"):
+            act(tmp_path / "loop.apr")
+    assert main(["inspect", str(tmp_path / "loop.apr")]) == 7
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_path_that_is_not_utf8_is_read_written_and_named(tmp_path):
+    path = tmp_path / os.fsdecode(b"\xff\n\x1b.apr")
+    apr.save({"a": np.ones(3)}, path)
+    assert apr.load(path)["a"].tolist() == [1, 1, 1]
+    path.write_bytes(b"APR\1")
+    with pytest.raises(apr.AprError) as caught:
+        apr.load(path)
+    assert caught.value.path == str(path)
+    for damaged in (path, path.with_suffix(".gone")):
+        command = [sys.executable, "-m", "apr", "inspect", damaged]
+        done = subprocess.run(command, capture_output=True, check=False)
+        assert done.returncode == (4 if damaged == path else 3)
+        for line in (done.stderr.removesuffix(b"\n"), str(caught.value).encode()):
+            assert b"\n" not in line
+            assert b"\x1b" not in line
