@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import apr
+from apr.cli import main
 from apr.data import ShardDir, repair
 from apr.data.byte_level import KINDS, Vocabulary
 from apr.data.encode import EncodeOptions, encode
@@ -129,3 +130,43 @@ def test_any_manifest_is_read_repaired_or_refused(manifest, force, tmp_path_fact
     else:
         with suppress(RefusedError):
             repair(directory, verify=True)
+
+
+MANIFEST = json.dumps(
+    {"schema": "pretokenize-bin-v1", "shard_count": 1, "total_tokens": 4, "eos_token_id": 3}
+)
+
+
+@st.composite
+def damaged_manifests(draw):
+    """Any bytes, or a good manifest with bytes replaced, put in or cut off."""
+    if draw(st.booleans()):
+        return draw(st.binary(max_size=60))
+    content = bytearray(MANIFEST.encode())
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(content)))
+        content[at : at + draw(st.integers(0, 3))] = draw(st.binary(max_size=4))
+    return bytes(content)
+
+
+@given(content=damaged_manifests())
+@example(content=b"[" * 100_000)
+@example(content=b"\xef\xbb\xbf{}")
+@example(content=b'{"total_tokens": ' + b"9" * 5000 + b"}")
+@example(content=MANIFEST.encode().replace(b"4", b"4.0"))
+def test_any_bytes_as_a_manifest_are_read_or_refused_in_one_line(content, tmp_path_factory, capsys):
+    directory = tmp_path_factory.mktemp("shards")
+    np.arange(4, dtype="<u4").tofile(directory / "shard-00000.bin")
+    (directory / "manifest.json").write_bytes(content)
+    refused = None
+    try:
+        shards = ShardDir(directory)
+    except (AprError, RefusedError) as error:
+        refused = error
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert shards.total_tokens == 4
+        assert shards.read(0, 4).tolist() == [0, 1, 2, 3]
+    code = main(["repair-manifest", str(directory), "--verify"])
+    assert code in ({0, 4, 5} if refused else {0, 5})
+    capsys.readouterr()
