@@ -129,14 +129,13 @@ fn through_links(target: &Path) -> io::Result<PathBuf> {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
         }
         Ok(_) if target.is_symlink() => fs::canonicalize(target),
-        Ok(_) => Ok(target.to_owned()),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         // Links in a circle are another error: this ends.
         Err(_) if target.is_symlink() => {
             let next = fs::read_link(target)?;
             through_links(&target.parent().map_or(next.clone(), |parent| parent.join(next)))
         }
-        Err(_) => Ok(target.to_owned()),
+        Ok(_) | Err(_) => Ok(target.to_owned()),
     }
 }
 
