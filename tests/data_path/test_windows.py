@@ -19,27 +19,80 @@ from hypothesis import strategies as st
     ],
 )
 def test_the_order_of_the_specification(count, seed, epoch, order):
-    from apr.data.windows import permute
-
-    assert permute(np.arange(6), count, seed, epoch).tolist() == order
+    assert at(range(6), count, seed, epoch) == order
 
 
-@given(count=st.integers(1, 3000), seed=st.integers(0, 2**64), epoch=st.integers(0, 2**32))
+def at(positions, count, seed, epoch):
+    """Windows at positions of one data epoch."""
+    from apr.data.windows import TrainingOrder
+
+    order = TrainingOrder(count, seed, shuffle=True)
+    return [int(order.windows(epoch * count + position, 1)[0]) for position in positions]
+
+
+@given(count=st.integers(1, 3000), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 2**32))
 def test_every_window_is_visited_once(count, seed, epoch):
-    from apr.data.windows import permute
+    from apr.data.windows import TrainingOrder
 
-    assert np.array_equal(np.sort(permute(np.arange(count), count, seed, epoch)), np.arange(count))
+    found = TrainingOrder(count, seed, shuffle=True).windows(epoch * count, count)
+    assert np.array_equal(np.sort(found), np.arange(count))
+
+
+MASK = 2**64 - 1
+
+
+def mix(z):
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK
+    return z ^ (z >> 31)
+
+
+def position_of(window, count, seed, epoch):
+    """The specification's rounds backwards: where a window stands."""
+    half = max(1, -(-(count - 1).bit_length() // 2))
+    state, keys = (seed * 0xD1342543DE82EF95 + epoch) & MASK, []
+    for _ in range(8):
+        state = (state + 0x9E3779B97F4A7C15) & MASK
+        keys.append(mix(state))
+    while True:
+        left, right = window >> half, window & (2**half - 1)
+        for key in reversed(keys):
+            left, right = right ^ (mix((left + key) & MASK) & (2**half - 1)), left
+        window = left << half | right
+        if window < count:
+            return window
+
+
+@given(st.data(), st.integers(1, 2**40), st.integers(0, 2**63 - 1), st.integers(0, 2**20))
+def test_each_position_of_any_count_has_a_window_of_its_own(data, count, seed, epoch):
+    position = data.draw(st.integers(0, count - 1))
+    (window,) = at([position], count, seed, epoch)
+    assert 0 <= window < count
+    assert position_of(window, count, seed, epoch) == position
 
 
 @given(start=st.integers(0, 500), n=st.integers(1, 300))
 def test_the_order_does_not_depend_on_how_it_is_cut(start, n):
-    from apr.data.windows import TrainingOrder, permute
+    from apr.data.windows import TrainingOrder
 
     order = TrainingOrder(count=77, seed=5, shuffle=True)
-    whole = np.concatenate([permute(np.arange(77), 77, 5, epoch) for epoch in range(11)])
-    assert np.array_equal(order.windows(start, n), whole[start : start + n])
+    whole = [window for epoch in range(11) for window in at(range(77), 77, 5, epoch)]
+    assert order.windows(start, n).tolist() == whole[start : start + n]
     stream = TrainingOrder(count=77, seed=5, shuffle=False)
     assert np.array_equal(stream.windows(start, n), np.arange(start, start + n) % 77)
+
+
+def test_a_shard_that_shrinks_or_goes_while_it_is_read_is_named(shards, tmp_path):
+    import apr
+
+    directory = shards(10, 10, 10)
+    assert directory.read(8, 4).tolist() == [8, 9, 10, 11]
+    (tmp_path / "shard-00001.bin").write_bytes(bytes(8))
+    with pytest.raises(apr.TruncatedError, match=r"shard-00001\.bin: the file ends at byte 8, but had 40"):
+        directory.read(12, 4)
+    (tmp_path / "shard-00002.bin").unlink()
+    with pytest.raises(FileNotFoundError, match=r"shard-00002\.bin"):
+        directory.read(20, 4)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apr._core import scan_shards
+from apr._core import TokenStream, scan_shards
 from apr.data.manifest import MANIFEST, check_manifest, read_manifest, write_manifest
 from apr.errors import RefusedError
 
@@ -289,13 +289,17 @@ class ShardDir:
         return out.astype(np.uint32, copy=False)
 
     def read_into(self, start: int, out: NDArray[np.uint32]) -> None:
-        """Fill `out` [n] with the ids from `start` on; the caller has checked the range."""
-        done, shard = 0, int(np.searchsorted(self._starts, start, side="right")) - 1
-        while done < len(out):
-            within = start + done - self._starts[shard]
-            n = min(len(out) - done, self.shards[shard].tokens - within)
-            out[done : done + n] = self._pages[shard][within : within + n]
-            done, shard = done + n, shard + 1
+        """Fill `out` [n], C-contiguous, with the ids from `start` on; the caller has checked the range.
+
+        Raises:
+            TruncatedError: a shard is shorter than it was; names it.
+            OSError: a shard cannot be read; FileNotFoundError where it is gone.
+        """
+        self._stream.read(start, out.data)
+
+    def gather(self, starts: Sequence[int], out: NDArray[np.uint32]) -> None:
+        """Fill the rows of `out` [len(starts), n], C-contiguous, with ids from each start on: `read_into`."""
+        self._stream.gather(starts, out.reshape(-1).data)
 
     def scan(self, on_progress: Callable[[int, int], None] | None = None) -> Scan:
         """Every id, read once: the scan that the manifest keeps where all sizes and times still agree.
@@ -326,8 +330,8 @@ class ShardDir:
         return kept if same and kept.corpus_sha256 is not None else None
 
     @cached_property
-    def _pages(self) -> list[NDArray[np.uint32]]:
-        return [np.memmap(shard.path, TOKEN, "r", shape=(shard.tokens,)) for shard in self.shards]
+    def _stream(self) -> TokenStream:
+        return TokenStream([(shard.path, shard.tokens) for shard in self.shards])
 
 
 def corpus_sha256(shards: Iterable[str]) -> str:

@@ -1,15 +1,31 @@
 //! Token shards.
 #![allow(clippy::needless_pass_by_value)] // PyO3 extracts arguments by value
 
-use std::{fmt::Write, path::PathBuf};
+use std::{
+    fmt::Write,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+};
 
-use apr_format::shards::scan::{self, MAX_VOCAB, ShardScan, Wanted};
+use apr_format::{
+    Error,
+    shards::{
+        order,
+        scan::{self, MAX_VOCAB, ShardScan, Wanted},
+        stream::{Failure, Stream},
+    },
+};
 use pyo3::{
+    buffer::PyUntypedBuffer,
+    exceptions::PyValueError,
     prelude::*,
     types::{PyBytes, PyTuple},
 };
 
-use crate::errors::os_error;
+use crate::{
+    buffer,
+    errors::{os_error, raise},
+};
 
 /// Scan shards in parallel; ids at or above `limit` are out of range.
 ///
@@ -39,6 +55,59 @@ fn row<'py>(py: Python<'py>, scan: &ShardScan) -> PyResult<Bound<'py, PyTuple>> 
     (scan.tokens, scan.max_id, scan.first_beyond, sha256, PyBytes::new(py, &counts)).into_pyobject(py)
 }
 
+/// A shard directory as one stream of ids.
+#[pyclass(frozen, module = "apr._core")]
+struct TokenStream(Stream);
+
+#[pymethods]
+impl TokenStream {
+    #[new]
+    fn new(shards: Vec<(PathBuf, u64)>) -> PyResult<Self> {
+        Stream::new(shards).map(Self).ok_or_else(|| PyValueError::new_err("too many ids"))
+    }
+
+    /// Fill a writable C-contiguous buffer with little-endian u32 ids from `start` on.
+    fn read(&self, py: Python<'_>, start: u64, out: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut out = PyUntypedBuffer::get(out)?;
+        let out = buffer::bytes_mut(&mut out)?;
+        py.detach(|| self.0.read(start, out)).map_err(|failure| self.raise(py, failure))
+    }
+
+    /// Fill rows of a writable C-contiguous u32 buffer, one after another, with ids from each start on.
+    fn gather(&self, py: Python<'_>, starts: Vec<u64>, out: &Bound<'_, PyAny>) -> PyResult<()> {
+        let mut out = PyUntypedBuffer::get(out)?;
+        let out = buffer::bytes_mut(&mut out)?;
+        let row = out.len().checked_div(starts.len()).unwrap_or(0).max(1);
+        py.detach(|| {
+            let mut rows = starts.iter().zip(out.chunks_exact_mut(row));
+            rows.try_for_each(|(&start, row)| self.0.read(start, row))
+        })
+        .map_err(|failure| self.raise(py, failure))
+    }
+}
+
+impl TokenStream {
+    fn raise(&self, py: Python<'_>, failure: Failure) -> PyErr {
+        let Failure { shard, error } = failure;
+        let path = self.0.path(shard).unwrap_or(Path::new(""));
+        if error.kind() == ErrorKind::UnexpectedEof
+            && let Ok(found) = path.metadata()
+        {
+            return raise(py, &Error::CutShort { need: self.0.nbytes(shard), have: found.len() }, path);
+        }
+        os_error(py, &error, path)
+    }
+}
+
+/// The windows at positions `start` … `start + n` of a training run, `count` of them to a data epoch.
+#[pyfunction]
+fn window_order(start: u64, n: usize, count: u64, seed: u64, shuffle: bool) -> PyResult<Vec<u64>> {
+    order::windows(start, n, count, seed, shuffle)
+        .ok_or_else(|| PyValueError::new_err(format!("there is no order of {count} windows")))
+}
+
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<TokenStream>()?;
+    module.add_function(wrap_pyfunction!(window_order, module)?)?;
     module.add_function(wrap_pyfunction!(scan_shards, module)?)
 }
