@@ -273,3 +273,18 @@ def test_json_says_what_was_written(tmp_path, capsys):
     with apr.load(tmp_path / "m.apr") as file:
         assert found["tensors"] == len(file)
         assert found["param_count"] == sum(int(np.prod(file.info(name).shape)) for name in file)
+
+
+def test_neither_torch_nor_transformers_is_needed(tmp_path):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from apr.cli import main; code = main(['convert', *sys.argv[1:]]); "
+        "assert not {'torch', 'transformers', 'safetensors'} & sys.modules.keys(); sys.exit(code)"
+    )
+    for source, target in (
+        (IMPORTED / "hf_llama_tied", tmp_path / "m.apr"),
+        (tmp_path / "m.apr", tmp_path / "hf"),
+    ):
+        subprocess.run([sys.executable, "-c", code, str(source), str(target)], check=True)

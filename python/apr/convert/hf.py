@@ -21,6 +21,7 @@ from apr.convert.stream import Item, Model, from_apr, stretches
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
 from apr.files import replacing, replacing_directory, write_json
 from apr.model.config import ModelConfig
+from apr.model.names import parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -259,7 +260,7 @@ def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
             raise
         # Of a family that is only stored: what transformers wrote is what it gets back.
         return [from_apr(file, name) for name in names], dict(kept), ()
-    shapes = _parameters(config)
+    shapes = parameter_shapes(config)
     items: dict[str, Item] = {}
     for name in names:
         if name in HEADS and file.info(name).tied:
@@ -299,16 +300,6 @@ def _named(file: AprFile, name: str, target: str, shape: tuple[int, ...] | None,
             yield unpermute(rows.numpy(slice(start, stop)), (stop - start) // head)
 
     return replace(item, parts=parts) if item.spec.shape[0] == heads * head else item
-
-
-def _parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the decoder's parameters."""
-    import torch
-
-    from apr.model.decoder import Decoder
-
-    with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in Decoder(config).named_parameters()}
 
 
 def _check(path: str, items: Mapping[str, Item], shapes: Mapping[str, tuple[int, ...]]) -> None:

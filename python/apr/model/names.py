@@ -1,0 +1,34 @@
+"""The parameters of a decoder by name, without building one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apr.model.config import ModelConfig
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names, as transformers has them, and shapes of a decoder's parameters.
+
+    A tied head is no parameter of its own.
+    """
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for layer in range(config.num_layers):
+        at = f"model.layers.{layer}"
+        for name, rows in (("q", queries), ("k", keys), ("v", keys)):
+            shapes[f"{at}.self_attn.{name}_proj.weight"] = (rows, hidden)
+            if config.qkv_bias:
+                shapes[f"{at}.self_attn.{name}_proj.bias"] = (rows,)
+        shapes[f"{at}.self_attn.o_proj.weight"] = (hidden, queries)
+        if config.attention_bias:
+            shapes[f"{at}.self_attn.o_proj.bias"] = (hidden,)
+        shapes[f"{at}.mlp.gate_proj.weight"] = shapes[f"{at}.mlp.up_proj.weight"] = (inner, hidden)
+        shapes[f"{at}.mlp.down_proj.weight"] = (hidden, inner)
+        shapes[f"{at}.input_layernorm.weight"] = shapes[f"{at}.post_attention_layernorm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes
