@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, write_manifest
+from apr.data.manifest import check_manifest, read_manifest, write_manifest
+from apr.data.missing_manifest import MANIFEST, SCHEMA
 from apr.data.shards import Shard
 from apr.errors import FormatError
 

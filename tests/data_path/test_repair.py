@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 from tests.killing import KILLED
 
+import apr
 from apr.cli import main
 from apr.data import ShardDir, repair
 from apr.errors import RefusedError
+
+PACKAGE = str(Path(apr.__file__).parents[1])
 
 TOKENIZER = Path(__file__).parents[1] / "data" / "imported-0.72" / "hf_llama_tied"
 SIZES = (300, 400, 150)
@@ -439,3 +443,58 @@ def test_a_verify_without_hashes_finds_the_same_but_them(directory, capsys):
     assert ShardDir(directory).scan().corpus_sha256 == with_hashes.corpus_sha256
     assert main(["repair-manifest", str(directory), "--no-hash"]) == 2
     assert "--no-hash belongs to --verify" in capsys.readouterr().err
+
+
+def run_module(*arguments):
+    command = [sys.executable, "-m", "apr.repair_manifest", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def without_time(content):
+    return re.sub(rb'"repaired_at": "[^"]*"', b"", content)
+
+
+def test_the_plain_case_is_the_same_without_loading_anything(directory, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(directory, other)
+    assert main(["repair-manifest", str(directory)]) == 0
+    said = capsys.readouterr().out
+    for arguments in ([other], ["--output", other]):
+        (other / "manifest.json").unlink(missing_ok=True)
+        done = run_module(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == said.replace(str(directory), str(other))
+        ours, theirs = ((path / "manifest.json").read_bytes() for path in (other, directory))
+        assert without_time(ours) == without_time(theirs)
+    code = (
+        "import sys; from apr.data.missing_manifest import write_missing_manifest as w; "
+        "assert w(sys.argv[1:]); heavy = {'numpy', 'tyro', 'dataclasses', 'typing'}; "
+        "assert not heavy & sys.modules.keys()"
+    )
+    (other / "manifest.json").unlink()
+    subprocess.run(
+        [sys.executable, "-S", "-c", code, str(other)], check=True, env=os.environ | {"PYTHONPATH": PACKAGE}
+    )
+
+
+@pytest.mark.parametrize("number", [0, 99_999, 999])
+def test_what_is_not_plain_is_left_to_the_full_command(number, directory):
+    from apr.data.missing_manifest import write_missing_manifest
+
+    assert write_missing_manifest([]) is None
+    assert write_missing_manifest([str(directory), "--verify"]) is None
+    assert write_missing_manifest([str(directory / "gone")]) is None
+    width = 5 if number else 4
+    odd = directory / f"shard-{number:0{width}}.bin"
+    odd.write_bytes(b"abcd")
+    assert write_missing_manifest([str(directory)]) is None
+    odd.unlink()
+    for content in (b"", b"abc"):
+        (directory / "shard-00003.bin").write_bytes(content)
+        assert write_missing_manifest([str(directory)]) is None
+    (directory / "shard-00003.bin").unlink()
+    (directory / "shard-00003.bin").symlink_to(directory / "shard-00001.bin")
+    assert write_missing_manifest([str(directory)]) is None
+    (directory / "shard-00003.bin").unlink()
+    assert write_missing_manifest([str(directory)]) is not None
+    assert write_missing_manifest([str(directory)]) is None  # there is one now

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff as Flag
 
+from apr.data.missing_manifest import MANIFEST, outcome, summary
 from apr.data.rebuild import RepairReport, repair
 from apr.errors import EXIT_REFUSED, UsageError
 
+_LEFT_ALONE = "agrees with the files, left alone"
 # Shards that get a line each; of more, the first and the last.
 _ROWS = 6
 
@@ -90,13 +92,10 @@ def _json(report: RepairReport) -> dict[str, Any]:
 
 
 def _text(report: RepairReport) -> str:
-    tokens, count = report.total_tokens, len(report.shards)
-    lines = [
-        f"{report.path}: {count:,} shard{'s' * (count != 1)}, {tokens:,} tokens, {4 * tokens / 1e6:,.1f} MB"
-    ]
+    lines = [summary(report.path, len(report.shards), report.total_tokens)]
     lines += _scan_lines(report)
     lines += report.done
-    lines.append(f"manifest.json: {_outcome(report)}")
+    lines.append(_outcome(report))
     return "\n".join(lines)
 
 
@@ -130,11 +129,7 @@ def _scan_lines(report: RepairReport) -> list[str]:
 
 
 def _outcome(report: RepairReport) -> str:
-    if report.outcome == "left alone":
-        return "agrees with the files, left alone"
     if report.outcome == "written":
-        kind = "finished: its encoding was cut off" if report.manifest.get("truncated") else "rebuilt"
-        return (
-            f"{kind}, {report.manifest['shard_count']:,} shards, {report.manifest['total_tokens']:,} tokens"
-        )
-    return report.outcome
+        how = "finished: its encoding was cut off" if report.manifest.get("truncated") else "rebuilt"
+        return outcome(how, report.manifest["shard_count"], report.manifest["total_tokens"])
+    return f"{MANIFEST}: {_LEFT_ALONE if report.outcome == 'left alone' else report.outcome}"

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apr.data.missing_manifest import MANIFEST, SCHEMA, manifest_bytes
 from apr.errors import FormatError
 from apr.files import write_atomically
 
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from os import PathLike
 
     from apr.data.shards import Shard
-
-MANIFEST = "manifest.json"
-SCHEMA = "pretokenize-bin-v1"
 
 
 def read_manifest(directory: str | PathLike[str]) -> dict[str, Any]:
@@ -50,11 +48,6 @@ def write_manifest(directory: str | PathLike[str], manifest: Mapping[str, Any]) 
         OSError: it cannot be written; an older one is untouched.
     """
     write_atomically(Path(directory) / MANIFEST, manifest_bytes(manifest))
-
-
-def manifest_bytes(manifest: Mapping[str, Any]) -> bytes:
-    """The manifest as it stands on disk: indented ASCII JSON, key order kept."""
-    return (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()
 
 
 def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list[str]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from apr.data.corpus_check import problems
-from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, shard_rows, write_manifest
+from apr.data.manifest import check_manifest, read_manifest, shard_rows, write_manifest
+from apr.data.missing_manifest import MANIFEST, REBUILT, rebuilt
 from apr.data.shards import TOKEN, Shard, scan, shard_files
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
 from apr.errors import FormatError, RefusedError
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from apr.data.shards import FullScan
 
-SOURCE = "repair-manifest"
-_REBUILT = "rebuilt from the shards; how many documents they hold, and whether they are all, is not known"
 _KEPT = "what it said agreed with the files and is kept"
 _FINISHED = "an encoding that was cut off, finished with the shards that are there"
 
@@ -246,14 +244,7 @@ def _rebuilt(
     base: dict[str, Any], report: RepairReport, tokenizer: str | PathLike[str] | None, *, unfinished: bool
 ) -> dict[str, Any]:
     loaded, scanned = report.tokenizer, report.scan
-    made: dict[str, Any] = {
-        "schema": SCHEMA,
-        "complete": True,
-        "shard_count": len(report.shards),
-        "total_tokens": report.total_tokens,
-        "vocab_size": base.get("vocab_size"),
-        "tokenizer_dir": base.get("tokenizer_dir"),
-    }
+    made: dict[str, Any] = {}
     if loaded is not None:
         made |= {
             "vocab_size": loaded.vocab_size,
@@ -269,15 +260,8 @@ def _rebuilt(
             made["eos_token_count"] = _count(scanned, loaded.eos_id)
     if unfinished or base.get("truncated"):
         made["truncated"] = True
-    repaired_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return {
-        **base,
-        **made,
-        "repair": True,
-        "repaired_at": repaired_at,
-        "source": SOURCE,
-        "note": _FINISHED if made.get("truncated") else _KEPT if "total_documents" in base else _REBUILT,
-    }
+    note = _FINISHED if made.get("truncated") else _KEPT if "total_documents" in base else REBUILT
+    return rebuilt(base, made, len(report.shards), report.total_tokens, note=note)
 
 
 def _count(scanned: FullScan, token: int) -> int:

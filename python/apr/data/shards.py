@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apr._core import TokenStream, scan_shards
-from apr.data.manifest import MANIFEST, check_manifest, read_manifest, write_manifest
+from apr.data.manifest import check_manifest, read_manifest, write_manifest
+from apr.data.missing_manifest import MANIFEST
 from apr.errors import RefusedError
 
 if TYPE_CHECKING:
