@@ -122,6 +122,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self._path = os.fspath(path)
+        self._absolute = os.path.abspath(self._path)  # noqa: PTH100 (in a third of the time)
         self._open: Container | None = Container(self._path)
         self._names: tuple[str, ...] | None = None
         self._mapped: Pages | None = None
@@ -301,7 +302,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         return f"<AprFile {self._path!r}: {state}>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return load, (os.path.abspath(self._path),)  # noqa: PTH100 (a path may be bytes-like text)
+        return load, (self._absolute,)
 
     def _stored(self, name: str) -> TensorInfo:
         """The tensor whose bytes are this one's values: itself, or the embedding for an empty head."""
@@ -316,9 +317,10 @@ class AprFile(Mapping[str, "torch.Tensor"]):
 
     @property
     def _pages(self) -> Pages:
-        if self._mapped is None:
-            self._mapped = self._container.map()
-        return self._mapped
+        pages = self._mapped
+        if pages is None:  # asked once: another thread may close the file meanwhile
+            pages = self._mapped = self._container.map()
+        return pages
 
     @cached_property
     def _from_dlpack(self) -> Callable[[object], torch.Tensor]:

@@ -65,6 +65,7 @@ class ShardedFile(AprFile):
         self, path: str | PathLike[str], *, verify: Literal["structure", "full"] = "structure"
     ) -> None:
         self._path = os.fspath(path)
+        self._absolute = os.path.abspath(self._path)  # noqa: PTH100 (as in an AprFile)
         index = Path(path)
         weight_map = _read_index(index)
         with ExitStack() as stack:

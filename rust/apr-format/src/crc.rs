@@ -2,9 +2,7 @@
 
 use std::io;
 
-use rayon::prelude::*;
-
-use crate::source::Source;
+use crate::{source::Source, threads};
 
 /// Bytes that one task hashes: long enough to make joining two results cheap beside it.
 const SEGMENT: u64 = 8 << 20;
@@ -17,13 +15,9 @@ const WINDOW: usize = 64 << 10;
 /// # Errors
 /// The operating system's; `UnexpectedEof` where the source is shorter.
 pub fn crc32(source: &(impl Source + ?Sized), size: u64) -> io::Result<u32> {
-    let segments: Vec<_> = (0..size.div_ceil(SEGMENT))
-        .into_par_iter()
-        .map(|segment| {
-            let start = segment * SEGMENT;
-            hash(source, start, size.min(start + SEGMENT))
-        })
-        .collect::<io::Result<_>>()?;
+    let starts = (0..size.div_ceil(SEGMENT)).map(|segment| segment * SEGMENT);
+    let segments =
+        threads::try_map(starts.collect(), |start| hash(source, start, size.min(start + SEGMENT)))?;
     let mut whole = crc32fast::Hasher::new();
     for segment in &segments {
         whole.combine(segment);

@@ -13,6 +13,7 @@ pub mod quant;
 pub mod shards;
 pub mod sniff;
 pub mod source;
+pub mod threads;
 pub mod v2;
 pub mod variants;
 

@@ -2,7 +2,7 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
-use rayon::prelude::*;
+use crate::threads;
 
 /// Bytes of one of the reads that run side by side.
 const SEGMENT: usize = 1 << 20;
@@ -74,7 +74,7 @@ pub fn read_parallel<'a>(
             places.zip(buffer.chunks_mut(SEGMENT))
         })
         .collect();
-    segments.into_par_iter().try_for_each(|(offset, bytes)| source.read_at(offset, bytes))
+    threads::try_map(segments, |(offset, bytes)| source.read_at(offset, bytes)).map(|_| ())
 }
 
 /// Read `size` bytes from `offset` on. The caller has checked both against the source's size.

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use crate::{
     dtype::Dtype,
     error::{Error, Result},
+    threads,
 };
 
 /// Values that one task quantises.
@@ -23,6 +24,10 @@ const Q4_SIZE: usize = 18;
 /// [`Error::Unwritable`] for another dtype, and for values that the dtype has no steps for: NaN, infinities,
 /// and in q4 magnitudes above 7 times what an f16 holds.
 pub fn quantise(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
+    threads::run(|| quantise_here(dtype, values))
+}
+
+fn quantise_here(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
     let refuse = |what: String| Err(Error::Unwritable { tensor: None, what });
     if !matches!(dtype, Dtype::Q4 | Dtype::Q8) {
         return refuse(format!("{} is not quantised to: q4 and q8 are", dtype.name()));

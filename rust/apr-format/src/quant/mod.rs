@@ -5,12 +5,11 @@ mod encode;
 
 pub use encode::quantise;
 
-use rayon::prelude::*;
-
 use crate::{
     dtype::{Dtype, Q8_SCALE},
     error::{Error, Result},
     source::{Source, read_vec},
+    threads,
     v2::index::Tensor,
 };
 
@@ -73,7 +72,8 @@ fn in_blocks<const N: usize, const B: usize>(
         let rest = usize::try_from(row - column).unwrap_or(usize::MAX);
         Place { block, within, run: rest.min(N - within) }
     };
-    out.par_chunks_mut(TASK).enumerate().try_for_each(|(task, mut values)| {
+    let tasks = out.chunks_mut(TASK).enumerate().collect();
+    threads::try_map(tasks, |(task, mut values)| {
         let mut at = start + (task * TASK) as u64;
         let first = place(at).block;
         let blocks = place(at + values.len() as u64 - 1).block - first + 1;
@@ -88,6 +88,7 @@ fn in_blocks<const N: usize, const B: usize>(
         }
         Ok(())
     })
+    .map(|_: Vec<()>| ())
 }
 
 /// One f32 scale, then an i8 for each value.
@@ -98,7 +99,8 @@ fn q8(source: &(impl Source + ?Sized), tensor: &Tensor, start: u64, out: &mut [f
     let mut scale = [0; 4];
     source.read_at(tensor.offset, &mut scale)?;
     let scale = f32::from_le_bytes(scale);
-    out.par_chunks_mut(TASK).enumerate().try_for_each(|(task, values)| {
+    let tasks = out.chunks_mut(TASK).enumerate().collect();
+    threads::try_map(tasks, |(task, values)| {
         let at = tensor.offset + Q8_SCALE + start + (task * TASK) as u64;
         let stored = read_vec(source, at, values.len() as u64)?;
         for (value, &byte) in values.iter_mut().zip(&stored) {
@@ -106,6 +108,7 @@ fn q8(source: &(impl Source + ?Sized), tensor: &Tensor, start: u64, out: &mut [f
         }
         Ok(())
     })
+    .map(|_: Vec<()>| ())
 }
 
 #[cfg(test)]

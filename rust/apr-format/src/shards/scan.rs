@@ -5,7 +5,7 @@ use std::{fs::File, io, path::Path};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::source::Source;
+use crate::{source::Source, threads};
 
 /// Bytes read at a time: they are counted and hashed while they still lie in the core's own cache.
 const WINDOW: usize = 128 << 10;
@@ -56,16 +56,18 @@ pub fn scan_source(shard: &(impl Source + ?Sized), wanted: Wanted) -> io::Result
     if !size.is_multiple_of(4) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "size is no multiple of 4 bytes"));
     }
-    if wanted.hash {
+    if wanted.hash || size <= SEGMENT {
         return part(shard, 0, size, wanted);
     }
-    (0..size.div_ceil(SEGMENT))
-        .into_par_iter()
-        .map(|segment| {
-            let start = segment * SEGMENT;
-            part(shard, start, size.min(start + SEGMENT), wanted)
-        })
-        .try_reduce(ShardScan::default, |a, b| Ok(a.followed_by(b)))
+    threads::run(|| {
+        (0..size.div_ceil(SEGMENT))
+            .into_par_iter()
+            .map(|segment| {
+                let start = segment * SEGMENT;
+                part(shard, start, size.min(start + SEGMENT), wanted)
+            })
+            .try_reduce(ShardScan::default, |a, b| Ok(a.followed_by(b)))
+    })
 }
 
 /// Scan shards in parallel, in the given order; the first error in that order wins.
@@ -76,7 +78,7 @@ pub fn scan_all<P: AsRef<Path> + Sync>(
     paths: &[P],
     wanted: Wanted,
 ) -> Result<Vec<ShardScan>, (usize, io::Error)> {
-    let scans: Vec<_> = paths.par_iter().map(|path| scan(path.as_ref(), wanted)).collect();
+    let scans: Vec<_> = threads::run(|| paths.par_iter().map(|path| scan(path.as_ref(), wanted)).collect());
     scans.into_iter().enumerate().map(|(i, scan)| scan.map_err(|error| (i, error))).collect()
 }
 
