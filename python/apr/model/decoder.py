@@ -166,10 +166,13 @@ class Mlp(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on [B, heads, T, head_dim]: element i pairs with i + head_dim / 2."""
+    """Rotary positions on [B, heads, T, head_dim]: element i pairs with i + head_dim / 2.
+
+    Computed in float32 and rounded once: a cosine in bfloat16 is off by up to 0.4 %.
+    """
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
-    return x * cos.to(x.dtype) + turned * sin.to(x.dtype)
+    return (x * cos + turned * sin).to(x.dtype)
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
