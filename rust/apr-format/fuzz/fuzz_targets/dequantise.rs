@@ -2,7 +2,7 @@
 #![no_main]
 
 use apr_format::{dtype::Dtype, quant, v2::index::Tensor};
-use apr_format_fuzz::on_this_thread;
+use apr_format_fuzz::{on_this_thread, size};
 use half::f16;
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
@@ -105,8 +105,4 @@ fn value(bytes: &[u8], tensor: &Tensor, at: usize) -> f32 {
 
 fn half(bytes: &[u8], at: usize) -> f16 {
     f16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn size(n: u64) -> usize {
-    usize::try_from(n).expect("small")
 }

@@ -8,7 +8,7 @@ use apr_format::{
     dtype::Dtype,
     v2::{align, header::Header, read, verify},
 };
-use apr_format_fuzz::{look, on_this_thread, round_trip, sign, stored};
+use apr_format_fuzz::{Number, look, on_this_thread, put, round_trip, sign, size, stored};
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
     fuzz_target,
@@ -56,15 +56,6 @@ enum Value<'a> {
     Float(f64),
     Text(&'a str),
     List(Vec<Option<bool>>),
-}
-
-/// What replaces an honest number.
-#[derive(Debug, Arbitrary)]
-enum Number {
-    Near(i8),
-    Power(u8),
-    BelowPower(u8),
-    Exact(u64),
 }
 
 #[derive(Debug, Arbitrary)]
@@ -281,29 +272,6 @@ impl Lie {
     }
 }
 
-impl Number {
-    fn replace<const N: usize>(&self, bytes: &mut [u8], at: usize) {
-        let Some(field) = bytes.get(at..at + N) else { return };
-        let mut honest = [0; 8];
-        honest[..N].copy_from_slice(field);
-        let honest = u64::from_le_bytes(honest);
-        let lie = match *self {
-            Self::Near(by) => honest.wrapping_add_signed(by.into()),
-            Self::Power(shift) => 1 << (shift % 64),
-            Self::BelowPower(shift) => u64::MAX >> (shift % 64),
-            Self::Exact(value) => value,
-        };
-        put(bytes, at, &lie.to_le_bytes()[..N]);
-    }
-}
-
-/// Nothing, where a cut has taken the place away.
-fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
-    if let Some(field) = bytes.get_mut(at..at + value.len()) {
-        field.copy_from_slice(value);
-    }
-}
-
 impl Name<'_> {
     fn text(&self) -> String {
         match self {
@@ -345,8 +313,4 @@ impl Value<'_> {
             Self::List(items) => items.iter().copied().collect(),
         }
     }
-}
-
-fn size(n: u64) -> usize {
-    usize::try_from(n).expect("small")
 }

@@ -16,6 +16,8 @@ use apr_format::{
     },
 };
 
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+
 /// Values that one input may ask for: a q8 tensor of a gigabyte would only be slow.
 const MOST: u64 = 1 << 20;
 
@@ -167,4 +169,50 @@ pub fn sign(bytes: &mut [u8]) {
         let computed = apr_format::crc::crc32(&*rest, rest.len() as u64).expect("memory has no I/O errors");
         *footer = computed.to_le_bytes();
     }
+}
+
+/// What replaces an honest number.
+#[derive(Debug, Arbitrary)]
+pub enum Number {
+    /// So much more or less.
+    Near(i8),
+    /// A power of two.
+    Power(u8),
+    /// One less than a power of two.
+    BelowPower(u8),
+    /// Any.
+    Exact(u64),
+}
+
+impl Number {
+    /// Lie in the field of `N` bytes at this place, little-endian.
+    pub fn replace<const N: usize>(&self, bytes: &mut [u8], at: usize) {
+        let Some(field) = bytes.get(at..at + N) else { return };
+        let mut honest = [0; 8];
+        honest[..N].copy_from_slice(field);
+        let honest = u64::from_le_bytes(honest);
+        let lie = match *self {
+            Self::Near(by) => honest.wrapping_add_signed(by.into()),
+            Self::Power(shift) => 1 << (shift % 64),
+            Self::BelowPower(shift) => u64::MAX >> (shift % 64),
+            Self::Exact(value) => value,
+        };
+        put(bytes, at, &lie.to_le_bytes()[..N]);
+    }
+}
+
+/// Replace bytes; nothing, where a cut has taken the place away.
+pub fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
+    if let Some(field) = bytes.get_mut(at..at + value.len()) {
+        field.copy_from_slice(value);
+    }
+}
+
+/// A small number as a size in memory.
+///
+/// # Panics
+/// Where it is none.
+#[must_use]
+pub fn size(n: u64) -> usize {
+    usize::try_from(n).expect("small")
 }
