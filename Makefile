@@ -10,7 +10,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name target -prune -o \
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 
-.PHONY: help setup test test-long demo demo-scratch lint format bench fuzz clean
+.PHONY: help setup test test-long demo demo-scratch lint format bench fuzz check-free-threaded clean
 
 help:
 	@echo "make demo          a real model in, Python source in, a fine-tuned .apr and a verdict out"
@@ -62,6 +62,11 @@ lint: $(BUILT)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/apr contracts lint
+
+# The bindings compile for a CPython without a GIL, which need not be here.
+check-free-threaded:
+	PYO3_CONFIG_FILE=$(CURDIR)/rust/apr-python/cp314t.cfg CARGO_TARGET_DIR=target/cp314t \
+		cargo clippy --quiet -p apr-python -- -D warnings
 
 format:
 	cargo fmt --all

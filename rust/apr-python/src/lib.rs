@@ -13,7 +13,10 @@ mod shards;
 mod stamp;
 
 /// The extension module; `python/apr/_core.pyi` describes what is in it.
-#[pymodule]
+///
+/// It needs no GIL: every class is frozen, and what changes (a writer's state) is behind a mutex, under which
+/// no Python code runs.
+#[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     container::register(module)?;
