@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from apr.container.safe_open import safe_open
     from apr.container.save import save
     from apr.container.stamp import stamp
+    from apr.container.v1 import V1File, V1Flags, V1Header, open_v1
     from apr.container.verify import Check, Report, verify
     from apr.container.writer import Writer
 
@@ -41,11 +42,15 @@ __all__ = [
     "TensorInfo",
     "TruncatedError",
     "UnsupportedError",
+    "V1File",
+    "V1Flags",
+    "V1Header",
     "Writer",
     "__version__",
     "diff",
     "inspect",
     "load",
+    "open_v1",
     "quantize",
     "safe_open",
     "save",
@@ -62,11 +67,15 @@ _HOME = {
     "Quantized": "apr.container.quantized",
     "Report": "apr.container.verify",
     "TensorInfo": "apr.container.file",
+    "V1File": "apr.container.v1",
+    "V1Flags": "apr.container.v1",
+    "V1Header": "apr.container.v1",
     "Writer": "apr.container.writer",
     "__version__": "apr._core",
     "diff": "apr.container.diff",
     "inspect": "apr.container.inspect",
     "load": "apr.container.file",
+    "open_v1": "apr.container.v1",
     "safe_open": "apr.container.safe_open",
     "quantize": "apr.container.quantize",
     "save": "apr.container.save",

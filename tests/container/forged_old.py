@@ -64,3 +64,24 @@ def wrap(
     length = u32(len(content) if size is None else size)
     body = {0: content, 1: length + lz4(content), 2: zstd(content)}[how] if packed is None else packed
     return magic + bytes([how]) + length + body
+
+
+def forge_v1(
+    metadata: bytes = b"{}",
+    payload: bytes = b"payload",
+    signature: bytes = b"",
+    magic: bytes = b"APRN",
+    version: tuple[int, int] = (1, 0),
+    model_type: int = 1,
+    compression: int = 0,
+    flags: int = 0,
+    quality: int = 0,
+    reserved: bytes = b"",
+    tail: bytes = b"",
+    **sizes: int,
+) -> bytes:
+    """A v1 file with a right checksum; `sizes` replace the header's honest ones, `payload` is as stored."""
+    stored = {"metadata_size": len(metadata), "payload_size": len(payload), "uncompressed_size": len(payload)}
+    head = magic + bytes(version) + struct.pack("<H", model_type) + u32(*(stored | sizes).values())
+    head += bytes([compression, flags, quality]) + reserved.ljust(9, b"\0")
+    return with_crc(head + metadata + payload + signature) + tail

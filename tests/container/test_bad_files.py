@@ -374,14 +374,6 @@ def test_a_file_cut_off_anywhere_is_truncated(tmp_path):
     assert apr.load(path).footer is None
 
 
-def test_an_honest_file_of_a_kind_that_is_not_read_is_named(capsys):
-    path = DATA / "aprender-0.72" / "v1_linear_none.apr"
-    with pytest.raises(apr.UnsupportedError, match="APR v1"):
-        apr.load(path)
-    assert main(["inspect", str(path)]) == 4
-    assert "APR v1" in capsys.readouterr().err
-
-
 def test_a_wrong_footer_opens_and_is_found(tmp_path, capsys):
     path = tmp_path / "flipped.apr"
     at = len(GOOD) - 100

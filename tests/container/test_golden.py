@@ -14,7 +14,9 @@ WRITTEN = DATA / "aprender-0.72"
 OLD = DATA / "aprender-0.2x"
 IMPORTED = DATA / "imported-0.72"
 EXPECTED = [
-    path for path in sorted(WRITTEN.glob("*.expected.json")) if path.stem != "row_padded_k_quants.expected"
+    path
+    for path in sorted(WRITTEN.glob("*.expected.json"))
+    if path.name not in {"row_padded_k_quants.expected.json", "v1.expected.json"}  # in tests of their own
 ]
 MODELS = ["llama_tied", "llama_untied", "qwen2_tied", "qwen2_untied"]
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from apr.cli._console import console, printable, show, size, table
+from apr.cli._keys import KeyFlags
 from apr.container.inspect import inspect
 
 # Longer metadata values are shown by their beginning.
@@ -17,7 +18,7 @@ _SHOWN = 72
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(KeyFlags):
     """Say what a file is: kind, version, architecture, parameters, dtypes, flags, checksums, metadata.
 
     Exits 0 whenever the file opens, and says so if a checksum is wrong; `apr verify` makes that an exit
@@ -35,7 +36,9 @@ class Command:
 
     def run(self) -> int:
         """Print what it is."""
-        found: dict[str, Any] = inspect(self.file, verify="structure" if self.quick else "full")
+        found: dict[str, Any] = inspect(
+            self.file, verify="structure" if self.quick else "full", **self.keys()
+        )
         if self.json:
             print(json.dumps(found))
             return 0
@@ -61,6 +64,8 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("dtypes", ", ".join(f"{dtype} ({tensors})" for dtype, tensors in found["dtypes"].items()) or "none"),
         ("flags", ", ".join(flags) or "none"),
     ]
+    if found["v1"]:
+        rows += _v1(found["v1"])
     if found["files"]:
         rows.append(("files", f"{len(found['files'])}, their footers {footer}"))
     else:
@@ -72,6 +77,18 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("reserved", f"not zero: {found['reserved']}"))
     rows.append(("metadata", f"{len(found['metadata'])} keys"))
     return rows + [(f"  {key}", _shortened(value)) for key, value in found["metadata"].items()]
+
+
+def _v1(found: dict[str, Any]) -> list[tuple[str, str]]:
+    sizes = f"{found['uncompressed_size']} bytes, compression {found['compression']}"
+    locked = ", encrypted: no key was given" if found["locked"] else ", decrypted" * found["encrypted"]
+    rows = [
+        ("model type", found["model_type"]),
+        ("quality", f"{found['quality']} of 100"),
+        ("payload", f"{sizes}, {found['payload_size']} stored{locked}"),
+    ]
+    by = f"by {found['public_key']}, {found['signature']}"
+    return [*rows, ("signature", by if found["signature"] else "none")]
 
 
 def _architecture(found: dict[str, Any]) -> str:

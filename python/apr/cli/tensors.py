@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from apr.cli._console import printable, show, table
+from apr.cli._keys import KeyFlags
 from apr.container.file import AprFile, TensorInfo, load
 from apr.container.sharded import ShardedFile
 
@@ -18,7 +19,7 @@ _STATS = ("min", "max", "mean", "std", "nan", "inf")
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(KeyFlags):
     """List the tensors of a file: name, dtype, shape, bytes, offset from the start of the file.
 
     Of a model in several files, given by its index or directory, each row says in which file it is.
@@ -37,7 +38,7 @@ class Command:
 
     def run(self) -> int:
         """Print the rows."""
-        with load(self.file) as file:
+        with load(self.file, **self.keys()) as file:
             rows = []
             for name in file:
                 if fnmatchcase(name, self.filter):

@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from apr.cli._console import console, printable, show, table
+from apr.cli._keys import KeyFlags
 from apr.container.verify import Report, verify
 from apr.errors import EXIT_NOT_VALID, EXIT_REFUSED, UsageError, exit_code, message
 
@@ -18,8 +19,11 @@ _STYLES = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("-", "ye
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(KeyFlags):
     """Check files byte for byte: header, metadata, index, bounds, and the CRC32 of every byte.
+
+    Of a signed file the report says whether the signature is by a trusted key, or only fits the key in the
+    file. The payload of an encrypted one is checked where its key is given.
 
     A file without a footer is fine, and its line says that its bytes cannot be verified. Exits 3 for a
     missing file, 4 for one that cannot be opened, 5 where a check failed: the highest of several files.
@@ -36,10 +40,10 @@ class Command:
         """Print the report of each file."""
         if not self.files:
             raise UsageError("name at least one file")
-        rows, code = [], 0
+        rows, code, keys = [], 0, self.keys()
         for file in self.files:
             try:
-                report = verify(file)
+                report = verify(file, **keys)
             except OSError as error:
                 code = max(code, exit_code(error))
                 rows.append({"file": str(file), "ok": False, "opened": False, "error": message(error)})

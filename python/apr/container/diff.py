@@ -143,12 +143,15 @@ def diff(a: str | PathLike[str], b: str | PathLike[str], *, atol: float | None =
 
     Raises:
         AprError: a file that does not open; with path, tensor and byte.
+        UnsupportedError: a v1 file whose payload is not described as tensors.
         ValueError: `atol` is negative or NaN.
         OSError: as `open` would.
     """
     if atol is not None and not atol >= 0:
         raise ValueError(f"atol must be 0 or more, not {atol}")
     with load(a) as one, load(b) as two:
+        one.require_tensors()
+        two.require_tensors()
         both = [name for name in one if name in two]
         found = [_tensor(name, one.slice(name), two.slice(name), atol) for name in both]
         return Diff(

@@ -88,15 +88,30 @@ class TensorInfo:
         return self.nbytes == 0 and prod(self.shape) > 0
 
 
-def load(path: str | PathLike[str], *, verify: Literal["structure", "full"] = "structure") -> AprFile:
-    """Open an `.apr` file; header, metadata and index are read, tensors are mapped on first use.
+def load(
+    path: str | PathLike[str],
+    *,
+    verify: Literal["structure", "full"] = "structure",
+    password: str | None = None,
+    recipient_key: bytes | None = None,
+    trusted_key: bytes | None = None,
+) -> AprFile:
+    """Open an `.apr` file of any form; header, metadata and index are read, tensors are mapped on first use.
 
     Args:
         path: the file; or, for a model in several files, its index (`model.apr.index.json`) or directory.
         verify: "structure" checks header, metadata, index and bounds; "full" also the CRC32 of every byte.
+        password: decrypts a v1 file that was encrypted with it.
+        recipient_key: the X25519 secret key, 32 bytes, of the one whom a v1 file is encrypted for.
+        trusted_key: the Ed25519 public key, 32 bytes, by which a v1 file must be signed.
+
+    Returns:
+        The open file; of v1 (magic `APRN`) a `V1File`, of a model in several files a `ShardedFile`.
 
     Raises:
         AprError: the file is damaged, cut off, or of a kind that is not read; with path, tensor and byte.
+        DecryptionError: a key is wrong or of the wrong kind, or the file is not encrypted.
+        SignatureError: the signature does not fit, is not by the trusted key, or there is none.
         IsADirectoryError: a directory with neither one index nor exactly one .apr file.
         OSError: as `open` would.
     """
@@ -105,11 +120,17 @@ def load(path: str | PathLike[str], *, verify: Literal["structure", "full"] = "s
     if os.fspath(path).endswith(".index.json") or os.path.isdir(path):  # noqa: PTH112 (a Path costs more)
         from apr.container.sharded import load_several
 
-        return load_several(path, verify=verify)
-    file = AprFile(path)
+        return load_several(
+            path, verify=verify, password=password, recipient_key=recipient_key, trusted_key=trusted_key
+        )
+    container = Container(os.fspath(path), password, recipient_key, trusted_key)
     if verify == "full":
-        file._container.check_footer()  # noqa: SLF001 (same module)
-    return file
+        container.check_footer()
+    if container.form != "APR v1":
+        return AprFile(path, container)
+    from apr.container.v1 import V1File
+
+    return V1File(path, container)
 
 
 class AprFile(Mapping[str, "torch.Tensor"]):
@@ -120,10 +141,10 @@ class AprFile(Mapping[str, "torch.Tensor"]):
     of the file keeps at a place where its values cannot stand is copied.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
+    def __init__(self, path: str | PathLike[str], container: Container | None = None) -> None:
         self._path = os.fspath(path)
         self._absolute = os.path.abspath(self._path)  # noqa: PTH100 (in a third of the time)
-        self._open: Container | None = Container(self._path)
+        self._open: Container | None = container or Container(self._path)
         self._names: tuple[str, ...] | None = None
         self._mapped: Pages | None = None
 
@@ -299,10 +320,17 @@ class AprFile(Mapping[str, "torch.Tensor"]):
 
     def __repr__(self) -> str:
         state = f"{len(self)} tensors" if self._open else "closed"
-        return f"<AprFile {self._path!r}: {state}>"
+        return f"<{type(self).__name__} {self._path!r}: {state}>"
 
     def __reduce__(self) -> tuple[object, ...]:
         return load, (self._absolute,)
+
+    def require_tensors(self) -> None:
+        """Refuse a file whose values are not tensors: of some v1 files only the payload's bytes are known.
+
+        Raises:
+            UnsupportedError: it is such a file.
+        """
 
     def _stored(self, name: str) -> TensorInfo:
         """The tensor whose bytes are this one's values: itself, or the embedding for an empty head."""

@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack
 
 from apr._core import verify_file
 from apr.container.file import AprFile, Flags, Header, TensorInfo, load
+from apr.container.keys import refuse
 from apr.container.metadata import SHARDING, Metadata
 from apr.container.verify import Check, Report, report
 from apr.errors import AprError, FormatError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from apr.container.keys import Keys
     from apr.container.slice import TensorSlice
 
 # Ends the name of an index; the name before it is the model's.
@@ -35,18 +37,24 @@ _LARGEST_INDEX = 64 << 20
 _EMBEDDING = "model.embed_tokens.weight"
 
 
-def load_several(path: str | PathLike[str], *, verify: Literal["structure", "full"] = "structure") -> AprFile:
+def load_several(
+    path: str | PathLike[str],
+    *,
+    verify: Literal["structure", "full"] = "structure",
+    **keys: Unpack[Keys],
+) -> AprFile:
     """Open the files that an index names, or the index or the one file in a directory, as one mapping.
 
     Raises:
         IsADirectoryError: a directory with neither one index nor exactly one .apr file.
         FormatError: an index that is none, or that does not fit its files.
-        AprError: one of the files does not open.
+        AprError: one of the files does not open, or there is a key.
         FileNotFoundError: a file that the index names is not there.
     """
     found = _found(Path(path))
     if found.name.endswith(".apr"):
-        return load(found, verify=verify)
+        return load(found, verify=verify, **keys)
+    refuse(found, keys)
     return ShardedFile(found, verify=verify)
 
 
@@ -204,7 +212,7 @@ class ShardedFile(AprFile):
         return _EMBEDDING
 
 
-def verify_several(path: str | PathLike[str]) -> Report:
+def verify_several(path: str | PathLike[str], **keys: Unpack[Keys]) -> Report:
     """Check an index and every byte of its files: one report, which ends at a file that does not open.
 
     Raises:
@@ -212,9 +220,10 @@ def verify_several(path: str | PathLike[str]) -> Report:
     """
     found = _found(Path(path))
     if found.name.endswith(".apr"):
-        return report(os.fspath(path), verify_file(found))
+        return report(os.fspath(path), verify_file(found, **keys))
     name = os.fspath(path)
     try:
+        refuse(found, keys)
         weight_map = _read_index(found)
     except AprError as error:
         return Report(name, opened=False, checks=(_failed(error),))

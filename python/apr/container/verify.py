@@ -10,8 +10,10 @@ from apr._core import verify_file
 
 if TYPE_CHECKING:
     from os import PathLike
+    from typing import Unpack
 
     from apr._core import _Findings
+    from apr.container.keys import Keys
 
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
 
@@ -57,10 +59,11 @@ class Report:
         return "\n".join([f"{self.path}: {verdict}", *(f"  {check}" for check in self.checks)])
 
 
-def verify(path: str | PathLike[str]) -> Report:
+def verify(path: str | PathLike[str], **keys: Unpack[Keys]) -> Report:
     """Check a file byte for byte, or each file of an index or a directory.
 
-    A file that does not open is reported, not raised.
+    A file that does not open is reported, not raised. The keys are those of `apr.load`: without one, the
+    payload of an encrypted file is not checked, and a signature proves integrity alone.
 
     Raises:
         OSError: as `open` would.
@@ -69,8 +72,8 @@ def verify(path: str | PathLike[str]) -> Report:
     if path.endswith(".index.json") or os.path.isdir(path):  # noqa: PTH112 (a Path costs more)
         from apr.container.sharded import verify_several
 
-        return verify_several(path)
-    return report(path, verify_file(path))
+        return verify_several(path, **keys)
+    return report(path, verify_file(path, **keys))
 
 
 def report(path: str, findings: _Findings) -> Report:

@@ -177,6 +177,7 @@ def _from_apr(
     from apr.convert import hf, safetensors
 
     with load(source) as file:
+        file.require_tensors()
         if target.suffix == ".safetensors":
             names = [name for name in file if not file.info(name).tied]
             items = [from_apr(file, name).cast(options.dtype) for name in names]

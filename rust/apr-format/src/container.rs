@@ -1,6 +1,9 @@
 //! Any form of `.apr` file, opened.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
 
 use crate::{
     codec::Codec,
@@ -8,6 +11,7 @@ use crate::{
     mapping::Mapping,
     sniff::{self, Kind},
     source::{Source, read_vec},
+    v1::{self, keys::Keys, read::Opened},
     v2::{
         read::{self, Contents},
         verify::{self, Findings},
@@ -15,24 +19,25 @@ use crate::{
     variants::json,
 };
 
-/// Which form a file has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// The current container, or its header under an older magic.
-    V2,
-    /// The JSON container `APR1`.
-    Json,
-    /// `APR1` in a wrapper, compressed like this.
-    Wrapped(Codec),
-}
-
 /// An open file: what it says it holds, and where the tensors' bytes are.
 #[derive(Debug)]
 pub struct Container<S> {
     source: S,
-    form: Form,
     contents: Contents,
-    unpacked: Option<Arc<Mapping>>,
+    form: Form,
+}
+
+/// What the forms have beside what all of them have.
+#[derive(Debug)]
+enum Form {
+    /// The current container, or its header under an older magic.
+    V2,
+    /// The JSON container `APR1`.
+    Json,
+    /// `APR1` in a wrapper, compressed like this, and what it unpacked to.
+    Wrapped(Codec, Arc<Mapping>),
+    /// v1, and its payload once it was asked for: None where it lies in the file as it is.
+    V1(Box<Opened>, OnceLock<Option<Arc<Mapping>>>),
 }
 
 /// Where tensors' offsets count: in the file, or in what a compressed one unpacks to.
@@ -61,48 +66,56 @@ impl<S: Source> Source for Image<'_, S> {
 }
 
 impl<S: Source> Container<S> {
-    /// Check and open a file of any form.
+    /// Check and open a file of any form, without keys.
     ///
     /// # Errors
     /// What the file is instead; the first rule of its form that does not hold.
     pub fn open(source: S) -> Result<Self> {
-        let kind = kind(&source)?;
-        Self::of_kind(source, &kind)
+        Self::open_with(source, &Keys::default())
     }
 
-    fn of_kind(source: S, kind: &Kind) -> Result<Self> {
-        let (form, contents, unpacked) = match kind {
-            Kind::V2(_) => (Form::V2, read::open(&source)?, None),
-            Kind::Json => (Form::Json, json::open(&source)?, None),
+    /// As [`Self::open`], with the keys that the caller has.
+    ///
+    /// # Errors
+    /// Also a key that does not fit, or that the file has no use for.
+    pub fn open_with(source: S, keys: &Keys) -> Result<Self> {
+        let kind = kind(&source)?;
+        Self::of_kind(source, &kind, keys)
+    }
+
+    fn of_kind(source: S, kind: &Kind, keys: &Keys) -> Result<Self> {
+        let (form, contents) = match kind {
+            Kind::V2(_) => (Form::V2, read::open(&source)?),
+            Kind::Json => (Form::Json, json::open(&source)?),
             Kind::Wrapped(wrapper) => {
                 let size = source.size()?;
                 let pages = wrapper.unpack(&source, size)?;
                 let mut contents = json::open(&pages).map_err(|error| Error::Unpacked(Box::new(error)))?;
                 contents.size = size;
                 contents.header.magic = wrapper.magic;
-                (Form::Wrapped(wrapper.codec), contents, Some(Arc::new(pages)))
+                (Form::Wrapped(wrapper.codec, Arc::new(pages)), contents)
+            }
+            Kind::V1 => {
+                let (contents, opened) = v1::read::open(&source, keys)?;
+                return Ok(Self { source, contents, form: Form::V1(Box::new(opened), OnceLock::new()) });
             }
         };
-        Ok(Self { source, form, contents, unpacked })
-    }
-
-    /// Which form it has.
-    #[must_use]
-    pub fn form(&self) -> Form {
-        self.form
+        keys.refuse()?;
+        Ok(Self { source, contents, form })
     }
 
     /// What people call its form.
     #[must_use]
-    pub fn form_name(&self) -> &'static str {
-        match (self.form, &self.contents.header.magic) {
+    pub fn form(&self) -> &'static str {
+        match (&self.form, &self.contents.header.magic) {
             (Form::V2, b"APR2") => "APR v2 (magic APR2)",
             (Form::V2, b"APRN") => "APR v2 (magic APRN)",
             (Form::V2, _) => "APR v2",
             (Form::Json, _) => "APR1 JSON",
-            (Form::Wrapped(Codec::Plain), _) => "APR1 JSON (wrapped)",
-            (Form::Wrapped(Codec::Lz4), _) => "APR1 JSON (wrapped, LZ4)",
-            (Form::Wrapped(Codec::Zstd), _) => "APR1 JSON (wrapped, zstd)",
+            (Form::Wrapped(Codec::Plain, _), _) => "APR1 JSON (wrapped)",
+            (Form::Wrapped(Codec::Lz4, _), _) => "APR1 JSON (wrapped, LZ4)",
+            (Form::Wrapped(Codec::Zstd, _), _) => "APR1 JSON (wrapped, zstd)",
+            (Form::V1(..), _) => "APR v1",
         }
     }
 
@@ -118,26 +131,94 @@ impl<S: Source> Container<S> {
         &self.source
     }
 
-    /// Where the tensors' bytes are.
+    /// What v1 has beside what every form has; None for the others.
     #[must_use]
-    pub fn image(&self) -> Image<'_, S> {
-        self.unpacked.as_ref().map_or(Image::File(&self.source), Image::Memory)
-    }
-}
-
-impl<S: Source> Container<S> {
-    fn verify(&self) -> io::Result<Findings> {
-        let header = &self.contents.header;
-        let checked = match self.form {
-            Form::V2 => format!("CRC32 {:#010x}, flags {:#06x}", header.checksum, header.flags),
-            Form::Json | Form::Wrapped(_) => "no checksum of its own".into(),
-        };
-        let mut findings = verify::opened(&self.image(), &self.contents, checked)?;
-        if let (Form::Wrapped(codec), Some(pages)) = (self.form, &self.unpacked) {
-            let detail = format!("{}, {} bytes unpacked", codec.name(), pages.len());
-            findings.checks.insert(1, verify::passed(Part::Packing, detail));
+    pub fn v1(&self) -> Option<&Opened> {
+        match &self.form {
+            Form::V1(opened, _) => Some(opened),
+            _ => None,
         }
-        Ok(findings)
+    }
+
+    /// Where the tensors' bytes are. A v1 payload is unpacked the first time.
+    ///
+    /// # Errors
+    /// Of v1: [`Error::Decryption`] without a key, [`Error::Packed`], [`Error::Count`]; the operating system's.
+    pub fn image(&self) -> Result<Image<'_, S>> {
+        let pages = match &self.form {
+            Form::V2 | Form::Json => None,
+            Form::Wrapped(_, pages) => Some(pages),
+            Form::V1(opened, ready) => {
+                if ready.get().is_none() {
+                    // Of two threads that unpack at once, the second one's result is dropped.
+                    let _ = ready.set(self.unpack(opened)?);
+                }
+                ready.get().and_then(Option::as_ref)
+            }
+        };
+        Ok(pages.map_or(Image::File(&self.source), Image::Memory))
+    }
+
+    /// The payload of v1, None where it lies in the file as it is; and whether its count is the tensors'.
+    fn unpack(&self, opened: &Opened) -> Result<Option<Arc<Mapping>>> {
+        let pages = if opened.is_in_file() {
+            None
+        } else {
+            let packed = opened.packed(&self.source)?;
+            Some(Arc::new(Mapping::filled(opened.payload_size(), |out| packed.unpack(out))?))
+        };
+        let tensors = &self.contents.tensors;
+        if !tensors.is_empty() {
+            let offset = if opened.is_in_file() { opened.header.payload_offset() } else { 0 };
+            let mut count = [0; 8];
+            match &pages {
+                Some(pages) => pages.read_at(offset, &mut count)?,
+                None => self.source.read_at(offset, &mut count)?,
+            }
+            let (count, expected) =
+                (u64::from_le_bytes(count), tensors.iter().map(|tensor| tensor.count()).sum());
+            if count != expected {
+                return Err(Error::Count { offset, count, expected });
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Compare the footer with every byte before it, and give it; None where the file has no footer.
+    ///
+    /// # Errors
+    /// [`Error::FooterChecksum`], [`Error::CutShort`]; the operating system's.
+    pub fn check_footer(&self) -> Result<Option<u32>> {
+        match &self.form {
+            Form::Wrapped(_, pages) => verify::footer(pages.as_ref(), &self.contents),
+            Form::V2 | Form::Json | Form::V1(..) => verify::footer(&self.source, &self.contents),
+        }
+    }
+
+    fn verify(&self, keys: &Keys) -> io::Result<Findings> {
+        let header = &self.contents.header;
+        let none = || "no checksum of its own".to_owned();
+        match &self.form {
+            Form::V2 => {
+                let checked = format!("CRC32 {:#010x}, flags {:#06x}", header.checksum, header.flags);
+                verify::opened(&self.source, &self.contents, checked)
+            }
+            Form::Json => verify::opened(&self.source, &self.contents, none()),
+            Form::Wrapped(codec, pages) => {
+                let mut findings = verify::opened(pages.as_ref(), &self.contents, none())?;
+                let detail = format!("{}, {} bytes unpacked", codec.name(), pages.len());
+                findings.checks.insert(1, verify::passed(Part::Packing, detail));
+                Ok(findings)
+            }
+            Form::V1(opened, _) => {
+                let payload = match self.image() {
+                    Err(Error::Io(error)) => return Err(error),
+                    other => other.map(|_| ()),
+                };
+                let checks = v1::verify::checks(&self.contents, opened, keys, payload.as_ref().copied());
+                Ok(Findings { opened: true, checks })
+            }
+        }
     }
 }
 
@@ -147,30 +228,34 @@ fn kind(source: &(impl Source + ?Sized)) -> Result<Kind> {
     sniff::kind(&prefix, size)
 }
 
-/// Compare the footer with every byte before it, and give it; None where the file has no footer.
-///
-/// # Errors
-/// [`Error::FooterChecksum`], [`Error::CutShort`]; the operating system's.
-pub fn check_footer(container: &Container<impl Source>) -> Result<Option<u32>> {
-    verify::footer(&container.image(), &container.contents)
-}
-
-/// Check a file of any form from its first byte to its last.
+/// Check a file of any form from its first byte to its last, without keys.
 ///
 /// # Errors
 /// The operating system's alone: everything else is a finding.
 pub fn verify(source: &(impl Source + ?Sized)) -> io::Result<Findings> {
+    verify_with(source, &Keys::default())
+}
+
+/// As [`verify`], with the keys that the caller has.
+///
+/// # Errors
+/// As [`verify`].
+pub fn verify_with(source: &(impl Source + ?Sized), keys: &Keys) -> io::Result<Findings> {
     let (parts, opened) = match kind(source) {
         Err(error) => (V2, Err(error)),
         Ok(kind) => {
-            let parts = if matches!(kind, Kind::Wrapped(_)) { WRAPPED } else { V2 };
-            (parts, Container::of_kind(source, &kind))
+            let parts = match kind {
+                Kind::V2(_) | Kind::Json => V2,
+                Kind::Wrapped(_) => WRAPPED,
+                Kind::V1 => v1::verify::PARTS,
+            };
+            (parts, Container::of_kind(source, &kind, keys))
         }
     };
     match opened {
         Err(Error::Io(error)) => Err(error),
         Err(error) => Ok(Findings::unopened(&error, parts)),
-        Ok(container) => container.verify(),
+        Ok(container) => container.verify(keys),
     }
 }
 

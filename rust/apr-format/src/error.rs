@@ -16,6 +16,10 @@ pub enum Kind {
     Truncated,
     /// An honest file of a kind that is not read.
     Unsupported,
+    /// The file is encrypted and the key is missing or wrong, or it is not and there is one.
+    Decryption,
+    /// The signature is missing, wrong, or by a key that is not trusted.
+    Signature,
     /// The caller asked for something that cannot be written.
     Invalid,
     /// The operating system said no.
@@ -39,6 +43,12 @@ pub enum Part {
     Data,
     /// The CRC32 at the end.
     Footer,
+    /// The signature of v1.
+    Signature,
+    /// The encryption of v1's payload.
+    Encryption,
+    /// The payload of v1.
+    Payload,
 }
 
 impl Part {
@@ -53,6 +63,9 @@ impl Part {
             Self::Index => "tensor index",
             Self::Data => "tensor data",
             Self::Footer => "footer",
+            Self::Signature => "signature",
+            Self::Encryption => "encryption",
+            Self::Payload => "payload",
         }
     }
 }
@@ -129,8 +142,8 @@ pub enum Error {
         /// As computed.
         computed: u32,
     },
-    /// A major version other than 2.
-    #[error("container version {major}.{minor} (byte 4) is not read: only 2.x is")]
+    /// A major version other than 2, and under v1's magic other than 1.
+    #[error("container version {major}.{minor} (byte 4) is not read: only 2.x is, and 1.x of magic APRN")]
     Version {
         /// Major version.
         major: u8,
@@ -190,6 +203,32 @@ pub enum Error {
         offset: u64,
         /// What is wrong.
         what: String,
+    },
+    /// The payload cannot be decrypted.
+    #[error("{what}")]
+    Decryption {
+        /// Where the payload starts.
+        offset: Option<u64>,
+        /// Why.
+        what: &'static str,
+    },
+    /// The signature is not what was asked for.
+    #[error("{what}")]
+    Signature {
+        /// Where it, or its public key, stands.
+        offset: Option<u64>,
+        /// What is wrong.
+        what: String,
+    },
+    /// The count in a payload is not that of the tensors that the metadata describe.
+    #[error("payload: it starts with the count {count}, but the metadata describe {expected} values")]
+    Count {
+        /// Where the count stands.
+        offset: u64,
+        /// As stored.
+        count: u64,
+        /// Of the tensors.
+        expected: u64,
     },
     /// An error within what a compressed file unpacks to; its offsets count there.
     #[error("{0} (bytes counted in the unpacked contents)")]
@@ -363,6 +402,8 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Unpacked(inner) => inner.kind(),
+            Self::Decryption { .. } => Kind::Decryption,
+            Self::Signature { .. } => Kind::Signature,
             Self::Io(_) => Kind::Io,
             Self::Truncated { .. } | Self::CutShort { .. } => Kind::Truncated,
             Self::HeaderChecksum { .. } | Self::FooterChecksum { .. } => Kind::Checksum,
@@ -403,6 +444,7 @@ impl Error {
         match self {
             Self::Io(_) | Self::Unwritable { .. } => None,
             Self::Unpacked(inner) => inner.offset(),
+            Self::Decryption { offset, .. } | Self::Signature { offset, .. } => *offset,
             Self::Foreign { .. }
             | Self::UnknownMagic { .. }
             | Self::UnsupportedVariant { .. }
@@ -415,6 +457,7 @@ impl Error {
             | Self::Metadata { offset, .. }
             | Self::JsonIndex { offset, .. }
             | Self::Packed { offset, .. }
+            | Self::Count { offset, .. }
             | Self::EntryTooLong { offset, .. }
             | Self::Name { offset, .. }
             | Self::Unsorted { offset, .. }
@@ -459,6 +502,9 @@ impl Error {
             | Self::Misaligned { .. }
             | Self::OffsetOverflow { .. } => Part::Index,
             Self::Packed { .. } => Part::Packing,
+            Self::Decryption { .. } => Part::Encryption,
+            Self::Signature { .. } => Part::Signature,
+            Self::Count { .. } => Part::Payload,
             Self::CutShort { .. } | Self::Overlap { .. } | Self::TiedToNothing { .. } => Part::Data,
             Self::TrailingBytes { .. } | Self::FooterChecksum { .. } => Part::Footer,
         })

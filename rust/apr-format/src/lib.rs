@@ -14,6 +14,7 @@ pub mod shards;
 pub mod sniff;
 pub mod source;
 pub mod threads;
+pub mod v1;
 pub mod v2;
 pub mod variants;
 

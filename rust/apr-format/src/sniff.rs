@@ -21,6 +21,8 @@ pub enum Kind {
     Json,
     /// `APR1` in a wrapper.
     Wrapped(Wrapper),
+    /// v1.
+    V1,
 }
 
 /// What a file is, if it is an `.apr` file that is read.
@@ -44,7 +46,7 @@ pub fn kind(prefix: &[u8], size: u64) -> Result<Kind> {
             }
             Err(damaged(bytes))
         }
-        Some(b"APRN") => Err(variant("APR v1 (magic APRN)")),
+        Some(b"APRN") => Ok(Kind::V1),
         Some(b"APR1") if prefix.get(8) == Some(&b'{') => Ok(Kind::Json),
         Some(b"APR1") if prefix.get(4..6) == Some(&[1, 0]) => {
             Err(variant("whisper's container (magic APR1, 48-byte header)"))
@@ -68,6 +70,7 @@ pub fn kind(prefix: &[u8], size: u64) -> Result<Kind> {
 pub fn v2_header(prefix: &[u8], size: u64) -> Result<header::Header> {
     match kind(prefix, size)? {
         Kind::V2(header) => Ok(header),
+        Kind::V1 => Err(Error::ReadOnlyForm { what: "APR v1" }),
         Kind::Json | Kind::Wrapped(_) => Err(Error::ReadOnlyForm { what: "the JSON container APR1" }),
     }
 }

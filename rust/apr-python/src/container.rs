@@ -17,6 +17,10 @@ use apr_format::{
     mapping::Mapping as Pages,
     quant,
     source::read_parallel,
+    v1::{
+        keys::{Keys, Unlock},
+        read::Opened,
+    },
     v2::{
         index::Tensor,
         layout::{Layout, Spec},
@@ -42,22 +46,72 @@ use crate::{
 #[pyclass(frozen, module = "apr._core")]
 struct Container {
     path: PathBuf,
+    keys: Keys,
     opened: container::Container<File>,
 }
 
 #[pymethods]
 impl Container {
     #[new]
-    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        py.detach(|| container::Container::open(file::open(&path)?))
+    #[pyo3(signature = (path, password=None, recipient_key=None, trusted_key=None))]
+    fn new(
+        py: Python<'_>,
+        path: PathBuf,
+        password: Option<&str>,
+        recipient_key: Option<&[u8]>,
+        trusted_key: Option<&[u8]>,
+    ) -> PyResult<Self> {
+        let keys = keys(password, recipient_key, trusted_key)?;
+        py.detach(|| container::Container::open_with(file::open(&path)?, &keys))
             .map_err(|error| raise(py, &error, &path))
-            .map(|opened| Self { path, opened })
+            .map(|opened| Self { path, keys, opened })
     }
 
     /// Which form of the format it is, in words.
     #[getter]
     fn form(&self) -> &'static str {
-        self.opened.form_name()
+        self.opened.form()
+    }
+
+    /// Of v1, the header's fields in file order, the compression by its name.
+    fn v1<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let Some(v1) = self.opened.v1() else { return Ok(None) };
+        let header = &v1.header;
+        (
+            header.version,
+            header.model_type,
+            header.metadata_size,
+            header.payload_size,
+            header.uncompressed_size,
+            header.compression.name(),
+            header.flags,
+            header.quality,
+            PyBytes::new(py, &header.reserved),
+        )
+            .into_pyobject(py)
+            .map(Some)
+    }
+
+    /// Of a signed file, the public key in it and whether that is the trusted one.
+    #[getter]
+    fn signer<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyBytes>, bool)> {
+        let signer = self.opened.v1()?.signer?;
+        Some((PyBytes::new(py, &signer.public_key), signer.is_trusted))
+    }
+
+    /// Whether the payload is encrypted and no key was given.
+    #[getter]
+    fn locked(&self) -> bool {
+        self.opened.v1().is_some_and(Opened::is_locked)
+    }
+
+    /// The payload of v1, decrypted and decompressed; empty for the other forms.
+    fn payload<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
+        let Some(v1) = self.opened.v1() else { return Ok(PyBytes::new(py, &[])) };
+        let packed = py.detach(|| v1.packed(self.opened.source())).map_err(|error| self.raise(py, error))?;
+        PyBytes::new_with(py, v1.payload_size(), |bytes| {
+            py.detach(|| packed.unpack(bytes)).map_err(|error| self.raise(py, error))
+        })
     }
 
     /// The header's fields in file order, the version as a pair.
@@ -124,7 +178,8 @@ impl Container {
 
     /// Map the file's pages; of what was unpacked, the memory that holds it.
     fn map(&self, py: Python<'_>) -> PyResult<Mapping> {
-        let file = match self.opened.image() {
+        let image = py.detach(|| self.opened.image()).map_err(|error| self.raise(py, error))?;
+        let file = match image {
             Image::File(file) => file,
             Image::Memory(pages) => return Ok(Mapping::of_memory(Arc::clone(pages), self.path.clone())),
         };
@@ -147,7 +202,7 @@ impl Container {
             .iter_mut()
             .map(|(offset, values)| Ok((*offset, buffer::bytes_mut(values)?)))
             .collect::<PyResult<Vec<_>>>()?;
-        py.detach(|| read_parallel(&self.opened.image(), parts)).map_err(|error| self.raise(py, error.into()))
+        py.detach(|| Ok(read_parallel(&self.opened.image()?, parts)?)).map_err(|error| self.raise(py, error))
     }
 
     /// Fill a writable C-contiguous float32 buffer with a quantised tensor's values from the `start`th on.
@@ -155,13 +210,13 @@ impl Container {
         let tensor = self.find(name)?;
         let mut values = PyBuffer::get(values)?;
         let out = buffer::floats_mut(&mut values)?;
-        py.detach(|| quant::dequantise(&self.opened.image(), &tensor, start, out))
+        py.detach(|| quant::dequantise(&self.opened.image()?, &tensor, start, out))
             .map_err(|error| self.raise(py, error))
     }
 
     /// Compare the footer with every byte before it; whether there was one.
     fn check_footer(&self, py: Python<'_>) -> PyResult<bool> {
-        py.detach(|| container::check_footer(&self.opened))
+        py.detach(|| self.opened.check_footer())
             .map(|crc| crc.is_some())
             .map_err(|error| self.raise(py, error))
     }
@@ -169,7 +224,7 @@ impl Container {
     /// Check the file anew, from its first byte to its last.
     fn verify<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         let findings = py
-            .detach(|| container::verify(self.opened.source()))
+            .detach(|| container::verify_with(self.opened.source(), &self.keys))
             .map_err(|error| os_error(py, &error, &self.path))?;
         report(py, findings)
     }
@@ -192,10 +247,37 @@ impl Container {
 
 /// Check the file at `path`: (opened, ((check, passed, detail, tensor, offset), …)).
 #[pyfunction]
-fn verify_file(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyTuple>> {
-    let findings =
-        py.detach(|| container::verify(&file::open(&path)?)).map_err(|error| os_error(py, &error, &path))?;
+#[pyo3(signature = (path, password=None, recipient_key=None, trusted_key=None))]
+fn verify_file<'py>(
+    py: Python<'py>,
+    path: PathBuf,
+    password: Option<&str>,
+    recipient_key: Option<&[u8]>,
+    trusted_key: Option<&[u8]>,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let keys = keys(password, recipient_key, trusted_key)?;
+    let findings = py
+        .detach(|| container::verify_with(&file::open(&path)?, &keys))
+        .map_err(|error| os_error(py, &error, &path))?;
     report(py, findings)
+}
+
+/// What a caller gave to open a file; what is wrong with it is said without showing it.
+fn keys(password: Option<&str>, recipient_key: Option<&[u8]>, trusted_key: Option<&[u8]>) -> PyResult<Keys> {
+    let of_32 = |what: &str, key: &[u8]| {
+        <[u8; 32]>::try_from(key)
+            .map_err(|_| PyValueError::new_err(format!("{what} must be 32 bytes, not {}", key.len())))
+    };
+    let unlock = match (password, recipient_key) {
+        (Some(_), Some(_)) => {
+            return Err(PyValueError::new_err("give a password or a recipient key, not both"));
+        }
+        (Some(password), None) => Some(Unlock::Password(password.to_owned().into())),
+        (None, Some(key)) => Some(Unlock::Recipient(of_32("recipient_key", key)?.into())),
+        (None, None) => None,
+    };
+    let trusted = trusted_key.map(|key| of_32("trusted_key", key)).transpose()?;
+    Ok(Keys { unlock, trusted })
 }
 
 fn report(py: Python<'_>, findings: Findings) -> PyResult<Bound<'_, PyTuple>> {

@@ -44,6 +44,8 @@ fn build(py: Python<'_>, error: &Error, path: &Path) -> PyResult<PyErr> {
         Kind::Checksum => "ChecksumError",
         Kind::Truncated => "TruncatedError",
         Kind::Unsupported => "UnsupportedError",
+        Kind::Decryption => "DecryptionError",
+        Kind::Signature => "SignatureError",
         Kind::Invalid | Kind::Io => "AprError",
     };
     let class = py.import("apr.errors")?.getattr(class)?;

@@ -4,10 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use apr_format::{
-    container::{self, Container},
-    source::read_vec,
-};
+use apr_format::{container::Container, source::read_vec};
 use apr_format_fuzz::{Number, look, on_this_thread, put};
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
@@ -100,14 +97,15 @@ fuzz_target!(init: on_this_thread(), |input: Input| {
         Err(error) => panic!("an honest file is refused: {error}"),
     };
     look(&bytes);
+    let image = opened.image().expect("it was unpacked when it was opened");
     let tensors: Vec<_> = opened.contents().tensors.iter().collect();
     assert_eq!(tensors.len(), expected.len());
     for (found, expected) in tensors.iter().zip(&expected) {
         assert_eq!((&found.name, &found.dims), (&expected.name, &expected.dims));
-        let bytes = read_vec(&opened.image(), found.offset, found.nbytes).expect("its bytes are there");
+        let bytes = read_vec(&image, found.offset, found.nbytes).expect("its bytes are there");
         assert_eq!(bytes, expected.bytes);
     }
-    assert!(matches!(container::check_footer(&opened), Ok(Some(_))));
+    assert!(matches!(opened.check_footer(), Ok(Some(_))));
     let metadata: BTreeMap<String, String> =
         serde_json::from_str(&opened.contents().metadata).expect("it was checked");
     assert!(metadata.iter().all(|(key, text)| input.metadata.get(key.as_str()) == Some(&text.as_str())));

@@ -1,8 +1,9 @@
 //! What several targets ask of a file.
 
 use apr_format::{
-    container::{self, Container, Form},
+    container::{self, Container},
     dtype::Dtype,
+    error::Part,
     quant,
     source::{Source, read_vec},
     v2::{
@@ -53,16 +54,32 @@ pub fn look(bytes: &[u8]) -> Option<Contents> {
     assert_eq!(contents.size, bytes.len() as u64);
     check_metadata(contents);
     check_index(contents);
-    let image = container.image();
+    let image = match container.image() {
+        Ok(image) => image,
+        Err(error) => {
+            let v1 = container.v1().expect("of the other forms, what opens is unpacked");
+            assert!(
+                v1.is_locked() || findings.checks.iter().any(|check| check.passed == Some(false)),
+                "{error}"
+            );
+            return None;
+        }
+    };
     let size = image.size().expect("memory has no I/O errors");
-    check_places(contents, size, container.form());
+    let is_v2 = contents.header.version.0 == 2;
+    if container.v1().is_none() {
+        check_places(contents, size, is_v2);
+    }
     for tensor in contents.tensors.iter() {
         read_tensor(&image, contents, &tensor);
     }
-    let footer = container::check_footer(&container);
-    let last = findings.checks.last().expect("the footer's check").passed;
-    assert_eq!(last, footer.map_or(Some(false), |crc| crc.map(|_| true)));
-    (container.form() == Form::V2).then(|| contents.clone())
+    let footer = container.check_footer();
+    let check = findings.checks.iter().find(|check| check.part == Part::Footer);
+    assert_eq!(
+        check.expect("the footer's check").passed,
+        footer.map_or(Some(false), |crc| crc.map(|_| true))
+    );
+    is_v2.then(|| contents.clone())
 }
 
 /// Every JSON parser reads what passed, and the last of duplicate keys wins.
@@ -80,11 +97,10 @@ fn check_index(contents: &Contents) {
 }
 
 /// `size` is that of the image in which offsets count.
-fn check_places(contents: &Contents, size: u64, form: Form) {
+fn check_places(contents: &Contents, size: u64, padded: bool) {
     let header = &contents.header;
     assert!(header.metadata_end() <= header.tensor_index_offset);
     assert!(header.tensor_index_offset <= header.data_offset);
-    let padded = form == Form::V2;
     let footer = contents.footer.map_or(size, |(offset, _)| offset);
     let mut end = header.data_offset;
     let mut by_place: Vec<_> = contents.tensors.iter().filter(|tensor| tensor.nbytes > 0).collect();

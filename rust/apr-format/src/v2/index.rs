@@ -1,5 +1,9 @@
 //! The tensor index: one entry a tensor, strictly sorted by name.
 
+use std::fmt;
+
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+
 use crate::{
     dtype::{self, Dtype},
     error::{Error, Part, Result},
@@ -78,9 +82,34 @@ impl Tensor {
 pub(crate) fn wrong_name(name: &str) -> Option<&'static str> {
     match name {
         "" => Some("is empty"),
+        _ if name.len() > MAX_NAME => Some("is longer than 256 bytes"),
         _ if name.contains('\0') => Some("holds a NUL"),
         _ => None,
     }
+}
+
+/// Dims from JSON, at most eight: a longer list is not kept while it is read.
+pub(crate) fn dims<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u64>, D::Error> {
+    struct Dims;
+    impl<'de> Visitor<'de> for Dims {
+        type Value = Vec<u64>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a list of dims")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Vec<u64>, A::Error> {
+            let mut dims = Vec::new();
+            while let Some(dim) = items.next_element()? {
+                if dims.len() == usize::from(MAX_DIMS) {
+                    return Err(A::Error::custom(format_args!("more than {MAX_DIMS} dims")));
+                }
+                dims.push(dim);
+            }
+            Ok(dims)
+        }
+    }
+    deserializer.deserialize_seq(Dims)
 }
 
 /// Where the index and the data stand.

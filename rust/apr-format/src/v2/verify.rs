@@ -103,7 +103,8 @@ pub(crate) fn passed(part: Part, detail: String) -> Check {
     Check { part, passed: Some(true), detail, tensor: None, offset: None }
 }
 
-fn failed(part: Part, error: &Error) -> Check {
+/// A check that failed.
+pub(crate) fn failed(part: Part, error: &Error) -> Check {
     Check {
         part,
         passed: Some(false),

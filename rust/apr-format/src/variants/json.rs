@@ -6,12 +6,7 @@
 //!
 //! The index is an array of `{name, dtype, shape, offset, size}`, offsets counted from the start of the data.
 
-use std::fmt;
-
-use serde::{
-    Deserialize,
-    de::{Deserializer, Error as _, SeqAccess, Visitor},
-};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::{
@@ -21,7 +16,7 @@ use crate::{
     v2::{
         FOOTER_SIZE,
         header::Header,
-        index::{self, MAX_DIMS, Tensor},
+        index::{self, Tensor, dims},
         metadata,
         read::Contents,
     },
@@ -217,28 +212,4 @@ impl Index {
         }
         Ok(Tensor { name, dtype, dims, offset: start, nbytes: size })
     }
-}
-
-/// At most eight dims: a longer list is not kept while it is read.
-fn dims<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u64>, D::Error> {
-    struct Dims;
-    impl<'de> Visitor<'de> for Dims {
-        type Value = Vec<u64>;
-
-        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-            formatter.write_str("a list of dims")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Vec<u64>, A::Error> {
-            let mut dims = Vec::new();
-            while let Some(dim) = items.next_element()? {
-                if dims.len() == usize::from(MAX_DIMS) {
-                    return Err(A::Error::custom(format_args!("more than {MAX_DIMS} dims")));
-                }
-                dims.push(dim);
-            }
-            Ok(dims)
-        }
-    }
-    deserializer.deserialize_seq(Dims)
 }

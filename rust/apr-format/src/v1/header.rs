@@ -1,0 +1,184 @@
+//! The 32 bytes at the start.
+
+use crate::{
+    codec::MAX_UNPACKED,
+    error::{Error, Part, Result},
+    v2::{FOOTER_SIZE, metadata::MAX_READ},
+};
+
+/// Bytes of the header; where the metadata start.
+pub const SIZE: u64 = 32;
+/// The magic.
+pub const MAGIC: [u8; 4] = *b"APRN";
+/// Bytes of a signature and the public key after it.
+pub const SIGNATURE_SIZE: u64 = 64 + 32;
+
+/// Bits of the flags.
+pub mod flags {
+    /// The payload is encrypted.
+    pub const ENCRYPTED: u8 = 1;
+    /// A signature follows the payload.
+    pub const SIGNED: u8 = 1 << 1;
+}
+
+/// How the payload is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// One zstd frame, written at level 3.
+    Zstd,
+    /// One zstd frame, written at level 19.
+    ZstdMax,
+    /// The size as a u32, then one LZ4 block.
+    Lz4,
+}
+
+impl Compression {
+    fn from_id(id: u8) -> Option<Self> {
+        [Self::None, Self::Zstd, Self::ZstdMax, Self::Lz4].get(usize::from(id)).copied()
+    }
+
+    /// The name under which it is shown.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Zstd => "zstd",
+            Self::ZstdMax => "zstd19",
+            Self::Lz4 => "lz4",
+        }
+    }
+}
+
+/// The header's fields, as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Major and minor version.
+    pub version: (u8, u8),
+    /// Which kind of model.
+    pub model_type: u16,
+    /// Bytes of the metadata.
+    pub metadata_size: u32,
+    /// Bytes of the payload as stored.
+    pub payload_size: u32,
+    /// Bytes of the payload once decrypted and decompressed.
+    pub uncompressed_size: u32,
+    /// How the payload is compressed.
+    pub compression: Compression,
+    /// See [`flags`].
+    pub flags: u8,
+    /// The writer's quality score, 0 to 100.
+    pub quality: u8,
+    /// The last nine bytes; zero in every known file.
+    pub reserved: [u8; 9],
+}
+
+impl Header {
+    /// Read and check the fields of a file of `size` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Version`], [`Error::HeaderField`], [`Error::Truncated`], [`Error::TrailingBytes`].
+    pub fn parse(bytes: &[u8; 32], size: u64) -> Result<Self> {
+        let version = (bytes[4], bytes[5]);
+        if version.0 != 1 {
+            return Err(Error::Version { major: version.0, minor: version.1 });
+        }
+        let wrong = |offset, what| Error::HeaderField { offset, what };
+        let compression = Compression::from_id(bytes[20])
+            .ok_or_else(|| wrong(20, format!("compression {} is unknown", bytes[20])))?;
+        let header = Self {
+            version,
+            model_type: u16::from_le_bytes([bytes[6], bytes[7]]),
+            metadata_size: word(bytes, 8),
+            payload_size: word(bytes, 12),
+            uncompressed_size: word(bytes, 16),
+            compression,
+            flags: bytes[21],
+            quality: bytes[22],
+            reserved: std::array::from_fn(|i| bytes[23 + i]),
+        };
+        header.check()?;
+        header.check_size(size)?;
+        Ok(header)
+    }
+
+    fn check(&self) -> Result<()> {
+        let wrong = |offset, what| Err(Error::HeaderField { offset, what });
+        let [metadata, stored, unpacked] =
+            [self.metadata_size, self.payload_size, self.uncompressed_size].map(u64::from);
+        if metadata == 0 {
+            return wrong(8, "metadata_size is 0: the metadata must be a map".into());
+        }
+        if metadata > MAX_READ {
+            return wrong(8, format!("metadata_size {metadata} is above the limit of 64 MiB"));
+        }
+        if unpacked > MAX_UNPACKED {
+            return wrong(16, format!("uncompressed_size {unpacked} is above the limit of 1 GiB"));
+        }
+        if self.compression == Compression::None && !self.is_encrypted() && stored != unpacked {
+            return wrong(
+                16,
+                format!("uncompressed_size {unpacked}, but the payload is {stored} bytes, not compressed"),
+            );
+        }
+        if self.is_encrypted() && stored < super::seal::LEAST {
+            return wrong(12, format!("payload_size {stored} is too small for an encrypted payload"));
+        }
+        Ok(())
+    }
+
+    /// Check that a file of `have` bytes has all its parts and nothing more.
+    fn check_size(&self, have: u64) -> Result<()> {
+        for (part, what, need) in [
+            (Part::Metadata, "the metadata", self.payload_offset()),
+            (Part::Payload, "the payload", self.payload_end()),
+            (Part::Signature, "the signature", self.footer_offset()),
+            (Part::Footer, "the footer", self.footer_offset() + FOOTER_SIZE),
+        ] {
+            if need > have {
+                return Err(Error::Truncated { part, what: what.into(), tensor: None, need, have });
+            }
+        }
+        let end = self.footer_offset() + FOOTER_SIZE;
+        if have > end {
+            return Err(Error::TrailingBytes { offset: end, extra: have - end });
+        }
+        Ok(())
+    }
+
+    /// Whether the payload is encrypted.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.flags & flags::ENCRYPTED != 0
+    }
+
+    /// Whether the file is signed.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        self.flags & flags::SIGNED != 0
+    }
+
+    /// Where the payload starts.
+    #[must_use]
+    pub fn payload_offset(&self) -> u64 {
+        SIZE + u64::from(self.metadata_size)
+    }
+
+    /// Where the payload ends, and the signature starts if there is one.
+    #[must_use]
+    pub fn payload_end(&self) -> u64 {
+        self.payload_offset() + u64::from(self.payload_size)
+    }
+
+    /// Where the CRC32 is.
+    #[must_use]
+    pub fn footer_offset(&self) -> u64 {
+        self.payload_end() + if self.is_signed() { SIGNATURE_SIZE } else { 0 }
+    }
+}
+
+/// Four bytes from a constant place.
+fn word(bytes: &[u8; 32], at: usize) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+}

@@ -1,0 +1,276 @@
+//! The metadata, a `MessagePack` map (some writers: JSON), as the text of a JSON object.
+//!
+//! What JSON has no form for becomes what the writers' own JSON makes of it: NaN and infinities null, bytes
+//! an array of numbers.
+
+use std::fmt::Write;
+
+use rmp::{Marker, decode};
+
+use crate::{
+    error::{Error, Result},
+    v2::metadata::{self, MAX_DEPTH, MAX_VALUES},
+};
+
+/// Check the metadata within the limits, and give them as JSON text. `start` is where they stand in the file.
+///
+/// # Errors
+/// [`Error::Metadata`] with the offset of the value that is wrong.
+pub fn read(bytes: Vec<u8>, start: u64) -> Result<String> {
+    // In MessagePack this byte is a number: no map starts with it.
+    if bytes.first() == Some(&b'{') {
+        return metadata::check(bytes, start);
+    }
+    let mut reader = Reader { bytes: &bytes, at: 0, values: 0, text: String::new() };
+    reader
+        .top()
+        .map_err(|(at, what)| Error::Metadata { offset: start + at as u64, what })
+        .map(|()| reader.text)
+}
+
+type Outcome<T = ()> = std::result::Result<T, (usize, String)>;
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    values: u32,
+    text: String,
+}
+
+impl<'a> Reader<'a> {
+    fn top(&mut self) -> Outcome {
+        let marker = self.marker()?;
+        if !matches!(marker, Marker::FixMap(_) | Marker::Map16 | Marker::Map32) {
+            return Err((0, "neither a MessagePack map nor a JSON object".into()));
+        }
+        self.value(0)?;
+        match self.bytes.len() - self.at {
+            0 => Ok(()),
+            rest => Err((self.at, format!("{rest} bytes after the map"))),
+        }
+    }
+
+    /// The marker of the next value, which stays the next.
+    fn marker(&self) -> Outcome<Marker> {
+        self.bytes.get(self.at).map(|byte| Marker::from_u8(*byte)).ok_or_else(|| self.cut_off())
+    }
+
+    fn cut_off(&self) -> (usize, String) {
+        (self.at, "the map ends in the middle of a value".into())
+    }
+
+    /// Let `rmp` decode from here on.
+    fn decode<T, E>(
+        &mut self,
+        decode: impl FnOnce(&mut &'a [u8]) -> std::result::Result<T, E>,
+    ) -> Outcome<T> {
+        let mut rest = self.bytes.get(self.at..).unwrap_or_default();
+        let found = decode(&mut rest).map_err(|_| self.cut_off())?;
+        self.at = self.bytes.len() - rest.len();
+        Ok(found)
+    }
+
+    fn take(&mut self, size: u32) -> Outcome<&'a [u8]> {
+        let end = usize::try_from(size).ok().and_then(|size| self.at.checked_add(size));
+        let found = end.and_then(|end| self.bytes.get(self.at..end)).ok_or_else(|| self.cut_off())?;
+        self.at += found.len();
+        Ok(found)
+    }
+
+    /// Write one value as JSON. Recursion ends at the depth that is allowed.
+    fn value(&mut self, depth: u32) -> Outcome {
+        let start = self.at;
+        self.count(1)?;
+        let marker = self.marker()?;
+        if is_container(marker) && depth >= MAX_DEPTH {
+            return Err((start, format!("nested deeper than {MAX_DEPTH}")));
+        }
+        match marker {
+            Marker::Null => self.decode(decode::read_nil).map(|()| self.text.push_str("null")),
+            Marker::True | Marker::False => {
+                let value = self.decode(decode::read_bool)?;
+                self.number(value)
+            }
+            Marker::F32 => {
+                let value = self.decode(decode::read_f32)?;
+                self.float(f64::from(value))
+            }
+            Marker::F64 => {
+                let value = self.decode(decode::read_f64)?;
+                self.float(value)
+            }
+            Marker::U64 => {
+                let value = self.decode(decode::read_u64)?;
+                self.number(value)
+            }
+            Marker::FixPos(_)
+            | Marker::FixNeg(_)
+            | Marker::U8
+            | Marker::U16
+            | Marker::U32
+            | Marker::I8
+            | Marker::I16
+            | Marker::I32
+            | Marker::I64 => {
+                let value: i64 = self.decode(decode::read_int)?;
+                self.number(value)
+            }
+            Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => self.string(),
+            Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => self.binary(),
+            Marker::FixArray(_) | Marker::Array16 | Marker::Array32 => self.array(depth),
+            Marker::FixMap(_) | Marker::Map16 | Marker::Map32 => self.map(depth),
+            _ => Err((start, "a MessagePack extension, which metadata do not hold".into())),
+        }
+    }
+
+    fn count(&mut self, values: u32) -> Outcome {
+        self.values = self.values.saturating_add(values);
+        if self.values > MAX_VALUES {
+            return Err((self.at, format!("more than {MAX_VALUES} values")));
+        }
+        Ok(())
+    }
+
+    /// `Outcome` for the match's sake.
+    #[allow(clippy::unnecessary_wraps)]
+    fn number(&mut self, value: impl std::fmt::Display) -> Outcome {
+        let _ = write!(self.text, "{value}");
+        Ok(())
+    }
+
+    fn float(&mut self, value: f64) -> Outcome {
+        // The shortest digits that give the same value again; null where JSON has none.
+        let text = serde_json::to_string(&value).map_err(|error| (self.at, error.to_string()))?;
+        self.number(text)
+    }
+
+    fn string(&mut self) -> Outcome {
+        let start = self.at;
+        let size = self.decode(decode::read_str_len)?;
+        let bytes = self.take(size)?;
+        let text = std::str::from_utf8(bytes).map_err(|_| (start, "text that is not UTF-8".into()))?;
+        let quoted = serde_json::to_string(text).map_err(|error| (start, error.to_string()))?;
+        self.number(quoted)
+    }
+
+    fn binary(&mut self) -> Outcome {
+        let size = self.decode(decode::read_bin_len)?;
+        self.count(size)?;
+        let bytes = self.take(size)?;
+        self.text.push('[');
+        for (i, byte) in bytes.iter().enumerate() {
+            self.comma(i == 0);
+            self.number(byte)?;
+        }
+        self.text.push(']');
+        Ok(())
+    }
+
+    fn array(&mut self, depth: u32) -> Outcome {
+        let size = self.decode(decode::read_array_len)?;
+        self.text.push('[');
+        for i in 0..size {
+            self.comma(i == 0);
+            self.value(depth + 1)?;
+        }
+        self.text.push(']');
+        Ok(())
+    }
+
+    fn map(&mut self, depth: u32) -> Outcome {
+        let size = self.decode(decode::read_map_len)?;
+        self.text.push('{');
+        for i in 0..size {
+            self.comma(i == 0);
+            match self.marker()? {
+                Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => self.string()?,
+                _ => return Err((self.at, "a key that is no text".into())),
+            }
+            self.text.push(':');
+            self.value(depth + 1)?;
+        }
+        self.text.push('}');
+        Ok(())
+    }
+
+    fn comma(&mut self, is_first: bool) {
+        if !is_first {
+            self.text.push(',');
+        }
+    }
+}
+
+fn is_container(marker: Marker) -> bool {
+    matches!(
+        marker,
+        Marker::FixArray(_)
+            | Marker::Array16
+            | Marker::Array32
+            | Marker::FixMap(_)
+            | Marker::Map16
+            | Marker::Map32
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bytes: &[u8]) -> std::result::Result<String, Option<u64>> {
+        read(bytes.to_vec(), 32).map_err(|error| error.offset())
+    }
+
+    #[test]
+    fn every_kind_of_value_has_its_json() {
+        let values: [(&[u8], &str); 12] = [
+            (b"\xc0", "null"),
+            (b"\xc3", "true"),
+            (b"\x07", "7"),
+            (b"\xff", "-1"),
+            (b"\xcf\xff\xff\xff\xff\xff\xff\xff\xff", "18446744073709551615"),
+            (b"\xd3\x80\0\0\0\0\0\0\0", "-9223372036854775808"),
+            (b"\xca\x3e\x80\0\0", "0.25"),
+            (b"\xcb\x7f\xf8\0\0\0\0\0\0", "null"),
+            (b"\xa2\"\x01", r#""\"\u0001""#),
+            (b"\xc4\x02\x01\xff", "[1,255]"),
+            (b"\x92\x01\x90", "[1,[]]"),
+            (b"\x81\xa1b\x80", r#"{"b":{}}"#),
+        ];
+        for (bytes, json) in values {
+            assert_eq!(text(&[b"\x81\xa1a", bytes].concat()).unwrap(), format!("{{\"a\":{json}}}"));
+        }
+        assert_eq!(text(b"{\"a\": 1}").unwrap(), "{\"a\": 1}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_by_its_byte() {
+        for (bytes, offset) in [
+            (&b""[..], 32),
+            (b"\x90", 32),
+            (b"\x80\x80", 33),
+            (b"\x81\x01\x01", 33),
+            (b"\x81\xa1a", 35),
+            (b"\x81\xa1\xff\x01", 33),
+            (b"\x81\xa1a\xd4\x01\x01", 35),
+            (b"\x81\xa1a\xc1", 35),
+            (b"\x81\xa1a\xdb\xff\xff\xff\xff", 40),
+            (b"\x81\xa1a\xdd\xff\xff\xff\xff", 40),
+            (b"{\"a\":}", 37),
+        ] {
+            assert_eq!(text(bytes), Err(Some(offset)), "{bytes:02x?}");
+        }
+    }
+
+    #[test]
+    fn nesting_and_number_of_values_are_bounded() {
+        let nested = |depth: usize| [b"\x81\xa1a", vec![0x91; depth - 1].as_slice(), b"\x01"].concat();
+        assert!(text(&nested(64)).is_ok());
+        assert_eq!(text(&nested(65)), Err(Some(32 + 3 + 63)));
+        let flat = |values: u32| {
+            let size = values.to_be_bytes();
+            [b"\x81\xa1a\xdd", &size[..], &vec![1; values as usize]].concat()
+        };
+        assert!(text(&flat(MAX_VALUES - 2)).is_ok());
+        assert!(text(&flat(MAX_VALUES - 1)).is_err());
+    }
+}

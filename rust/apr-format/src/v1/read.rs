@@ -1,0 +1,220 @@
+//! Opening a v1 file: everything but the decompression of its payload.
+
+use std::borrow::Cow;
+
+use super::{
+    header::{Compression, Header, MAGIC, SIGNATURE_SIZE, SIZE},
+    keys::Keys,
+    metadata, seal,
+    tensors::{self, Described},
+};
+use crate::{
+    codec::Codec,
+    crc::crc32,
+    error::{Error, Part, Result},
+    source::{Source, read_vec},
+    v2::{self, index::Index, read::Contents},
+};
+
+/// Who signed a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signer {
+    /// The Ed25519 public key in the file.
+    pub public_key: [u8; 32],
+    /// Whether the caller trusts it. If not, the signature proves integrity alone.
+    pub is_trusted: bool,
+}
+
+/// What a v1 file holds beside what every form has.
+#[derive(Debug)]
+pub struct Opened {
+    /// The 32 bytes at the start.
+    pub header: Header,
+    /// Whose signature it carries, if any; it fits.
+    pub signer: Option<Signer>,
+    /// Why the tensors that the metadata describe are none, if they do.
+    pub not_described: Option<String>,
+    /// The payload, decrypted and still compressed; None where it is not encrypted, or no key was given.
+    decrypted: Option<Vec<u8>>,
+}
+
+/// Read and check all of a file.
+///
+/// # Errors
+/// The first rule that does not hold; [`Error::Signature`], [`Error::Decryption`].
+pub fn open(source: &(impl Source + ?Sized), keys: &Keys) -> Result<(Contents, Opened)> {
+    let size = source.size()?;
+    let header = read_header(source, size)?;
+    let footer = check_footer(source, &header)?;
+    let signer = check_signature(source, &header, keys)?;
+    let json = read_vec(source, SIZE, u64::from(header.metadata_size))?;
+    let metadata = metadata::read(json, SIZE)?;
+    let decrypted = decrypt(source, &header, keys)?;
+
+    let mut not_described = None;
+    let mut described = match tensors::describe(&metadata, u64::from(header.uncompressed_size)) {
+        Described::Tensors(tensors) => tensors,
+        Described::Nothing => Vec::new(),
+        Described::Otherwise(why) => {
+            not_described = Some(why);
+            Vec::new()
+        }
+    };
+    let opened = Opened { header, signer, not_described, decrypted };
+    let start = if opened.is_in_file() { opened.header.payload_offset() } else { 0 };
+    for tensor in &mut described {
+        tensor.offset += start; // both below 2^32
+    }
+    let contents = Contents {
+        header: common(&opened.header, described.len()),
+        metadata,
+        tensors: Index::of(described),
+        footer: Some(footer),
+        size,
+    };
+    Ok((contents, opened))
+}
+
+/// The fields that v1 and v2 have in common; the others are zero.
+fn common(header: &Header, tensors: usize) -> v2::header::Header {
+    v2::header::Header {
+        magic: MAGIC,
+        version: header.version,
+        flags: header.flags.into(),
+        tensor_count: u32::try_from(tensors).unwrap_or(u32::MAX), // fewer than bytes of metadata
+        metadata_offset: SIZE,
+        metadata_size: header.metadata_size,
+        tensor_index_offset: 0,
+        data_offset: header.payload_offset(),
+        checksum: 0,
+        reserved: [0; 20],
+    }
+}
+
+fn read_header(source: &(impl Source + ?Sized), size: u64) -> Result<Header> {
+    if size < SIZE {
+        let (part, what) = (Part::Header, "the header".into());
+        return Err(Error::Truncated { part, what, tensor: None, need: SIZE, have: size });
+    }
+    let mut bytes = [0; 32];
+    source.read_at(0, &mut bytes)?;
+    Header::parse(&bytes, size)
+}
+
+fn check_footer(source: &(impl Source + ?Sized), header: &Header) -> Result<(u64, u32)> {
+    let offset = header.footer_offset();
+    let mut bytes = [0; 4];
+    source.read_at(offset, &mut bytes)?;
+    let (stored, computed) = (u32::from_le_bytes(bytes), crc32(source, offset)?);
+    if stored != computed {
+        return Err(Error::FooterChecksum { offset, stored, computed });
+    }
+    Ok((offset, stored))
+}
+
+fn check_signature(source: &(impl Source + ?Sized), header: &Header, keys: &Keys) -> Result<Option<Signer>> {
+    if !header.is_signed() {
+        keys.refuse_trusted()?;
+        return Ok(None);
+    }
+    let at = header.payload_end();
+    let signed = read_vec(source, 0, at + SIGNATURE_SIZE)?;
+    let (rest, public_key) = signed.split_last_chunk::<32>().ok_or_else(unread)?;
+    let (message, signature) = rest.split_last_chunk::<64>().ok_or_else(unread)?;
+    seal::check_signature(message, signature, public_key, keys.trusted.as_ref(), at)?;
+    Ok(Some(Signer { public_key: *public_key, is_trusted: keys.trusted.is_some() }))
+}
+
+/// What was read is as long as was asked for.
+fn unread() -> Error {
+    Error::Io(std::io::ErrorKind::UnexpectedEof.into())
+}
+
+fn decrypt(source: &(impl Source + ?Sized), header: &Header, keys: &Keys) -> Result<Option<Vec<u8>>> {
+    if !header.is_encrypted() {
+        keys.refuse_unlock()?;
+        return Ok(None);
+    }
+    let Some(unlock) = &keys.unlock else { return Ok(None) };
+    let payload = read_vec(source, header.payload_offset(), u64::from(header.payload_size))?;
+    seal::decrypt(payload, unlock, header.payload_offset()).map(Some)
+}
+
+impl Opened {
+    /// Whether the payload is encrypted and no key was given.
+    #[must_use]
+    pub fn is_locked(&self) -> bool {
+        self.header.is_encrypted() && self.decrypted.is_none()
+    }
+
+    /// Whether the payload lies in the file as it is.
+    #[must_use]
+    pub fn is_in_file(&self) -> bool {
+        self.header.compression == Compression::None && !self.header.is_encrypted()
+    }
+
+    /// Bytes of the payload, decrypted and decompressed.
+    #[must_use]
+    pub fn payload_size(&self) -> usize {
+        usize::try_from(self.header.uncompressed_size).unwrap_or(usize::MAX)
+    }
+
+    /// What can be known of the payload without memory for it: that it may have its size.
+    ///
+    /// # Errors
+    /// [`Error::Decryption`] without a key, [`Error::Packed`]; the operating system's.
+    pub fn packed(&self, source: &(impl Source + ?Sized)) -> Result<Packed<'_>> {
+        let start = self.header.payload_offset();
+        if self.is_locked() {
+            let what = "the payload is encrypted: open the file with its password or the recipient's key";
+            return Err(Error::Decryption { offset: Some(start), what });
+        }
+        let stored = match &self.decrypted {
+            Some(decrypted) => Cow::Borrowed(decrypted.as_slice()),
+            None => Cow::Owned(read_vec(source, start, u64::from(self.header.payload_size))?),
+        };
+        let codec = match self.header.compression {
+            Compression::None => Codec::Plain,
+            Compression::Zstd | Compression::ZstdMax => Codec::Zstd,
+            Compression::Lz4 => Codec::Lz4,
+        };
+        let packed = Packed { stored, codec, start };
+        packed.codec.check(packed.body(self.header.uncompressed_size)?, self.payload_size(), start)?;
+        Ok(packed)
+    }
+}
+
+/// A payload that is still compressed.
+pub struct Packed<'a> {
+    stored: Cow<'a, [u8]>,
+    codec: Codec,
+    start: u64,
+}
+
+impl Packed<'_> {
+    /// Decompress it to its whole size.
+    ///
+    /// # Errors
+    /// [`Error::Packed`].
+    pub fn unpack(&self, out: &mut [u8]) -> Result<()> {
+        let size = u32::try_from(out.len()).unwrap_or(u32::MAX);
+        self.codec.unpack(self.body(size)?, out, self.start)
+    }
+
+    /// What the codec decompresses: LZ4's has its size, which is known, before it.
+    fn body(&self, size: u32) -> Result<&[u8]> {
+        if self.codec != Codec::Lz4 {
+            return Ok(&self.stored);
+        }
+        let (codec, offset) = (self.codec.name(), self.start);
+        match self.stored.split_first_chunk() {
+            Some((length, body)) if *length == size.to_le_bytes() => Ok(body),
+            Some((length, _)) => {
+                let what =
+                    format!("its size is {}, not the {size} that are declared", u32::from_le_bytes(*length));
+                Err(Error::Packed { codec, offset, what })
+            }
+            None => Err(Error::Packed { codec, offset, what: "no size is before it".into() }),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What there is to say of an open v1 file.
+
+use super::{keys::Keys, keys::Unlock, read::Opened, seal::hex};
+use crate::{
+    error::{Error, Part},
+    v2::{
+        read::Contents,
+        verify::{Check, failed, passed},
+    },
+};
+
+/// The parts in the order in which they are checked.
+pub const PARTS: &[Part] = &[
+    Part::Magic,
+    Part::Header,
+    Part::Footer,
+    Part::Signature,
+    Part::Metadata,
+    Part::Encryption,
+    Part::Payload,
+    Part::Index,
+];
+
+/// The checks of a file that opened with these keys; `payload` is what unpacking it gave.
+#[must_use]
+pub fn checks(contents: &Contents, opened: &Opened, keys: &Keys, payload: Result<(), &Error>) -> Vec<Check> {
+    let header = &opened.header;
+    let (major, minor) = header.version;
+    let crc = contents.footer.map_or(0, |(_, crc)| crc);
+    let mut checks = vec![
+        passed(Part::Magic, format!("APRN, version {major}.{minor}")),
+        passed(Part::Header, format!("no checksum of its own, flags {:#04x}", header.flags)),
+        passed(Part::Footer, format!("CRC32 {crc:#010x} of all bytes before it")),
+        signature(opened),
+        passed(Part::Metadata, format!("{} bytes", header.metadata_size)),
+    ];
+    checks.extend(encryption(opened, keys));
+    checks.push(match payload {
+        _ if opened.is_locked() => unknown(Part::Payload, "not checked: it is encrypted".into()),
+        Ok(()) => {
+            let (size, how) = (header.uncompressed_size, header.compression.name());
+            passed(Part::Payload, format!("{size} bytes, compression {how}"))
+        }
+        Err(error) => Check { part: Part::Payload, ..failed(Part::Payload, error) },
+    });
+    checks.push(match &opened.not_described {
+        Some(why) => unknown(Part::Index, format!("no tensors: {why}")),
+        None => passed(Part::Index, format!("{} tensors described", contents.tensors.len())),
+    });
+    checks
+}
+
+fn signature(opened: &Opened) -> Check {
+    match opened.signer {
+        None => unknown(Part::Signature, "the file is not signed".into()),
+        Some(signer) => {
+            let by = hex(&signer.public_key);
+            passed(
+                Part::Signature,
+                if signer.is_trusted {
+                    format!("by the trusted key {by}")
+                } else {
+                    format!("integrity alone: by the key {by} in the file; no trusted key was given")
+                },
+            )
+        }
+    }
+}
+
+fn encryption(opened: &Opened, keys: &Keys) -> Option<Check> {
+    if !opened.header.is_encrypted() {
+        return None;
+    }
+    Some(match keys.unlock {
+        Some(Unlock::Password(_)) => passed(Part::Encryption, "the password opens it".into()),
+        Some(Unlock::Recipient(_)) => passed(Part::Encryption, "the recipient key opens it".into()),
+        None => unknown(Part::Encryption, "not checked: no password and no recipient key was given".into()),
+    })
+}
+
+fn unknown(part: Part, detail: String) -> Check {
+    Check { passed: None, ..passed(part, detail) }
+}
