@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from apr._core import Encoder
 from apr.data.corpus import Corpus, Document, Skipped
 from apr.data.manifest import check_manifest, read_manifest, write_manifest
 from apr.data.missing_manifest import MANIFEST, SCHEMA
@@ -23,7 +24,7 @@ from apr.errors import RefusedError, UsageError
 from apr.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -188,6 +189,7 @@ class _Run:
     named: list[Skipped] = field(default_factory=list)
     text_bytes: int = 0
     elapsed: float = 0.0
+    _encoder: Encoder | None = None
     _open: list[NDArray[np.uint32]] = field(default_factory=list)
     _open_tokens: int = 0
     _open_documents: int = 0
@@ -213,7 +215,7 @@ class _Run:
         for batch in _batches(islice(items, self.items, None)):
             documents = [item for _, item in batch if isinstance(item, Document)]
             texts = [normalised(document.text, self.options.normalization) for document in documents]
-            encoded = iter(self.tokenizer.encode(texts))
+            encoded = iter(self._ids(texts))
             for _, item in batch:
                 self.items += 1
                 if isinstance(item, Skipped):
@@ -225,6 +227,14 @@ class _Run:
             on_progress(Progress(batch[-1][0], self.corpus.nbytes, self.text_bytes, tokens, len(self.rows)))
         if self._open_tokens:
             self._close()
+
+    def _ids(self, texts: list[str]) -> list[NDArray[np.uint32]]:
+        """The ids of each text."""
+        if self._encoder is None:
+            threads = self.options.workers or len(os.sched_getaffinity(0))
+            self._encoder = Encoder(self.tokenizer.tokenizer.to_str(), threads)
+        ids, counts = self._encoder.encode(texts)
+        return np.split(np.frombuffer(ids, "<u4"), np.cumsum(counts)[:-1]) if counts else []
 
     def manifest(self, *, complete: bool) -> dict[str, Any]:
         """The manifest of what has been written."""
@@ -278,14 +288,14 @@ class _Run:
         if len(self.named) < _NAMED:
             self.named.append(item)
 
-    def _add(self, ids: Sequence[int]) -> None:
+    def _add(self, ids: NDArray[np.uint32]) -> None:
         eos_id, policy = self.tokenizer.eos_id, self.options.eos_policy
         if policy == "between" and self.documents and eos_id is not None:
-            self._append([eos_id])
+            self._append(np.array([eos_id], "<u4"))
             self.eos += 1
         self._append(ids)
         if policy == "after" and eos_id is not None:
-            self._append([eos_id])
+            self._append(np.array([eos_id], "<u4"))
             self.eos += 1
         self.documents += 1
         self._open_documents += 1
@@ -293,8 +303,8 @@ class _Run:
             self._close()
             write_manifest(self.options.output, self.manifest(complete=False))
 
-    def _append(self, ids: Sequence[int]) -> None:
-        self._open.append(np.array(ids, "<u4"))
+    def _append(self, ids: NDArray[np.uint32]) -> None:
+        self._open.append(ids)
         self._open_tokens += len(ids)
 
     def _close(self) -> None:

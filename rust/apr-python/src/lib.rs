@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 
 mod buffer;
 mod container;
+mod encode;
 mod errors;
 mod quantise;
 mod shards;
@@ -21,6 +22,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     container::register(module)?;
     stamp::register(module)?;
+    encode::register(module)?;
     quantise::register(module)?;
     shards::register(module)
 }

@@ -1,0 +1,175 @@
+"""The encoder underneath `apr tokenize encode`: the tokenizers library's own ids, in a faster way."""
+
+import json
+import sys
+import sysconfig
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apr._core import Encoder
+
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+KINDS = ["gpt-2", "smollm", "qwen2", "llama-bpe"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(request):
+    """A byte-level tokenizer of each kind that has a faster way, trained on this interpreter's source."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+
+    byte_level = pre_tokenizers.ByteLevel
+    made = Tokenizer(models.BPE(ignore_merges=request.param == "llama-bpe"))
+    if request.param == "gpt-2":
+        made.pre_tokenizer = byte_level(add_prefix_space=False)
+    elif request.param == "smollm":
+        cuts = [pre_tokenizers.Digits(individual_digits=True), byte_level(add_prefix_space=False)]
+        made.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    else:
+        pattern = Regex(SPLIT % (r"\p{N}" if request.param == "qwen2" else r"\p{N}{1,3}"))
+        cuts = [
+            pre_tokenizers.Split(pattern, "isolated"),
+            byte_level(add_prefix_space=False, use_regex=False),
+        ]
+        made.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    if request.param == "qwen2":
+        made.normalizer = normalizers.NFC()
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=3000,
+        initial_alphabet=byte_level.alphabet(),
+        special_tokens=["<|endoftext|>"],
+        show_progress=False,
+    )
+    made.train_from_iterator(islice(source(), 60), trainer)
+    made.encode_special_tokens = True
+    return made
+
+
+@pytest.fixture(scope="module")
+def encoder(tokenizer):
+    made = Encoder(tokenizer.to_str(), 2)
+    assert made.is_fast
+    return made
+
+
+def source():
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        yield path.read_text(encoding="utf-8", errors="ignore")
+
+
+def ids_of(encoder, texts):
+    ids, counts = encoder.encode(texts)
+    ends = np.cumsum(counts, dtype=int)
+    flat = np.frombuffer(ids, "<u4").tolist()
+    return [flat[end - count : end] for end, count in zip(ends, counts, strict=True)]
+
+
+def check(tokenizer, encoder, texts):
+    expected = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    found = ids_of(encoder, texts)
+    if found != expected:
+        wrong = next(n for n, pair in enumerate(zip(found, expected, strict=True)) if pair[0] != pair[1])
+        pytest.fail(f"{texts[wrong][:200]!r}: {found[wrong][:40]} and not {expected[wrong][:40]}")
+
+
+PIECES = st.sampled_from([
+    " ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000", "\u0085", "\u200b", "'s", "'S", "'\u017f",
+    "'ll", "'LL", "'", "don't", "x", "Ab", "é", "e\u0301", "\u0301", "Å", "中文", "١٢", "Ⅷ", "½",
+    "1", "12345", "…", "!!", "😀", "<|endoftext|>", "\0",
+])  # fmt: skip
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists(PIECES, max_size=14).map(
+    "".join
+)
+
+
+@given(st.lists(TEXT, max_size=5))
+def test_any_text_has_the_librarys_ids(tokenizer, encoder, texts):
+    check(tokenizer, encoder, texts)
+
+
+@pytest.mark.parametrize("step", [37, pytest.param(1, marks=pytest.mark.long)])
+def test_every_character_is_of_the_librarys_class(step, tokenizer, encoder):
+    """Beside letters, digits, blanks and punctuation: what class it has decides where a text is cut."""
+    codes = [*range(0x500), *range(0x500, sys.maxunicode + 1, step)]
+    characters = [chr(code) for code in codes if not 0xD800 <= code < 0xE000]
+    for start in range(0, len(characters), 4000):
+        part = characters[start : start + 4000]
+        check(tokenizer, encoder, [f"a{c}b 1{c}2 {c} !{c}. {c}{c}x\n{c}'{c}" for c in part])
+
+
+def test_source_code_has_the_librarys_ids(tokenizer, encoder):
+    check(tokenizer, encoder, list(islice(source(), 40)))
+
+
+@pytest.mark.long
+def test_the_whole_corpus_has_the_librarys_ids(tokenizer, encoder):
+    paths = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
+    for start in range(0, len(paths), 200):
+        check(
+            tokenizer,
+            encoder,
+            [p.read_text(encoding="utf-8", errors="ignore") for p in paths[start : start + 200]],
+        )
+
+
+def test_more_pieces_than_the_cache_holds(tokenizer):
+    encoder = Encoder(tokenizer.to_str(), 1)
+    check(tokenizer, encoder, [" ".join(f"w{n:x}" for n in range(start, 300_000, 2)) for start in range(2)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": {"type": "Lowercase"}},
+        {"normalizer": {"type": "NFKC"}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+        {
+            "pre_tokenizer": {
+                "type": "ByteLevel",
+                "add_prefix_space": True,
+                "trim_offsets": True,
+                "use_regex": True,
+            }
+        },
+    ],
+)
+def test_other_tokenizers_go_through_the_library(change, tokenizer):
+    from tokenizers import Tokenizer
+
+    other = Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()) | change))
+    other.encode_special_tokens = True
+    encoder = Encoder(other.to_str(), 2)
+    assert not encoder.is_fast
+    check(other, encoder, ["Ein \uff34ext  with 12 words", "", "  x"])
+
+
+def test_tokens_that_are_found_in_a_text_are_found(tokenizer):
+    from tokenizers import AddedToken, Tokenizer
+
+    other = Tokenizer.from_str(tokenizer.to_str())
+    other.add_tokens([AddedToken("    ", normalized=False), AddedToken("def ", normalized=False)])
+    other.encode_special_tokens = True
+    check(other, Encoder(other.to_str(), 2), ["def f(x):\n    return x", "defx", "   y", "<|endoftext|>"])
+
+
+def test_truncation_and_padding_of_a_file_are_left_out(tokenizer):
+    from tokenizers import Tokenizer
+
+    other = Tokenizer.from_str(tokenizer.to_str())
+    other.enable_truncation(3)
+    other.enable_padding(length=9)
+    text = "a longer text than three tokens hold"
+    assert ids_of(Encoder(other.to_str(), 1), [text]) == ids_of(Encoder(tokenizer.to_str(), 1), [text])
+
+
+def test_what_is_no_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="Model missing"):
+        Encoder("{}", 1)
