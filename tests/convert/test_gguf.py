@@ -1,10 +1,12 @@
 """`apr convert MODEL.gguf OUT.apr`: the values, the names, the metadata, the refusals."""
 
 import json
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.convert.memory import memory_of_conversions
 
 from apr.cli import main
 
@@ -19,7 +21,10 @@ def convert(source: Path, target: Path, *flags: str) -> int:
 
 
 def write_gguf(path, architecture="llama", tensors=None, **changes):
-    """A one-layer GGUF model of 256 dimensions; keywords change its keys, None drops one."""
+    """A one-layer GGUF model of 256 dimensions; keywords change its keys, None drops one.
+
+    `tensors` are (name, values or bytes or a shape, GGML type where it does not follow).
+    """
     import gguf
 
     keys = {
@@ -41,12 +46,24 @@ def write_gguf(path, architecture="llama", tensors=None, **changes):
             writer.add_float32(f"{architecture}.{key}", value)
         elif value is not None:
             writer.add_uint32(f"{architecture}.{key}", value)
-    for name, array, *kind in tensors or [("token_embd.weight", np.ones((8, 256), np.float32))]:
-        writer.add_tensor(name, array, raw_dtype=kind[0] if kind else None)
+    holes = 0
+    for name, values, *kind in tensors or [("token_embd.weight", np.ones((8, 256), np.float32))]:
+        if isinstance(values, tuple):  # a shape: zeros that take no space
+            of_block, nbytes = gguf.GGML_QUANT_SIZES[kind[0]]
+            holes += prod(values) // of_block * nbytes
+            writer.add_tensor_info(name, values, np.dtype("<f4"), holes, raw_dtype=kind[0])
+        else:
+            writer.add_tensor(name, values, raw_dtype=kind[0] if kind else None)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
+    if holes:
+        writer.write_ti_data_to_file()
+    else:
+        writer.write_tensors_to_file()
     writer.close()
+    if holes:
+        with path.open("r+b") as file:
+            file.truncate(path.stat().st_size + holes + 64)
     return path
 
 
@@ -254,3 +271,24 @@ def test_every_type_that_the_package_dequantises_is_read(tmp_path):
             assert file.numpy("model.embed_tokens.weight").tobytes() == expected.astype("<f4").tobytes(), kind
         read.append(kind.name)
     assert len(read) >= 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "megabytes"),
+    [
+        ("F16", 256),
+        ("Q4_K", 48),  # 340 MB of float32
+        pytest.param("F16", 4096, marks=pytest.mark.long),
+        pytest.param("IQ2_S", 256, marks=pytest.mark.long),
+    ],
+)
+def test_memory_does_not_grow_with_the_file(kind, megabytes, tmp_path):
+    import gguf
+
+    quantisation = gguf.GGMLQuantizationType[kind]
+    values, nbytes = gguf.GGML_QUANT_SIZES[quantisation]
+    rows = megabytes * 2**20 // (256 // values * nbytes)
+    path = write_gguf(tmp_path / "m.gguf", tensors=[("token_embd.weight", (rows, 256), quantisation)])
+    assert path.stat().st_size > megabytes * 1_000_000
+    grown = memory_of_conversions(path, tmp_path / "m.apr")
+    assert grown < 250_000, f"{grown} kB"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,37 +78,63 @@ class GgufTensor:
     dtype: str
     """As .apr names it: the stored type, or f32 where GGUF quantises."""
     shape: tuple[int, ...]
+    path: Path
     source: ReaderTensor
     heads: int | None
     """How many heads to un-permute the rows of, or None."""
 
-    def values(self) -> NDArray[Any]:
-        """The values: numpy in `dtype`, un-permuted, C-contiguous."""
-        return self.rows(0, self.shape[0] if self.shape else 1).reshape(self.shape)
+    @property
+    def unit(self) -> int:
+        """How many values can only be read together: those of a block, or of a head that is un-permuted."""
+        return self._block[0] if self.heads is None else prod(self.shape) // self.heads
 
-    def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows `start` … `stop` (exclusive) of the values; whole heads of a tensor that is un-permuted."""
+    def values(self, start: int, stop: int) -> NDArray[Any]:
+        """The values from the `start`th to before the `stop`th in row-major order, of one dimension.
+
+        Args:
+            start: a multiple of `unit`.
+            stop: a multiple of `unit`, or the number of values.
+
+        Returns:
+            In `dtype`, un-permuted.
+
+        Raises:
+            FormatError: the file was cut short since it was opened.
+        """
         from gguf import dequantize
 
-        # One row of bytes for a row of values; of one dimension, all of it is one row of blocks.
-        stored = self.source.data.reshape(self.shape[0], -1) if len(self.shape) > 1 else self.source.data
-        shape = (stop - start, *self.shape[1:])
-        part = self._reordered(stored[start:stop])
+        stored = self.stored(start, stop)
         if self.source.tensor_type.name in _PLAIN_TYPES:
-            return np.ascontiguousarray(part).view(NUMPY[self.dtype]).reshape(shape)
-        values: NDArray[Any] = dequantize(part, self.source.tensor_type).reshape(shape)
+            return stored.view(NUMPY[self.dtype])
+        values: NDArray[Any] = dequantize(stored[None], self.source.tensor_type)[0]
         return values
 
-    def stored_rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The bytes of rows as they are stored, un-permuted."""
-        raw = np.ascontiguousarray(self.source.data).view(np.uint8).reshape(self.shape[0], -1)
-        return self._reordered(raw[start:stop])
-
-    def _reordered(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Whole rows move: values that are quantised go along."""
+    def stored(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of these values as they are stored, un-permuted; arguments and errors as of `values`."""
+        values, nbytes = self._block
+        # By position, not through the reader's mapping: its pages would count as memory of this process.
+        raw: NDArray[np.uint8] = np.empty((stop - start) // values * nbytes, np.uint8)
+        with self.path.open("rb") as file:
+            file.seek(self.source.data_offset + start // values * nbytes)
+            if file.readinto(raw.data) != raw.nbytes:
+                raise FormatError(
+                    f"{self.path}: {self.source.name}: the file was cut short meanwhile",
+                    path=self.path,
+                    tensor=self.source.name,
+                )
         if self.heads is None:
-            return rows
-        return unpermute(rows, len(rows) * self.heads // self.shape[0])
+            return raw
+        # Whole rows move, and the blocks in them.
+        rows = raw.reshape((stop - start) // prod(self.shape[1:]), -1)
+        return unpermute(rows, (stop - start) // self.unit).reshape(-1)
+
+    @property
+    def _block(self) -> tuple[int, int]:
+        """Values and bytes of a block; of a type that is not quantised, of a value."""
+        from gguf import GGML_QUANT_SIZES
+
+        values, nbytes = GGML_QUANT_SIZES[self.source.tensor_type]
+        return values, nbytes
 
 
 class GgufModel:
@@ -196,7 +223,7 @@ class GgufModel:
                     tensor=source.name,
                 )
             dtype = _PLAIN_TYPES.get(source.tensor_type.name, "f32")
-            yield GgufTensor(name, dtype, shape, source, heads)
+            yield GgufTensor(name, dtype, shape, self.path, source, heads)
 
     def _sizes(self) -> dict[str, object]:
         arch = self.architecture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from apr.container.gguf import GgufModel
@@ -37,14 +38,10 @@ def read(path: Path, *, keep_quantized: bool) -> Model:
 
 def _item(tensor: GgufTensor, *, keep: bool) -> Item:
     kept = _KEPT.get(tensor.source.tensor_type.name) if keep and len(tensor.shape) > 1 else None
-    rows = tensor.rows if kept is None else tensor.stored_rows
+    read = tensor.values if kept is None else tensor.stored
 
     def parts() -> Iterator[NDArray[Any]]:
-        if len(tensor.shape) < 2:
-            yield tensor.values()
-            return
-        head = 1 if tensor.heads is None else tensor.shape[0] // tensor.heads
-        for start, stop in stretches(tensor.shape, head):
-            yield rows(start, stop)
+        for start, stop in stretches(prod(tensor.shape), tensor.unit):
+            yield read(start, stop)
 
     return Item(TensorSpec(tensor.name, kept or tensor.dtype, tensor.shape), parts)

@@ -7,7 +7,9 @@ names that .apr files have; on the way out they are written as they were.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +49,8 @@ _TEXTS = (
 _MOST_TEXT = 15 << 20
 # As transformers does.
 SHARD_SIZE = 5_000_000_000
+# Parameters of Llama whose rows GGUF keeps in another order.
+_PERMUTED = re.compile(r"\.[qk]_proj\.(weight|bias)$")
 # Buffers that old versions of transformers saved among the weights; they follow from the configuration.
 _BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")
 
@@ -290,16 +294,18 @@ def _named(file: AprFile, name: str, target: str, shape: tuple[int, ...] | None,
     item = replace(item, spec=replace(item.spec, name=target))
     if shape is not None and item.spec.shape == (1, *shape):  # some writers keep biases as rows
         return replace(item, spec=replace(item.spec, shape=shape))
-    heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(target.split(".")[-2])
-    if name == target or config.family != "llama" or heads is None:
+    if name == target or config.family != "llama" or not _PERMUTED.search(target):
         return item
-    rows, head = file.slice(name), config.head_dim
+    if item.spec.shape != shape:  # refused with all that does not fit
+        return item
+    stored, head = file.slice(name), config.head_dim * prod(shape[1:])
 
     def parts() -> Iterator[NDArray[Any]]:
-        for start, stop in stretches(item.spec.shape, head):
-            yield unpermute(rows.numpy(slice(start, stop)), (stop - start) // head)
+        for start, stop in stretches(prod(shape), head):
+            rows = stored.flat(start, stop).reshape(-1, *shape[1:])
+            yield unpermute(rows, (stop - start) // head)
 
-    return replace(item, parts=parts) if item.spec.shape[0] == heads * head else item
+    return replace(item, parts=parts)
 
 
 def _check(path: str, items: Mapping[str, Item], shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -157,16 +157,16 @@ def _sizes(value: object) -> TypeGuard[list[int]]:
 
 def _item(path: Path, spec: TensorSpec, start: int) -> Item:
     def parts() -> Iterator[NDArray[Any]]:
-        row = prod(spec.shape[1:]) * NUMPY[spec.dtype].itemsize
+        dtype = NUMPY[spec.dtype]
         with path.open("rb") as file:
-            for first, last in stretches(spec.shape):
-                values: NDArray[Any] = np.empty((last - first, *spec.shape[1:]), NUMPY[spec.dtype])
-                file.seek(start + first * row)
-                if file.readinto(values.reshape(-1).view(np.uint8).data) != values.nbytes:
+            file.seek(start)
+            for first, last in stretches(prod(spec.shape)):
+                values: NDArray[Any] = np.empty(last - first, dtype)
+                if file.readinto(values.view(np.uint8).data) != values.nbytes:
                     raise FormatError(
                         f"{path}: {spec.name}: the file was cut short meanwhile", path=path, tensor=spec.name
                     )
-                yield values.reshape(()) if not spec.shape else values
+                yield values
 
     return Item(spec, parts)
 

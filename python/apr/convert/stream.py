@@ -1,4 +1,4 @@
-"""A model on its way from one format to another: tensors in stretches of rows, never whole."""
+"""A model on its way from one format to another: tensors in stretches of values, never whole."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 FloatDtype = Literal["f32", "f16", "bf16"]
 _FLOATS = {"f64", "f32", "f16", "bf16"}
-# Bytes of float32 that are made at a time.
-_STRETCH = 16 << 20
+# Values that are made at a time: 16 MiB of float32.
+_STRETCH = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Item:
 
     spec: TensorSpec
     parts: Callable[[], Iterator[NDArray[Any]]]
-    """Its values in stretches, in row-major order and in `spec.dtype`; of a quantised dtype the bytes."""
+    """Its values in stretches of any shape, row-major, in `spec.dtype`; of a quantised dtype the bytes."""
 
     def stored(self) -> Iterator[NDArray[np.uint8]]:
         """The bytes of the stretches."""
@@ -65,25 +65,23 @@ class Model:
     """What a user should know about it, a line each."""
 
 
-def stretches(shape: tuple[int, ...], multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that together are a tensor; a number of rows that `multiple` divides at a time."""
-    rows = shape[0] if shape else 1
-    bytes_of_row = 4 * max(1, prod(shape[1:]))
-    step = max(1, _STRETCH // bytes_of_row // multiple) * multiple
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
+def stretches(values: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Ranges that together are that many values; what `multiple` values belong together stay together.
+
+    Of values and not of rows: a single row may be larger than memory.
+    """
+    step = max(1, _STRETCH // multiple) * multiple
+    for start in range(0, values, step):
+        yield start, min(start + step, values)
 
 
 def from_apr(file: AprFile, name: str) -> Item:
     """A tensor of an .apr file under its name; a quantised one dequantised."""
-    rows = file.slice(name)
-    dtype = rows.dtype if rows.dtype in NUMPY else "f32"
+    stored = file.slice(name)
+    dtype = stored.dtype if stored.dtype in NUMPY else "f32"
 
     def parts() -> Iterator[NDArray[Any]]:
-        if not rows.shape:
-            yield rows.numpy()
-            return
-        for start, stop in stretches(rows.shape):
-            yield rows.numpy(slice(start, stop))
+        for start, stop in stretches(prod(stored.shape)):
+            yield stored.flat(start, stop)
 
-    return Item(TensorSpec(name, dtype, rows.shape), parts)
+    return Item(TensorSpec(name, dtype, stored.shape), parts)
