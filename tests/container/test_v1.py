@@ -164,8 +164,8 @@ def test_what_only_looks_odd_is_read_and_shown(tmp_path, capsys):
     [
         (b'{"a":[8]}', "40 bytes, but it has 36"),
         (b'{"a":[7],"a":[7]}', "64 bytes, but it has 36"),
-        (b'{"a":[2,-1]}', "no map from names to dims"),
-        (b"[7]", "no map from names to dims"),
+        (b'{"a":[2,-1]}', "invalid value"),
+        (b"[7]", "expected a map from names to dims"),
         (b'{"a":[4294967296,4294967296]}', "out of range"),
         (b'{"":[7]}', "is empty"),
     ],

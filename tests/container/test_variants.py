@@ -171,7 +171,7 @@ CASES = {
     "index cut short": (
         forge_json(entry(), index_size=len(INDEX) - 1), "FormatError", None, DATA - 2, "EOF",
     ),
-    "index no array": (forge_json(index=b"{}", count=0), "FormatError", None, 18, "expected a sequence"),
+    "index no array": (forge_json(index=b"{}", count=0), "FormatError", None, 18, "a list of tensors"),
     "index not UTF-8": (forge_json(index=b'["\xff"]', count=1), "FormatError", None, 20, "not UTF-8"),
     "index nested too deep": (
         forge_json(index=b"[" * 65 + b"]" * 65, count=1), "FormatError", None, 83, "nested deeper than 64",

@@ -161,7 +161,7 @@ impl<S: Source> Container<S> {
 
     /// The payload of v1, None where it lies in the file as it is; and whether its count is the tensors'.
     fn unpack(&self, opened: &Opened) -> Result<Option<Arc<Mapping>>> {
-        let pages = if opened.is_in_file() {
+        let pages = if opened.header.is_in_file() {
             None
         } else {
             let packed = opened.packed(&self.source)?;
@@ -169,7 +169,7 @@ impl<S: Source> Container<S> {
         };
         let tensors = &self.contents.tensors;
         if !tensors.is_empty() {
-            let offset = if opened.is_in_file() { opened.header.payload_offset() } else { 0 };
+            let offset = if opened.header.is_in_file() { opened.header.payload_offset() } else { 0 };
             let mut count = [0; 8];
             match &pages {
                 Some(pages) => pages.read_at(offset, &mut count)?,

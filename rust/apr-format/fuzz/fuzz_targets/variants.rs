@@ -117,7 +117,7 @@ fn make(input: &Input) -> Option<(Vec<u8>, Vec<Expected>)> {
     let mut stream = data.iter().copied().cycle();
     let (mut index, mut body, mut expected) = (Vec::new(), Vec::new(), Vec::new());
     for (name, shape) in &input.tensors {
-        if name.is_empty() || name.contains('\0') {
+        if name.is_empty() || name.len() > 256 || name.contains('\0') {
             continue;
         }
         let dims: Vec<_> = shape.dims.iter().take(8).map(|&dim| u64::from(dim)).collect();

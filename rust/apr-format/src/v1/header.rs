@@ -116,7 +116,7 @@ impl Header {
         if unpacked > MAX_UNPACKED {
             return wrong(16, format!("uncompressed_size {unpacked} is above the limit of 1 GiB"));
         }
-        if self.compression == Compression::None && !self.is_encrypted() && stored != unpacked {
+        if self.is_in_file() && stored != unpacked {
             return wrong(
                 16,
                 format!("uncompressed_size {unpacked}, but the payload is {stored} bytes, not compressed"),
@@ -151,6 +151,12 @@ impl Header {
     #[must_use]
     pub fn is_encrypted(&self) -> bool {
         self.flags & flags::ENCRYPTED != 0
+    }
+
+    /// Whether the payload lies in the file as it is.
+    #[must_use]
+    pub fn is_in_file(&self) -> bool {
+        self.compression == Compression::None && !self.is_encrypted()
     }
 
     /// Whether the file is signed.

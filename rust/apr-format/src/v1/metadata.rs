@@ -3,13 +3,11 @@
 //! What JSON has no form for becomes what the writers' own JSON makes of it: NaN and infinities null, bytes
 //! an array of numbers.
 
-use std::fmt::Write;
-
 use rmp::{Marker, decode};
 
 use crate::{
     error::{Error, Result},
-    v2::metadata::{self, MAX_DEPTH, MAX_VALUES},
+    v2::metadata::{self, MAX_DEPTH, MAX_READ, MAX_VALUES},
 };
 
 /// Check the metadata within the limits, and give them as JSON text. `start` is where they stand in the file.
@@ -21,11 +19,10 @@ pub fn read(bytes: Vec<u8>, start: u64) -> Result<String> {
     if bytes.first() == Some(&b'{') {
         return metadata::check(bytes, start);
     }
-    let mut reader = Reader { bytes: &bytes, at: 0, values: 0, text: String::new() };
-    reader
-        .top()
-        .map_err(|(at, what)| Error::Metadata { offset: start + at as u64, what })
-        .map(|()| reader.text)
+    let mut reader = Reader { bytes: &bytes, at: 0, values: 0, text: Vec::new() };
+    let wrong = |(at, what): (usize, String)| Error::Metadata { offset: start + at as u64, what };
+    reader.top().map_err(wrong)?;
+    String::from_utf8(reader.text).map_err(|_| wrong((0, "not UTF-8".into())))
 }
 
 type Outcome<T = ()> = std::result::Result<T, (usize, String)>;
@@ -34,7 +31,7 @@ struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
     values: u32,
-    text: String,
+    text: Vec<u8>,
 }
 
 impl<'a> Reader<'a> {
@@ -86,22 +83,25 @@ impl<'a> Reader<'a> {
             return Err((start, format!("nested deeper than {MAX_DEPTH}")));
         }
         match marker {
-            Marker::Null => self.decode(decode::read_nil).map(|()| self.text.push_str("null")),
+            Marker::Null => {
+                self.decode(decode::read_nil)?;
+                self.json(&())
+            }
             Marker::True | Marker::False => {
                 let value = self.decode(decode::read_bool)?;
-                self.number(value)
+                self.json(&value)
             }
             Marker::F32 => {
                 let value = self.decode(decode::read_f32)?;
-                self.float(f64::from(value))
+                self.json(&f64::from(value))
             }
             Marker::F64 => {
                 let value = self.decode(decode::read_f64)?;
-                self.float(value)
+                self.json(&value)
             }
             Marker::U64 => {
                 let value = self.decode(decode::read_u64)?;
-                self.number(value)
+                self.json(&value)
             }
             Marker::FixPos(_)
             | Marker::FixNeg(_)
@@ -113,7 +113,7 @@ impl<'a> Reader<'a> {
             | Marker::I32
             | Marker::I64 => {
                 let value: i64 = self.decode(decode::read_int)?;
-                self.number(value)
+                self.json(&value)
             }
             Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => self.string(),
             Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => self.binary(),
@@ -131,17 +131,10 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// `Outcome` for the match's sake.
-    #[allow(clippy::unnecessary_wraps)]
-    fn number(&mut self, value: impl std::fmt::Display) -> Outcome {
-        let _ = write!(self.text, "{value}");
-        Ok(())
-    }
-
-    fn float(&mut self, value: f64) -> Outcome {
-        // The shortest digits that give the same value again; null where JSON has none.
-        let text = serde_json::to_string(&value).map_err(|error| (self.at, error.to_string()))?;
-        self.number(text)
+    /// Write a value without parts: floats with the shortest digits that give them again, null where JSON has
+    /// none.
+    fn json(&mut self, value: &impl serde::Serialize) -> Outcome {
+        serde_json::to_writer(&mut self.text, value).map_err(|error| (self.at, error.to_string()))
     }
 
     fn string(&mut self) -> Outcome {
@@ -149,54 +142,68 @@ impl<'a> Reader<'a> {
         let size = self.decode(decode::read_str_len)?;
         let bytes = self.take(size)?;
         let text = std::str::from_utf8(bytes).map_err(|_| (start, "text that is not UTF-8".into()))?;
-        let quoted = serde_json::to_string(text).map_err(|error| (start, error.to_string()))?;
-        self.number(quoted)
+        let most = text.bytes().map(escaped).sum::<usize>() + 2;
+        if (self.text.len() + most) as u64 > MAX_READ {
+            return Err((start, "the metadata take more than 64 MiB as JSON".into()));
+        }
+        // With the brackets that may close after it: one more byte would double what is large already.
+        self.text.reserve(most + MAX_DEPTH as usize + 1);
+        self.json(&text)
     }
 
     fn binary(&mut self) -> Outcome {
         let size = self.decode(decode::read_bin_len)?;
         self.count(size)?;
         let bytes = self.take(size)?;
-        self.text.push('[');
+        self.text.push(b'[');
         for (i, byte) in bytes.iter().enumerate() {
             self.comma(i == 0);
-            self.number(byte)?;
+            self.json(byte)?;
         }
-        self.text.push(']');
+        self.text.push(b']');
         Ok(())
     }
 
     fn array(&mut self, depth: u32) -> Outcome {
         let size = self.decode(decode::read_array_len)?;
-        self.text.push('[');
+        self.text.push(b'[');
         for i in 0..size {
             self.comma(i == 0);
             self.value(depth + 1)?;
         }
-        self.text.push(']');
+        self.text.push(b']');
         Ok(())
     }
 
     fn map(&mut self, depth: u32) -> Outcome {
         let size = self.decode(decode::read_map_len)?;
-        self.text.push('{');
+        self.text.push(b'{');
         for i in 0..size {
             self.comma(i == 0);
             match self.marker()? {
                 Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => self.string()?,
                 _ => return Err((self.at, "a key that is no text".into())),
             }
-            self.text.push(':');
+            self.text.push(b':');
             self.value(depth + 1)?;
         }
-        self.text.push('}');
+        self.text.push(b'}');
         Ok(())
     }
 
     fn comma(&mut self, is_first: bool) {
         if !is_first {
-            self.text.push(',');
+            self.text.push(b',');
         }
+    }
+}
+
+/// Bytes that a byte of text takes at most in JSON.
+fn escaped(byte: u8) -> usize {
+    match byte {
+        0..b' ' => 6,
+        b'"' | b'\\' => 2,
+        _ => 1,
     }
 }
 

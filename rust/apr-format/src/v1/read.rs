@@ -51,28 +51,16 @@ pub fn open(source: &(impl Source + ?Sized), keys: &Keys) -> Result<(Contents, O
     let metadata = metadata::read(json, SIZE)?;
     let decrypted = decrypt(source, &header, keys)?;
 
-    let mut not_described = None;
-    let mut described = match tensors::describe(&metadata, u64::from(header.uncompressed_size)) {
-        Described::Tensors(tensors) => tensors,
-        Described::Nothing => Vec::new(),
-        Described::Otherwise(why) => {
-            not_described = Some(why);
-            Vec::new()
-        }
-    };
-    let opened = Opened { header, signer, not_described, decrypted };
-    let start = if opened.is_in_file() { opened.header.payload_offset() } else { 0 };
-    for tensor in &mut described {
-        tensor.offset += start; // both below 2^32
-    }
-    let contents = Contents {
-        header: common(&opened.header, described.len()),
-        metadata,
-        tensors: Index::of(described),
-        footer: Some(footer),
-        size,
-    };
-    Ok((contents, opened))
+    let base = if header.is_in_file() { header.payload_offset() } else { 0 };
+    let (tensors, not_described) =
+        match tensors::describe(&metadata, u64::from(header.uncompressed_size), base) {
+            Described::Tensors(tensors) => (tensors, None),
+            Described::Nothing => (Index::default(), None),
+            Described::Otherwise(why) => (Index::default(), Some(why)),
+        };
+    let contents =
+        Contents { header: common(&header, tensors.len()), metadata, tensors, footer: Some(footer), size };
+    Ok((contents, Opened { header, signer, not_described, decrypted }))
 }
 
 /// The fields that v1 and v2 have in common; the others are zero.
@@ -145,12 +133,6 @@ impl Opened {
     #[must_use]
     pub fn is_locked(&self) -> bool {
         self.header.is_encrypted() && self.decrypted.is_none()
-    }
-
-    /// Whether the payload lies in the file as it is.
-    #[must_use]
-    pub fn is_in_file(&self) -> bool {
-        self.header.compression == Compression::None && !self.header.is_encrypted()
     }
 
     /// Bytes of the payload, decrypted and decompressed.

@@ -2,21 +2,24 @@
 //!
 //! The payload is then a u64 count and so many f32, in the order of the names as listed.
 
-use std::{collections::HashMap, fmt};
+use std::fmt;
 
 use serde::{
     Deserialize,
-    de::{Deserializer, MapAccess, Visitor},
+    de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
 use crate::{
     dtype::Dtype,
-    v2::index::{Tensor, dims, wrong_name},
+    v2::{
+        index::{Index, Tensor, dims, wrong_name},
+        metadata::reason,
+    },
 };
 
 /// Bytes of the count before the values.
-pub const COUNT: u64 = 8;
+const COUNT: u64 = 8;
 const KEY: &str = "tensor_shapes";
 
 /// What the metadata say of the payload.
@@ -24,79 +27,111 @@ const KEY: &str = "tensor_shapes";
 pub enum Described {
     /// Nothing: the payload is bytes.
     Nothing,
-    /// These tensors, sorted by name; offsets count from the payload's start.
-    Tensors(Vec<Tensor>),
+    /// These tensors.
+    Tensors(Index),
     /// Something that does not fit the payload, which is then bytes alone: why.
     Otherwise(String),
 }
 
-/// Look into the metadata for tensors of a payload of `size` bytes.
+/// Look into the metadata for tensors of a payload of `size` bytes that starts at `base`.
 #[must_use]
-pub fn describe(metadata: &str, size: u64) -> Described {
+pub fn describe(metadata: &str, size: u64, base: u64) -> Described {
     let Some(raw) = member(metadata, KEY).or_else(|| member(member(metadata, "custom")?, KEY)) else {
         return Described::Nothing;
     };
-    match serde_json::from_str::<Shapes>(raw) {
-        Ok(shapes) => place(shapes.0, size).map_or_else(Described::Otherwise, Described::Tensors),
-        Err(_) => Described::Otherwise(format!("{KEY} is no map from names to dims")),
+    tensors(raw, size, base).map_or_else(Described::Otherwise, Described::Tensors)
+}
+
+fn tensors(raw: &str, size: u64, base: u64) -> std::result::Result<Index, String> {
+    let mut found = Shapes { index: Index::counting_from(base), end: COUNT };
+    let mut parser = serde_json::Deserializer::from_str(raw);
+    (&mut found).deserialize(&mut parser).map_err(|error| format!("{KEY}: {}", reason(&error)))?;
+    if found.end != size {
+        return Err(format!("{KEY} describes a payload of {} bytes, but it has {size}", found.end));
+    }
+    match found.index.sort() {
+        Some((twice, _)) => Err(format!("{KEY} lists {twice:?} twice")),
+        None => Ok(found.index),
     }
 }
 
 /// A member of an object: its text. Of duplicate keys the last counts.
 fn member<'a>(object: &'a str, key: &str) -> Option<&'a str> {
-    let members: HashMap<String, &'a RawValue> = serde_json::from_str(object).ok()?;
-    members.get(key).map(|raw| raw.get())
+    let mut parser = serde_json::Deserializer::from_str(object);
+    Member(key).deserialize(&mut parser).ok()?.map(RawValue::get)
 }
 
-fn place(shapes: Vec<(String, Vec<u64>)>, size: u64) -> std::result::Result<Vec<Tensor>, String> {
-    let mut end = COUNT;
-    let mut tensors = Vec::with_capacity(shapes.len());
-    for (name, dims) in shapes {
-        if let Some(what) = wrong_name(&name) {
-            return Err(format!("a name in {KEY} {what}"));
+struct Member<'k>(&'k str);
+
+impl<'de> DeserializeSeed<'de> for Member<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Member<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(key) = map.next_key::<String>()? {
+            if key == self.0 {
+                found = Some(map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
         }
-        let nbytes = Dtype::F32.nbytes(&dims);
-        let (Some(nbytes), Some(next)) = (nbytes, nbytes.and_then(|nbytes| end.checked_add(nbytes))) else {
-            return Err(format!("{KEY}: tensor {name:?} of dims {dims:?} is out of range"));
-        };
-        tensors.push(Tensor { name, dtype: Dtype::F32, dims, offset: end, nbytes });
-        end = next;
-    }
-    if end != size {
-        return Err(format!("{KEY} describes a payload of {end} bytes, but it has {size}"));
-    }
-    tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-    match tensors.iter().zip(tensors.iter().skip(1)).find(|(a, b)| a.name == b.name) {
-        Some((twice, _)) => Err(format!("{KEY} lists {:?} twice", twice.name)),
-        None => Ok(tensors),
+        Ok(found)
     }
 }
 
-/// Names and dims in the order in which they are listed.
-struct Shapes(Vec<(String, Vec<u64>)>);
+/// Gathers tensors in the order in which they are listed, which is that of their values.
+struct Shapes {
+    index: Index,
+    /// Where the next one's values are in the payload.
+    end: u64,
+}
 
 #[derive(Deserialize)]
 struct Dims(#[serde(deserialize_with = "dims")] Vec<u64>);
 
-impl<'de> Deserialize<'de> for Shapes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Pairs;
-        impl<'de> Visitor<'de> for Pairs {
-            type Value = Shapes;
+impl<'de> DeserializeSeed<'de> for &mut Shapes {
+    type Value = ();
 
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("a map from names to dims")
-            }
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Shapes, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some((name, Dims(dims))) = map.next_entry()? {
-                    pairs.push((name, dims));
-                }
-                Ok(Shapes(pairs))
+impl<'de> Visitor<'de> for &mut Shapes {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a map from names to dims")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some((name, Dims(dims))) = map.next_entry::<String, _>()? {
+            if let Some(what) = wrong_name(&name) {
+                return Err(A::Error::custom(format_args!("a name {what}")));
             }
+            let nbytes = Dtype::F32.nbytes(&dims);
+            let next = nbytes.and_then(|nbytes| self.end.checked_add(nbytes));
+            let (Some(nbytes), Some(next)) = (nbytes, next) else {
+                return Err(A::Error::custom(format_args!(
+                    "tensor {name:?} of dims {dims:?} is out of range"
+                )));
+            };
+            self.index.push(&Tensor { name, dtype: Dtype::F32, dims, offset: self.end, nbytes });
+            self.end = next;
         }
-        deserializer.deserialize_map(Pairs)
+        Ok(())
     }
 }
 
@@ -105,8 +140,8 @@ mod tests {
     use super::*;
 
     fn offsets(metadata: &str, size: u64) -> Vec<(String, u64)> {
-        match describe(metadata, size) {
-            Described::Tensors(tensors) => tensors.into_iter().map(|t| (t.name, t.offset)).collect(),
+        match describe(metadata, size, 0) {
+            Described::Tensors(tensors) => tensors.iter().map(|t| (t.name, t.offset)).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -121,7 +156,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_bytes_alone() {
-        assert_eq!(describe(r#"{"custom":7}"#, 8), Described::Nothing);
+        assert_eq!(describe(r#"{"custom":7}"#, 8, 0), Described::Nothing);
         for shapes in [
             r#"{"a":[3]}"#,
             r#"{"a":[1],"a":[1]}"#,
@@ -134,7 +169,7 @@ mod tests {
             r#"{"a":[1,1,1,1,1,1,1,1,2]}"#,
         ] {
             let metadata = format!(r#"{{"tensor_shapes":{shapes}}}"#);
-            assert!(matches!(describe(&metadata, 16), Described::Otherwise(_)), "{shapes}");
+            assert!(matches!(describe(&metadata, 16, 0), Described::Otherwise(_)), "{shapes}");
         }
     }
 }

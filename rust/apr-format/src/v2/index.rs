@@ -160,14 +160,32 @@ impl Index {
         Ok(Self { entries: bytes, starts, base: place.data_offset })
     }
 
-    /// The index of these tensors, which are checked and sorted by name.
-    pub(crate) fn of(tensors: impl IntoIterator<Item = Tensor>) -> Self {
-        let mut index = Self::default();
-        for tensor in tensors {
-            index.starts.push(index.entries.len());
-            tensor.write(&mut index.entries);
-        }
-        index
+    /// An index without entries, whose offsets will count from `base`.
+    pub(crate) fn counting_from(base: u64) -> Self {
+        Self { base, ..Self::default() }
+    }
+
+    /// Append a tensor, which is checked; its offset counts from the base.
+    pub(crate) fn push(&mut self, tensor: &Tensor) {
+        self.starts.push(self.entries.len());
+        tensor.write(&mut self.entries);
+    }
+
+    /// Sort by name what was appended. Where a name was appended twice: which one, and as the how manyeth.
+    pub(crate) fn sort(&mut self) -> Option<(String, usize)> {
+        let mut starts = std::mem::take(&mut self.starts);
+        let name = |start: usize| self.entry(start).map(|entry| entry.name);
+        starts.sort_unstable_by(|&a, &b| (name(a), a).cmp(&(name(b), b)));
+        let repeated = starts.windows(2).find_map(|pair| match *pair {
+            [first, second] if name(first) == name(second) => Some(second),
+            _ => None,
+        });
+        let repeated = repeated.and_then(|at| {
+            let before = starts.iter().filter(|&&start| start < at).count();
+            Some((self.entry(at)?.tensor()?.name, before))
+        });
+        self.starts = starts;
+        repeated
     }
 
     /// The number of tensors.

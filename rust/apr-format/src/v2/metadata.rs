@@ -51,7 +51,7 @@ pub(crate) fn located(text: &str, error: &serde_json::Error) -> (usize, String) 
 }
 
 /// serde's message without its "at line …", which the byte offset replaces.
-fn reason(error: &serde_json::Error) -> String {
+pub(crate) fn reason(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.rsplit_once(" at line ").map_or(text.clone(), |(reason, _)| reason.to_owned())
 }

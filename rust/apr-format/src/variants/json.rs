@@ -6,7 +6,12 @@
 //!
 //! The index is an array of `{name, dtype, shape, offset, size}`, offsets counted from the start of the data.
 
-use serde::Deserialize;
+use std::fmt;
+
+use serde::{
+    Deserialize,
+    de::{DeserializeSeed, Deserializer, Error as _, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -16,7 +21,7 @@ use crate::{
     v2::{
         FOOTER_SIZE,
         header::Header,
-        index::{self, Tensor, dims},
+        index::{self, Index, Tensor, dims},
         metadata,
         read::Contents,
     },
@@ -56,12 +61,11 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
     let data_offset = tensor_index_offset + u64::from(length);
     reaches(size, Part::Index, "the tensor index", data_offset)?;
     let json = read_vec(source, tensor_index_offset, u64::from(length))?;
-    let tensors = Index { at: tensor_index_offset, data_offset, size }.read(json)?;
+    let tensors = Reader { at: tensor_index_offset, data_offset, size }.read(json)?;
     if tensors.len() as u64 != u64::from(count) {
         let what = format!("the number of tensors is {count}, but the index lists {}", tensors.len());
         return Err(Error::HeaderField { offset: metadata_end, what });
     }
-    let tensors = index::Index::of(tensors);
     index::check_overlaps(&tensors)?;
     let footer = read_footer(source, size, data_offset, &tensors)?;
     let header = Header {
@@ -106,7 +110,7 @@ fn read_footer(
     source: &(impl Source + ?Sized),
     size: u64,
     data_offset: u64,
-    tensors: &index::Index,
+    tensors: &Index,
 ) -> Result<(u64, u32)> {
     // In range: each end was compared with the file's.
     let at = tensors.iter().map(|tensor| tensor.offset + tensor.nbytes).fold(data_offset, u64::max);
@@ -121,7 +125,7 @@ fn read_footer(
 }
 
 /// Where the index and the data start, and the file's length.
-struct Index {
+struct Reader {
     at: u64,
     data_offset: u64,
     size: u64,
@@ -138,44 +142,91 @@ struct Entry {
     size: u64,
 }
 
-impl Index {
+/// Takes the entries one by one, so that none is kept but as the index keeps it.
+struct Entries<'a> {
+    reader: &'a Reader,
+    text: &'a str,
+    tensors: Index,
+    /// Where each entry starts in the text, which is no longer than the limit of 64 MiB.
+    starts: Vec<u32>,
+    /// What is wrong with an entry.
+    wrong: Option<Error>,
+}
+
+impl Entries<'_> {
+    fn take(&mut self, raw: &str) -> Result<()> {
+        // The raw text is a part of `text`.
+        let at = raw.as_ptr() as usize - self.text.as_ptr() as usize;
+        let entry: Entry = serde_json::from_str(raw).map_err(|error| {
+            let (within, what) = metadata::located(raw, &error);
+            self.reader.wrong(at + within, what)
+        })?;
+        let number = u32::try_from(self.starts.len()).unwrap_or(u32::MAX);
+        self.tensors.push(&self.reader.tensor(entry, number, self.reader.at + at as u64)?);
+        self.starts.push(u32::try_from(at).unwrap_or(u32::MAX));
+        Ok(())
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &mut Entries<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Entries<'_> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list of tensors")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<(), A::Error> {
+        while let Some(raw) = items.next_element::<&RawValue>()? {
+            if let Err(error) = self.take(raw.get()) {
+                self.wrong = Some(error);
+                return Err(A::Error::custom("an entry is wrong"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Reader {
     fn wrong(&self, at: usize, what: String) -> Error {
         Error::JsonIndex { tensor: None, offset: self.at + at as u64, what }
     }
 
     /// The tensors, sorted by name.
-    fn read(&self, json: Vec<u8>) -> Result<Vec<Tensor>> {
+    fn read(&self, json: Vec<u8>) -> Result<Index> {
         let text = String::from_utf8(json)
             .map_err(|error| self.wrong(error.utf8_error().valid_up_to(), "not UTF-8".into()))?;
         // First as any JSON: its depth and the number of its values are bounded.
         metadata::walk(&text).map_err(|(at, what)| self.wrong(at, what))?;
-        let entries: Vec<&RawValue> = serde_json::from_str(&text).map_err(|error| {
+        let mut entries = Entries {
+            reader: self,
+            text: &text,
+            tensors: Index::counting_from(self.data_offset),
+            starts: Vec::new(),
+            wrong: None,
+        };
+        let walked = (&mut entries).deserialize(&mut serde_json::Deserializer::from_str(&text));
+        let Entries { mut tensors, starts, wrong, .. } = entries;
+        if let Some(error) = wrong {
+            return Err(error);
+        }
+        walked.map_err(|error| {
             let (at, what) = metadata::located(&text, &error);
             self.wrong(at, what)
         })?;
-        let mut tensors = Vec::with_capacity(entries.len());
-        for (number, raw) in entries.into_iter().enumerate() {
-            // The raw text is a part of `text`.
-            let at = raw.get().as_ptr() as usize - text.as_ptr() as usize;
-            let entry: Entry = serde_json::from_str(raw.get()).map_err(|error| {
-                let (within, what) = metadata::located(raw.get(), &error);
-                self.wrong(at + within, what)
-            })?;
-            let number = u32::try_from(number).unwrap_or(u32::MAX);
-            tensors.push((at, self.tensor(entry, number, self.at + at as u64)?));
+        if let Some((name, number)) = tensors.sort() {
+            let offset = self.at + u64::from(starts.get(number).copied().unwrap_or(0));
+            let what = format!("tensor {name:?} is listed twice");
+            return Err(Error::JsonIndex { tensor: Some(name), offset, what });
         }
-        tensors.sort_unstable_by(|(at, a), (bt, b)| (&a.name, at).cmp(&(&b.name, bt)));
-        if let Some((_, (at, twice))) =
-            tensors.iter().zip(tensors.iter().skip(1)).find(|((_, a), (_, b))| a.name == b.name)
-        {
-            let what = format!("tensor {:?} is listed twice", twice.name);
-            return Err(Error::JsonIndex {
-                tensor: Some(twice.name.clone()),
-                offset: self.at + *at as u64,
-                what,
-            });
-        }
-        Ok(tensors.into_iter().map(|(_, tensor)| tensor).collect())
+        Ok(tensors)
     }
 
     /// Check one entry, which starts at `at`.
@@ -210,6 +261,6 @@ impl Index {
                 have: self.size,
             });
         }
-        Ok(Tensor { name, dtype, dims, offset: start, nbytes: size })
+        Ok(Tensor { name, dtype, dims, offset, nbytes: size })
     }
 }
