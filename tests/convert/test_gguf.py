@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.convert.memory import memory_of_conversions
 
 from apr.cli import main
@@ -16,11 +18,14 @@ MODELS = ["llama_tied", "llama_untied", "qwen2_tied", "qwen2_untied"]
 QUANTISED = {"Q4_0": 144, "Q4_1": 160, "Q5_0": 176, "Q8_0": 272, "Q4_K": 144, "Q6_K": 210}
 
 
+EMBEDDING = [("token_embd.weight", np.ones((8, 256), np.float32))]
+
+
 def convert(source: Path, target: Path, *flags: str) -> int:
     return main(["convert", str(source), str(target), *flags])
 
 
-def write_gguf(path, architecture="llama", tensors=None, **changes):
+def write_gguf(path, architecture="llama", tensors=None, endianess=None, **changes):
     """A one-layer GGUF model of 256 dimensions; keywords change its keys, None drops one.
 
     `tensors` are (name, values or bytes or a shape, GGML type where it does not follow).
@@ -38,7 +43,7 @@ def write_gguf(path, architecture="llama", tensors=None, **changes):
         "rope.freq_base": 10000.0,
         "rope.dimension_count": 64,
     } | changes
-    writer = gguf.GGUFWriter(str(path), architecture)
+    writer = gguf.GGUFWriter(str(path), architecture, endianess=endianess or gguf.GGUFEndian.LITTLE)
     for key, value in keys.items():
         if isinstance(value, str):
             writer.add_string(f"{architecture}.{key}", value)
@@ -47,7 +52,7 @@ def write_gguf(path, architecture="llama", tensors=None, **changes):
         elif value is not None:
             writer.add_uint32(f"{architecture}.{key}", value)
     holes = 0
-    for name, values, *kind in tensors or [("token_embd.weight", np.ones((8, 256), np.float32))]:
+    for name, values, *kind in tensors or EMBEDDING:
         if isinstance(values, tuple):  # a shape: zeros that take no space
             of_block, nbytes = gguf.GGML_QUANT_SIZES[kind[0]]
             holes += prod(values) // of_block * nbytes
@@ -184,6 +189,11 @@ def test_json_is_alone_on_standard_output(tmp_path, capsys):
         ("llama", {"rope.dimension_count": 32}, "partial rotary"),
         ("llama", {"tensors": [("output.weight", np.ones((8, 256), np.float32))]}, "no token_embd.weight"),
         ("llama", {"tensors": [("rope_freqs.weight", np.ones(32, np.float32))]}, "rope_freqs.weight"),
+        ("llama", {"tensors": [*EMBEDDING, ("blk.0.ffn_up.weight", np.ones((8, 256), np.int8))]}, "type I8"),
+        ("llama", {"attention.head_count": 0}, "llama.attention.head_count is 0, no size"),
+        ("llama", {"block_count": 1.5}, "llama.block_count is 1.5, no size"),
+        ("llama", {"attention.layer_norm_rms_epsilon": float("nan")}, "missing or no number"),
+        ("llama", {"rope.freq_base": float("inf")}, "missing or no number"),
     ],
 )
 def test_what_has_no_place_in_a_decoder_is_refused(architecture, changes, says, tmp_path, capsys):
@@ -292,3 +302,67 @@ def test_memory_does_not_grow_with_the_file(kind, megabytes, tmp_path):
     assert path.stat().st_size > megabytes * 1_000_000
     grown = memory_of_conversions(path, tmp_path / "m.apr")
     assert grown < 250_000, f"{grown} kB"
+
+
+def test_a_big_endian_file_is_refused(tmp_path, capsys):
+    import gguf
+
+    source = write_gguf(tmp_path / "m.gguf", endianess=gguf.GGUFEndian.BIG)
+    assert convert(source, tmp_path / "m.apr") == 4
+    assert "big-endian" in capsys.readouterr().err
+    assert not (tmp_path / "m.apr").exists()
+
+
+@pytest.mark.parametrize(("factor", "head_dim"), [(8.0, 128), (32.0, 64)])
+def test_rope_factors_of_llama_3_are_its_rope_scaling(factor, head_dim, tmp_path):
+    import torch
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    import apr
+    from apr.model import ModelConfig
+
+    scaling = {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    config = LlamaConfig(head_dim=head_dim, rope_parameters={"rope_theta": 500000.0, **scaling})
+    plain = 1 / 500000.0 ** (torch.arange(0, head_dim, 2) / head_dim)
+    factors = (plain / ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")[0]).numpy()
+    keys = {"rope.freq_base": 500000.0, "rope.dimension_count": head_dim, "attention.key_length": head_dim}
+    source = write_gguf(
+        tmp_path / "m.gguf", tensors=[*EMBEDDING, ("rope_freqs.weight", factors.astype("<f4"))], **keys
+    )
+    assert convert(source, tmp_path / "m.apr") == 0
+    with apr.load(tmp_path / "m.apr") as file:
+        assert list(file) == ["model.embed_tokens.weight"]
+        assert file.metadata["rope_scaling"] == scaling
+        assert ModelConfig.from_metadata(file.metadata).rope_scaling.factor == factor
+    factors[3] *= 1.01
+    source = write_gguf(
+        tmp_path / "m.gguf", tensors=[*EMBEDDING, ("rope_freqs.weight", factors.astype("<f4"))], **keys
+    )
+    assert convert(source, tmp_path / "m.apr") == 4
+
+
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0, 1, 0x7F, 0x80, 0xFF])), min_size=1, max_size=4),
+    st.sampled_from([64, 2000, 20_000]),
+)
+def test_any_damage_is_converted_or_refused_in_one_line(tmp_path, changes, within):
+    import apr
+    from apr.convert import convert
+
+    content = bytearray((DATA / "llama_tied.gguf").read_bytes())
+    for where, byte in changes:
+        content[int(where * within)] = byte
+    (tmp_path / "m.gguf").write_bytes(content)
+    try:
+        convert(tmp_path / "m.gguf", tmp_path / "m.apr")
+    except apr.AprError as error:
+        assert str(tmp_path / "m.gguf") in str(error)
+    else:
+        assert apr.verify(tmp_path / "m.apr").ok

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
-    from gguf import GGUFReader, ReaderTensor
+    from gguf import GGMLQuantizationType, GGUFReader, ReaderField, ReaderTensor
     from numpy.typing import NDArray
 
 # GGUF `general.architecture`: transformers' class
@@ -39,6 +39,9 @@ _BLOCK_NAMES = {
     "ffn_down": "mlp.down_proj",
     "ffn_norm": "post_attention_layernorm",
 }
+# Factors of Llama 3's rotary frequencies; the parameters of all published models, but for the largest factor.
+_ROPE_FACTORS = "rope_freqs.weight"
+_LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1, 4, 8192
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 # Types that .apr stores as they are; every other one is dequantised to float32.
@@ -148,7 +151,9 @@ class GgufModel:
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         self._reader = _open(self.path)
-        self._fields = {key: field.contents() for key, field in self._reader.fields.items()}
+        if self._reader.byte_order != "I":
+            raise UnsupportedError(f"{self.path}: a big-endian GGUF file is not read", path=self.path)
+        self._fields = {key: _contents(self.path, field) for key, field in self._reader.fields.items()}
         self.architecture = str(self._fields.get("general.architecture"))
         if self.architecture not in FAMILIES:
             raise UnsupportedError(
@@ -160,11 +165,19 @@ class GgufModel:
         self.tensors = {tensor.name: tensor for tensor in self._named_tensors()}
         self.metadata = {**self._sizes(), **_tokenizer_metadata(self._fields)}
 
-    def _size(self, key: str) -> Any:  # noqa: ANN401  (a number: int or float)
+    def _number(self, key: str) -> float:
         value = self._fields.get(f"{self.architecture}.{key}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
             raise FormatError(
                 f"{self.path}: GGUF key {self.architecture}.{key} is missing or no number", path=self.path
+            )
+        return value
+
+    def _size(self, key: str) -> int:
+        value = self._number(key)
+        if not isinstance(value, int) or value < 1:
+            raise FormatError(
+                f"{self.path}: GGUF key {self.architecture}.{key} is {value}, no size", path=self.path
             )
         return value
 
@@ -185,8 +198,8 @@ class GgufModel:
                 raise UnsupportedError(f"{self.path}: {feature} is not read from GGUF", path=self.path)
 
     def _head_dim(self) -> int:
-        default = int(self._size("embedding_length")) // int(self._size("attention.head_count"))
-        head_dim = int(self._size("attention.key_length")) if self._has("attention.key_length") else default
+        default = self._size("embedding_length") // self._size("attention.head_count")
+        head_dim = self._size("attention.key_length") if self._has("attention.key_length") else default
         for key in ("attention.value_length", "rope.dimension_count"):
             if self._has(key) and self._size(key) != head_dim:
                 raise UnsupportedError(
@@ -199,12 +212,13 @@ class GgufModel:
     def _kv_heads(self) -> int:
         # Absent means as many as heads: GGUF's own rule.
         key = "attention.head_count_kv" if self._has("attention.head_count_kv") else "attention.head_count"
-        return int(self._size(key))
+        return self._size(key)
 
     def _named_tensors(self) -> Iterator[GgufTensor]:
-        q_heads, kv_heads = int(self._size("attention.head_count")), self._kv_heads()
+        q_heads, kv_heads = self._size("attention.head_count"), self._kv_heads()
         permuted = {"q_proj": q_heads, "k_proj": kv_heads} if self.architecture == "llama" else {}
-        strangers = [t.name for t in self._reader.tensors if hf_name(t.name) is None]
+        names = [tensor.name for tensor in self._reader.tensors]
+        strangers = [name for name in names if hf_name(name) is None and name != _ROPE_FACTORS]
         if strangers:
             raise UnsupportedError(
                 f"{self.path}: tensors that a {self.architecture} decoder has no place for: "
@@ -213,10 +227,18 @@ class GgufModel:
                 tensor=strangers[0],
             )
         for source in self._reader.tensors:
+            if source.name == _ROPE_FACTORS:
+                continue  # `_rope_scaling` reads it
+            if not _is_read(source.tensor_type):
+                raise UnsupportedError(
+                    f"{self.path}: {source.name} has GGML type {source.tensor_type.name}, which is not read",
+                    path=self.path,
+                    tensor=source.name,
+                )
             name = str(hf_name(source.name))
             shape = tuple(int(n) for n in reversed(source.shape))
             heads = next((n for part, n in permuted.items() if f".{part}." in name), None)
-            if heads is not None and (heads < 1 or shape[0] % (2 * heads)):
+            if heads is not None and shape[0] % (2 * heads):
                 raise FormatError(
                     f"{self.path}: {source.name}: {shape[0]} rows are not even for {heads} heads",
                     path=self.path,
@@ -226,7 +248,7 @@ class GgufModel:
             yield GgufTensor(name, dtype, shape, self.path, source, heads)
 
     def _sizes(self) -> dict[str, object]:
-        arch = self.architecture
+        arch, scaling = self.architecture, self._rope_scaling()
         embedding = self.tensors.get("model.embed_tokens.weight")
         if embedding is None:
             raise FormatError(f"{self.path}: there is no token_embd.weight", path=self.path)
@@ -245,27 +267,61 @@ class GgufModel:
             "data_source": None,
             "data_license": None,
             "original_format": "gguf",
-            "param_count": sum(int(np.prod(t.shape, dtype=np.int64)) for t in self.tensors.values()),
+            "param_count": sum(prod(tensor.shape) for tensor in self.tensors.values()),
             "architecture": arch,
             "hf_architecture": FAMILIES[arch],
             "hf_model_type": arch,
-            "hidden_size": int(self._size("embedding_length")),
-            "num_layers": int(self._size("block_count")),
-            "num_heads": int(self._size("attention.head_count")),
+            "hidden_size": self._size("embedding_length"),
+            "num_layers": self._size("block_count"),
+            "num_heads": self._size("attention.head_count"),
             "num_kv_heads": self._kv_heads(),
             "head_dim": self._head_dim(),
             "vocab_size": vocab_size,
-            "intermediate_size": int(self._size("feed_forward_length")),
-            "max_position_embeddings": int(self._size("context_length")),
-            # 10000 where the key is absent: GGUF's own rule.
-            "rope_theta": _shortest(self._size("rope.freq_base")) if self._has("rope.freq_base") else 10000.0,
+            "intermediate_size": self._size("feed_forward_length"),
+            "max_position_embeddings": self._size("context_length"),
+            "rope_theta": self._rope_theta(),
             "rope_type": 2,  # rows of q and k are un-permuted: split halves
-            "rms_norm_eps": _shortest(self._size("attention.layer_norm_rms_epsilon")),
+            "rms_norm_eps": _shortest(self._number("attention.layer_norm_rms_epsilon")),
             "tie_word_embeddings": "lm_head.weight" not in self.tensors,
         }
+        if scaling is not None:
+            sizes["rope_scaling"] = scaling
         if arch == "llama":  # GGUF has no key for it: the tensors are all there is to go by
             sizes["attention_bias"] = any(name.endswith("q_proj.bias") for name in self.tensors)
         return sizes
+
+    def _rope_theta(self) -> float:
+        # 10000 where the key is absent: GGUF's own rule.
+        return _shortest(self._number("rope.freq_base")) if self._has("rope.freq_base") else 10000.0
+
+    def _rope_scaling(self) -> dict[str, object] | None:
+        """Llama 3's scaling of rotary frequencies, of which GGUF keeps the factors but not the parameters.
+
+        Raises:
+            UnsupportedError: factors that the published parameters do not give.
+        """
+        source = next((t for t in self._reader.tensors if t.name == _ROPE_FACTORS), None)
+        if source is None:
+            return None
+        stored = GgufTensor(_ROPE_FACTORS, "f32", tuple(map(int, source.shape)), self.path, source, None)
+        found = stored.values(0, prod(stored.shape)) if source.tensor_type.name == "F32" else np.zeros(0)
+        factor = float(found.max(initial=0.0))
+        expected = _llama3_factors(self._rope_theta(), self._head_dim(), factor)
+        if not (1 < factor < float("inf") and np.shape(found) == np.shape(expected)) or not np.allclose(
+            found, expected, rtol=1e-5, atol=0
+        ):
+            raise UnsupportedError(
+                f"{self.path}: {_ROPE_FACTORS} holds factors of no rope scaling that is read (Llama 3's is)",
+                path=self.path,
+                tensor=_ROPE_FACTORS,
+            )
+        return {
+            "rope_type": "llama3",
+            "factor": factor,
+            "low_freq_factor": float(_LLAMA3_LOW),
+            "high_freq_factor": float(_LLAMA3_HIGH),
+            "original_max_position_embeddings": _LLAMA3_CONTEXT,
+        }
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, object]:
@@ -284,6 +340,41 @@ def _open(path: Path) -> GGUFReader:
         return GGUFReader(path)
     except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
         raise FormatError(f"{path}: not a readable GGUF file: {error}", path=path) from error
+
+
+def _contents(path: Path, field: ReaderField) -> Any:  # noqa: ANN401  (whatever GGUF holds)
+    try:
+        return field.contents()
+    except UnicodeDecodeError as error:
+        raise FormatError(
+            f"{path}: GGUF key {field.name}: no UTF-8 ({error.reason})", path=path, offset=int(field.offset)
+        ) from None
+
+
+def _is_read(kind: GGMLQuantizationType) -> bool:
+    """Whether .apr stores the type as it is, or the gguf package dequantises it."""
+    from gguf import GGML_QUANT_SIZES, dequantize
+
+    if kind.name in _PLAIN_TYPES:
+        return True
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _llama3_factors(theta: float, head_dim: int, factor: float) -> NDArray[np.float32]:
+    """What divides each rotary frequency (https://arxiv.org/abs/2407.21783, transformers' `llama3`)."""
+    with np.errstate(all="ignore"):  # of sizes that lie anything may come, it only has to differ
+        wavelengths = (
+            2 * np.pi * np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+        )
+        smooth = (_LLAMA3_CONTEXT / wavelengths - _LLAMA3_LOW) / (_LLAMA3_HIGH - _LLAMA3_LOW)
+        factors = 1 / ((1 - smooth) / np.float32(factor) + smooth)
+    factors[wavelengths < _LLAMA3_CONTEXT / _LLAMA3_HIGH] = 1
+    factors[wavelengths > _LLAMA3_CONTEXT / _LLAMA3_LOW] = factor
+    return factors.astype(np.float32)
 
 
 def _shortest(value: float) -> float:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.container.file import load
-from apr.container.metadata import SHARDING
+from apr.container.metadata import SHARDING, encode
 from apr.container.save import TensorSpec, write
 from apr.container.sharded import INDEX_SUFFIX
 from apr.convert.stream import FloatDtype, Item, Model, from_apr
-from apr.errors import RefusedError, UnsupportedError, UsageError
+from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError
 from apr.files import replacing_directory, write_json
 
 if TYPE_CHECKING:
@@ -91,6 +91,10 @@ def convert(
     if kind == "apr":
         return _from_apr(source, target, options, on_tensor)
     model = _read(source, kind, options)
+    try:
+        encode(model.metadata)
+    except (TypeError, ValueError) as error:  # NaN, for example, which JSON lacks but Python's reader takes
+        raise FormatError(f"{source}: {error}", path=source) from None
     items = [
         _reported(item.cast(options.dtype), n, len(model.items), on_tensor)
         for n, item in enumerate(model.items)
