@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import apr
+import apr.numpy
 from apr.cli import main
 
 DATA = Path(__file__).parents[1] / "data" / "aprender-0.72"
@@ -298,9 +299,15 @@ def test_open_v1_opens_v1_alone(tmp_path):
         apr.open_v1(tmp_path / "v2.apr")
 
 
-def test_a_payload_that_is_no_tensors_is_neither_compared_nor_converted(tmp_path):
+def test_a_payload_that_is_no_tensors_is_neither_compared_nor_converted_nor_an_empty_state_dict(tmp_path):
     path = path_of("linear_none")
-    for act in (lambda: apr.diff(path, path), lambda: apr.stamp(path, {"a": 1}, tmp_path / "out.apr")):
+    acts = [
+        lambda: apr.diff(path, path),
+        lambda: apr.stamp(path, {"a": 1}, tmp_path / "out.apr"),
+        lambda: apr.safe_open(path, framework="np"),
+        lambda: apr.numpy.load_file(path),
+    ]
+    for act in acts:
         with pytest.raises(apr.UnsupportedError, match="v1"):
             act()
     assert main(["convert", str(path), str(tmp_path / "out.safetensors")]) == 4

@@ -60,6 +60,7 @@ class safe_open:  # noqa: N801 (safetensors' name)
         elif device != "cpu":
             raise ValueError(f"device {device!r} is not there for NumPy: 'cpu' is")
         self._file = load(filename)
+        self._file.require_tensors()
 
     def keys(self) -> list[str]:
         """The names, sorted."""
