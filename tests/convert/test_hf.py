@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import apr
 from apr.cli import main
 from apr.convert import ConvertOptions, convert
-from apr.errors import RefusedError, UsageError, WeightsError
+from apr.errors import ChecksumError, FormatError, RefusedError, UsageError, WeightsError
 
 MODELS = ["qwen2_tied", "qwen2_untied", "llama_tied", "llama_untied"]
 IMPORTED = Path(__file__).parents[1] / "data" / "imported-0.72"
@@ -288,3 +289,169 @@ def test_neither_torch_nor_transformers_is_needed(tmp_path):
         (tmp_path / "m.apr", tmp_path / "hf"),
     ):
         subprocess.run([sys.executable, "-c", code, str(source), str(target)], check=True)
+
+
+def resaved(tmp_path, tensors=None, dropped=(), **metadata):
+    """The tied Llama as an .apr, with other tensors or metadata."""
+    convert(IMPORTED / "hf_llama_tied", tmp_path / "m.apr")
+    with apr.load(tmp_path / "m.apr") as file:
+        kept = {name: values for name, values in file.items() if name not in dropped}
+        apr.save(kept | (tensors or {}), tmp_path / "changed.apr", dict(file.metadata) | metadata)
+    return tmp_path / "changed.apr"
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+MISFITS = {
+    "a name without a dot": ({"tensors": {"foo": torch.zeros(2)}}, "1 have no place: foo"),
+    "a scalar under GGUF's name": (
+        {"tensors": {"blk.0.attn_q.weight": torch.tensor(1.0)}, "dropped": [Q]},
+        "q_proj.weight is [], not [64, 64]",
+    ),
+    "a tied head alone": (
+        {"tensors": {"lm_head.weight": torch.zeros(512, 64)}, "dropped": ["model.embed_tokens.weight"]},
+        "missing: model.embed_tokens.weight",
+    ),
+    "layers without end": ({"num_layers": 10**9}, "num_layers is 1,000,000,000, but the file has 20 tensors"),
+    "a vocabulary without end": ({"vocab_size": 2**62}, "model.embed_tokens.weight is [512, 64], not"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_what_does_not_fit_its_metadata_is_refused_in_one_line(case, tmp_path, capsys):
+    changes, says = MISFITS[case]
+    source = resaved(tmp_path, **changes)
+    assert main(["convert", str(source), str(tmp_path / "hf")]) == 6
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert not (tmp_path / "hf").exists()
+
+
+def test_metadata_that_were_changed_since_win_over_the_kept_config(tmp_path):
+    source = resaved(tmp_path, rope_theta=5000.0, max_position_embeddings=99)
+    convert(source, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    before = json.loads((IMPORTED / "hf_llama_tied" / "config.json").read_text())
+    assert (config["rope_theta"], config["max_position_embeddings"]) == (5000.0, 99)
+    assert config["pretraining_tp"] == before["pretraining_tp"]
+    model = transformers_model(tmp_path / "hf")
+    assert model.config.rope_parameters["rope_theta"] == 5000.0
+
+
+@pytest.mark.parametrize("keys", [["dtype"], ["torch_dtype"], ["dtype", "torch_dtype"], []])
+def test_the_dtype_of_a_config_is_that_of_the_weights_and_no_key_is_added(keys, tmp_path):
+    copy = changed(IMPORTED / "hf_llama_tied", tmp_path)
+    config = json.loads((copy / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in {"dtype", "torch_dtype"} - set(keys)}
+    (copy / "config.json").write_text(json.dumps(config))
+    convert(copy, tmp_path / "m.apr")
+    convert(tmp_path / "m.apr", tmp_path / "same")
+    assert json.loads((tmp_path / "same" / "config.json").read_text()) == config
+    convert(tmp_path / "m.apr", tmp_path / "half", ConvertOptions(dtype="bf16"))
+    half = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert half == config | dict.fromkeys(keys, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"architectures": ["LlamaForSequenceClassification"]}, {"quantization_config": {"quant_method": "awq"}}],
+)
+def test_other_tensors_under_a_decoders_configuration_are_stored_and_come_back(facts, tmp_path, capsys):
+    copy = changed(IMPORTED / "hf_llama_tied", tmp_path, **facts)
+    tensors = {"score.weight": torch.rand(2, 64), "layers.0.qweight": torch.arange(4, dtype=torch.int32)}
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    assert main(["convert", str(copy), str(tmp_path / "m.apr")]) == 0
+    assert "apr cannot train it" in capsys.readouterr().err
+    convert(tmp_path / "m.apr", tmp_path / "hf")
+    for name in ("model.safetensors", "config.json"):
+        back, before = (tmp_path / "hf" / name).read_bytes(), (copy / name).read_bytes()
+        assert back == before if name != "config.json" else json.loads(back) == json.loads(before)
+
+
+def test_a_config_that_json_has_no_form_for_is_one_line(tmp_path, capsys):
+    for value in (float("inf"), "\ud800"):
+        copy = changed(IMPORTED / "hf_llama_tied", tmp_path, limit=value)
+        assert main(["convert", str(copy), str(tmp_path / "m.apr")]) == 4
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(copy) in line
+        assert "'hf_config'" in line
+        shutil.rmtree(copy)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_of_bytes_goes_along(tmp_path):
+    copy = changed(IMPORTED / "hf_llama_tied", tmp_path)
+    (copy / "tokenizer.model").write_bytes(bytes(range(256)))
+    convert(copy, tmp_path / "m.apr")
+    convert(tmp_path / "m.apr", tmp_path / "hf")
+    assert (tmp_path / "hf" / "tokenizer.model").read_bytes() == bytes(range(256))
+    for wrong in ({"tokenizer.model": {"base64": "?"}}, {"../x": "text"}, {"tokenizer.json": 3}):
+        apr.stamp(tmp_path / "m.apr", {"hf_tokenizer": wrong}, tmp_path / "wrong.apr")
+        with pytest.raises(RefusedError, match="hf_tokenizer"):
+            convert(tmp_path / "wrong.apr", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_tokenizer_is_left_out_when_asked(tmp_path):
+    left_out = ConvertOptions(tokenizer=False)
+    convert(IMPORTED / "llama_tied.gguf", tmp_path / "m.apr", left_out)
+    with apr.load(tmp_path / "m.apr") as file:
+        assert not [key for key in file.metadata if key.startswith("tokenizer.")]
+    convert(IMPORTED / "from_gguf_llama_tied.apr", tmp_path / "hf", left_out)
+    assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == ["config.json", "model.safetensors"]
+    with pytest.raises(UsageError, match="--no-tokenizer"):
+        convert(tmp_path / "m.apr", tmp_path / "m.safetensors", left_out)
+
+
+def test_several_safetensors_files_are_read_by_their_index_and_must_be_what_it_says(tmp_path):
+    source = tmp_path / "sharded"
+    sharded(IMPORTED / "hf_qwen2_untied", source)
+    index = source / "model.safetensors.index.json"
+    convert(index, tmp_path / "m.apr")
+    with apr.load(tmp_path / "m.apr") as file:
+        assert len(file) == 27
+        assert dict(file.metadata) == {"format": "pt"}
+    honest = json.loads(index.read_text())
+    files = sorted(set(honest["weight_map"].values()))
+    for where, says in [
+        ({"ghost": files[0]}, f"ghost is not in {files[0]}"),
+        ({"lm_head.weight": "gone.safetensors"}, "'gone.safetensors' is no file"),
+        (dict.fromkeys(honest["weight_map"], files[0]), f"is not in {files[0]}"),
+    ]:
+        index.write_text(json.dumps(honest | {"weight_map": honest["weight_map"] | where}))
+        with pytest.raises(FormatError, match=says):
+            convert(source, tmp_path / "no.apr")
+    index.write_text(json.dumps(honest))
+    shutil.copy(source / files[0], source / files[1])
+    with pytest.raises(FormatError, match="is in two files"):
+        convert(source, tmp_path / "no.apr")
+    assert not (tmp_path / "no.apr").exists()
+
+
+@pytest.mark.parametrize("target", ["hf", "m.safetensors"])
+def test_a_damaged_source_is_not_made_whole_in_another_format(target, tmp_path):
+    convert(IMPORTED / "hf_llama_tied", tmp_path / "m.apr")
+    content = bytearray((tmp_path / "m.apr").read_bytes())
+    content[-5000] ^= 1
+    (tmp_path / "m.apr").write_bytes(content)
+    with pytest.raises(ChecksumError):
+        convert(tmp_path / "m.apr", tmp_path / target)
+    assert not (tmp_path / target).exists()
+
+
+def test_progress_is_reported_in_every_direction(tmp_path):
+    told = []
+
+    def on_tensor(name, done, total):
+        told.append((name, done, total))
+
+    for source, target in [
+        (IMPORTED / "hf_llama_tied", "a.apr"),
+        (IMPORTED / "llama_tied.gguf", "b.apr"),
+        (tmp_path / "a.apr", "hf"),
+        (tmp_path / "a.apr", "a.safetensors"),
+        (tmp_path / "a.safetensors", "c.apr"),
+    ]:
+        told.clear()
+        convert(source, tmp_path / target, on_tensor=on_tensor)
+        assert sorted(done for _, done, _ in told) == list(range(20)), target
+        assert {total for _, _, total in told} == {20}

@@ -182,3 +182,10 @@ def test_bf16_rounds_to_nearest_even(tmp_path):
         assert torch.equal(file["a"].nan_to_num(7), expected.nan_to_num(7))
         assert file["a"].isnan().tolist() == [False, False, True, False, False, False]
         assert file.numpy("a").dtype == ml_dtypes.bfloat16
+
+
+def test_a_tensor_under_the_name_of_the_texts_is_refused(tmp_path, capsys):
+    apr.save({"__metadata__": np.zeros(2, "<f4")}, tmp_path / "a.apr", {"a": "b"})
+    assert main(["convert", str(tmp_path / "a.apr"), str(tmp_path / "b.safetensors")]) == 4
+    assert "no tensor named __metadata__" in capsys.readouterr().err
+    assert not (tmp_path / "b.safetensors").exists()

@@ -179,3 +179,13 @@ def test_a_position_sees_nothing_after_it():
         before, after = model(ids), model(changed)
     assert torch.equal(before[0, :12], after[0, :12])
     assert not torch.equal(before[0, 12], after[0, 12])
+
+
+def test_layers_without_end_are_refused_before_any_is_built(tmp_path, data):
+    import apr
+    from apr.errors import WeightsError
+    from apr.model import Decoder
+
+    apr.stamp(data / "aprender-0.72" / "qwen2_untied_f32.apr", {"num_layers": 10**9}, tmp_path / "m.apr")
+    with pytest.raises(WeightsError, match="num_layers is 1,000,000,000"):
+        Decoder.from_apr(tmp_path / "m.apr")

@@ -46,7 +46,7 @@ class Command:
     """
 
     source: Annotated[Path, tyro.conf.Positional]
-    """A GGUF or safetensors file, a transformers directory, an .apr (its index where it is several)."""
+    """A GGUF or safetensors file, a transformers directory, an .apr; of several files, their index."""
     target: Annotated[Path, tyro.conf.Positional]
     """The file or directory to write."""
     dtype: FloatDtype | None = None
@@ -56,7 +56,7 @@ class Command:
     max_shard_size: str | None = None
     """Write files of at most this size: 2GB, 500MiB, or bytes."""
     no_tokenizer: Annotated[bool, Flag] = False
-    """Leave the tokenizer's files of a transformers directory out."""
+    """Leave the tokenizer out."""
     force: Annotated[bool, Flag] = False
     """Replace a directory that is already there."""
     json: Annotated[bool, Flag] = False

@@ -305,10 +305,11 @@ class GgufModel:
             return None
         stored = GgufTensor(_ROPE_FACTORS, "f32", tuple(map(int, source.shape)), self.path, source, None)
         found = stored.values(0, prod(stored.shape)) if source.tensor_type.name == "F32" else np.zeros(0)
-        factor = float(found.max(initial=0.0))
-        expected = _llama3_factors(self._rope_theta(), self._head_dim(), factor)
-        if not (1 < factor < float("inf") and np.shape(found) == np.shape(expected)) or not np.allclose(
-            found, expected, rtol=1e-5, atol=0
+        factor, head_dim = float(found.max(initial=0.0)), self._head_dim()
+        if not (
+            1 < factor < float("inf")
+            and len(found) == head_dim // 2
+            and np.allclose(found, _llama3_factors(self._rope_theta(), head_dim, factor), rtol=1e-5, atol=0)
         ):
             raise UnsupportedError(
                 f"{self.path}: {_ROPE_FACTORS} holds factors of no rope scaling that is read (Llama 3's is)",

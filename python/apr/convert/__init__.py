@@ -6,7 +6,7 @@ with its tokenizer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +14,12 @@ from apr.container.file import load
 from apr.container.metadata import SHARDING, encode
 from apr.container.save import TensorSpec, write
 from apr.container.sharded import INDEX_SUFFIX
-from apr.convert.stream import FloatDtype, Item, Model, from_apr
+from apr.convert.stream import FloatDtype, Item, Model, OnTensor, from_apr
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError
 from apr.files import replacing_directory, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class ConvertOptions:
     max_shard_size: int | None = None
     """Bytes of a file of several; a .apr model is written as several files only where this is given."""
     tokenizer: bool = True
-    """Take the tokenizer's files of a transformers directory along."""
+    """Take the tokenizer along."""
     force: bool = False
     """Replace a directory that is already there."""
 
@@ -63,7 +63,7 @@ def convert(
     target: str | PathLike[str],
     options: ConvertOptions = ConvertOptions(),
     *,
-    on_tensor: Callable[[str, int, int], None] | None = None,
+    on_tensor: OnTensor | None = None,
 ) -> Conversion:
     """Convert a model, atomically; memory holds some tens of megabytes of it, however large it is.
 
@@ -96,7 +96,7 @@ def convert(
     except (TypeError, ValueError) as error:  # NaN, for example, which JSON lacks but Python's reader takes
         raise FormatError(f"{source}: {error}", path=source) from None
     items = [
-        _reported(item.cast(options.dtype), n, len(model.items), on_tensor)
+        item.cast(options.dtype).reported(n, len(model.items), on_tensor)
         for n, item in enumerate(model.items)
     ]
     if target.suffix == ".safetensors":
@@ -118,8 +118,12 @@ def _kind(source: Path) -> str:
         if any(source.glob("*.apr")):
             return "apr"
         raise UnsupportedError(
-            f"{source}: neither config.json nor an .apr file in this directory", path=source
+            f"{source}: neither config.json nor an .apr file in this directory (tensors alone: name the "
+            "safetensors file, or the index of several)",
+            path=source,
         )
+    if source.name.endswith(".safetensors.index.json"):
+        return "safetensors"
     if source.name.endswith(INDEX_SUFFIX):
         return "apr"
     with source.open("rb") as file:  # a missing file says so itself
@@ -140,6 +144,8 @@ def _check(source: Path, target: Path, kind: str, options: ConvertOptions) -> No
         raise UsageError(f"{target}: GGUF is read, not written")
     if options.keep_quantized and kind != "gguf":
         raise UsageError("--keep-quantized belongs to GGUF sources")
+    if not options.tokenizer and (kind == "safetensors" or target.suffix == ".safetensors"):
+        raise UsageError(f"--no-tokenizer: there is none between {source} and {target}")
     if options.max_shard_size is not None and options.max_shard_size < 1:
         raise UsageError(f"--max-shard-size {options.max_shard_size}: at least one byte")
     is_file = target.suffix in {".apr", ".safetensors"}
@@ -163,33 +169,39 @@ def _read(source: Path, kind: str, options: ConvertOptions) -> Model:
     if kind == "gguf":
         from apr.convert import gguf
 
-        return gguf.read(source, keep_quantized=options.keep_quantized)
+        return gguf.read(source, keep_quantized=options.keep_quantized, tokenizer=options.tokenizer)
     if kind == "safetensors":
         from apr.convert import safetensors
 
-        texts, items = safetensors.read(source)
+        several = source.name.endswith(".json")
+        texts, items = safetensors.read_several(source) if several else safetensors.read(source)
         return Model(dict(texts), items)
     from apr.convert import hf
 
     return hf.read(source, tokenizer=options.tokenizer)
 
 
-def _from_apr(
-    source: Path, target: Path, options: ConvertOptions, on_tensor: Callable[[str, int, int], None] | None
-) -> Conversion:
+def _from_apr(source: Path, target: Path, options: ConvertOptions, on_tensor: OnTensor | None) -> Conversion:
     from apr.container.metadata import as_texts
     from apr.convert import hf, safetensors
 
-    with load(source) as file:
+    with load(source, verify="full") as file:  # what is damaged would be whole in the next format
         file.require_tensors()
         if target.suffix == ".safetensors":
             names = [name for name in file if not file.info(name).tied]
             items = [from_apr(file, name).cast(options.dtype) for name in names]
-            items = [_reported(item, n, len(items), on_tensor) for n, item in enumerate(items)]
+            items = [item.reported(n, len(items), on_tensor) for n, item in enumerate(items)]
             safetensors.write(target, items, as_texts(file.metadata))
             return _made(source, target, items, target.stat().st_size, ())
         size = options.max_shard_size or hf.SHARD_SIZE
-        items, notes = hf.write(file, target, dtype=options.dtype, max_shard_size=size)
+        items, notes = hf.write(
+            file,
+            target,
+            dtype=options.dtype,
+            max_shard_size=size,
+            tokenizer=options.tokenizer,
+            on_tensor=on_tensor,
+        )
     total = sum(path.stat().st_size for path in target.iterdir())
     return _made(source, target, items, total, notes)
 
@@ -228,17 +240,6 @@ def _write_shards(target: Path, metadata: Mapping[str, Any], items: list[Item], 
             where |= {item.spec.name: name for item in group}
         write_json(made / _INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": where})
     return sum(path.stat().st_size for path in target.iterdir())
-
-
-def _reported(item: Item, n: int, total: int, on_tensor: Callable[[str, int, int], None] | None) -> Item:
-    if on_tensor is None:
-        return item
-
-    def parts() -> Iterator[NDArray[Any]]:
-        on_tensor(item.spec.name, n, total)
-        yield from item.parts()
-
-    return replace(item, parts=parts)
 
 
 def _made(source: Path, target: Path, items: list[Item], size: int, notes: tuple[str, ...]) -> Conversion:

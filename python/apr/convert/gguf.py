@@ -21,19 +21,23 @@ if TYPE_CHECKING:
 _KEPT = {"Q4_K": "q4_k", "Q6_K": "q6_k"}
 
 
-def read(path: Path, *, keep_quantized: bool) -> Model:
+def read(path: Path, *, keep_quantized: bool, tokenizer: bool) -> Model:
     """A GGUF file of the Llama or Qwen2 family; quantised values as float32, bit for bit the gguf package's.
 
     Args:
         path: the file.
         keep_quantized: leave q4_k and q6_k tensors of two dimensions as they are.
+        tokenizer: whether the tokenizer goes along.
 
     Raises:
         FormatError: the file's structure lies.
         UnsupportedError: a family, a feature or a tensor that has no place in a Llama or Qwen2 decoder.
     """
     model = GgufModel(path)
-    return Model(model.metadata, [_item(tensor, keep=keep_quantized) for tensor in model.tensors.values()])
+    metadata = {
+        key: value for key, value in model.metadata.items() if tokenizer or not key.startswith("tokenizer.")
+    }
+    return Model(metadata, [_item(tensor, keep=keep_quantized) for tensor in model.tensors.values()])
 
 
 def _item(tensor: GgufTensor, *, keep: bool) -> Item:

@@ -6,11 +6,11 @@ names that .apr files have; on the way out they are written as they were.
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from dataclasses import replace
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,22 +19,25 @@ from apr.container.file import HEADS, TRAINING_PREFIX
 from apr.container.gguf import hf_name, unpermute
 from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER
 from apr.convert import safetensors
-from apr.convert.stream import Item, Model, from_apr, stretches
+from apr.convert.stream import Item, Model, from_apr, json_object, stretches
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
-from apr.files import replacing, replacing_directory, write_json
+from apr.files import replacing_directory, write_atomically, write_json
 from apr.model.config import ModelConfig
-from apr.model.names import parameter_shapes
+from apr.model.names import check_layers, parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from apr.container.file import AprFile
+    from apr.convert.stream import FloatDtype, OnTensor
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 _GENERATION = "generation_config.json"
+_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What belongs to a tokenizer.
 _TEXTS = (
     "tokenizer.json",
@@ -43,8 +46,11 @@ _TEXTS = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "vocab.txt",
     "chat_template.jinja",
 )
+_BINARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_BASE64 = "base64"
 # The format's limit of 16 MiB on what is written, with room for the sizes.
 _MOST_TEXT = 15 << 20
 # As transformers does.
@@ -69,13 +75,9 @@ def read(directory: Path, *, tokenizer: bool) -> Model:
         WeightsError: a head that is said to be tied and differs from the embedding.
         UsageError: tokenizer files beyond what metadata may hold.
     """
-    config = _object(directory / "config.json")
-    items = [item for path in weight_files(directory) for item in safetensors.read(path)[1]]
-    names = [item.spec.name for item in items]
-    if len(set(names)) != len(names):
-        raise FormatError(f"{directory}: a tensor is in two of its files", path=directory)
-    items = [item for item in items if not item.spec.name.endswith(_BUFFERS)]
-    metadata, notes = _metadata(directory, config, head_present=HEAD in names)
+    config = json_object(directory / "config.json")
+    items = [item for item in _weights(directory) if not item.spec.name.endswith(_BUFFERS)]
+    metadata, notes = _metadata(directory, config, head_present=any(i.spec.name == HEAD for i in items))
     if metadata.get("tie_word_embeddings"):
         items = _untie(directory, items)
     metadata |= {
@@ -84,14 +86,20 @@ def read(directory: Path, *, tokenizer: bool) -> Model:
         HF_CONFIG: config,
     }
     if (directory / _GENERATION).is_file():
-        metadata[HF_GENERATION] = _object(directory / _GENERATION)
+        metadata[HF_GENERATION] = json_object(directory / _GENERATION)
     if tokenizer:
         metadata |= _texts(directory)
     return Model(metadata, items, notes)
 
 
 def write(
-    file: AprFile, directory: Path, *, dtype: str | None, max_shard_size: int
+    file: AprFile,
+    directory: Path,
+    *,
+    dtype: FloatDtype | None,
+    max_shard_size: int,
+    tokenizer: bool,
+    on_tensor: OnTensor | None,
 ) -> tuple[list[Item], tuple[str, ...]]:
     """Write the model of an .apr file as a directory that transformers loads.
 
@@ -107,17 +115,16 @@ def write(
         OSError: the directory cannot be written; nothing of it is then there.
     """
     items, config, notes = _as_hf(file)
-    items = [item.cast(dtype) for item in items]  # type: ignore[arg-type]  # the command line has checked it
-    texts, about = _tokenizer_files(file)
+    items = [item.cast(dtype).reported(n, len(items), on_tensor) for n, item in enumerate(items)]
+    texts, about = _tokenizer_files(file) if tokenizer else ({}, ())
     shards = _sharded(items, max_shard_size)
-    config |= {"torch_dtype": _torch_dtype(items)}
+    config |= _dtype(config, items)
     with replacing_directory(directory) as made:
         write_json(made / "config.json", config)
         if isinstance(file.metadata.get(HF_GENERATION), dict):
             write_json(made / _GENERATION, file.metadata[HF_GENERATION])
         for name, text in texts.items():
-            with replacing(made / name) as out:
-                out.write(text.encode())
+            write_atomically(made / name, text)
         for name, shard in shards.items():
             safetensors.write(made / name, shard, {"format": "pt"})
         if len(shards) > 1:
@@ -129,29 +136,14 @@ def write(
     return items, (*notes, *about)
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a model directory.
+# in
 
-    Raises:
-        FileNotFoundError: there are none.
-        FormatError: an index that names what is no file of the directory.
-        UnsupportedError: weights in PyTorch's own format.
-    """
+
+def _weights(directory: Path) -> list[Item]:
     if (directory / WEIGHTS).is_file():
-        return [directory / WEIGHTS]
+        return safetensors.read(directory / WEIGHTS)[1]
     if (directory / INDEX).is_file():
-        where = _object(directory / INDEX).get("weight_map")
-        if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-            raise FormatError(
-                f"{directory / INDEX}: no weight_map of tensors to files", path=directory / INDEX
-            )
-        names = sorted(set(where.values()))
-        for name in names:
-            if Path(name).name != name or not (directory / name).is_file():
-                raise FormatError(
-                    f"{directory / INDEX}: {name!r} is no file of this directory", path=directory / INDEX
-                )
-        return [directory / name for name in names]
+        return safetensors.read_several(directory / INDEX)[1]
     pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt*"))
     if pickled:
         raise UnsupportedError(
@@ -160,9 +152,6 @@ def weight_files(directory: Path) -> list[Path]:
             path=pickled[0],
         )
     raise FileNotFoundError(2, f"neither {WEIGHTS} nor {INDEX} in this directory", str(directory))
-
-
-# in
 
 
 def _metadata(
@@ -176,17 +165,24 @@ def _metadata(
         "data_source": None,
         "data_license": None,
     }
+    classes = config.get("architectures")
+    name = classes[0] if isinstance(classes, list) and classes else None
     try:
-        sizes = ModelConfig.from_metadata(config, head_present=head_present).to_metadata()
+        sizes = _sizes(config, name, head_present=head_present)
     except RefusedError as error:
-        classes = config.get("architectures")
-        sizes = {
-            "architecture": kind,
-            "hf_architecture": classes[0] if isinstance(classes, list) and classes else None,
-            "hf_model_type": kind,
-        }
-        return base | sizes, (f"stored, but apr cannot train it: {error}",)
+        only = {"architecture": kind, "hf_architecture": name, "hf_model_type": kind}
+        return base | only, (f"stored, but apr cannot train it: {error}",)
     return base | sizes, ()
+
+
+def _sizes(config: dict[str, Any], name: str | None, *, head_present: bool) -> dict[str, Any]:
+    """The metadata of a decoder; refused is also what has a decoder's configuration and other tensors."""
+    sizes = ModelConfig.from_metadata(config, head_present=head_present).to_metadata()
+    if name not in {None, sizes["hf_architecture"]}:
+        raise RefusedError(f"it is a {name}, not a {sizes['hf_architecture']}")
+    if config.get("quantization_config") is not None:
+        raise RefusedError("config.json has a quantization_config")
+    return sizes
 
 
 def _untie(directory: Path, items: list[Item]) -> list[Item]:
@@ -210,7 +206,12 @@ def _equal(a: Item, b: Item) -> bool:
 
 
 def _texts(directory: Path) -> dict[str, Any]:
-    found: dict[str, str] = {}
+    """The tokenizer's files: text as it is, anything else as {"base64": …}."""
+    found: dict[str, Any] = {
+        name: {_BASE64: base64.b64encode((directory / name).read_bytes()).decode()}
+        for name in _BINARIES
+        if (directory / name).is_file()
+    }
     for name in _TEXTS:
         path = directory / name
         if not path.is_file():
@@ -222,7 +223,10 @@ def _texts(directory: Path) -> dict[str, Any]:
                 f"{path}: no UTF-8 at byte {error.start}", path=path, offset=error.start
             ) from None
     if _size(found) > _MOST_TEXT:  # without indentation it may fit
-        found = {name: _compact(text) if name.endswith(".json") else text for name, text in found.items()}
+        for name in found:
+            if name.endswith(".json"):
+                spec = json_object(directory / name)
+                found[name] = json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
     if _size(found) > _MOST_TEXT:
         raise UsageError(
             f"{directory}: its tokenizer files take {_size(found):,} bytes, metadata hold 16 MiB: "
@@ -231,22 +235,8 @@ def _texts(directory: Path) -> dict[str, Any]:
     return {HF_TOKENIZER: found} if found else {}
 
 
-def _size(texts: Mapping[str, str]) -> int:
-    return len(json.dumps(texts, ensure_ascii=False).encode())
-
-
-def _compact(text: str) -> str:
-    return json.dumps(json.loads(text), ensure_ascii=False, separators=(",", ":"))
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: no JSON ({error})", path=path) from None
-    if not isinstance(found, dict):
-        raise FormatError(f"{path}: no JSON object", path=path)
-    return found
+def _size(texts: Mapping[str, Any]) -> int:
+    return len(json.dumps(texts, ensure_ascii=False).encode(errors="surrogatepass"))
 
 
 # out
@@ -264,6 +254,7 @@ def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
             raise
         # Of a family that is only stored: what transformers wrote is what it gets back.
         return [from_apr(file, name) for name in names], dict(kept), ()
+    check_layers(file.path, config, len(names))
     shapes = parameter_shapes(config)
     items: dict[str, Item] = {}
     for name in names:
@@ -273,7 +264,7 @@ def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
         if target in items:
             raise WeightsError(f"{file.path}: two tensors are both {target}")
         items[target] = _named(file, name, target, shapes.get(target), config)
-    if config.tie_word_embeddings and HEAD in items:
+    if config.tie_word_embeddings and HEAD in items and EMBEDDING in items:
         if not _equal(items[HEAD], items[EMBEDDING]):
             raise WeightsError(
                 f"{file.path}: the metadata say that the head is tied, but {HEAD} differs from {EMBEDDING}"
@@ -284,7 +275,7 @@ def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
     notes = (f"{dequantised} quantised tensors were written as float32",) if dequantised else ()
     return (
         list(items.values()),
-        dict(kept) if isinstance(kept, dict) else _config(config, file.metadata),
+        _config(config, file.metadata, kept if isinstance(kept, dict) else {}),
         notes,
     )
 
@@ -324,16 +315,21 @@ def _check(path: str, items: Mapping[str, Item], shapes: Mapping[str, tuple[int,
         raise WeightsError(f"{path}: not the model that its metadata describe: {'; '.join(problems)}")
 
 
-def _config(config: ModelConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of transformers from what the metadata say."""
+def _config(config: ModelConfig, metadata: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json of transformers: as it was kept, unless the metadata say something else by now."""
+    if _says(kept, config):
+        return dict(kept)
     sizes = config.to_metadata()
     made: dict[str, Any] = {
-        "architectures": [sizes["hf_architecture"]],
-        "model_type": config.family,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
+        "torch_dtype": "float32",  # `_dtype` says which
+        **{key: metadata.get(key, metadata.get(f"tokenizer.{key}")) for key in _TOKEN_IDS},
+        **{key: value for key, value in kept.items() if key != "rope_parameters"},
+        "architectures": [sizes["hf_architecture"]],
+        "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
@@ -347,32 +343,31 @@ def _config(config: ModelConfig, metadata: Mapping[str, Any]) -> dict[str, Any]:
         "rope_scaling": sizes.get("rope_scaling"),
         "tie_word_embeddings": config.tie_word_embeddings,
     }
-    if config.family == "llama":
-        made |= {"attention_bias": config.attention_bias, "mlp_bias": False}
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        made[key] = metadata.get(key, metadata.get(f"tokenizer.{key}"))
-    return made
+    return made | ({"attention_bias": config.attention_bias} if config.family == "llama" else {})
 
 
-def _torch_dtype(items: Sequence[Item]) -> str:
-    """The dtype of most values."""
+def _says(kept: Mapping[str, Any], config: ModelConfig) -> bool:
+    try:
+        return ModelConfig.from_metadata(kept, head_present=not config.tie_word_embeddings) == config
+    except RefusedError:
+        return False
+
+
+def _dtype(config: Mapping[str, Any], items: Sequence[Item]) -> dict[str, str]:
+    """The dtype of most values, under the key that the configuration has for it; none where it has none."""
     sizes: dict[str, int] = {}
     for item in items:
         sizes[item.spec.dtype] = sizes.get(item.spec.dtype, 0) + item.values
     names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
-    return names.get(max(sizes, key=lambda dtype: sizes[dtype], default="f32"), "float32")
+    most = names.get(max(sizes, key=lambda dtype: sizes[dtype], default="f32"), "float32")
+    return {key: most for key in ("dtype", "torch_dtype") if config.get(key) is not None}
 
 
-def _tokenizer_files(file: AprFile) -> tuple[dict[str, str], tuple[str, ...]]:
+def _tokenizer_files(file: AprFile) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """The tokenizer's files, as they were or rebuilt, and a note where there is something to say."""
     kept = file.metadata.get(HF_TOKENIZER)
     if isinstance(kept, dict):
-        wrong = [name for name, text in kept.items() if name not in _TEXTS or not isinstance(text, str)]
-        if wrong:
-            raise RefusedError(
-                f"{file.path}: metadata key {HF_TOKENIZER} holds {wrong[0]!r}, no file of a tokenizer"
-            )
-        return dict(kept), ()
+        return {name: _content(file.path, name, value) for name, value in kept.items()}, ()
     if "tokenizer.vocabulary" not in file.metadata:
         return {}, ("the file holds no tokenizer: the directory has none either",)
     from apr.data.tokenizers import load_tokenizer
@@ -391,10 +386,22 @@ def _tokenizer_files(file: AprFile) -> tuple[dict[str, str], tuple[str, ...]]:
     if isinstance(file.metadata.get("chat_template"), str):
         config["chat_template"] = file.metadata["chat_template"]
     files = {
-        "tokenizer.json": loaded.tokenizer.to_str(),
-        "tokenizer_config.json": json.dumps(config, indent=2),
+        "tokenizer.json": loaded.tokenizer.to_str().encode(),
+        "tokenizer_config.json": json.dumps(config, indent=2).encode(),
     }
     return files, (() if loaded.note is None else (loaded.note,))
+
+
+def _content(path: str, name: str, value: object) -> bytes:
+    """The bytes of a tokenizer's file that the metadata hold."""
+    try:
+        if name in _TEXTS and isinstance(value, str):
+            return value.encode()
+        if name in _BINARIES and isinstance(value, dict) and isinstance(value.get(_BASE64), str):
+            return base64.b64decode(value[_BASE64], validate=True)
+    except ValueError as error:
+        raise RefusedError(f"{path}: metadata key {HF_TOKENIZER}: {name}: {error}") from None
+    raise RefusedError(f"{path}: metadata key {HF_TOKENIZER} holds {name!r}, no file of a tokenizer")
 
 
 def _sharded(items: Sequence[Item], most: int) -> dict[str, list[Item]]:

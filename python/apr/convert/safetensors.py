@@ -10,19 +10,19 @@ import json
 import os
 import struct
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 import numpy as np
 
 from apr.container.dtypes import NUMPY
 from apr.container.save import TensorSpec
-from apr.convert.stream import Item, stretches
+from apr.convert.stream import Item, json_object, stretches
 from apr.errors import FormatError, UnsupportedError
 from apr.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -79,11 +79,44 @@ def read(path: Path) -> tuple[dict[str, str], list[Item]]:
     return texts, found
 
 
+def read_several(index: Path) -> tuple[dict[str, str], list[Item]]:
+    """The texts and the tensors of a model in several files, of which the index says what is in which.
+
+    Of texts that differ between the files, those of the first count.
+
+    Raises:
+        FormatError: a file lies, is not beside the index, or lacks a tensor that it should hold.
+        UnsupportedError, OSError: as `read`.
+    """
+    where = json_object(index).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
+        raise FormatError(f"{index}: no weight_map of tensors to files", path=index)
+    texts: dict[str, str] = {}
+    found: dict[str, tuple[str, Item]] = {}
+    for name in sorted(set(where.values())):
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise FormatError(f"{index}: {name!r} is no file of this directory", path=index)
+        more, items = read(index.parent / name)
+        texts = more | texts
+        for item in items:
+            if item.spec.name in found:
+                raise FormatError(
+                    f"{index}: {item.spec.name} is in two files, {found[item.spec.name][0]} and {name}",
+                    path=index,
+                    tensor=item.spec.name,
+                )
+            found[item.spec.name] = (name, item)
+    for tensor, name in where.items():
+        if tensor not in found or found[tensor][0] != name:
+            raise FormatError(f"{index}: {tensor} is not in {name}", path=index, tensor=tensor)
+    return texts, [item for _, item in found.values()]
+
+
 def write(path: Path, items: Sequence[Item], texts: Mapping[str, str]) -> None:
     """Write a file as the safetensors package would: the same bytes for the same tensors. Atomic.
 
     Raises:
-        UnsupportedError: a tensor whose bytes are quantised.
+        UnsupportedError: a tensor whose bytes are quantised, or whose name means something else there.
         OSError: the file cannot be written; what was there is as it was.
     """
     for item in items:
@@ -172,6 +205,10 @@ def _item(path: Path, spec: TensorSpec, start: int) -> Item:
 
 
 def _check(path: Path, spec: TensorSpec) -> None:
+    if spec.name == _METADATA:
+        raise UnsupportedError(
+            f"{path}: safetensors holds no tensor named {_METADATA}", path=path, tensor=spec.name
+        )
     if spec.dtype not in _NAMES:
         raise UnsupportedError(
             f"{path}: {spec.name} is {spec.dtype}, which safetensors does not hold",

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
 from apr.container.dtypes import NUMPY
 from apr.container.save import TensorSpec
+from apr.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from apr.container.file import AprFile
 
+# Called with (name, tensors done, tensors in all) before each tensor is read.
+OnTensor: TypeAlias = "Callable[[str, int, int], None]"
 FloatDtype = Literal["f32", "f16", "bf16"]
 _FLOATS = {"f64", "f32", "f16", "bf16"}
 # Values that are made at a time: 16 MiB of float32.
@@ -49,6 +54,17 @@ class Item:
 
         return Item(replace(self.spec, dtype=dtype), rounded)
 
+    def reported(self, n: int, total: int, on_tensor: OnTensor | None) -> Item:
+        """The same tensor; `on_tensor` is told before it is read that `n` of `total` are done."""
+        if on_tensor is None:
+            return self
+
+        def parts() -> Iterator[NDArray[Any]]:
+            on_tensor(self.spec.name, n, total)
+            yield from self.parts()
+
+        return replace(self, parts=parts)
+
     @property
     def values(self) -> int:
         """Number of values."""
@@ -63,6 +79,22 @@ class Model:
     items: list[Item]
     notes: tuple[str, ...] = ()
     """What a user should know about it, a line each."""
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object.
+
+    Raises:
+        FormatError: it holds anything else.
+        OSError: as `open` would.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: no JSON ({error})", path=path) from None
+    if not isinstance(found, dict):
+        raise FormatError(f"{path}: no JSON object", path=path)
+    return found
 
 
 def stretches(values: int, multiple: int = 1) -> Iterator[tuple[int, int]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from apr.container.file import load
 from apr.model.config import ModelConfig
 from apr.model.fill import fill, has_head
+from apr.model.names import check_layers
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -47,6 +48,7 @@ class Decoder(nn.Module):
         """
         with load(path) as file:
             config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
+            check_layers(file.path, config, len(file))
             model = cls.empty(config, device, dtype)
             fill(model, file)
         return model

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from apr.errors import WeightsError
+
 if TYPE_CHECKING:
     from apr.model.config import ModelConfig
+
+
+def check_layers(path: str, config: ModelConfig, tensors: int) -> None:
+    """Before anything is made for each layer: metadata may promise any number of them.
+
+    Raises:
+        WeightsError: a file of so few tensors cannot hold the layers.
+    """
+    if config.num_layers > tensors:
+        raise WeightsError(f"{path}: num_layers is {config.num_layers:,}, but the file has {tensors} tensors")
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
