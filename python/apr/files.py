@@ -48,11 +48,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def replacing_directory(path: Path) -> Iterator[Path]:
     """An empty directory that takes the place of `path` at the end, with the files that were put into it.
 
-    What stood there before goes only then. A process killed on the way leaves `.NAME.tmp`, which the next
-    attempt removes.
+    What stood there before goes only then. A process killed on the way leaves `.NAME.tmp`, or between two
+    renames `.NAME.old`, which is what stood there; the next attempt removes both. Of a link, what it names is
+    replaced.
     """
     import shutil
 
+    path = path.resolve()
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -63,8 +65,10 @@ def replacing_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         temporary.rename(path)
-    except BaseException:
+    except BaseException:  # Ctrl-C too
         shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not path.exists():
+            old.rename(path)
         raise
     sync_directory(path.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import apr
 from apr.cli import main
-from apr.convert import ConvertOptions, convert
+from apr.convert import ConvertOptions, convert, stream
 from apr.errors import ChecksumError, FormatError, RefusedError, UsageError, WeightsError
 
 MODELS = ["qwen2_tied", "qwen2_untied", "llama_tied", "llama_untied"]
@@ -455,3 +455,76 @@ def test_progress_is_reported_in_every_direction(tmp_path):
         convert(source, tmp_path / target, on_tensor=on_tensor)
         assert sorted(done for _, done, _ in told) == list(range(20)), target
         assert {total for _, _, total in told} == {20}
+
+
+def test_a_directory_is_not_replaced_under_what_it_holds(tmp_path, monkeypatch, capsys):
+    box = tmp_path / "box"
+    box.mkdir()
+    convert(IMPORTED / "hf_llama_tied", box / "m.apr")
+    (box / "inner").mkdir()
+    monkeypatch.chdir(box / "inner")
+    for target, says in [(box, "holds"), (tmp_path, "holds"), (Path(), "current"), (Path(".."), "holds")]:
+        assert main(["convert", str(box / "m.apr"), str(target), "--force"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert says in line
+        assert "name another directory" in line
+    assert sorted(path.name for path in box.iterdir()) == ["inner", "m.apr"]
+
+
+def test_of_a_link_what_it_names_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "old").touch()
+    convert(IMPORTED / "from_gguf_llama_tied.apr", tmp_path / "link", ConvertOptions(force=True))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "config.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def files_of(directory):
+    return {path.relative_to(directory): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "flags"),
+    [
+        (IMPORTED / "hf_llama_tied", "a.apr", []),
+        (IMPORTED / "llama_tied.gguf", "a.apr", []),
+        (IMPORTED / "hf_llama_tied", "several", ["--max-shard-size", "100KB", "--force"]),
+        (IMPORTED / "from_gguf_llama_tied.apr", "hf", ["--force"]),
+        (IMPORTED / "from_gguf_llama_tied.apr", "a.safetensors", []),
+    ],
+)
+def test_ctrl_c_leaves_what_was_there(source, target, flags, tmp_path, monkeypatch):
+    arguments = ["convert", str(source), str(tmp_path / target), *flags]
+    assert main(arguments) == 0
+    before = files_of(tmp_path)
+    stored, read = stream.Item.stored, []
+
+    def interrupted(item):
+        read.append(item)
+        if len(read) == 10:
+            raise KeyboardInterrupt
+        return stored(item)
+
+    monkeypatch.setattr(stream.Item, "stored", interrupted)
+    assert main(arguments) == 130
+    assert files_of(tmp_path) == before
+
+
+def test_ctrl_c_between_two_renames_leaves_what_was_there(tmp_path, monkeypatch):
+    target = tmp_path / "hf"
+    target.mkdir()
+    (target / "mine").write_text("kept")
+    rename = Path.rename
+
+    def interrupted(path, new):
+        if path.name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        return rename(path, new)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        convert(IMPORTED / "from_gguf_llama_tied.apr", target, ConvertOptions(force=True))
+    assert (target / "mine").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]

@@ -134,8 +134,10 @@ def _kind(source: Path) -> str:
         return "apr"
     if len(first) == 9 and first[8:] == b"{" and int.from_bytes(first[:8], "little") <= 100_000_000:
         return "safetensors"
+    # A pickle, or the archive that PyTorch puts it in.
+    hint = " (a PyTorch checkpoint: save it as safetensors)" if first[:2] in {b"PK", b"\x80\x02"} else ""
     raise UnsupportedError(
-        f"{source}: not a GGUF, safetensors or .apr file, nor a directory with config.json", path=source
+        f"{source}: not a GGUF, safetensors or .apr file, nor a directory with config.json{hint}", path=source
     )
 
 
@@ -161,6 +163,10 @@ def _check(source: Path, target: Path, kind: str, options: ConvertOptions) -> No
         )
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(20, "not a directory", str(target))
+    whole = target.resolve()
+    for path, what in ((source.resolve(), f"holds {source}"), (Path.cwd(), "holds the current directory")):
+        if path.is_relative_to(whole):
+            raise UsageError(f"{target}: {what}, and would be replaced as a whole: name another directory")
     if target.is_dir() and any(target.iterdir()) and not options.force:
         raise RefusedError(f"{target}: is there and not empty: --force replaces it")
 
