@@ -20,8 +20,8 @@ from apr.model.decoder import Decoder
 from apr.model.init import init_weights, load_arch
 from apr.train.config import PretrainConfig
 from apr.train.device import autocast, default_precision, describe
-from apr.train.loss import token_losses
 from apr.train.optimizer import make_optimizer
+from apr.train.step import Step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,18 +76,19 @@ def our_model(device: torch.device) -> Decoder:
 def our_step(model: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[[], None]:
     """What `apr pretrain` does in a step."""
     config = PretrainConfig(dataset="-", run_dir="-", mode="from-scratch", arch="smollm2-135m")
-    optimizer = make_optimizer(model, config)
-    if compiled:
-        for layer in model.model.layers:
-            layer.compile(fullgraph=True, dynamic=False)
+    step = Step(
+        model,
+        make_optimizer(model, config),
+        precision=default_precision(ids.device),
+        grad_clip=1.0,
+        compiled=compiled,
+    )
 
-    def step() -> None:
-        with autocast(ids.device, default_precision(ids.device)):
-            loss = token_losses(model, ids).mean()
-        loss.backward()
-        finish(model, optimizer)
+    def run() -> None:
+        step.accumulate([ids], ids[:, 1:].numel())
+        step.update(lr=0.0)
 
-    return step
+    return run
 
 
 def their_step(ours: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[[], None]:
@@ -121,16 +122,11 @@ def their_step(ours: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
         loss.backward()
-        finish(model, optimizer)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-def finish(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Clip, update, forget the gradients."""
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def synchronise(device: torch.device) -> None:

@@ -122,9 +122,9 @@ def their_losses(model, ids):
 
 
 def our_losses(model, ids):
-    from apr.train.loss import token_losses
+    from apr.train.loss import add_gradients
 
-    return model(ids[:, :-1]), token_losses(model, ids).mean()
+    return model(ids[:, :-1]), add_gradients(model, ids, ids[:, 1:].numel())
 
 
 def measure(model, losses, dtype=None):
@@ -135,7 +135,8 @@ def measure(model, losses, dtype=None):
     model.zero_grad()
     with autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
         logits, loss = losses(model, windows())
-    loss.backward()
+        if loss.requires_grad:  # ours has added its gradients by then
+            loss.backward()
     gradients = {name: p.grad.float().clone() for name, p in model.named_parameters()}
     return logits.detach().float(), loss.item(), gradients
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from tests.model.test_decoder import CASES
-from tests.train.conftest import BASE
+from tests.train import test_loss
 
 pytestmark = pytest.mark.cuda
 
@@ -14,13 +14,12 @@ def test_logits_and_gradients_of_the_ecosystems_files(reference, file):
     import torch
 
     from apr.model import Decoder
-    from apr.train.loss import token_losses
+    from apr.train.loss import add_gradients
 
     expected = json.loads(reference.read_text())
     model = Decoder.from_apr(file, "cuda")
     ids = torch.tensor([expected["input_ids"]], device="cuda")
-    loss = token_losses(model, ids).mean()
-    loss.backward()
+    loss = add_gradients(model, ids, ids[:, 1:].numel())
     assert loss.item() == pytest.approx(expected["loss"], abs=1e-4)
     assert model(ids)[0].logsumexp(-1).tolist() == pytest.approx(expected["logits_row_logsumexp"], abs=1e-4)
     norms = {name: p.grad.norm().item() for name, p in model.named_parameters()}
@@ -76,22 +75,8 @@ def test_a_run_is_resumed_where_it_was(options, train, monkeypatch, tmp_path):
     assert resumed.val_loss_history == pytest.approx(alone.val_loss_history, abs=1e-3)
 
 
-def test_many_tokens_are_chunked_without_a_difference():
-    import torch
-
-    from apr.model import Decoder
-    from apr.train import loss
-
-    model = Decoder.from_apr(BASE, "cuda")
-    ids = torch.randint(0, 512, (40, 129), device="cuda")
-    assert ids[:, 1:].numel() > loss.CHUNK
-    chunked = loss.token_losses(model, ids)
-    whole = torch.nn.functional.cross_entropy(
-        model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
-    )
-    torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)
-    gradients = [torch.autograd.grad(x.mean(), model.head_weight)[0] for x in (chunked, whole)]
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-3)
+def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
+    test_loss.test_chunks_change_neither_loss_nor_gradient(monkeypatch, "cuda")
 
 
 def test_a_device_that_is_not_there_is_refused(options):

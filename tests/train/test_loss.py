@@ -1,20 +1,73 @@
-"""The loss in chunks is the loss in one piece."""
+"""The loss and its gradients, against torch's own cross entropy."""
 
+import pytest
 from tests.train.conftest import BASE
 
 
-def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
+def losses_and_gradients(device, make_losses):
+    import torch
+
+    from apr.model import Decoder
+
+    model = Decoder.from_apr(BASE, device)
+    ids = torch.randint(0, 512, (5, 41), generator=torch.Generator().manual_seed(0)).to(device)
+    loss = make_losses(model, ids)
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def ours(model, ids):
+    from apr.train.loss import add_gradients
+
+    return add_gradients(model, ids, 200)
+
+
+def torchs(model, ids):
+    from torch.nn.functional import cross_entropy
+
+    loss = cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="sum") / 200
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize("device", ["cpu"])
+def test_chunks_change_neither_loss_nor_gradient(monkeypatch, device):
+    import torch
+
+    from apr.train import loss
+
+    expected, reference = losses_and_gradients(device, torchs)
+    # 200 tokens in one piece; in chunks of 64, the last one smaller.
+    for nbytes in (1 << 30, 1):
+        monkeypatch.setitem(loss._LOGITS_BYTES, device, nbytes)
+        found, gradients = losses_and_gradients(device, ours)
+        assert found == pytest.approx(expected, rel=1e-6)
+        for name, gradient in reference.items():
+            torch.testing.assert_close(gradients[name], gradient, atol=1e-7, rtol=1e-4, msg=name)
+
+
+def test_gradients_of_micro_batches_add_up():
+    import torch
+
+    def in_two(model, ids):
+        return ours(model, ids[:2]) + ours(model, ids[2:])
+
+    expected, reference = losses_and_gradients("cpu", ours)
+    found, gradients = losses_and_gradients("cpu", in_two)
+    assert found == pytest.approx(expected, rel=1e-6)
+    for name, gradient in reference.items():
+        torch.testing.assert_close(gradients[name], gradient, atol=1e-7, rtol=1e-4, msg=name)
+
+
+def test_the_evaluations_losses_are_torchs(monkeypatch):
     import torch
 
     from apr.model import Decoder
     from apr.train import loss
 
     model = Decoder.from_apr(BASE)
-    ids = torch.randint(0, 512, (2, 25), generator=torch.Generator().manual_seed(0))
-    whole = loss.token_losses(model, ids)
-    monkeypatch.setattr(loss, "CHUNK", 16)
-    chunked = loss.token_losses(model, ids)
-    torch.testing.assert_close(chunked, whole)
-    gradients = [torch.autograd.grad(x.mean(), list(model.parameters())) for x in (chunked, whole)]
-    for ours, reference in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, reference, atol=1e-7, rtol=1e-4)
+    ids = torch.randint(0, 512, (5, 41), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(ids[:, :-1]).flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+        monkeypatch.setitem(loss._LOGITS_BYTES, "cpu", 1)
+        torch.testing.assert_close(loss.token_losses(model, ids), expected)

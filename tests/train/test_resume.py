@@ -103,7 +103,7 @@ sys.exit(main(sys.argv[3:]))
 
 
 @pytest.mark.parametrize(
-    ("where", "when"), [("write_checkpoint", 2), ("write_json", 2), ("prune", 2), ("token_losses", 9)]
+    ("where", "when"), [("write_checkpoint", 2), ("write_json", 2), ("prune", 2), ("learning_rate", 9)]
 )
 def test_a_killed_run_goes_on_with_the_same_bytes(options, train, flags, tmp_path, where, when):
     alone = options(run_dir=tmp_path / "alone")

@@ -96,12 +96,14 @@ def test_the_gradient_of_micro_batches_is_that_of_one_batch(options, split):
     def accumulated(batch_size, grad_accum):
         prepared = prepare(options(batch_size=batch_size, grad_accum=grad_accum, grad_clip=1e9))
         model = prepared.build_model()
-        found = Loop(prepared, model, Report(io.StringIO()), StopRequest())._accumulate()
-        return found, {name: p.grad for name, p in model.named_parameters()}
+        loop = Loop(prepared, model, Report(io.StringIO()), StopRequest())
+        loop._accumulate()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        return loop._training_step.update(0.0), gradients
 
-    (loss, norm), whole = accumulated(6, 1)
-    (cut_loss, cut_norm), cut = accumulated(*split)
-    assert cut_loss == pytest.approx(loss, rel=1e-6)
-    assert cut_norm == pytest.approx(norm, rel=1e-5)
+    one, whole = accumulated(6, 1)
+    several, cut = accumulated(*split)
+    assert several.train_loss == pytest.approx(one.train_loss, rel=1e-6)
+    assert several.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
     for name, gradient in whole.items():
         torch.testing.assert_close(cut[name], gradient, rtol=1e-4, atol=1e-7, msg=name)

@@ -17,6 +17,7 @@ from apr.container.save import save
 from apr.errors import RefusedError
 from apr.files import write_json
 from apr.model.fill import fill
+from apr.train.optimizer import set_learning_rate
 from apr.train.state import RunState
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def write_checkpoint(
     tensors |= {
         f"{TRAINING_PREFIX}optimizer.step": torch.tensor(state.step),
         f"{TRAINING_PREFIX}scheduler.last_lr": torch.tensor(
-            optimizer.param_groups[0]["lr"], dtype=torch.float64
+            float(optimizer.param_groups[0]["lr"]), dtype=torch.float64
         ),
         f"{TRAINING_PREFIX}rng.cpu": torch.get_rng_state(),
         f"{TRAINING_PREFIX}meta.epoch": torch.tensor(state.epochs),
@@ -123,21 +124,15 @@ def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any])
                     f"{path}: the shards are no longer those that this run was started on ({part})"
                 )
         fill(model, file)
+        step = _state_tensor(file, "optimizer.step")
         for name, parameter in model.named_parameters():
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(_state_tensor(file, "optimizer.step").item())),
-                **{
-                    key: _state_tensor(file, f"optimizer.{moment}.{name}").to(parameter.device, copy=True)
-                    for moment, key in _MOMENTS.items()
-                },
-            }
-        if next(model.parameters()).device.type == "cuda":  # where AdamW's fused kernel wants its step
-            for moments in optimizer.state.values():
-                moments["step"] = moments["step"].to(next(model.parameters()).device)
-            if f"{TRAINING_PREFIX}rng.cuda" in file:
-                torch.cuda.set_rng_state(_state_tensor(file, "rng.cuda").clone())
-        for group in optimizer.param_groups:
-            group["lr"] = _state_tensor(file, "scheduler.last_lr").item()
+            moments = optimizer.state[parameter]
+            moments["step"].copy_(step)
+            for moment, key in _MOMENTS.items():
+                moments[key].copy_(_state_tensor(file, f"optimizer.{moment}.{name}"))
+        if model.head_weight.device.type == "cuda" and f"{TRAINING_PREFIX}rng.cuda" in file:
+            torch.cuda.set_rng_state(_state_tensor(file, "rng.cuda").clone())
+        set_learning_rate(optimizer, _state_tensor(file, "scheduler.last_lr").item())
         torch.set_rng_state(_state_tensor(file, "rng.cpu").clone())
         return state
 
@@ -201,7 +196,7 @@ def _state_tensor(file: AprFile, name: str) -> Tensor:
 
 
 def _moments(model: Decoder, optimizer: AdamW) -> dict[str, Tensor]:
-    """`m.NAME` and `v.NAME` of every parameter; there are none before the first step."""
+    """`m.NAME` and `v.NAME` of every parameter."""
     return {
         f"{moment}.{name}": optimizer.state[parameter][key]
         for moment, key in _MOMENTS.items()

@@ -32,6 +32,7 @@ from apr.train.report import clock
 from apr.train.result import Gate, Status
 from apr.train.schedule import learning_rate
 from apr.train.state import RunState
+from apr.train.step import Step, StepOutcome
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -87,6 +88,13 @@ class Loop:
         self.resumed_from: Path | None = None
         torch.manual_seed(self._config.seed)
         self._optimizer = make_optimizer(model, self._config)
+        self._training_step = Step(
+            model,
+            self._optimizer,
+            precision=prepared.precision,
+            grad_clip=self._config.grad_clip,
+            compiled=self._config.compile,
+        )
 
     # what the result asks for
 
@@ -130,9 +138,6 @@ class Loop:
         self._started = time.monotonic()
         if self._config.resume:
             self._take_up_files()
-        if self._config.compile:
-            for layer in self._model.model.layers:
-                layer.compile(fullgraph=True, dynamic=False)
         with MetricsFile(self._dir / rundir.METRICS) as metrics:
             self._metrics = metrics
             if self.state.initial_val_loss is None:
@@ -208,24 +213,21 @@ class Loop:
             num_steps=config.num_steps,
             min_ratio=config.min_lr_ratio,
         )
-        train_loss, grad_norm = self._accumulate()
-        if not (math.isfinite(train_loss) and math.isfinite(grad_norm)):
+        self._accumulate()
+        made = self._training_step.update(lr)
+        if not made.updated:
             self.finite = False
-            what = f"train_loss {train_loss}, grad_norm {grad_norm}"
-            self._record_step(train_loss, grad_norm, lr, time.perf_counter() - started)
+            what = f"train_loss {made.train_loss}, grad_norm {made.grad_norm}"
+            self._record_step(made, lr, time.perf_counter() - started)
             return Ended("NUMERICAL_INSTABILITY", f"{what} at step {state.step}: no update was made from it")
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - started
         self._seconds.append(seconds)
-        self._record_step(train_loss, grad_norm, lr, seconds)
-        state.add_step(train_loss, grad_norm, self._config.tokens_per_step)
+        self._record_step(made, lr, seconds)
+        state.add_step(made.train_loss, made.grad_norm, config.tokens_per_step)
         speed = self._config.tokens_per_step / seconds
         self._report.progress(
-            f"step {state.step}/{config.num_steps}  loss {train_loss:.4f}  grad norm {grad_norm:.2f}  "
-            f"lr {lr:.2e}  {speed:,.0f} tokens/s  {self._time_left()} left"
+            f"step {state.step}/{config.num_steps}  loss {made.train_loss:.4f}  "
+            f"grad norm {made.grad_norm:.2f}  lr {lr:.2e}  {speed:,.0f} tokens/s  {self._time_left()} left"
         )
         return None
 
@@ -244,27 +246,25 @@ class Loop:
             self._report.line(f"the stream starts again: epoch {last // count} of its {count:,} windows")
         return None
 
-    def _accumulate(self) -> tuple[float, float]:
-        """Gradients of one step: the mean loss of all its tokens, and the gradients' norm before clipping."""
+    def _accumulate(self) -> None:
+        """Gradients of one step; the first time, also whether the evaluation's way gives the same loss."""
         config, device = self._config, self._prepared.device
         windows = self._order.windows(self.windows_seen, config.windows_per_step)
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        for indices in windows.reshape(config.grad_accum, config.batch_size):
-            ids = torch.from_numpy(self._prepared.split.train.batch(indices)).to(device, non_blocking=True)
-            with autocast(device, self._prepared.precision):
-                losses = token_losses(self._model, ids)
-            if self.agreement.passed is None:
-                self._check_agreement(ids, losses)
-            (losses.sum() / self._config.tokens_per_step).backward()  # type: ignore[no-untyped-call]
-            total += losses.detach().sum(dtype=torch.float64)
-        norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.grad_clip)
-        return total.item() / self._config.tokens_per_step, norm.item()
+        batches = [
+            torch.from_numpy(self._prepared.split.train.batch(indices)).to(device, non_blocking=True)
+            for indices in windows.reshape(config.grad_accum, config.batch_size)
+        ]
+        loss = self._training_step.accumulate(batches, config.tokens_per_step)
+        if self.agreement.passed is None:
+            self._check_agreement(batches, loss)
 
-    def _check_agreement(self, ids: Tensor, losses: Tensor) -> None:
-        """The loss of this process's first batch must not depend on which path computes it."""
-        train = losses.detach().double().mean().item()
-        with torch.no_grad(), autocast(ids.device, self._prepared.precision):
-            held_out = token_losses(self._model, ids).double().mean().item()
+    def _check_agreement(self, batches: list[Tensor], train: float) -> None:
+        """The loss of this process's first step must not depend on which path computes it."""
+        held_out = 0.0
+        with torch.no_grad(), autocast(self._prepared.device, self._prepared.precision):
+            for ids in batches:
+                held_out += token_losses(self._model, ids).sum(dtype=torch.float64).item()
+        held_out /= self._config.tokens_per_step
         difference, allowed = (
             abs(train - held_out) / max(abs(train), 1e-9),
             _AGREEMENT[self._prepared.precision],
@@ -273,17 +273,17 @@ class Loop:
         self.agreement = Gate("train_eval_agree", not difference > allowed, difference, allowed)
         if not self.agreement.passed:
             raise DisagreementError(
-                f"the first batch's loss is {train:.4f} in training and {held_out:.4f} in evaluation"
+                f"the first step's loss is {train:.4f} in training and {held_out:.4f} in evaluation"
             )
 
-    def _record_step(self, train_loss: float, grad_norm: float, lr: float, seconds: float) -> None:
+    def _record_step(self, made: StepOutcome, lr: float, seconds: float) -> None:
         speed = self._config.tokens_per_step / seconds
         flops = _FLOPS_A_PARAMETER * self._prepared.parameters * speed
         self._metrics.write(
             {
                 "step": self.state.step,
-                "train_loss": train_loss,
-                "grad_norm": grad_norm,
+                "train_loss": made.train_loss,
+                "grad_norm": made.grad_norm,
                 "lr": lr,
                 "tokens_per_sec": round(speed, 3),
                 "gpu_util_pct": self._utilisation.percent(),

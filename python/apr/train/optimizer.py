@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch.optim import AdamW
 
 from apr.model.fill import EMBEDDING
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(model: Decoder, config: PretrainConfig) -> AdamW:
-    """AdamW with weight decay on matrices alone: not on norms, biases and the embedding."""
+    """AdamW with weight decay on matrices alone: not on norms, biases and the embedding.
+
+    Its state is there from the start, all zero.
+    """
     decayed = {name for name, p in model.named_parameters() if p.dim() >= 2 and name != EMBEDDING}
     groups = [
         {
@@ -23,4 +27,30 @@ def make_optimizer(model: Decoder, config: PretrainConfig) -> AdamW:
         },
         {"params": [p for n, p in model.named_parameters() if n not in decayed], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+    device = model.head_weight.device
+    cuda = device.type == "cuda"
+    # On a GPU the rate is read from memory, so that a captured update sees each new one.
+    optimizer = AdamW(
+        groups,
+        lr=torch.zeros((), device=device) if cuda else 0.0,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+        capturable=cuda,
+    )
+    for parameter in model.parameters():
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), device=device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return optimizer
+
+
+def set_learning_rate(optimizer: AdamW, lr: float) -> None:
+    """The rate of the next update."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr

@@ -15,6 +15,7 @@ from apr.train.loss import token_losses
 from apr.train.optimizer import make_optimizer
 from apr.train.preflight import Prepared, prepare
 from apr.train.report import clock
+from apr.train.step import Step
 
 if TYPE_CHECKING:
     from apr.model.decoder import Decoder
@@ -99,19 +100,22 @@ def summary(prepared: Prepared) -> list[str]:
 
 
 def _measure_step(prepared: Prepared, model: Decoder) -> float:
-    """The second of two steps, micro-batches scaled up from one."""
-    config, optimizer = prepared.config, make_optimizer(model, prepared.config)
+    """The last of three steps, micro-batches scaled up from one; in the first things are compiled."""
+    config = prepared.config
+    step = Step(
+        model,
+        make_optimizer(model, config),
+        precision=prepared.precision,
+        grad_clip=config.grad_clip,
+        compiled=config.compile,
+    )
     batch = _batch(prepared, config.batch_size)
     seconds = 0.0
-    for _ in range(2):
+    for _ in range(3):
         started = _now(prepared.device)
-        with autocast(prepared.device, prepared.precision):
-            loss = token_losses(model, batch).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
+        step.accumulate([batch], config.tokens_per_step)
         computed = _now(prepared.device)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        step.update(lr=0.0)
         seconds = (computed - started) * config.grad_accum + _now(prepared.device) - computed
     return seconds
 

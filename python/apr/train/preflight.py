@@ -23,7 +23,7 @@ from apr.model.decoder import Decoder
 from apr.model.fill import fill, has_head
 from apr.model.init import init_weights, load_arch
 from apr.train.device import choose_device, default_precision, describe, free_memory_bytes
-from apr.train.loss import CHUNK
+from apr.train.loss import rows_at_a_time
 
 if TYPE_CHECKING:
     from apr.container.file import AprFile
@@ -115,7 +115,7 @@ def prepare(config: PretrainConfig) -> Prepared:
     notes += _provision(config, parameters)
     checkpoint_bytes = 12 * parameters  # weights and two moments, float32
     _check_disk(config, checkpoint_bytes)
-    memory = _memory_bytes(config, model_config, parameters, precision)
+    memory = _memory_bytes(config, model_config, parameters, precision, device)
     free = free_memory_bytes(device)
     if free is not None and memory > free:
         raise RefusedError(
@@ -268,7 +268,13 @@ def _existing(path: Path) -> Path:
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
 
 
-def _memory_bytes(config: PretrainConfig, model: ModelConfig, parameters: int, precision: Precision) -> int:
+def _memory_bytes(
+    config: PretrainConfig,
+    model: ModelConfig,
+    parameters: int,
+    precision: Precision,
+    device: torch.device,
+) -> int:
     """Weights, gradients and moments in float32; activations that the backward pass needs; logits."""
     width = 2 if precision == "bf16" else 4
     tokens = config.batch_size * config.seq_length
@@ -276,7 +282,7 @@ def _memory_bytes(config: PretrainConfig, model: ModelConfig, parameters: int, p
     # Kept by a layer for each token: two residuals and norms, q, k, v before and after rotation and the
     # attention's output, gate, up, their product and silu.
     layer = 4 * model.hidden_size + 3 * attention + 4 * model.intermediate_size
-    logits = min(tokens, CHUNK) * model.vocab_size * (width + 8)
+    logits = min(tokens, rows_at_a_time(model.vocab_size, device)) * model.vocab_size * (width + 8)
     copies = 2 * parameters if precision == "bf16" else 0
     return 16 * parameters + copies + tokens * model.num_layers * layer * width + logits
 
