@@ -1,10 +1,11 @@
-"""A training step of SmolLM2-135M's shape beside transformers' own, in one run.
+"""A training step of a model's shape beside transformers' own, in one run.
 
-    python benches/train.py [--device cpu|cuda] [--batch-size N] [--seq-length T] [--steps N] [--compile]
+    python benches/train.py [--arch PRESET] [--device cpu|cuda] [--batch-size N] [--seq-length T] [--steps N]
+        [--compile]
 
 Both sides: the same weights and windows, forward, cross entropy, backward, clipping at 1.0, fused AdamW; on
-CUDA bfloat16 compute under autocast over float32 weights. The peer is LlamaForCausalLM, compiled as a whole
-where ours is compiled by layers. Steps take turns; the figures are medians.
+CUDA bfloat16 compute under autocast over float32 weights. The peer is LlamaForCausalLM or Qwen2ForCausalLM,
+compiled as a whole where ours is compiled by layers. Steps take turns; the figures are medians.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from apr.train.step import Step
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-VOCAB = 49_152
+VOCAB = {"smollm2-135m": 49_152, "qwen2.5-0.5b": 151_936}
 WARM_UP = 3
 
 
@@ -35,6 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--arch", choices=VOCAB, default="smollm2-135m")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--seq-length", type=int, default=512)
@@ -43,8 +45,8 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     shape = options.batch_size, options.seq_length + 1
-    ids = torch.randint(0, VOCAB, shape, generator=torch.Generator().manual_seed(0)).to(device)
-    ours = our_model(device)
+    ids = torch.randint(0, VOCAB[options.arch], shape, generator=torch.Generator().manual_seed(0)).to(device)
+    ours = our_model(options.arch, device)
     sides = {"apr": our_step(ours, ids, compiled=options.compile)}
     sides["transformers"] = their_step(ours, ids, compiled=options.compile)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -58,7 +60,7 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - started)
     tokens = options.batch_size * options.seq_length
     how = ", compiled" if options.compile else ""
-    print(f"{describe(device)}, torch {torch.__version__}, {default_precision(device)}, "
+    print(f"{options.arch} on {describe(device)}, torch {torch.__version__}, {default_precision(device)}, "
           f"{shape[0]} x {shape[1] - 1}{how}")  # fmt: skip
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     for name, median in medians.items():
@@ -66,9 +68,9 @@ def main() -> None:
     print(f"  ratio         {medians['transformers'] / medians['apr']:.2f} x transformers")
 
 
-def our_model(device: torch.device) -> Decoder:
+def our_model(arch: str, device: torch.device) -> Decoder:
     """Fresh weights; the peer gets the same."""
-    model = Decoder.empty(load_arch("smollm2-135m", VOCAB), device, torch.float32)
+    model = Decoder.empty(load_arch(arch, VOCAB[arch]), device, torch.float32)
     init_weights(model, 0)
     return model
 
@@ -93,11 +95,14 @@ def our_step(model: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[[
 
 def their_step(ours: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[[], None]:
     """The same with transformers' model."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
     config = ours.config
-    model = LlamaForCausalLM(
-        LlamaConfig(
+    make_config, make = (
+        (Qwen2Config, Qwen2ForCausalLM) if config.family == "qwen2" else (LlamaConfig, LlamaForCausalLM)
+    )
+    model = make(
+        make_config(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
             num_hidden_layers=config.num_layers,
