@@ -1,6 +1,6 @@
 # The compiled module: rust/apr-python over rust/apr-format. Docstrings are in the module itself.
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Self, TypeAlias, final
 
@@ -95,11 +95,14 @@ def quantise(dtype: str, values: Buffer) -> bytes: ...
 
 # shards
 
-_ShardRow: TypeAlias = tuple[int, int | None, tuple[int, int] | None, str | None, bytes]
+_ShardRow: TypeAlias = tuple[int, int | None, tuple[int, int] | None, str | None]
 
 def scan_shards(
-    paths: Sequence[str | PathLike[str]], limit: int | None, hashes: bool
-) -> tuple[_ShardRow, ...]: ...
+    shards: Sequence[tuple[str | PathLike[str], int]],
+    limit: int | None,
+    hashes: bool,
+    on_progress: Callable[[int], object] | None,
+) -> tuple[list[_ShardRow], bytes, int, int]: ...
 
 @final
 class TokenStream:

@@ -15,7 +15,7 @@ SOUND = {"schema": SCHEMA, "shard_count": 2, "total_tokens": 30, "unknown": {"ke
 
 @pytest.fixture
 def shards(tmp_path):
-    return [Shard(f"shard-{i:05d}.bin", tmp_path / f"shard-{i:05d}.bin", n) for i, n in enumerate((10, 20))]
+    return [Shard(f"shard-{i:05d}.bin", tmp_path, n) for i, n in enumerate((10, 20))]
 
 
 def test_unknown_keys_and_their_order_come_back(tmp_path):

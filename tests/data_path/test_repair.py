@@ -333,7 +333,10 @@ def test_a_manifest_with_another_producers_shards_is_verified_and_kept(directory
     repair(directory)
     foreign = manifest(directory) | {"complete": None, "shards": ["shard-00000.bin"]}
     (directory / "manifest.json").write_text(json.dumps(foreign))
-    assert repair(directory, verify=True).outcome == "left alone"
+    assert repair(directory).outcome == "left alone"
+    assert repair(directory, verify=True).outcome == "scan kept"
+    kept = manifest(directory)
+    assert {key: kept[key] for key in foreign} == foreign
     assert ShardDir(directory).total_tokens == 850
 
 
@@ -385,7 +388,8 @@ def test_what_is_no_text_is_reported_and_nothing_is_written(ids, says, tmp_path,
 
 def test_a_corpus_of_unknown_text_is_said_to_be_that(tmp_path):
     from apr.data.corpus_check import problems
-    from apr.data.shards import list_shards, scan
+    from apr.data.scan import scan
+    from apr.data.shards import list_shards
 
     write_shard(tmp_path / "shard-00000.bin", np.where(np.arange(10_000) % 5_000, 3, 4))
     found = scan(list_shards(tmp_path))
@@ -410,7 +414,7 @@ def test_a_shard_that_changed_since_it_was_encoded_is_found(tmp_path):
     ids[7] ^= 1
     write_shard(shard, ids)
     report = repair(tmp_path / "out", verify=True)
-    assert "changed since it was written" in report.problems[0]
+    assert "changed since its hash was recorded" in report.problems[0]
     assert repair(tmp_path / "out").ok
 
 

@@ -16,6 +16,7 @@ from apr.data.rebuild import RepairReport, repair
 from apr.errors import EXIT_REFUSED, UsageError
 
 _LEFT_ALONE = "agrees with the files, left alone"
+_SCAN_KEPT = "agrees with the files; what was read is kept in it (scan), for the run that trains on them"
 # Shards that get a line each; of more, the first and the last.
 _ROWS = 6
 
@@ -112,6 +113,11 @@ def _scan_lines(report: RepairReport) -> list[str]:
     if len(rows) > _ROWS:
         rows = [*rows[: _ROWS - 1], f"  … {len(rows) - _ROWS:,} more", rows[-1]]
     facts = {"entropy": f"{found.entropy_bits:.2f} bits a token"}
+    facts["different ids"] = f"{found.distinct_ids:,}"
+    repeats = (
+        f"{found.repeated_share:.1%} of {found.windows:,} windows of 64 ids" if found.windows else "too short"
+    )
+    facts["repeats"] = repeats
     token, times = found.most_frequent[0]
     shown = (
         f" {tokenizer.decode([token])!r}" if tokenizer is not None and token < tokenizer.vocab_size else ""
@@ -125,6 +131,7 @@ def _scan_lines(report: RepairReport) -> list[str]:
             facts["ends of text"] = f"{eos:,} ({tokenizer.eos_token}, id {tokenizer.eos_id})"
     if found.corpus_sha256 is not None:
         facts["corpus sha256"] = found.corpus_sha256
+    facts["verdict"] = "fit to train on" if report.ok else "NOT fit to train on, see the errors"
     return rows + [f"  {name:<14} {value}" for name, value in facts.items()]
 
 
@@ -132,4 +139,5 @@ def _outcome(report: RepairReport) -> str:
     if report.outcome == "written":
         how = "finished: its encoding was cut off" if report.manifest.get("truncated") else "rebuilt"
         return outcome(how, report.manifest["shard_count"], report.manifest["total_tokens"])
-    return f"{MANIFEST}: {_LEFT_ALONE if report.outcome == 'left alone' else report.outcome}"
+    said = {"left alone": _LEFT_ALONE, "scan kept": _SCAN_KEPT}.get(report.outcome, report.outcome)
+    return f"{MANIFEST}: {said}"

@@ -6,12 +6,21 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from apr.data.loader import Loader, LoaderState
     from apr.data.rebuild import RepairReport, repair
     from apr.data.shards import ShardDir
+    from apr.data.windows import Windows
 
-__all__ = ["RepairReport", "ShardDir", "repair"]
+__all__ = ["Loader", "LoaderState", "RepairReport", "ShardDir", "Windows", "repair"]
 
-_HOME = {"RepairReport": "apr.data.rebuild", "ShardDir": "apr.data.shards", "repair": "apr.data.rebuild"}
+_HOME = {
+    "Loader": "apr.data.loader",
+    "LoaderState": "apr.data.loader",
+    "RepairReport": "apr.data.rebuild",
+    "ShardDir": "apr.data.shards",
+    "Windows": "apr.data.windows",
+    "repair": "apr.data.rebuild",
+}
 
 
 def __getattr__(name: str) -> object:

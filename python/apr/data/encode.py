@@ -18,7 +18,8 @@ from apr.data.corpus import Corpus, Document, Skipped
 from apr.data.manifest import check_manifest, read_manifest, write_manifest
 from apr.data.missing_manifest import MANIFEST, SCHEMA
 from apr.data.sample import Normalization, normalised, sample, self_test
-from apr.data.shards import corpus_sha256, list_shards
+from apr.data.scan import corpus_sha256
+from apr.data.shards import list_shards
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
 from apr.errors import RefusedError, UsageError
 from apr.files import write_atomically

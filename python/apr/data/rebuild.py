@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from apr.data.corpus_check import problems
 from apr.data.manifest import check_manifest, read_manifest, shard_rows, write_manifest
 from apr.data.missing_manifest import MANIFEST, REBUILT, rebuilt
-from apr.data.shards import TOKEN, Shard, scan, shard_files
+from apr.data.scan import TOKEN, kept_scan, scan
+from apr.data.shards import Shard, shard_files
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
 from apr.errors import FormatError, RefusedError
 from apr.files import sync_directory, write_atomically
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
 
-    from apr.data.shards import FullScan
+    from apr.data.scan import FullScan
 
 _KEPT = "what it said agreed with the files and is kept"
 _FINISHED = "an encoding that was cut off, finished with the shards that are there"
@@ -35,7 +36,8 @@ class RepairReport:
     shards: tuple[Shard, ...]
     manifest: dict[str, Any]
     """As it stands now; as it would stand after a dry run, or if the shards were sound."""
-    outcome: Literal["written", "left alone", "would be written", "not written"]
+    outcome: Literal["written", "left alone", "scan kept", "would be written", "not written"]
+    """`scan kept`: it agrees with the files, and what was read of them was added to it."""
     done: tuple[str, ...]
     """Changes to files other than the manifest, a line each; none where anything is wrong."""
     scan: FullScan | None
@@ -68,6 +70,9 @@ def repair(
     on_progress: Callable[[int, int], None] | None = None,
 ) -> RepairReport:
     """Write the manifest that a shard directory lacks; leave alone one that agrees with the files.
+
+    What `verify` with `hashes` finds is kept in it all the same: a run that trains on the shards need not
+    read them again.
 
     No contents are read and no shard is changed unless that is asked for.
 
@@ -110,7 +115,7 @@ def repair(
     report = RepairReport(path, tuple(tidy.shards), found, "left alone", done, scanned, loaded, wrong)
     unfinished = found.get("complete") is False
     if found and not unfinished and not force:
-        return report
+        return report if wrong or dry_run else _scan_kept(report)
     base = {key: value for key, value in found.items() if key != "progress"}
     report = replace(report, manifest=_rebuilt(base, report, tokenizer, unfinished=unfinished))
     if wrong:
@@ -121,6 +126,16 @@ def repair(
         write_atomically(_free(path / f"{MANIFEST}.bak"), (path / MANIFEST).read_bytes())
     write_manifest(path, report.manifest)
     return replace(report, outcome="written")
+
+
+def _scan_kept(report: RepairReport) -> RepairReport:
+    """The manifest agrees with the files: what was read of them is all that may be added."""
+    scanned = report.scan
+    if scanned is None or scanned.corpus_sha256 is None or scanned.kept == kept_scan(report.manifest):
+        return report
+    report = replace(report, manifest={**report.manifest, "scan": scanned.to_dict()}, outcome="scan kept")
+    write_manifest(report.path, report.manifest)
+    return report
 
 
 @dataclass(frozen=True)
@@ -134,7 +149,7 @@ class _Tidying:
 
     @classmethod
     def plan(cls, path: Path, *, drop_empty: bool, truncate_torn: bool) -> _Tidying:
-        files = shard_files(path)
+        files = [(path / name, size) for name, size in shard_files(path)]
         whole = [(file, size - size % TOKEN.itemsize) for file, size in files]
         cut = {file: kept for (file, size), (_, kept) in zip(files, whole, strict=True) if kept != size}
         last = max((i for i, (_, size) in enumerate(whole) if size), default=-1)
@@ -154,7 +169,7 @@ class _Tidying:
                 )
             if not drop_empty:
                 raise RefusedError(f"{file}: an empty shard: --drop-empty moves it aside")
-        shards = [Shard(file.name, file, size // TOKEN.itemsize) for file, size in whole[: last + 1]]
+        shards = [Shard(file.name, path, size // TOKEN.itemsize) for file, size in whole[: last + 1]]
         return cls(shards, empty, cut)
 
     @property
@@ -178,7 +193,7 @@ class _Tidying:
                     whole = Path(aside) / shard.name
                     shutil.copyfile(shard.path, whole)
                     os.truncate(whole, self.cut[shard.path])
-                    shard = replace(shard, path=whole)  # noqa: PLW2901
+                    shard = shard._replace(directory=Path(aside))  # noqa: PLW2901
                 readable.append(shard)
             return self.stamped(scan(readable, vocab_size=vocab_size, hashes=hashes, on_progress=on_progress))
 
@@ -230,8 +245,13 @@ def _wrong(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[
         for beyond in scanned.beyond
     ]
     recorded = {row["name"]: row["sha256"] for row in shard_rows(manifest) if row.get("sha256")}
+    before = kept_scan(manifest)
+    if before is not None:
+        now = {(shard.name, shard.size, shard.mtime_ns) for shard in scanned.shards}
+        untouched = [shard for shard in before.shards if (shard.name, shard.size, shard.mtime_ns) in now]
+        recorded = {shard.name: shard.sha256 for shard in untouched if shard.sha256} | recorded
     found += [
-        f"{shard.name}: changed since it was written (SHA-256 {shard.sha256[:12]}…, "
+        f"{shard.name}: changed since its hash was recorded (SHA-256 {shard.sha256[:12]}…, "
         f"recorded {recorded[shard.name][:12]}…)"
         for shard in scanned.shards
         if shard.sha256 and recorded.get(shard.name, shard.sha256) != shard.sha256

@@ -40,11 +40,19 @@ class Windows:
         Raises:
             IndexError: there is no such window.
         """
+        ids = np.empty((len(indices), self.seq_length + 1), "<u4")
+        self.gather(indices, ids)
+        return ids.astype(np.int64)
+
+    def gather(self, indices: NDArray[np.int64], out: NDArray[np.uint32]) -> None:
+        """Windows by index into `out` [len(indices), seq_length + 1], C-contiguous.
+
+        Raises:
+            IndexError: there is no such window.
+        """
         if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self):
             raise IndexError(f"windows {indices.min()} to {indices.max()} of {len(self)}")
-        ids = np.empty((len(indices), self.seq_length + 1), "<u4")
-        self.shards.gather((self.start + indices * self.seq_length).tolist(), ids)
-        return ids.astype(np.int64)
+        self.shards.gather((self.start + indices * self.seq_length).tolist(), out)
 
     def in_order(self, count: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
         """The first `count` windows in stream order, `batch_size` at a time."""

@@ -15,7 +15,8 @@ from apr.container.file import load
 from apr.container.metadata import HF_TOKENIZER, VOCABULARY
 from apr.contracts.schema import load_contract
 from apr.data.corpus_check import problems
-from apr.data.shards import Scan, ShardDir, common_shards
+from apr.data.scan import Scan, common_shards
+from apr.data.shards import ShardDir
 from apr.data.split import Split, evaluation_windows, split
 from apr.errors import RefusedError
 from apr.model.config import ModelConfig

@@ -132,6 +132,15 @@ pub enum Error {
         have: u64,
     },
 
+    /// The file is longer than it was when it was listed.
+    #[error("the file has {have} bytes, but had {had} when it was listed: something writes to it")]
+    Grown {
+        /// Its length when it was listed.
+        had: u64,
+        /// Its length now.
+        have: u64,
+    },
+
     /// The header's own CRC32 is wrong.
     #[error(
         "header checksum at byte 40 is {stored:#010x}, the header's bytes give {computed:#010x}: the header is damaged"
@@ -450,6 +459,7 @@ impl Error {
             | Self::UnsupportedVariant { .. }
             | Self::ReadOnlyForm { .. } => Some(0),
             Self::Truncated { have, .. } | Self::CutShort { have, .. } => Some(*have),
+            Self::Grown { had, .. } => Some(*had),
             Self::HeaderChecksum { .. } => Some(40),
             Self::Version { .. } => Some(4),
             Self::ForbiddenFlag { .. } | Self::UnsupportedFlag { .. } => Some(6),
@@ -505,7 +515,10 @@ impl Error {
             Self::Decryption { .. } => Part::Encryption,
             Self::Signature { .. } => Part::Signature,
             Self::Count { .. } => Part::Payload,
-            Self::CutShort { .. } | Self::Overlap { .. } | Self::TiedToNothing { .. } => Part::Data,
+            Self::CutShort { .. }
+            | Self::Grown { .. }
+            | Self::Overlap { .. }
+            | Self::TiedToNothing { .. } => Part::Data,
             Self::TrailingBytes { .. } | Self::FooterChecksum { .. } => Part::Footer,
         })
     }

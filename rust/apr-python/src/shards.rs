@@ -5,19 +5,22 @@ use std::{
     fmt::Write,
     io::ErrorKind,
     path::{Path, PathBuf},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::Duration,
 };
 
 use apr_format::{
     Error,
     shards::{
         order,
-        scan::{self, MAX_VOCAB, ShardScan, Wanted},
+        scan::{self, MAX_VOCAB, ShardScan, Totals, Wanted, Watch},
         stream::{Failure, Stream},
     },
 };
 use pyo3::{
     buffer::PyUntypedBuffer,
-    exceptions::PyValueError,
+    exceptions::{PyRuntimeError, PyValueError},
     prelude::*,
     types::{PyBytes, PyTuple},
 };
@@ -27,32 +30,69 @@ use crate::{
     errors::{os_error, raise},
 };
 
-/// Scan shards in parallel; ids at or above `limit` are out of range.
+/// How long a scan goes on before it looks for Ctrl-C and says how far it is.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Scan shards, each with the ids it was listed with, in parallel; ids at or above `limit` are out of range.
 ///
-/// For each shard (tokens, `max_id`, (index, id) of the first id out of range, SHA-256 in hex or None, counts):
-/// the counts are little-endian u64, one for each id from 0 on.
+/// For each shard (`modified_ns`, `max_id`, (index, id) of the first id out of range, SHA-256 in hex or None);
+/// then for all of them the counts as little-endian u64, one for each id from 0 on, the windows of 64 ids, and
+/// how many of them differ. `on_progress` is called with the ids read so far; what it raises ends the scan.
 #[pyfunction]
+#[allow(clippy::type_complexity)]
 fn scan_shards(
     py: Python<'_>,
-    paths: Vec<PathBuf>,
+    shards: Vec<(PathBuf, u64)>,
     limit: Option<u32>,
     hashes: bool,
-) -> PyResult<Bound<'_, PyTuple>> {
+    on_progress: Option<Py<PyAny>>,
+) -> PyResult<(Vec<Bound<'_, PyTuple>>, Bound<'_, PyBytes>, u64, u64)> {
     let wanted = Wanted { limit: limit.unwrap_or(MAX_VOCAB), hash: hashes };
-    let scans =
-        py.detach(|| scan::scan_all(&paths, wanted)).map_err(|(i, error)| os_error(py, &error, &paths[i]))?;
-    PyTuple::new(py, scans.iter().map(|scan| row(py, scan)).collect::<PyResult<Vec<_>>>()?)
+    let (scans, totals) = py
+        .detach(|| watched(&shards, wanted, on_progress.as_ref()))?
+        .map_err(|(i, error)| raise(py, &error, &shards[i].0))?;
+    let counts: Vec<u8> = totals.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
+    let rows = scans.iter().map(|scan| row(py, scan)).collect::<PyResult<_>>()?;
+    Ok((rows, PyBytes::new(py, &counts), totals.windows, totals.different_windows))
+}
+
+/// The scan runs elsewhere, while this thread, which gets the signals, looks after it.
+#[allow(clippy::type_complexity)]
+fn watched(
+    shards: &[(PathBuf, u64)],
+    wanted: Wanted,
+    on_progress: Option<&Py<PyAny>>,
+) -> PyResult<Result<(Vec<ShardScan>, Totals), (usize, Error)>> {
+    let watch = Watch::default();
+    let (sender, receiver) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let _ = sender.send(scan::scan_all(shards, wanted, &watch));
+        });
+        loop {
+            match receiver.recv_timeout(PATIENCE) {
+                Ok(found) => return Ok(found),
+                Err(RecvTimeoutError::Timeout) => {}
+                // The scan panicked, which the end of the scope passes on.
+                Err(RecvTimeoutError::Disconnected) => return Err(PyRuntimeError::new_err("no scan")),
+            }
+            Python::attach(|py| {
+                py.check_signals()?;
+                on_progress.map_or(Ok(()), |call| call.call1(py, (watch.tokens(),)).map(|_| ()))
+            })
+            .inspect_err(|_| watch.stop())?;
+        }
+    })
 }
 
 fn row<'py>(py: Python<'py>, scan: &ShardScan) -> PyResult<Bound<'py, PyTuple>> {
-    let counts: Vec<u8> = scan.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
     let sha256 = scan.sha256.map(|digest| {
         digest.iter().fold(String::new(), |mut text, byte| {
             let _ = write!(text, "{byte:02x}");
             text
         })
     });
-    (scan.tokens, scan.max_id, scan.first_beyond, sha256, PyBytes::new(py, &counts)).into_pyobject(py)
+    (scan.modified_ns, scan.max_id, scan.first_beyond, sha256).into_pyobject(py)
 }
 
 /// A shard directory as one stream of ids.
@@ -78,11 +118,7 @@ impl TokenStream {
         let mut out = PyUntypedBuffer::get(out)?;
         let out = buffer::bytes_mut(&mut out)?;
         let row = out.len().checked_div(starts.len()).unwrap_or(0).max(1);
-        py.detach(|| {
-            let mut rows = starts.iter().zip(out.chunks_exact_mut(row));
-            rows.try_for_each(|(&start, row)| self.0.read(start, row))
-        })
-        .map_err(|failure| self.raise(py, failure))
+        py.detach(|| self.0.gather(&starts, row, out)).map_err(|failure| self.raise(py, failure))
     }
 }
 

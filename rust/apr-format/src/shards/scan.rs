@@ -1,32 +1,54 @@
-//! One pass over shards: how often each id occurs, the highest, the first that is too high, SHA-256.
+//! One pass over shards: how often each id occurs, the highest, the first that is too high, what repeats,
+//! SHA-256.
 
-use std::{fs::File, io, path::Path};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
 
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::{source::Source, threads};
+pub use super::histogram::MAX_VOCAB;
+use super::{advice, histogram::Histogram, repeats::Repeats};
+use crate::{Error, source::Source, threads};
 
-/// Bytes read at a time: they are counted and hashed while they still lie in the core's own cache.
-const WINDOW: usize = 128 << 10;
-/// Bytes that one task counts where nothing has to be hashed in order; a multiple of [`WINDOW`].
+/// Bytes read at a time: they are counted and hashed while they still lie in the core's own cache. Repeated
+/// windows are looked for within such a piece, wherever a thread's part of a shard begins.
+const PIECE: usize = 64 << 10;
+/// Bytes that one task counts where nothing has to be hashed in order; a multiple of [`PIECE`].
 const SEGMENT: u64 = 16 << 20;
-/// No vocabulary is larger; ids from here on are found like ids beyond the vocabulary, never counted.
-pub const MAX_VOCAB: u32 = 1 << 22;
 
 /// What one shard holds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardScan {
     /// Ids in the shard.
     pub tokens: u64,
+    /// When it was last changed, in nanoseconds since 1970; 0 for what is no file.
+    pub modified_ns: i64,
     /// The highest id; `None` for an empty shard.
     pub max_id: Option<u32>,
     /// Index within the shard and value of the first id at or above the limit.
     pub first_beyond: Option<(u64, u32)>,
     /// SHA-256 of the file, where it was asked for.
     pub sha256: Option<[u8; 32]>,
+}
+
+/// What all shards hold together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
     /// How often each id below the limit occurs; as long as the highest such id asks for.
     pub counts: Vec<u64>,
+    /// Windows of 64 ids, about one in 300 places.
+    pub windows: u64,
+    /// How many of them differ from one another; an estimate, within some percent.
+    pub different_windows: u64,
 }
 
 /// What to look for.
@@ -38,161 +60,165 @@ pub struct Wanted {
     pub hash: bool,
 }
 
-/// Scan one shard.
-///
-/// # Errors
-/// The operating system's; `InvalidData` when the size is no multiple of 4, `UnexpectedEof` when the shard
-/// becomes shorter meanwhile.
-pub fn scan(path: &Path, wanted: Wanted) -> io::Result<ShardScan> {
-    scan_source(&File::open(path)?, wanted)
+/// How far a scan is, for those who wait for it, and how they end it.
+#[derive(Debug, Default)]
+pub struct Watch {
+    read: AtomicU64,
+    stop: AtomicBool,
 }
 
-/// As [`scan`], of bytes from anywhere.
+impl Watch {
+    /// Ids read so far.
+    #[must_use]
+    pub fn tokens(&self) -> u64 {
+        self.read.load(Ordering::Relaxed) / 4
+    }
+
+    /// Make the scan end soon, with an error of kind `Interrupted`.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Scan shards in parallel, each given with the ids that it was listed with.
 ///
 /// # Errors
-/// As [`scan`].
-pub fn scan_source(shard: &(impl Source + ?Sized), wanted: Wanted) -> io::Result<ShardScan> {
+/// With the index of the shard: the operating system's; [`Error::CutShort`] where one is shorter than it was
+/// listed with, [`Error::Grown`] where it is longer. Of several, the first in the given order.
+pub fn scan_all<P: AsRef<Path> + Sync>(
+    shards: &[(P, u64)],
+    wanted: Wanted,
+    watch: &Watch,
+) -> Result<(Vec<ShardScan>, Totals), (usize, Error)> {
+    let work = Work { wanted, watch, spare: Mutex::default() };
+    let scans: Vec<_> = threads::run(|| {
+        shards.par_iter().map(|(path, tokens)| work.listed(path.as_ref(), tokens.saturating_mul(4))).collect()
+    });
+    let scans: Vec<_> = scans
+        .into_iter()
+        .enumerate()
+        .map(|(i, scan)| scan.map_err(|error| (i, error)))
+        .collect::<Result<_, _>>()?;
+    Ok((scans, work.totals()))
+}
+
+/// Scan bytes from anywhere.
+///
+/// # Errors
+/// The operating system's; `InvalidData` when the size is no multiple of 4.
+pub fn scan_source(shard: &(impl Source + ?Sized), wanted: Wanted) -> io::Result<(ShardScan, Totals)> {
     let size = shard.size()?;
     if !size.is_multiple_of(4) {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "size is no multiple of 4 bytes"));
     }
-    if wanted.hash || size <= SEGMENT {
-        return part(shard, 0, size, wanted);
+    let watch = Watch::default();
+    let work = Work { wanted, watch: &watch, spare: Mutex::default() };
+    let found = threads::run(|| work.source(shard, size))?;
+    Ok((found, work.totals()))
+}
+
+/// A scan under way. What it sums up lies with those who work at it, as many as there are threads.
+struct Work<'a> {
+    wanted: Wanted,
+    watch: &'a Watch,
+    spare: Mutex<Vec<Sums>>,
+}
+
+#[derive(Default)]
+struct Sums {
+    ids: Histogram,
+    repeats: Repeats,
+}
+
+impl Work<'_> {
+    fn listed(&self, path: &Path, size: u64) -> Result<ShardScan, Error> {
+        let file = File::open(path)?;
+        advice::sequential(&file);
+        let found = file.metadata()?;
+        if found.len() > size {
+            return Err(Error::Grown { had: size, have: found.len() });
+        }
+        let scan = self.source(&file, size).map_err(|error| match (error.kind(), file.metadata()) {
+            (io::ErrorKind::UnexpectedEof, Ok(now)) => Error::CutShort { need: size, have: now.len() },
+            _ => error.into(),
+        })?;
+        let seconds = found.mtime().saturating_mul(1_000_000_000);
+        Ok(ShardScan { modified_ns: seconds.saturating_add(found.mtime_nsec()), ..scan })
     }
-    threads::run(|| {
+
+    fn source(&self, shard: &(impl Source + ?Sized), size: u64) -> io::Result<ShardScan> {
+        if self.wanted.hash || size <= SEGMENT {
+            return self.part(shard, 0, size);
+        }
         (0..size.div_ceil(SEGMENT))
             .into_par_iter()
-            .map(|segment| {
-                let start = segment * SEGMENT;
-                part(shard, start, size.min(start + SEGMENT), wanted)
-            })
+            .map(|segment| self.part(shard, segment * SEGMENT, size.min((segment + 1) * SEGMENT)))
             .try_reduce(ShardScan::default, |a, b| Ok(a.followed_by(b)))
-    })
-}
-
-/// Scan shards in parallel, in the given order; the first error in that order wins.
-///
-/// # Errors
-/// As [`scan`], with the index of the shard.
-pub fn scan_all<P: AsRef<Path> + Sync>(
-    paths: &[P],
-    wanted: Wanted,
-) -> Result<Vec<ShardScan>, (usize, io::Error)> {
-    let scans: Vec<_> = threads::run(|| paths.par_iter().map(|path| scan(path.as_ref(), wanted)).collect());
-    scans.into_iter().enumerate().map(|(i, scan)| scan.map_err(|error| (i, error))).collect()
-}
-
-/// The ids from byte `start` to byte `end`, both multiples of 4.
-fn part(shard: &(impl Source + ?Sized), start: u64, end: u64, wanted: Wanted) -> io::Result<ShardScan> {
-    let limit = wanted.limit.min(MAX_VOCAB);
-    let mut hasher = Sha256::new();
-    let mut found = ShardScan { tokens: (end - start) / 4, ..ShardScan::default() };
-    let mut table = Table::default();
-    let mut window = vec![0; WINDOW];
-    let mut at = start;
-    while at < end {
-        let size = usize::try_from(end - at).map_or(WINDOW, |rest| rest.min(WINDOW));
-        let bytes = &mut window[..size];
-        shard.read_at(at, bytes)?;
-        if wanted.hash {
-            hasher.update(&*bytes);
-        }
-        let ids = bytes.as_chunks::<4>().0;
-        if !table.count(ids) {
-            found.max_id = found.max_id.max(ids.iter().map(|id| u32::from_le_bytes(*id)).max());
-        }
-        at += size as u64;
-        if at.is_multiple_of(SEGMENT) {
-            table.empty_into(&mut found.counts);
-        }
     }
-    table.empty_into(&mut found.counts);
-    trim(&mut found.counts);
-    let highest = u32::try_from(found.counts.len()).ok().and_then(|used| used.checked_sub(1));
-    found.max_id = found.max_id.max(highest);
-    if found.max_id >= Some(limit) {
-        // Rare enough to look for the first one in a pass of its own.
-        found.first_beyond = first_beyond(shard, start, end, limit)?;
-        found.counts.truncate(limit as usize);
-        trim(&mut found.counts);
+
+    /// The ids from byte `start` to byte `end`, both multiples of 4.
+    fn part(&self, shard: &(impl Source + ?Sized), start: u64, end: u64) -> io::Result<ShardScan> {
+        let mut sums = self.lock().pop().unwrap_or_default();
+        let mut hasher = self.wanted.hash.then(Sha256::new);
+        let mut found = ShardScan { tokens: (end - start) / 4, ..ShardScan::default() };
+        for_each_piece(shard, start, end, |_, bytes| {
+            if let Some(hasher) = &mut hasher {
+                hasher.update(bytes);
+            }
+            let ids = bytes.as_chunks::<4>().0;
+            found.max_id = sums.ids.count(ids, found.max_id);
+            sums.repeats.take(ids);
+            self.watch.read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            if self.watch.stop.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            Ok(true)
+        })?;
+        self.lock().push(sums);
+        found.sha256 = hasher.map(|hasher| hasher.finalize().into());
+        let limit = self.wanted.limit.min(MAX_VOCAB);
+        if found.max_id >= Some(limit) {
+            // Rare enough to look for the first one in a pass of its own.
+            for_each_piece(shard, start, end, |at, bytes| {
+                let ids = bytes.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id));
+                found.first_beyond = ((at - start) / 4..).zip(ids).find(|&(_, id)| id >= limit);
+                Ok(found.first_beyond.is_none())
+            })?;
+        }
+        Ok(found)
     }
-    found.sha256 = wanted.hash.then(|| hasher.finalize().into());
-    Ok(found)
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Sums>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn totals(self) -> Totals {
+        let sums = self.spare.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (ids, repeats): (Vec<_>, Vec<_>) = sums.into_iter().map(|one| (one.ids, one.repeats)).unzip();
+        let (windows, different_windows) = Repeats::merged(repeats);
+        Totals { counts: Histogram::merged(ids, self.wanted.limit), windows, different_windows }
+    }
 }
 
-fn trim(counts: &mut Vec<u64>) {
-    counts.truncate(counts.iter().rposition(|&count| count > 0).map_or(0, |last| last + 1));
-}
-
-/// Index from `start` on and value of the first id at or above the limit.
-fn first_beyond(
+/// Read from byte `start` to byte `end`, a piece at a time, until `act` says that it is enough.
+fn for_each_piece(
     shard: &(impl Source + ?Sized),
     start: u64,
     end: u64,
-    limit: u32,
-) -> io::Result<Option<(u64, u32)>> {
-    let mut window = vec![0; WINDOW];
-    for at in (start..end).step_by(WINDOW) {
-        let size = usize::try_from(end - at).map_or(WINDOW, |rest| rest.min(WINDOW));
-        let bytes = &mut window[..size];
-        shard.read_at(at, bytes)?;
-        let ids = bytes.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id));
-        let found = ((at - start) / 4..).zip(ids).find(|&(_, id)| id >= limit);
-        if found.is_some() {
-            return Ok(found);
+    mut act: impl FnMut(u64, &[u8]) -> io::Result<bool>,
+) -> io::Result<()> {
+    let mut buffer = vec![0; PIECE.min(usize::try_from(end - start).unwrap_or(PIECE))];
+    let mut at = start;
+    while at < end {
+        let size = usize::try_from(end - at).map_or(PIECE, |rest| rest.min(PIECE));
+        let piece = &mut buffer[..size];
+        shard.read_at(at, piece)?;
+        if !act(at, piece)? {
+            break;
         }
+        at += size as u64;
     }
-    Ok(None)
-}
-
-/// Counts of ids. Its length is a power of two above every id it has met, so that no id needs a check of its
-/// own; 32 bits suffice between two emptyings and take half the cache.
-#[derive(Default)]
-struct Table(Vec<u32>);
-
-impl Table {
-    /// Count ids; false where one of them is none of a vocabulary, and such ids are left out.
-    fn count(&mut self, ids: &[[u8; 4]]) -> bool {
-        // Every id is below the power of two above this.
-        let all = ids.iter().fold(0, |all, id| all | u32::from_le_bytes(*id));
-        let length = (all.min(MAX_VOCAB - 1) as usize + 1).next_power_of_two();
-        if length > self.0.len() {
-            self.0.resize(length.max(1 << 10), 0);
-        }
-        macro_rules! masked {
-            ($($bits:literal)*) => {
-                match self.0.len() {
-                    $(length if length == 1 << $bits => masked::<{ 1 << $bits }>(&mut self.0, ids),)*
-                    _ => {}
-                }
-            };
-        }
-        if all < MAX_VOCAB {
-            masked!(10 11 12 13 14 15 16 17 18 19 20 21 22);
-            return true;
-        }
-        for id in ids {
-            if let Some(count) = self.0.get_mut(u32::from_le_bytes(*id) as usize) {
-                *count += 1;
-            }
-        }
-        false
-    }
-
-    fn empty_into(&mut self, counts: &mut Vec<u64>) {
-        counts.resize(counts.len().max(self.0.len()), 0);
-        for (sum, count) in counts.iter_mut().zip(&mut self.0) {
-            *sum += u64::from(std::mem::take(count));
-        }
-    }
-}
-
-/// The loop that everything waits for: masked by a constant, it has no bounds to check.
-fn masked<const N: usize>(counts: &mut [u32], ids: &[[u8; 4]]) {
-    let Some((counts, _)) = counts.split_first_chunk_mut::<N>() else { return };
-    for id in ids {
-        counts[u32::from_le_bytes(*id) as usize & (N - 1)] += 1;
-    }
+    Ok(())
 }
 
 impl ShardScan {
@@ -202,55 +228,47 @@ impl ShardScan {
         self.first_beyond = self.first_beyond.or(shifted);
         self.tokens += next.tokens;
         self.max_id = self.max_id.max(next.max_id);
-        self.counts.resize(self.counts.len().max(next.counts.len()), 0);
-        for (sum, count) in self.counts.iter_mut().zip(next.counts) {
-            *sum += count;
-        }
         self
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
     use super::*;
 
     const BOTH: [bool; 2] = [true, false];
 
-    fn shard(ids: &[u32]) -> tempfile::NamedTempFile {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        file.write_all(&bytes).unwrap();
-        file.flush().unwrap();
-        file
+    fn bytes(ids: &[u32]) -> Vec<u8> {
+        ids.iter().flat_map(|id| id.to_le_bytes()).collect()
+    }
+
+    fn scan(ids: &[u32], wanted: Wanted) -> (ShardScan, Totals) {
+        scan_source(bytes(ids).as_slice(), wanted).unwrap()
     }
 
     #[test]
     fn counts_every_id_and_finds_the_first_beyond() {
-        let file = shard(&[3, 1, 3, 9, 7]);
         for hash in BOTH {
-            let found = scan(file.path(), Wanted { limit: 7, hash }).unwrap();
+            let (found, totals) = scan(&[3, 1, 3, 9, 7], Wanted { limit: 7, hash });
             assert_eq!(found.tokens, 5);
             assert_eq!(found.max_id, Some(9));
             assert_eq!(found.first_beyond, Some((3, 9)));
-            assert_eq!(found.counts, [0, 1, 0, 2]);
+            assert_eq!(totals.counts, [0, 1, 0, 2]);
             assert_eq!(found.sha256.is_some(), hash);
         }
     }
 
     #[test]
-    fn an_index_counts_from_the_start_of_the_shard_in_later_windows_and_segments() {
+    fn an_index_counts_from_the_start_of_the_shard_in_later_pieces_and_segments() {
         let segment = usize::try_from(SEGMENT / 4).unwrap();
-        for at in [WINDOW / 4 + 2, segment, segment + WINDOW / 4 + 1] {
-            let mut ids = vec![0; segment + WINDOW];
+        for at in [PIECE / 4 + 2, segment, segment + PIECE / 4 + 1] {
+            let mut ids = vec![0; segment + PIECE];
             ids[at] = u32::MAX;
-            let file = shard(&ids);
             for hash in BOTH {
-                let found = scan(file.path(), Wanted { limit: u32::MAX, hash }).unwrap();
+                let (found, totals) = scan(&ids, Wanted { limit: u32::MAX, hash });
                 assert_eq!(found.first_beyond, Some((at as u64, u32::MAX)));
                 assert_eq!(found.max_id, Some(u32::MAX));
-                assert_eq!(found.counts, [ids.len() as u64 - 1]);
+                assert_eq!(totals.counts, [ids.len() as u64 - 1]);
                 assert_eq!(found.tokens, ids.len() as u64);
             }
         }
@@ -259,18 +277,56 @@ mod tests {
     #[test]
     fn an_empty_shard_has_no_highest_id() {
         for hash in BOTH {
-            let found = scan(shard(&[]).path(), Wanted { limit: 9, hash }).unwrap();
-            assert_eq!((found.tokens, found.max_id, found.counts.len()), (0, None, 0));
+            let (found, totals) = scan(&[], Wanted { limit: 9, hash });
+            assert_eq!((found.tokens, found.max_id, totals.counts.len()), (0, None, 0));
         }
     }
 
     #[test]
-    fn a_torn_id_is_an_error_that_names_the_shard() {
-        let mut torn = shard(&[1, 2]);
-        torn.write_all(&[0; 3]).unwrap();
-        torn.flush().unwrap();
+    fn the_totals_do_not_depend_on_who_reads_what() {
+        let directory = tempfile::tempdir().unwrap();
+        let ids: Vec<u32> = (0..9_000_000_u32).map(|i| i.wrapping_mul(2_654_435_761) >> 16).collect();
+        let shards: Vec<_> = ids
+            .chunks(5_000_000)
+            .enumerate()
+            .map(|(i, part)| {
+                let path = directory.path().join(i.to_string());
+                std::fs::write(&path, bytes(part)).unwrap();
+                (path, part.len() as u64)
+            })
+            .collect();
+        let [hashed, plain] =
+            BOTH.map(|hash| scan_all(&shards, Wanted { limit: MAX_VOCAB, hash }, &Watch::default()).unwrap());
+        assert_eq!(hashed.1, plain.1);
+        assert!(hashed.1.windows > 10_000);
+        for (mut hashed, plain) in hashed.0.into_iter().zip(plain.0) {
+            assert!(hashed.modified_ns > 0);
+            assert!(hashed.sha256.take().is_some());
+            assert_eq!(hashed, plain);
+        }
+    }
+
+    #[test]
+    fn a_shard_that_is_not_what_was_listed_is_an_error_with_its_index() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("0");
+        std::fs::write(&path, bytes(&[1, 2, 3])).unwrap();
         let wanted = Wanted { limit: 10, hash: true };
-        let (index, error) = scan_all(&[shard(&[1]).path(), torn.path()], wanted).unwrap_err();
-        assert_eq!((index, error.kind()), (1, io::ErrorKind::InvalidData));
+        let with = |tokens| scan_all(&[(&path, 3), (&path, tokens)], wanted, &Watch::default());
+        assert!(with(3).is_ok());
+        assert!(matches!(with(4), Err((1, Error::CutShort { need: 16, have: 12 }))));
+        assert!(matches!(with(2), Err((1, Error::Grown { had: 8, have: 12 }))));
+    }
+
+    #[test]
+    fn a_scan_that_is_stopped_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("0");
+        std::fs::write(&path, bytes(&vec![7; 100_000])).unwrap();
+        let watch = Watch::default();
+        watch.stop();
+        let stopped = scan_all(&[(&path, 100_000)], Wanted { limit: 10, hash: false }, &watch);
+        assert!(matches!(stopped, Err((0, Error::Io(error))) if error.kind() == io::ErrorKind::Interrupted));
+        assert_eq!(watch.tokens(), PIECE as u64 / 4);
     }
 }

@@ -5,7 +5,7 @@
 //! cut short would end the process; here it is an error that names it.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     fs::File,
     io,
     os::unix::fs::FileExt,
@@ -13,8 +13,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Most files that stay open.
-const MOST_OPEN: usize = 128;
+use super::advice;
+
+/// Most files that stay open: half of what a process may have where nobody raised the limit.
+const MOST_OPEN: usize = 512;
 const BYTES: u64 = 4;
 
 /// Shards behind one another.
@@ -23,7 +25,21 @@ pub struct Stream {
     paths: Vec<PathBuf>,
     /// Where each shard starts, and the end of the last.
     starts: Vec<u64>,
-    open: Mutex<VecDeque<(usize, Arc<File>)>>,
+    open: Mutex<Open>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    files: HashMap<usize, Arc<File>>,
+    /// Their numbers, the one opened first in front.
+    order: VecDeque<usize>,
+}
+
+/// Part of a shard that is to be read.
+struct Span<'a> {
+    shard: usize,
+    offset: u64,
+    bytes: &'a mut [u8],
 }
 
 /// What went wrong, and with which shard.
@@ -75,6 +91,32 @@ impl Stream {
     /// # Errors
     /// The operating system's, with the shard; `InvalidInput` for ids beyond the stream.
     pub fn read(&self, start: u64, out: &mut [u8]) -> Result<(), Failure> {
+        self.spans(start, out)?.into_iter().try_for_each(|span| self.fill(span))
+    }
+
+    /// Fill rows of `row` bytes, one after another, with ids from each start on.
+    ///
+    /// What lies in memory is taken at once; the disk is asked for all the rest before the first of it is waited
+    /// for.
+    ///
+    /// # Errors
+    /// As [`Stream::read`].
+    pub fn gather(&self, starts: &[u64], row: usize, out: &mut [u8]) -> Result<(), Failure> {
+        let mut late = Vec::new();
+        for (&start, row) in starts.iter().zip(out.chunks_exact_mut(row.max(1))) {
+            for span in self.spans(start, row)? {
+                let file = self.file(span.shard).map_err(|error| Failure { shard: span.shard, error })?;
+                if !advice::read_now(&file, span.bytes, span.offset) {
+                    advice::will_need(&file, span.offset, span.bytes.len());
+                    late.push(span);
+                }
+            }
+        }
+        late.into_iter().try_for_each(|span| self.fill(span))
+    }
+
+    /// What to read for the ids from `start` on.
+    fn spans<'a>(&self, start: u64, out: &'a mut [u8]) -> Result<Vec<Span<'a>>, Failure> {
         let ids = out.len() as u64 / BYTES;
         if start.checked_add(ids).is_none_or(|end| end > self.tokens()) {
             return Err(Failure { shard: 0, error: io::ErrorKind::InvalidInput.into() });
@@ -83,30 +125,48 @@ impl Stream {
         let mut shard = self.starts.partition_point(|&begin| begin <= start).saturating_sub(1);
         let mut at = start;
         let mut rest = out;
+        let mut spans = Vec::with_capacity(1);
         while !rest.is_empty() {
             let end = self.starts.get(shard + 1).copied().unwrap_or(u64::MAX);
             let here = usize::try_from((end - at).saturating_mul(BYTES)).unwrap_or(usize::MAX);
-            let (now, later) = rest.split_at_mut(here.min(rest.len()));
-            let within = (at - self.starts[shard]) * BYTES;
-            let read = self.file(shard).and_then(|file| file.read_exact_at(now, within));
-            read.map_err(|error| Failure { shard, error })?;
-            at += now.len() as u64 / BYTES;
+            let (bytes, later) = rest.split_at_mut(here.min(rest.len()));
+            let offset = (at - self.starts[shard]) * BYTES;
+            at += bytes.len() as u64 / BYTES;
+            spans.push(Span { shard, offset, bytes });
             rest = later;
             shard += 1;
         }
-        Ok(())
+        Ok(spans)
+    }
+
+    fn fill(&self, span: Span<'_>) -> Result<(), Failure> {
+        let Span { shard, offset, bytes } = span;
+        let read = self.file(shard).and_then(|file| file.read_exact_at(bytes, offset));
+        read.map_err(|error| Failure { shard, error })
     }
 
     fn file(&self, shard: usize) -> io::Result<Arc<File>> {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(at) = open.iter().position(|&(number, _)| number == shard) {
-            return Ok(Arc::clone(&open[at].1));
+        if let Some(file) = open.files.get(&shard) {
+            return Ok(Arc::clone(file));
         }
-        let file = Arc::new(File::open(&self.paths[shard])?);
-        if open.len() == MOST_OPEN {
-            open.pop_front();
+        let path = &self.paths[shard];
+        let file = File::open(path).or_else(|error| {
+            // The process has no file left: those that are open here are given up.
+            let had = open.order.len();
+            open.order.clear();
+            open.files.clear();
+            if had > 0 { File::open(path) } else { Err(error) }
+        })?;
+        advice::random(&file);
+        let file = Arc::new(file);
+        if open.order.len() == MOST_OPEN
+            && let Some(first) = open.order.pop_front()
+        {
+            open.files.remove(&first);
         }
-        open.push_back((shard, Arc::clone(&file)));
+        open.order.push_back(shard);
+        open.files.insert(shard, Arc::clone(&file));
         Ok(file)
     }
 }
@@ -156,7 +216,22 @@ mod tests {
             stream.read(u64::from(start), &mut out).unwrap();
             assert_eq!(out, start.to_le_bytes());
         }
-        assert_eq!(stream.open.lock().unwrap().len(), MOST_OPEN);
+        let open = stream.open.lock().unwrap();
+        assert_eq!((open.files.len(), open.order.len()), (MOST_OPEN, MOST_OPEN));
+    }
+
+    #[test]
+    fn rows_from_anywhere_are_what_is_read_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let stream = shards(directory.path(), &[3, 1, 1, 5000]);
+        let starts = [4000, 0, 2, 4999, 2];
+        let mut out = vec![0; starts.len() * 24];
+        stream.gather(&starts, 24, &mut out).unwrap();
+        for (start, row) in starts.into_iter().zip(out.chunks(24)) {
+            let start = u32::try_from(start).unwrap();
+            assert_eq!(row, ids(start..start + 6));
+        }
+        assert!(stream.gather(&[0, 5000], 24, &mut out).is_err());
     }
 
     #[test]
@@ -165,6 +240,8 @@ mod tests {
         let stream = shards(directory.path(), &[4, 4]);
         std::fs::write(directory.path().join("shard-00001.bin"), ids(4..6)).unwrap();
         let failure = stream.read(2, &mut [0; 24]).unwrap_err();
+        assert_eq!((failure.shard, failure.error.kind()), (1, io::ErrorKind::UnexpectedEof));
+        let failure = stream.gather(&[0, 6], 8, &mut [0; 16]).unwrap_err();
         assert_eq!((failure.shard, failure.error.kind()), (1, io::ErrorKind::UnexpectedEof));
         assert_eq!(stream.nbytes(1), 16);
     }

@@ -1,0 +1,192 @@
+"""One pass over the ids of shards, and what the manifest keeps of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from apr._core import scan_shards
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from apr.data.shards import Shard
+
+TOKEN = np.dtype("<u4")
+# Every id with at least a hundredth of all tokens is among them.
+_TOP = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ShardScan:
+    """What one pass over a shard found; `size` in bytes and `mtime_ns` tell whether it still holds."""
+
+    name: str
+    size: int
+    mtime_ns: int
+    max_id: int
+    sha256: str | None
+    """In hex; None where it was not asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What one pass over all shards found."""
+
+    shards: tuple[ShardScan, ...]
+    total_tokens: int
+    entropy_bits: float
+    """Entropy of the unigram distribution, bits a token."""
+    distinct_ids: int
+    """How many different ids there are."""
+    windows: int
+    """Windows of 64 ids that were taken, about one in 300 places, to see what repeats."""
+    different_windows: int
+    """How many of them differ from one another; an estimate, with a standard error of 0.8 %."""
+    most_frequent: tuple[tuple[int, int], ...]
+    """The hundred most frequent ids with their counts, most frequent first."""
+
+    @property
+    def max_id(self) -> int:
+        """The highest id."""
+        return max(shard.max_id for shard in self.shards)
+
+    @property
+    def repeated_share(self) -> float:
+        """Share of windows that are copies of another one; n copies of everything have 1 - 1/n."""
+        return 1 - self.different_windows / self.windows if self.windows else 0.0
+
+    @property
+    def corpus_sha256(self) -> str | None:
+        """SHA-256 over the shards' hex digests in stream order; None where a shard was not hashed."""
+        hashes = [shard.sha256 for shard in self.shards if shard.sha256 is not None]
+        return corpus_sha256(hashes) if len(hashes) == len(self.shards) else None
+
+    def share(self, token: int | None) -> float:
+        """Share of an id in all tokens; 0 for an id that is not among the hundred most frequent."""
+        return dict(self.most_frequent).get(token, 0) / self.total_tokens if token is not None else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the manifest keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, kept: dict[str, Any]) -> Scan:
+        """What `to_dict` gave.
+
+        Raises:
+            KeyError, TypeError: it is something else.
+        """
+        return cls(
+            tuple(ShardScan(**shard) for shard in kept["shards"]),
+            int(kept["total_tokens"]),
+            float(kept["entropy_bits"]),
+            int(kept["distinct_ids"]),
+            int(kept["windows"]),
+            int(kept["different_windows"]),
+            tuple((int(token), int(count)) for token, count in kept["most_frequent"]),
+        )
+
+
+def kept_scan(manifest: Mapping[str, Any]) -> Scan | None:
+    """The scan that a manifest keeps, whether or not it still holds; None without one that can be read."""
+    try:
+        return Scan.from_dict(manifest["scan"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Beyond:
+    """An id at or above the vocabulary's size; `index` counts tokens from the start of the shard."""
+
+    shard: str
+    index: int
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class FullScan(Scan):
+    """A scan that has just been made, with what the manifest does not keep."""
+
+    counts: NDArray[np.uint64]
+    """How often each id occurs, [max_id + 1]; ids that no vocabulary has are left out."""
+    beyond: tuple[Beyond, ...]
+    """The first id of each shard that is out of range."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the manifest keeps it."""
+        return asdict(self.kept)
+
+    @property
+    def kept(self) -> Scan:
+        """What the manifest keeps."""
+        return Scan(*(getattr(self, field.name) for field in fields(Scan)))
+
+
+def scan(
+    shards: Sequence[Shard],
+    *,
+    vocab_size: int | None = None,
+    hashes: bool = True,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> FullScan:
+    """Read every id once, in parallel. What is found does not depend on how many threads there are.
+
+    Args:
+        shards: what to read, in stream order.
+        vocab_size: ids from here on are out of range.
+        hashes: whether each shard's SHA-256 is wanted; it takes most of the time.
+        on_progress: called with (tokens read, tokens in all) from time to time; what it raises ends the
+            scan, as Ctrl-C does.
+
+    Raises:
+        OSError: a shard cannot be read; FileNotFoundError where it is gone.
+        AprError: a shard is shorter (TruncatedError) or longer than it was listed with; names it.
+    """
+    total = sum(shard.tokens for shard in shards)
+    rows, raw, windows, different = scan_shards(
+        [(shard.path, shard.tokens) for shard in shards],
+        vocab_size,
+        hashes,
+        None if on_progress is None else lambda read: on_progress(read, total),
+    )
+    scans, beyond = [], []
+    for shard, (modified, max_id, out_of_range, sha256) in zip(shards, rows, strict=True):
+        scans.append(ShardScan(shard.name, shard.tokens * TOKEN.itemsize, modified, max_id or 0, sha256))
+        if out_of_range is not None:
+            beyond.append(Beyond(shard.name, *out_of_range))
+    counts = np.frombuffer(raw, "<u8")
+    order = np.argsort(counts, kind="stable")[::-1][:_TOP]
+    return FullScan(
+        shards=tuple(scans),
+        total_tokens=total,
+        entropy_bits=_entropy_bits(counts),
+        distinct_ids=int(np.count_nonzero(counts)),
+        windows=windows,
+        different_windows=different,
+        most_frequent=tuple((int(i), int(counts[i])) for i in order if counts[i]),
+        counts=counts,
+        beyond=tuple(beyond),
+    )
+
+
+def _entropy_bits(counts: NDArray[np.uint64]) -> float:
+    p = counts[counts > 0] / max(1, counts.sum())
+    return float(-(p * np.log2(p)).sum()) + 0.0
+
+
+def corpus_sha256(shards: Iterable[str]) -> str:
+    """SHA-256 over the shards' own, in hex and in stream order."""
+    return hashlib.sha256("".join(shards).encode()).hexdigest()
+
+
+def common_shards(a: Iterable[ShardScan], b: Iterable[ShardScan]) -> list[tuple[str, str]]:
+    """Pairs of shards of two directories that are the same bytes."""
+    names = {shard.sha256: shard.name for shard in a if shard.sha256 is not None}
+    return [(names[shard.sha256], shard.name) for shard in b if shard.sha256 in names]

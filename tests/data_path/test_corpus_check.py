@@ -1,0 +1,96 @@
+"""What is no text: each threshold alone, and what comes near it and passes."""
+
+import numpy as np
+import pytest
+
+from apr.data.corpus_check import problems
+from apr.data.scan import scan
+from apr.data.shards import list_shards
+
+EOS, UNK = 0, 3
+
+
+def text(tokens, vocabulary=400, seed=0):
+    """Ids without order and without `EOS` or `UNK`, about alike in number."""
+    return np.random.default_rng(seed).integers(10, 10 + vocabulary, tokens)
+
+
+def judged(path, ids, shards=1):
+    path.mkdir(exist_ok=True)
+    for i, part in enumerate(np.array_split(np.asarray(ids), shards)):
+        part.astype("<u4").tofile(path / f"shard-{i:05d}.bin")
+    return problems(scan(list_shards(path)), EOS, UNK)
+
+
+def with_share(share, of, tokens=10_000):
+    ids = text(tokens)
+    ids[: int(share * tokens)] = of
+    return np.random.default_rng(1).permutation(ids)
+
+
+def with_entropy(bits, tokens=60_000):
+    """One id more often than the others, which are alike; none over a half."""
+    ids = np.random.default_rng(2).permutation(np.arange(tokens) % 32 + 10)
+    half = tokens * 49 // 100
+    rare = np.searchsorted(np.cumsum(bits), np.random.default_rng(3).random(tokens - half))
+    return np.random.default_rng(4).permutation(np.concatenate([np.full(half, 5), rare + 10, ids[:16]]))
+
+
+def copies(count, once=40_000):
+    """One text again and again, each time after other ids than before."""
+    return np.concatenate([np.concatenate([text(137, seed=9 + i), text(once)]) for i in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("trips", "passes", "says"),
+    [
+        (with_share(0.501, 7), with_share(0.499, 7), "id 7 is 50.10% of all tokens"),
+        (
+            with_entropy([0.35, 0.35, 0.15, 0.15]),
+            with_entropy([0.28, 0.28, 0.22, 0.22]),
+            "bits a token, text has over 2",
+        ),
+        (text(2_000, 15), text(2_000, 16), "15 different ids, text has 16 at least"),
+        (text(1_024, 15), text(1_023, 15), "15 different ids"),
+        (with_share(0.0101, UNK), with_share(0.01, UNK), "unknown text (id 3): 1.01% of all tokens"),
+        (with_share(0.2501, EOS), with_share(0.25, EOS), "ends of text (id 0): 25.01% of all tokens"),
+        (copies(6), copies(4), "83% of the windows of 64 ids are repeats, over 80%"),
+        (np.tile(text(500), 200), text(100_000), "of the windows of 64 ids are repeats"),
+    ],
+    ids=["share", "entropy", "distinct", "few tokens", "unknown", "ends", "copies", "period"],
+)
+def test_each_threshold_alone_and_what_comes_near_it(trips, passes, says, tmp_path):
+    found = judged(tmp_path / "degenerate", trips)
+    assert len(found) == 1, found
+    assert says in found[0]
+    assert judged(tmp_path / "good", passes) == []
+
+
+def test_a_corpus_of_one_id_is_named_once_for_each_reason(tmp_path):
+    found = judged(tmp_path / "a", np.full(100_000, UNK))
+    assert found[0].startswith("id 3 (unknown text) is 100.00%")
+    assert [reason.split()[1] for reason in found[1:]] == ["bits", "different", "of"]
+
+
+def test_too_little_to_judge_is_let_pass(tmp_path):
+    assert judged(tmp_path / "a", np.full(31, 7)) == []
+    assert judged(tmp_path / "b", np.full(32, 7)) != []
+    assert judged(tmp_path / "c", np.tile(text(500), 20)) == []  # about thirty windows
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_what_repeats_is_the_same_hashed_or_not_and_however_it_is_read(shards, tmp_path):
+    judged(tmp_path / "a", copies(3, 2_000_000), shards)
+    listed = list_shards(tmp_path / "a")
+    one, two = (scan(listed, hashes=hashes) for hashes in (True, False))
+    assert (one.windows, one.different_windows) == (two.windows, two.different_windows)
+    assert one.repeated_share == pytest.approx(2 / 3, abs=0.02)
+
+
+def test_the_same_function_judges_for_verify_and_for_a_run():
+    import apr.data.rebuild
+    import apr.train.file_evaluation
+    import apr.train.preflight
+
+    for module in (apr.data.rebuild, apr.train.preflight, apr.train.file_evaluation):
+        assert module.problems is problems
