@@ -20,7 +20,7 @@ import torch
 from apr.model.decoder import Decoder
 from apr.model.init import init_weights, load_arch
 from apr.train.config import PretrainConfig
-from apr.train.device import autocast, default_precision, describe
+from apr.train.device import default_precision, describe
 from apr.train.optimizer import make_optimizer
 from apr.train.step import Step
 
@@ -123,7 +123,7 @@ def their_step(ours: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[
         model.compile()
 
     def step() -> None:
-        with autocast(ids.device, default_precision(ids.device)):
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=default_precision(ids.device) == "bf16"):
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
         loss.backward()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from apr.data.split import evaluation_windows
-from apr.train.device import autocast
+from apr.train.device import computing
 from apr.train.loss import token_losses
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def evaluate(
     device = model.head_weight.device
     count = evaluation_windows(held_out, val_tokens)
     total, done = torch.zeros((), dtype=torch.float64, device=device), 0
-    with torch.no_grad(), autocast(device, precision):
+    with torch.no_grad(), computing(device, precision):
         for batch in held_out.in_order(count, batch_size):
             if on_progress is not None:
                 on_progress(done, count)

@@ -23,7 +23,7 @@ from apr.train.checkpoint import (
     step_path,
     write_checkpoint,
 )
-from apr.train.device import Utilisation, autocast, peak_flops
+from apr.train.device import Utilisation, computing, peak_flops
 from apr.train.evaluation import Evaluation, evaluate, perplexity
 from apr.train.loss import token_losses
 from apr.train.metrics import MetricsFile, cut_back
@@ -261,7 +261,7 @@ class Loop:
     def _check_agreement(self, batches: list[Tensor], train: float) -> None:
         """The loss of this process's first step must not depend on which path computes it."""
         held_out = 0.0
-        with torch.no_grad(), autocast(self._prepared.device, self._prepared.precision):
+        with torch.no_grad(), computing(self._prepared.device, self._prepared.precision):
             for ids in batches:
                 held_out += token_losses(self._model, ids).sum(dtype=torch.float64).item()
         held_out /= self._config.tokens_per_step

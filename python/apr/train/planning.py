@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from apr.train import rundir
-from apr.train.device import autocast
+from apr.train.device import computing
 from apr.train.loss import token_losses
 from apr.train.optimizer import make_optimizer
 from apr.train.preflight import Prepared, prepare
@@ -123,7 +123,7 @@ def _measure_step(prepared: Prepared, model: Decoder) -> float:
 def _measure_evaluation(prepared: Prepared, model: Decoder) -> float:
     batch = _batch(prepared, min(prepared.config.batch_size, len(prepared.split.train)))
     started = _now(prepared.device)
-    with torch.no_grad(), autocast(prepared.device, prepared.precision):
+    with torch.no_grad(), computing(prepared.device, prepared.precision):
         token_losses(model, batch)
     seconds = _now(prepared.device) - started
     return seconds * prepared.val_tokens / (len(batch) * prepared.config.seq_length)

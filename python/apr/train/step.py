@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils import get_total_norm
 
-from apr.train.device import autocast
+from apr.train.device import computing
 from apr.train.loss import add_gradients, softmax
 from apr.train.optimizer import set_learning_rate
 
@@ -116,7 +116,7 @@ class Step:
         return StepOutcome(loss, norm, updated=not skipped)
 
     def _add(self, ids: Tensor, tokens: int) -> None:
-        with autocast(self._device, self._precision):
+        with computing(self._device, self._precision):
             self._loss += add_gradients(self._model, ids, tokens, softmax=self._softmax)
 
     def _update(self) -> None:
