@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from os import PathLike, fspath
 
+TYPE_CHECKING = False  # typing costs 4 ms; type checkers take this name as true
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 # Exit codes of the commands, as the ecosystem's own tools number them.
 EXIT_UNFORESEEN, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_NOT_VALID = 1, 2, 3, 4
 EXIT_REFUSED, EXIT_WEIGHTS, EXIT_IO, EXIT_UNAVAILABLE = 5, 6, 7, 9
@@ -91,6 +95,22 @@ class UnavailableError(RefusedError):
     exit_code = EXIT_UNAVAILABLE
 
 
+class PreflightError(RefusedError):
+    """Several things that each keep a run from starting; a line for each.
+
+    Attributes:
+        problems: the errors, in the order in which they were found; the first gives the exit code.
+    """
+
+    def __init__(self, problems: Sequence[Exception]) -> None:
+        super().__init__("\n".join(message(problem) for problem in problems))
+        self.problems = tuple(problems)
+        self.exit_code = exit_code(problems[0])
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.problems,)
+
+
 def exit_code(error: BaseException) -> int:
     """The exit code that stands for an error, as the ecosystem's own tools number them."""
     if isinstance(error, RefusedError):
@@ -104,6 +124,11 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, ModuleNotFoundError) and not (error.name or "apr").startswith("apr"):
         return EXIT_UNAVAILABLE
     return EXIT_UNFORESEEN
+
+
+def messages(error: BaseException) -> list[str]:
+    """The error as lines for a person, one for each thing that is wrong."""
+    return [message(problem) for problem in getattr(error, "problems", (error,))]
 
 
 def message(error: BaseException) -> str:

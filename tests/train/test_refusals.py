@@ -170,7 +170,7 @@ def test_a_directory_without_a_manifest_or_unfinished(refused, make_shards):
 
 
 def test_a_window_beyond_the_models_positions(refused):
-    assert "256 positions" in refused(seq_length=300)[0]
+    assert "256 positions" in refused(seq_length=300, num_steps=5)[0]
 
 
 def test_too_little_to_hold_out(refused, make_shards):
@@ -245,3 +245,85 @@ def test_nothing_to_resume(options):
 
     with pytest.raises(RefusedError, match="no run to resume"):
         pretrain(options(resume=True))
+
+
+@pytest.fixture
+def everything_wrong(options, flags, make_shards, tmp_path):
+    """The command with seven independent mistakes, most of them the user's next attempt each."""
+    import numpy as np
+
+    degenerate = make_shards("unk", ids=np.full(8000, 3), vocab_size=151665)
+    config = options(
+        dataset=degenerate,
+        val_dataset=tmp_path / "nowhere",
+        init=DATA.parent / "aprender-0.72" / "qwen2_biases_lost.apr",
+        tokenizer=tmp_path / "no-tokenizer",
+        contract=tmp_path / "no-contract.yaml",
+        device="cuda:99",
+        warmup_steps=11,
+        num_steps=12,
+    )
+    return [*flags(config), "--warmup-steps", "12"]
+
+
+def test_everything_that_is_wrong_is_said_at_once(everything_wrong, capsys, tmp_path):
+    from apr.cli import main
+
+    assert main(["pretrain", *everything_wrong]) == 2  # of the first: a warm-up without a cosine
+    lines = capsys.readouterr().err.splitlines()
+    for n, words in enumerate(
+        (
+            "--warmup-steps 12",
+            "--device cuda:99",
+            "no-contract.yaml",
+            "nowhere",
+            "no-tokenizer",
+            "6 parameters are not in the file",
+            "this is no text",
+        )
+    ):
+        assert words in lines[n]
+        assert lines[n].startswith("apr pretrain: error: ")
+    assert len(lines) == 7
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refusal_is_json_for_scripts(everything_wrong, capsys, tmp_path):
+    from apr.cli import main
+
+    (tmp_path / "run").mkdir()
+    assert main(["pretrain", *everything_wrong, "--json"]) == 2
+    out, err = capsys.readouterr()
+    said = json.loads(out)
+    assert (said["status"], said["exit_code"], len(said["problems"])) == ("REFUSED", 2, 7)
+    assert [line.removeprefix("apr pretrain: error: ") for line in err.splitlines()] == said["problems"]
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (written["status"], written["exit_code"]) == ("REFUSED", 2)
+    assert all(problem in written["detail"] for problem in said["problems"])
+    assert main(["pretrain", "--json", "--lr", "-1", "--dataset", "d", "--run-dir", "r", "--init", "i"]) == 2
+    assert json.loads(capsys.readouterr().out)["problems"] == ["--lr is -1.0: it must be positive"]
+
+
+def test_weights_are_looked_at_when_something_else_is_wrong(refused, options, flags, tmp_path, capsys):
+    import torch
+
+    import apr
+    from apr.cli import main
+
+    source = apr.load(BASE)
+    wrong = {name: source[name].bfloat16().view(torch.float16) for name in source if "mlp" in name}
+    apr.save({**source, **wrong}, tmp_path / "mistagged.apr", dict(source.metadata))
+    assert main(["pretrain", *flags(options(init=tmp_path / "mistagged.apr", num_steps=100))]) == 5
+    windows, weights = capsys.readouterr().err.splitlines()
+    assert "400 windows" in windows
+    assert weights.count("as of bf16 bytes tagged f16") == 6
+    assert refused(init=tmp_path / "mistagged.apr")[1] == 6
+
+
+def test_a_preflight_error_survives_a_process_pool():
+    import pickle
+
+    from apr.errors import PreflightError, RefusedError, UsageError
+
+    error = pickle.loads(pickle.dumps(PreflightError([UsageError("a"), RefusedError("b")])))
+    assert (str(error), error.exit_code, len(error.problems)) == ("a\nb", 2, 2)

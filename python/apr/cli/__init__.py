@@ -1,7 +1,8 @@
 """The `apr` command: finds the subcommand, parses its flags, runs it, turns errors into exit codes.
 
 Each module beside this one holds one command: a dataclass (or a union of them, for subcommands) named
-`Command`, whose fields are the flags, whose docstring is the help, and whose `run()` gives the exit code.
+`Command`, whose fields are the flags, whose docstring is the help, and whose `run()` gives the exit code. It
+may have `flags_from_file`, flags that come before those that were typed, and `refusal`, an error as JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
-from apr.errors import EXIT_UNFORESEEN, EXIT_USAGE, AprError, RefusedError, exit_code, message
+from apr.errors import EXIT_UNFORESEEN, EXIT_USAGE, AprError, RefusedError, exit_code, messages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +78,11 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         code = exit_code(error)
         if code == EXIT_UNFORESEEN:
             raise
-        print(f"apr {name}: error: {message(error)}", file=sys.stderr)
+        for line in messages(error):
+            print(f"apr {name}: error: {line}", file=sys.stderr)
+        module = import_module(COMMANDS[name][0])
+        if "--json" in arguments and hasattr(module, "refusal"):
+            print(module.refusal(error))
         return code
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from apr.errors import UsageError
+from apr.errors import UsageError, exit_code, messages
 from apr.files import json_text
 from apr.train.config import PretrainConfig
 
@@ -48,6 +48,19 @@ class Command(PretrainConfig):
         if self.json:
             print(json_text(result.to_dict(), indent=2))
         return result.exit_code
+
+
+def refusal(error: BaseException) -> str:
+    """A run that was refused before it began, as the JSON object that takes the place of its result."""
+    problems = messages(error)
+    return json_text(
+        {
+            "status": "REFUSED",
+            "exit_code": exit_code(error),
+            "detail": "; ".join(problems),
+            "problems": problems,
+        }
+    )
 
 
 def flags_from_file(arguments: list[str]) -> list[str]:

@@ -9,11 +9,13 @@ import torch
 from apr.container.file import HEADS, TRAINING_PREFIX
 from apr.container.gguf import hf_name, unpermute
 from apr.errors import WeightsError
+from apr.model.names import check_layers, parameter_shapes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from apr.container.file import AprFile
+    from apr.model.config import ModelConfig
     from apr.model.decoder import Decoder
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
@@ -44,27 +46,72 @@ def fill(model: Decoder, file: AprFile) -> None:
         WeightsError: parameters that stay empty, tensors that have no place, shapes that differ, values
             that no weights have.
     """
-    parameters = dict(model.named_parameters())
-    sources = _sources(file)
-    if model.config.tie_word_embeddings and HEAD in sources:
-        _check_copy(file, sources.pop(HEAD), sources)
-    missing = [name for name in parameters if name not in sources]
-    left_over = [source for name, source in sources.items() if name not in parameters]
-    if missing or left_over:
-        parts = [f"{len(missing)} parameters are not in the file: {_listed(missing)}"] if missing else []
-        if left_over:
-            parts.append(f"{len(left_over)} tensors have no place in the model: {_listed(left_over)}")
-        raise WeightsError(f"{file.path}: {'; '.join(parts)}")
+    sources = match(model.config, file)
     with torch.no_grad():
-        for name, parameter in parameters.items():
+        for name, parameter in model.named_parameters():
             source = sources[name]
-            values = _shaped(file, source, name, parameter)
-            problem = implausible(name, values)
-            if problem is not None:
-                raise WeightsError(
-                    f"{file.path}: {source}: {problem}: are its dtype and its bytes what they should be?"
-                )
-            parameter.copy_(_in_order(values, source, name, model))
+            values = _plausible(file, source, name)
+            parameter.copy_(_in_order(values, source, name, model.config))
+
+
+def match(config: ModelConfig, file: AprFile) -> dict[str, str]:
+    """The tensor of `file` for each parameter, from names and shapes alone.
+
+    Raises:
+        WeightsError: parameters that would stay empty, tensors that have no place, shapes that differ.
+    """
+    check_layers(file.path, config, len(file))
+    shapes, sources = parameter_shapes(config), _sources(file)
+    if config.tie_word_embeddings and HEAD in sources:
+        _check_copy(file, sources.pop(HEAD), sources)
+    missing = [name for name in shapes if name not in sources]
+    left_over = [source for name, source in sources.items() if name not in shapes]
+    misfits = [
+        f"{sources[name]} is {list(found)}, the model's {name} is {list(wanted)}"
+        for name, wanted in shapes.items()
+        if name in sources and not _fits(found := file.info(sources[name]).shape, wanted, name)
+    ]
+    parts = [f"{len(missing)} parameters are not in the file: {_listed(missing)}"] if missing else []
+    if left_over:
+        parts.append(f"{len(left_over)} tensors have no place in the model: {_listed(left_over)}")
+    if misfits:
+        parts.append(_listed(misfits))
+    if parts:
+        raise WeightsError(f"{file.path}: {'; '.join(parts)}")
+    return sources
+
+
+def check_values(config: ModelConfig, file: AprFile) -> None:
+    """What `fill` checks of the values, without a model to fill.
+
+    Raises:
+        WeightsError: values that no weights have; names every such tensor.
+    """
+    problems = []
+    for name, source in match(config, file).items():
+        try:
+            _plausible(file, source, name)
+        except WeightsError as error:
+            problems.append(str(error).removeprefix(f"{file.path}: "))
+    if problems:
+        raise WeightsError(f"{file.path}: {_listed(problems)}")
+
+
+def _plausible(file: AprFile, source: str, name: str) -> Tensor:
+    values = file[source].flatten() if name.endswith(".bias") else file[source]
+    if not values.is_floating_point():
+        raise WeightsError(f"{file.path}: {source} holds {values.dtype} values, weights are floating point")
+    problem = implausible(name, values)
+    if problem is not None:
+        raise WeightsError(
+            f"{file.path}: {source}: {problem}: are its dtype and its bytes what they should be?"
+        )
+    return values
+
+
+def _fits(found: tuple[int, ...], wanted: tuple[int, ...], name: str) -> bool:
+    # Some writers keep biases as rows.
+    return found == wanted or (name.endswith(".bias") and found == (1, *wanted))
 
 
 def implausible(name: str, values: Tensor) -> str | None:
@@ -120,21 +167,8 @@ def _check_copy(file: AprFile, head: str, sources: dict[str, str]) -> None:
         )
 
 
-def _shaped(file: AprFile, source: str, name: str, parameter: Tensor) -> Tensor:
-    values, wanted = file[source], tuple(parameter.shape)
-    shape = tuple(values.shape)
-    if name.endswith(".bias") and shape == (1, *wanted):  # some writers keep biases as rows
-        return values.view(wanted)
-    if shape != wanted:
-        raise WeightsError(f"{file.path}: {source} is {list(shape)}, the model's {name} is {list(wanted)}")
-    if not values.is_floating_point():
-        raise WeightsError(f"{file.path}: {source} holds {values.dtype} values, weights are floating point")
-    return values
-
-
-def _in_order(values: Tensor, source: str, name: str, model: Decoder) -> Tensor:
+def _in_order(values: Tensor, source: str, name: str, config: ModelConfig) -> Tensor:
     """Rows in transformers' order: only names tell that a file has GGUF's."""
-    config = model.config
     if source == name or config.family != "llama":
         return values
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.split(".")[-2])

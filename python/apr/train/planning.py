@@ -49,8 +49,8 @@ class Plan:
             "held_out": made.split.what,
             "val_tokens": made.val_tokens,
             "epochs": config.epochs,
-            "checkpoint_bytes": made.checkpoint_bytes,
-            "memory_bytes": made.memory_bytes,
+            "checkpoint_bytes": made.needs.checkpoint_bytes,
+            "memory_bytes": made.needs.memory_bytes,
             "seconds_per_step": self.seconds_per_step,
             "seconds_per_evaluation": self.seconds_per_evaluation,
             "seconds": self.seconds,
@@ -75,8 +75,10 @@ def plan(config: PretrainConfig) -> Plan:
     Raises:
         AprError, OSError, RefusedError: as `prepare`.
     """
-    rundir.check_free(config)
-    prepared = prepare(rundir.as_before(config) if config.resume else config)
+    if config.resume:
+        rundir.check_free(config)
+        config = rundir.as_before(config)
+    prepared = prepare(config)
     model = prepared.build_model()
     step = _measure_step(prepared, model)
     return Plan(prepared, step, _measure_evaluation(prepared, model))
@@ -93,8 +95,8 @@ def summary(prepared: Prepared) -> list[str]:
         f"held out: {prepared.split.what}; {prepared.val_tokens:,} tokens an evaluation",
         f"steps: {config.num_steps} of {config.tokens_per_step:,} tokens, peak lr {config.lr:g}, "
         f"warm-up {config.warmup_steps}; {config.epochs} epochs of {config.steps_per_epoch} steps",
-        f"needs: about {prepared.memory_bytes / 2**30:.1f} GiB of memory, "
-        f"{prepared.checkpoint_bytes / 1e9:.2f} GB a checkpoint",
+        f"needs: about {prepared.needs.memory_bytes / 2**30:.1f} GiB of memory, "
+        f"{prepared.needs.checkpoint_bytes / 1e9:.2f} GB a checkpoint",
         *prepared.notes,
     ]
 

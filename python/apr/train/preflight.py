@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 
@@ -18,15 +17,18 @@ from apr.data.corpus_check import problems
 from apr.data.scan import Scan, common_shards
 from apr.data.shards import ShardDir
 from apr.data.split import Split, evaluation_windows, split
-from apr.errors import RefusedError
+from apr.errors import AprError, PreflightError, RefusedError
 from apr.model.config import ModelConfig
 from apr.model.decoder import Decoder
-from apr.model.fill import fill, has_head
+from apr.model.fill import check_values, fill, has_head, match
 from apr.model.init import init_weights, load_arch
-from apr.train.device import choose_device, default_precision, describe, free_memory_bytes
-from apr.train.loss import rows_at_a_time
+from apr.train import rundir
+from apr.train.device import choose_device, describe
+from apr.train.needs import Needs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from apr.container.file import AprFile
     from apr.data.tokenizers import LoadedTokenizer
     from apr.train.config import Precision, PretrainConfig
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 # Kaplan-style rule of thumb: fewer training tokens a parameter leave a model from scratch mostly untrained.
 _ENOUGH_TOKENS_A_PARAMETER = 10
 _TOKENIZER_KEYS = ("tokenizer.", "chat_template", "special_tokens", HF_TOKENIZER)
+P = ParamSpec("P")
+T = TypeVar("T")
 _CARRIED_KEYS = ("name", "license", "data_source", "data_license")
 
 
@@ -47,14 +51,16 @@ class Prepared:
     split: Split
     device: torch.device
     precision: Precision
-    parameters: int
+    needs: Needs
     facts: dict[str, Any]
     """Metadata of its checkpoints, but for the run's state."""
     notes: tuple[str, ...]
     """What a user should know, and warnings."""
-    checkpoint_bytes: int
-    memory_bytes: int
-    """Estimate."""
+
+    @property
+    def parameters(self) -> int:
+        """Of the model; a tied head counts once."""
+        return self.needs.parameters
 
     @property
     def val_tokens(self) -> int:
@@ -79,95 +85,169 @@ class Prepared:
 def prepare(config: PretrainConfig) -> Prepared:
     """Check a run's options against files and machine.
 
+    What can be decided independently is, so that everything wrong is said at once.
+
     Raises:
         AprError: the init file is not valid.
         FileNotFoundError: something that is named is not there.
         RefusedError: it cannot run, or should not; the message says what to do.
+        PreflightError: several of these.
     """
-    config = config.resolved()
-    device = choose_device(config.device)
-    precision = config.precision or default_precision(device)
-    dataset = ShardDir(config.dataset)
-    val_dataset = None if config.val_dataset is None else ShardDir(config.val_dataset)
-    tokenizer = _tokenizer(config)
-    scan = dataset.scan()
-    val_scan = scan if val_dataset is None else val_dataset.scan()
-    model_config, carried, base = _model(config, tokenizer, dataset, scan)
-    scans = {dataset: scan} if val_dataset is None else {dataset: scan, val_dataset: val_scan}
-    _check_vocabulary(model_config, tokenizer, scans)
-    for shards, found in scans.items():
-        _check_corpus(shards, found, tokenizer, carried)
+    refusals = Refusals()
+    attempt = refusals.attempt
+    attempt(rundir.check_free, config)
+    config = attempt(config.resolved) or config
+    device = attempt(choose_device, config.device)
     if config.contract is not None:
-        load_contract(config.contract)
-    if config.val_dataset is not None:
-        _check_overlap(config, scan, val_scan)
-    positions = model_config.max_position_embeddings
-    if config.seq_length > positions:
-        raise RefusedError(f"--seq-length {config.seq_length} is beyond the model's {positions} positions")
-    parts = split(dataset, val_dataset, config.seq_length, config.val_tokens)
-    notes = [
-        f"device: {describe(device)}, {precision}" + (" (chosen by auto)" if config.device == "auto" else "")
-    ]
-    if tokenizer is not None and tokenizer.note:
-        notes.append(f"tokenizer: {tokenizer.note}")
-    notes += _check_length(config, len(parts.train))
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in Decoder(model_config).parameters())
-    notes += _provision(config, parameters)
-    checkpoint_bytes = 12 * parameters  # weights and two moments, float32
-    _check_disk(config, checkpoint_bytes)
-    memory = _memory_bytes(config, model_config, parameters, precision, device)
-    free = free_memory_bytes(device)
-    if free is not None and memory > free:
-        raise RefusedError(
-            f"about {memory / 2**30:.1f} GiB of memory are needed, {device} has {free / 2**30:.1f} free: "
-            "lower --batch-size and raise --grad-accum, or lower --seq-length"
-        )
+        attempt(load_contract, config.contract)
+    dataset = attempt(_corpus, config.dataset)
+    val_dataset = None if config.val_dataset is None else attempt(_corpus, config.val_dataset)
+    tokenizer = None if config.tokenizer is None else attempt(_tokenizer, config.tokenizer)
+    corpora = [corpus for corpus in (dataset, val_dataset) if corpus is not None]
+    model = _attempt_model(refusals, config, tokenizer, dataset)
+    fitting = tokenizer
+    if model is not None:
+        fitting = attempt(_fitting, model.config, tokenizer)
+        attempt(_check_positions, config, model.config)
+    for corpus in corpora:
+        attempt(_check_corpus, corpus, tokenizer, model.carried if model else {})
+        if model is not None:
+            attempt(_check_ids, model.config, corpus)
+        attempt(_check_encoder, corpus, fitting)
+    parts = None
+    if dataset is not None and (config.val_dataset is None or val_dataset is not None):
+        held_out = None if val_dataset is None else val_dataset.shards
+        parts = attempt(split, dataset.shards, held_out, config.seq_length, config.val_tokens)
+    if dataset is not None and val_dataset is not None:
+        attempt(_check_overlap, config, dataset.scan, val_dataset.scan)
+    cycles = None if parts is None else attempt(_check_length, config, len(parts.train))
+    needs = None
+    if model is not None:
+        needs = Needs.of(config, model.config, device or torch.device("cpu"))
+        attempt(needs.check_disk, config)
+        if device is not None:
+            attempt(needs.check_memory)
+    if refusals.found and model is not None and config.init is not None:
+        # A run that starts looks at all values while it fills the model; this one is looked at for its user.
+        attempt(_check_values, config.init, model.config)
+    refusals.raise_if_any()
+    assert dataset is not None
+    assert model is not None
+    assert device is not None
+    assert parts is not None
+    assert needs is not None
     return Prepared(
         config=config,
-        model_config=model_config,
+        model_config=model.config,
         split=parts,
         device=device,
-        precision=precision,
-        parameters=parameters,
-        facts=_facts(config, model_config, parameters, carried, base, parts, scan, val_scan),
-        notes=tuple(notes),
-        checkpoint_bytes=checkpoint_bytes,
-        memory_bytes=memory,
+        precision=needs.precision,
+        needs=needs,
+        facts=_facts(config, model, needs.parameters, parts, dataset.scan, (val_dataset or dataset).scan),
+        notes=(
+            f"device: {describe(device)}, {needs.precision}"
+            + (" (chosen by auto)" if config.device == "auto" else ""),
+            *([f"tokenizer: {tokenizer.note}"] if tokenizer is not None and tokenizer.note else []),
+            *(cycles or []),
+            *_provision(config, needs.parameters),
+        ),
     )
 
 
-def _tokenizer(config: PretrainConfig) -> LoadedTokenizer | None:
-    if config.tokenizer is None:
+class Refusals:
+    """Gathers what is wrong, instead of stopping at the first."""
+
+    def __init__(self) -> None:
+        self.found: list[Exception] = []
+
+    def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What the function gives, or None if it refuses."""
+        try:
+            return function(*args, **kwargs)
+        except PreflightError as error:
+            self.found += error.problems
+        except (AprError, RefusedError, OSError) as error:
+            self.found.append(error)
         return None
+
+    def raise_if_any(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            PreflightError: more than one thing; one alone is raised as it is.
+        """
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            raise PreflightError(self.found)
+
+
+@dataclass(frozen=True, eq=False)
+class _Corpus:
+    shards: ShardDir
+    scan: Scan
+
+
+@dataclass(frozen=True)
+class _Model:
+    config: ModelConfig
+    carried: dict[str, Any]
+    """What its checkpoints carry on from the file or the tokenizer."""
+    base: dict[str, Any] | None
+    """The file that it starts from."""
+
+
+def _corpus(path: Path) -> _Corpus:
+    shards = ShardDir(path)
+    return _Corpus(shards, shards.scan())
+
+
+def _tokenizer(path: Path) -> LoadedTokenizer:
     from apr.data.tokenizers import load_tokenizer
 
-    return load_tokenizer(config.tokenizer)
+    return load_tokenizer(path)
 
 
-def _model(
-    config: PretrainConfig, tokenizer: LoadedTokenizer | None, dataset: ShardDir, scan: Scan
-) -> tuple[ModelConfig, dict[str, Any], dict[str, Any] | None]:
-    """The model's configuration, what its checkpoints carry on, and which file it starts from."""
-    carried = dict.fromkeys(_CARRIED_KEYS[1:])
-    if config.init is None:
-        assert config.arch is not None
-        sizes = (tokenizer.vocab_size if tokenizer else None, dataset.vocab_size, scan.max_id + 1)
-        vocab_size = next(size for size in sizes if size is not None)
-        if tokenizer is not None:
-            carried |= tokenizer.metadata()
-        return load_arch(config.arch, vocab_size), carried, None
-    with load(config.init, verify="full") as file:
+def _attempt_model(
+    refusals: Refusals, config: PretrainConfig, tokenizer: LoadedTokenizer | None, dataset: _Corpus | None
+) -> _Model | None:
+    """The model, or None where it is refused, or where what would give its vocabulary was."""
+    if config.init is not None:
+        return refusals.attempt(_model_of_file, config.init, tokenizer)
+    if dataset is None or (tokenizer is None and config.tokenizer is not None):
+        return None
+    return refusals.attempt(_model_from_scratch, config, tokenizer, dataset)
+
+
+def _model_from_scratch(
+    config: PretrainConfig, tokenizer: LoadedTokenizer | None, dataset: _Corpus
+) -> _Model:
+    assert config.arch is not None
+    sizes = (tokenizer.vocab_size if tokenizer else None, dataset.shards.vocab_size, dataset.scan.max_id + 1)
+    vocab_size = next(size for size in sizes if size is not None)
+    carried = dict.fromkeys(_CARRIED_KEYS[1:]) | (tokenizer.metadata() if tokenizer is not None else {})
+    return _Model(load_arch(config.arch, vocab_size), carried, None)
+
+
+def _model_of_file(path: Path, tokenizer: LoadedTokenizer | None) -> _Model:
+    with load(path, verify="full") as file:
         try:
             model_config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
         except RefusedError as error:
-            raise type(error)(f"{config.init}: {error}") from None
+            raise type(error)(f"{path}: {error}") from None
+        match(model_config, file)
         inside = {key: value for key, value in file.metadata.items() if key.startswith(_TOKENIZER_KEYS)}
-        carried |= {key: file.metadata[key] for key in _CARRIED_KEYS if key in file.metadata}
         if tokenizer is not None and not {VOCABULARY, HF_TOKENIZER} & inside.keys():
             inside = tokenizer.metadata()
-        base = {"name": config.init.name, "size": file.nbytes, "crc32": _crc32(file)}
-        return model_config, carried | inside, base
+        carried = dict.fromkeys(_CARRIED_KEYS[1:])
+        carried |= {key: file.metadata[key] for key in _CARRIED_KEYS if key in file.metadata}
+        base = {"name": path.name, "size": file.nbytes, "crc32": _crc32(file)}
+        return _Model(model_config, carried | inside, base)
+
+
+def _check_values(path: Path, model_config: ModelConfig) -> None:
+    with load(path) as file:
+        check_values(model_config, file)
 
 
 def _crc32(file: AprFile) -> str:
@@ -180,47 +260,57 @@ def _crc32(file: AprFile) -> str:
     return f"{crc:08x}"
 
 
-def _check_vocabulary(
-    model: ModelConfig, tokenizer: LoadedTokenizer | None, scans: dict[ShardDir, Scan]
-) -> None:
+def _fitting(model: ModelConfig, tokenizer: LoadedTokenizer | None) -> LoadedTokenizer | None:
+    """The tokenizer, whose vocabulary the model has."""
     if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
         raise RefusedError(
             f"{tokenizer.source}: the tokenizer's vocabulary has {tokenizer.vocab_size} ids, "
             f"the model's {model.vocab_size}: they do not belong together"
         )
-    for shards, scan in scans.items():
-        said = shards.vocab_size
-        if said is not None and said > model.vocab_size:
-            raise RefusedError(
-                f"{shards.path}: encoded with a vocabulary of {said} ids, the model has {model.vocab_size}: "
-                "encode with the model's tokenizer"
-            )
-        if said is not None and tokenizer is not None and said != tokenizer.vocab_size:
-            raise RefusedError(
-                f"{shards.path}: encoded with a vocabulary of {said} ids, {tokenizer.source} has "
-                f"{tokenizer.vocab_size}: give the tokenizer that encoded it"
-            )
-        highest = max(scan.shards, key=lambda shard: shard.max_id)
-        if highest.max_id >= model.vocab_size:
-            raise RefusedError(
-                f"{shards.path / highest.name}: id {highest.max_id} is beyond the model's vocabulary of "
-                f"{model.vocab_size}: encode with the model's tokenizer"
-            )
+    return tokenizer
 
 
-def _check_corpus(
-    shards: ShardDir, scan: Scan, tokenizer: LoadedTokenizer | None, carried: dict[str, Any]
-) -> None:
+def _check_positions(config: PretrainConfig, model: ModelConfig) -> None:
+    positions = model.max_position_embeddings
+    if config.seq_length > positions:
+        raise RefusedError(f"--seq-length {config.seq_length} is beyond the model's {positions} positions")
+
+
+def _check_encoder(corpus: _Corpus, tokenizer: LoadedTokenizer | None) -> None:
+    said = corpus.shards.vocab_size
+    if said is not None and tokenizer is not None and said != tokenizer.vocab_size:
+        raise RefusedError(
+            f"{corpus.shards.path}: encoded with a vocabulary of {said} ids, {tokenizer.source} has "
+            f"{tokenizer.vocab_size}: give the tokenizer that encoded it"
+        )
+
+
+def _check_ids(model: ModelConfig, corpus: _Corpus) -> None:
+    shards, said = corpus.shards, corpus.shards.vocab_size
+    if said is not None and said > model.vocab_size:
+        raise RefusedError(
+            f"{shards.path}: encoded with a vocabulary of {said} ids, the model has {model.vocab_size}: "
+            "encode with the model's tokenizer"
+        )
+    highest = max(corpus.scan.shards, key=lambda shard: shard.max_id)
+    if highest.max_id >= model.vocab_size:
+        raise RefusedError(
+            f"{shards.path / highest.name}: id {highest.max_id} is beyond the model's vocabulary of "
+            f"{model.vocab_size}: encode with the model's tokenizer"
+        )
+
+
+def _check_corpus(corpus: _Corpus, tokenizer: LoadedTokenizer | None, carried: dict[str, Any]) -> None:
     """Whether the ids can be text; what ends one is known to the tokenizer, the init file or the manifest."""
     if tokenizer is not None:
         eos, unk = tokenizer.eos_id, tokenizer.unk_id
     else:
-        eos = shards.manifest.get("eos_token_id", carried.get("tokenizer.eos_token_id"))
+        eos = corpus.shards.manifest.get("eos_token_id", carried.get("tokenizer.eos_token_id"))
         unk = carried.get("tokenizer.unknown_token_id")
         unk = None if unk == eos else unk
-    found = problems(scan, eos, unk)
+    found = problems(corpus.scan, eos, unk)
     if found:
-        raise RefusedError(f"{shards.path}: this is no text: {'; '.join(found)}")
+        raise RefusedError(f"{corpus.shards.path}: this is no text: {'; '.join(found)}")
 
 
 def _check_overlap(config: PretrainConfig, scan: Scan, val_scan: Scan) -> None:
@@ -254,46 +344,10 @@ def _provision(config: PretrainConfig, parameters: int) -> list[str]:
     ]
 
 
-def _check_disk(config: PretrainConfig, checkpoint_bytes: int) -> None:
-    # The best one, the ones to keep, and the one being written.
-    needed = min(config.keep + 2, config.epochs + 1) * checkpoint_bytes
-    free = shutil.disk_usage(_existing(config.run_dir)).free
-    if needed > free:
-        raise RefusedError(
-            f"{config.run_dir}: checkpoints need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: "
-            "lower --keep or choose another --run-dir"
-        )
-
-
-def _existing(path: Path) -> Path:
-    return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-
-
-def _memory_bytes(
-    config: PretrainConfig,
-    model: ModelConfig,
-    parameters: int,
-    precision: Precision,
-    device: torch.device,
-) -> int:
-    """Weights, gradients and moments in float32; activations that the backward pass needs; logits."""
-    width = 2 if precision == "bf16" else 4
-    tokens = config.batch_size * config.seq_length
-    attention = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    # Kept by a layer for each token: two residuals and norms, q, k, v before and after rotation and the
-    # attention's output, gate, up, their product and silu.
-    layer = 4 * model.hidden_size + 3 * attention + 4 * model.intermediate_size
-    logits = min(tokens, rows_at_a_time(model.vocab_size, device)) * model.vocab_size * (width + 8)
-    copies = 2 * parameters if precision == "bf16" else 0
-    return 16 * parameters + copies + tokens * model.num_layers * layer * width + logits
-
-
 def _facts(
     config: PretrainConfig,
-    model: ModelConfig,
+    model: _Model,
     parameters: int,
-    carried: dict[str, Any],
-    base: dict[str, Any] | None,
     parts: Split,
     scan: Scan,
     val_scan: Scan,
@@ -305,7 +359,7 @@ def _facts(
         "batch_size": config.batch_size,
         "grad_accum": config.grad_accum,
         "val_tokens": config.val_tokens,
-        "base_model": base,
+        "base_model": model.base,
         "data": {
             "total_tokens": scan.total_tokens,
             "corpus_sha256": scan.corpus_sha256,
@@ -317,6 +371,7 @@ def _facts(
             "stop": parts.held_out.stop,
         },
     }
-    facts = {"model_type": model.family, "param_count": parameters, **model.to_metadata(), **carried}
+    sizes = {"model_type": model.config.family, "param_count": parameters, **model.config.to_metadata()}
+    facts = {**sizes, **model.carried}
     plain: dict[str, Any] = json.loads(json.dumps({**facts, "training": training}))  # as a checkpoint has it
     return plain

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
-from apr.errors import EXIT_REFUSED, EXIT_UNFORESEEN, AprError, RefusedError, exit_code, message
+from apr.errors import EXIT_REFUSED, EXIT_UNFORESEEN, AprError, RefusedError, exit_code, message, messages
 from apr.files import write_json
 from apr.train import gates, rundir
 from apr.train.device import peak_memory_bytes
@@ -69,8 +69,8 @@ def pretrain(config: PretrainConfig, *, out: TextIO | None = None) -> Result:
     started = time.monotonic()
     with Report(sys.stdout if out is None else out) as report, StopRequest() as stop:
         try:
-            rundir.check_free(config)
             if config.resume:
+                rundir.check_free(config)
                 config = rundir.as_before(config)
             prepared = prepare(config)
             loop = Loop(prepared, prepared.build_model(), report, stop)
@@ -85,7 +85,10 @@ def pretrain(config: PretrainConfig, *, out: TextIO | None = None) -> Result:
 def _record_refusal(run_dir: Path, error: Exception) -> None:
     if run_dir.is_dir() and not rundir.holds_run(run_dir):
         refused = Result(
-            status="REFUSED", exit_code=exit_code(error), detail=message(error), versions=_versions()
+            status="REFUSED",
+            exit_code=exit_code(error),
+            detail="; ".join(messages(error)),
+            versions=_versions(),
         )
         write_json(run_dir / rundir.RESULT, refused.to_dict())
 
