@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from apr.data.windows import TrainingOrder
+from apr.data.loader import Loader, LoaderState, fingerprint
 from apr.errors import RefusedError
 from apr.files import write_json
 from apr.train import gates, rundir
@@ -72,8 +72,7 @@ class Loop:
         self._dir = prepared.config.run_dir
         self._utilisation = Utilisation(prepared.device)
         self._peak_flops = peak_flops(prepared.device, prepared.precision)
-        train = prepared.split.train
-        self._order = TrainingOrder(len(train), self._config.seed, self._config.shuffle)
+        self._train = prepared.split.train
         self._cap = gates.first_cap(
             self._config.mode_defaults.first_val_loss_cap, prepared.model_config.vocab_size
         )
@@ -124,7 +123,7 @@ class Loop:
     @property
     def windows_allowed(self) -> int | None:
         """Training windows there are; None where the stream may be cycled."""
-        return None if self._config.allow_shard_cycle else self._order.count
+        return None if self._config.allow_shard_cycle else len(self._train)
 
     # the run
 
@@ -138,8 +137,8 @@ class Loop:
         self._started = time.monotonic()
         if self._config.resume:
             self._take_up_files()
-        with MetricsFile(self._dir / rundir.METRICS) as metrics:
-            self._metrics = metrics
+        with MetricsFile(self._dir / rundir.METRICS) as metrics, self._batches() as loader:
+            self._metrics, self._loader = metrics, loader
             if self.state.initial_val_loss is None:
                 self.state.initial_val_loss = self._evaluate("before the first step").val_loss
             ended = self._end_of_epoch() if self._evaluation_is_due() else None
@@ -149,6 +148,19 @@ class Loop:
                 if ended is None and self._evaluation_is_due():
                     ended = self._end_of_epoch()
         return ended or self._budget_spent()
+
+    def _batches(self) -> Loader:
+        """The training windows that were not visited yet."""
+        config = self._config
+        epoch, position = divmod(self.windows_seen, len(self._train))
+        state = LoaderState(fingerprint(self._train, shuffle=config.shuffle), epoch, position, config.seed)
+        return Loader(
+            self._train,
+            config.batch_size,
+            shuffle=config.shuffle,
+            device=self._prepared.device,
+            state=state,
+        )
 
     def save_on_the_way(self) -> Path | None:
         """Save what was trained since the last checkpoint; where the latest state lies, None before any."""
@@ -233,7 +245,7 @@ class Loop:
 
     def _next_windows_are_there(self) -> Ended | None:
         """Whether the stream has the next step's windows, or may be cycled for them."""
-        first, count = self.windows_seen, self._order.count
+        first, count = self.windows_seen, len(self._train)
         last = first + self._config.windows_per_step - 1
         if last < count:
             return None
@@ -248,13 +260,8 @@ class Loop:
 
     def _accumulate(self) -> None:
         """Gradients of one step; the first time, also whether the evaluation's way gives the same loss."""
-        config, device = self._config, self._prepared.device
-        windows = self._order.windows(self.windows_seen, config.windows_per_step)
-        batches = [
-            torch.from_numpy(self._prepared.split.train.batch(indices)).to(device, non_blocking=True)
-            for indices in windows.reshape(config.grad_accum, config.batch_size)
-        ]
-        loss = self._training_step.accumulate(batches, config.tokens_per_step)
+        batches = [next(self._loader) for _ in range(self._config.grad_accum)]
+        loss = self._training_step.accumulate(batches, self._config.tokens_per_step)
         if self.agreement.passed is None:
             self._check_agreement(batches, loss)
 
