@@ -9,13 +9,16 @@ figures are medians, ratios are of the same run.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import statistics
+import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,7 +126,115 @@ def row(what: str, peer: str, speeds: list[float], unit: str, *, at_least: float
     print(f"{ours / theirs:.2f} x (target at least {at_least})", flush=True)
 
 
-ROWS = {"encode": encode}
+def repair_manifest(directory: Path, _megabytes: float) -> None:
+    """228 sparse shards of 10 M tokens get their manifest; beside an interpreter that does nothing."""
+    for number in range(228):
+        with (directory / f"shard-{number:05}.bin").open("wb") as shard:
+            shard.truncate(40_000_000)
+    # The same command, but what it waits for the disk is counted apart.
+    code = (
+        "import os, sys, time; os.fsync = lambda _: None; "
+        "import runpy; runpy.run_module('apr.repair_manifest', run_name='__main__')"
+    )
+
+    def command(*arguments: str) -> None:
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+
+    def repair() -> None:
+        (directory / "manifest.json").unlink(missing_ok=True)
+        command("-c", code, str(directory))
+
+    ours, nothing = taking_turns([repair, lambda: command("-c", "import os, sys, time, runpy")], rounds=21)
+    print("repair_manifest of 228 sparse shards of 10 M tokens, fsync apart")
+    print(
+        f"    {(ours - nothing) * 1e3:.1f} ms above the interpreter's start (target at most 20)", flush=True
+    )
+
+
+def zipfian(directory: Path, shards: int, vocabulary: int = 151_936) -> int:
+    """Shards of 10 M ids as text has them: the frequent ones tend to be low; their bytes."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    by_rank = np.argsort(np.argsort(np.log(np.arange(1, vocabulary + 1)) + random.normal(0, 1, vocabulary)))
+    cumulated = np.cumsum(1 / (np.arange(vocabulary) + 2.7))
+    for number in range(shards):
+        ranks = np.searchsorted(cumulated, random.random(10_000_000) * cumulated[-1])
+        by_rank[ranks].astype("<u4").tofile(directory / f"shard-{number:05}.bin")
+    return shards * 40_000_000
+
+
+def verify(directory: Path, _megabytes: float) -> None:
+    """The scan of `--verify` without hashes beside a parallel read, and with them beside `hashlib`'s."""
+    from apr.data.scan import scan
+    from apr.data.shards import list_shards
+
+    nbytes = zipfian(directory, 10)
+    shards = list_shards(directory)
+    paths = [shard.path for shard in shards]
+
+    def on_all_cores(act: Callable[[Path], object]) -> Callable[[], object]:
+        def run() -> None:
+            with ThreadPoolExecutor(CORES) as pool:
+                list(pool.map(act, paths))
+
+        return run
+
+    def read(path: Path) -> None:
+        buffer = memoryview(bytearray(1 << 20))
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+    def sha256(path: Path) -> None:
+        with path.open("rb") as file:
+            hashlib.file_digest(file, "sha256")
+
+    for hashes, peer, act, target in (
+        (False, "plain parallel read", read, 0.35),
+        (True, f"hashlib in {CORES} threads", sha256, 0.9),
+    ):
+        sides = [lambda hashes=hashes: scan(shards, hashes=hashes), on_all_cores(act)]
+        seconds = taking_turns(sides, rounds=5)
+        what = f"--verify of {nbytes / 1e6:.0f} MB, 151,936 ids, SHA-256 {'on' if hashes else 'off'}"
+        row(what, peer, [nbytes / 1e9 / took for took in seconds], "GB/s", at_least=target)
+
+
+def loader(directory: Path, _megabytes: float) -> None:
+    """Batches of 16 x 1024 in random order, int64, beside a loader as nanoGPT has it."""
+    import numpy as np
+    import torch
+
+    from apr.data import Loader, ShardDir, Windows, repair
+
+    zipfian(directory, 10)
+    repair(directory, verify=True)
+    windows = Windows(ShardDir(directory), 1024)
+    files = sorted(directory.glob("*.bin"))
+    random = np.random.default_rng(0)
+
+    def ours() -> None:
+        with Loader(windows, 16) as batches:
+            for _ in range(500):
+                next(batches)
+
+    def theirs() -> None:
+        for _ in range(500):
+            # A mapping anew for each batch, so that pages that were read do not pile up.
+            data = np.memmap(files[random.integers(len(files))], dtype=np.uint32, mode="r")
+            starts = random.integers(len(data) - 1024, size=16)
+            x = torch.stack([torch.from_numpy(data[i : i + 1024].astype(np.int64)) for i in starts])
+            y = torch.stack([torch.from_numpy(data[i + 1 : i + 1025].astype(np.int64)) for i in starts])
+            del x, y
+
+    tokens = 500 * 16 * 1024
+    seconds = taking_turns([ours, theirs], rounds=5)
+    speeds = [tokens / 1e6 / took for took in seconds]
+    row("loader, 16 x 1024", "nanoGPT-style np.memmap", speeds, "M tokens/s", at_least=1)
+    print(f"    {speeds[0]:.0f} M tokens/s (target at least 200)", flush=True)
+
+
+ROWS = {"encode": encode, "repair_manifest": repair_manifest, "verify": verify, "loader": loader}
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from apr.data.scan import TOKEN, Scan, kept_scan, scan
 from apr.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -72,32 +72,36 @@ def shard_files(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
         FileNotFoundError, NotADirectoryError: no such directory.
         RefusedError: no shards; a name or kind that no shard can have; mixed widths; a gap in the numbering.
     """
+    sizes: dict[str, int] = {}
+    odd = set()
     with os.scandir(path) as entries:
-        found = sorted(
-            (entry.name, entry.stat(follow_symlinks=False).st_size, entry.is_file(follow_symlinks=False))
-            for entry in entries
-            if entry.name.endswith(".bin")
-        )
-    if not found:
+        for entry in entries:
+            if entry.name.endswith(".bin"):
+                sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
+                if not entry.is_file(follow_symlinks=False):
+                    odd.add(entry.name)
+    names = sorted(sizes)
+    if not names:
         raise RefusedError(f"{path}: no shards (shard-NNNNN.bin) in this directory")
-    digits = max(0, len(found[0][0]) - len("shard-.bin"))
-    for number, (name, _, regular) in enumerate(found):
-        if not regular or name != f"shard-{number:0>{digits}}.bin":
-            raise RefusedError(f"{Path(path) / name}: {_oddity(found, name, number, regular=regular)}")
-    if not SHARD_NAME.match(found[-1][0]):
-        raise RefusedError(f"{Path(path) / found[-1][0]}: no shard's name: it has 4 to 6 digits")
-    return [(name, size) for name, size, _ in found]
+    digits = max(0, len(names[0]) - len("shard-.bin"))
+    expected = [f"shard-{number:0>{digits}}.bin" for number in range(len(names))]
+    if odd or names != expected or not SHARD_NAME.match(names[-1]):
+        name, reason = next(_oddities(names, expected, odd))
+        raise RefusedError(f"{Path(path) / name}: {reason}")
+    return [(name, sizes[name]) for name in names]
 
 
-def _oddity(found: list[tuple[str, int, bool]], name: str, number: int, *, regular: bool) -> str:
-    """Why a file with this name cannot be the shard with this number."""
-    if not SHARD_NAME.match(name):
-        return "no shard's name (shard-NNNNN.bin): move it out of the directory"
-    if not regular:
-        return "not a regular file: put the shard itself there"
-    if len(name) != len(found[0][0]):
-        return f"its number has another width than {found[0][0]}'s: rename them alike"
-    return f"numbering has a gap, number {number} is missing"
+def _oddities(names: list[str], expected: list[str], odd: set[str]) -> Iterator[tuple[str, str]]:
+    """Files that cannot be the shards that their places ask for, and why; at least one where there is any."""
+    for number, (name, wanted) in enumerate(zip(names, expected, strict=True)):
+        if not SHARD_NAME.match(name):
+            yield name, "no shard's name (shard-NNNNN.bin): move it out of the directory"
+        if name in odd:
+            yield name, "not a regular file: put the shard itself there"
+        if len(name) != len(names[0]):
+            yield name, f"its number has another width than {names[0]}'s: rename them alike"
+        if name != wanted:
+            yield name, f"numbering has a gap, number {number} is missing"
 
 
 class ShardDir:

@@ -1,0 +1,187 @@
+"""Repair where the machine fails: killed, no room, no right to read, shards that change under it."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from tests.conftest import LONG
+from tests.killing import KILLED_AT_EVENT
+
+from apr.cli import main
+from apr.data import ShardDir
+
+OLD = {"schema": "pretokenize-bin-v1", "shard_count": 1, "total_tokens": 1}
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Three sound shards with a manifest of another directory."""
+    path = tmp_path / "shards"
+    path.mkdir()
+    for number, count in enumerate((300, 400, 150)):
+        ids = np.random.default_rng(number).integers(0, 500, count)
+        ids.astype("<u4").tofile(path / f"shard-{number:05d}.bin")
+    (path / "manifest.json").write_text(json.dumps(OLD))
+    return path
+
+
+def files(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def manifest(directory):
+    return json.loads((directory / "manifest.json").read_bytes())
+
+
+# The command opens the directory, looks for the manifest, cuts, keeps, renames: some thirty events in all.
+@pytest.mark.parametrize("moment", range(1, 40) if LONG else [2, 5, 8, 11, 14])
+def test_killed_anywhere_the_manifest_is_the_old_one_or_the_new_one(moment, directory):
+    with (directory / "shard-00002.bin").open("ab") as shard:
+        shard.write(b"\x01\x02\x03")
+    before = files(directory)
+    flags = ["repair-manifest", str(directory), "--force", "--truncate-torn", "--verify"]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_EVENT, str(moment), *flags], check=False, capture_output=True
+    )
+    assert killed.returncode in {0, -signal.SIGKILL}, killed.stderr
+    assert LONG or killed.returncode == -signal.SIGKILL
+    assert manifest(directory) == OLD or manifest(directory)["total_tokens"] == 850
+    shard = (directory / "shard-00002.bin").read_bytes()
+    kept = b"".join(path.read_bytes() for path in directory.glob("shard-00002.bin.torn*"))
+    assert shard == before["shard-00002.bin"] or shard + kept == before["shard-00002.bin"]
+    for name in ("shard-00000.bin", "shard-00001.bin"):
+        assert (directory / name).read_bytes() == before[name]
+    assert main(flags) == 0
+    assert ShardDir(directory).total_tokens == 850
+
+
+def as_child(act, *arguments):
+    """Exit code and standard error of something done in a process of its own, which imports nothing anew."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            os.dup2(writing, 2)
+            sys.stderr = os.fdopen(2, "w", buffering=1)
+            code = act(*arguments)
+        finally:
+            os._exit(code)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+
+
+def test_a_full_disk_leaves_everything_as_it_was(directory):
+    (directory / "manifest.json").unlink()
+    before = files(directory)
+
+    def without_room():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # bytes: less than a manifest has
+        return main(["repair-manifest", str(directory)])
+
+    code, said = as_child(without_room)
+    assert code == 7
+    assert len(said.splitlines()) == 1
+    assert "File too large" in said
+    assert files(directory) == before
+
+
+def test_one_unreadable_file_among_a_thousand_is_named(directory):
+    for number in range(3, 1000):
+        np.arange(4, dtype="<u4").tofile(directory / f"shard-{number:05d}.bin")
+    (directory / "shard-00567.bin").chmod(0)
+    directory.chmod(0o755)
+
+    def unprivileged():
+        os.chdir(directory)
+        if os.getuid() == 0:
+            os.setresuid(65534, 65534, 65534)
+        return main(["repair-manifest", ".", "--verify", "--force", "--dry-run"])
+
+    code, said = as_child(unprivileged)
+    assert code == 7
+    assert said.splitlines() == ["apr repair-manifest: error: shard-00567.bin: Permission denied"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "says"),
+    [
+        (lambda path: path.unlink(), 3, "shard-00001.bin: No such file or directory"),
+        (
+            lambda path: path.write_bytes(bytes(8)),
+            4,
+            "shard-00001.bin: the file ends at byte 8, but had 1600",
+        ),
+        (lambda path: path.write_bytes(bytes(4000)), 4, "has 4000 bytes, but had 1600 when it was listed"),
+    ],
+    ids=["gone", "shrunk", "grown"],
+)
+def test_a_shard_that_changes_between_listing_and_reading_is_named(
+    change, code, says, directory, monkeypatch, capsys
+):
+    from apr.data import rebuild
+
+    def changing(shards, **options):
+        change(directory / "shard-00001.bin")
+        return scan(shards, **options)
+
+    scan = rebuild.scan
+    monkeypatch.setattr(rebuild, "scan", changing)
+    assert main(["repair-manifest", str(directory), "--verify", "--force"]) == code
+    said = capsys.readouterr().err
+    assert says in said
+    assert len(said.splitlines()) == 1
+    assert manifest(directory) == OLD
+
+
+INTERRUPTED = """
+import signal, sys, os
+import apr.data.rebuild as rebuild
+from apr.cli import main
+scan = rebuild.scan
+def reading(shards, **options):
+    def on_progress(read, total):
+        os.kill(os.getpid(), signal.SIGINT)
+    return scan(shards, **options | {"on_progress": on_progress})
+rebuild.scan = reading
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_ctrl_c_ends_a_verify_in_the_middle_of_a_shard(directory):
+    large = directory / "shard-00003.bin"
+    with large.open("wb") as shard:
+        shard.truncate(40 << 30)  # sparse: reading all of it takes far longer than it may
+    command = [sys.executable, "-c", INTERRUPTED, "repair-manifest", str(directory), "--verify", "--force"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "apr repair-manifest: interrupted\n")
+    assert manifest(directory) == OLD
+
+
+def test_a_manifest_edited_by_hand_is_found_out(directory, capsys):
+    assert main(["repair-manifest", str(directory), "--force", "--verify"]) == 0
+    made = manifest(directory)
+    path = directory / "manifest.json"
+    path.write_text(json.dumps(made | {"total_tokens": 851}))
+    assert main(["repair-manifest", str(directory)]) == 5
+    assert "total_tokens is 851, the files say 850" in capsys.readouterr().err
+    path.write_text(json.dumps(made | {"vocab_size": 400}))
+    assert main(["repair-manifest", str(directory), "--verify"]) == 5
+    assert "is beyond the vocabulary" in capsys.readouterr().err
+    made["scan"]["shards"][1]["sha256"] = "0" * 64
+    path.write_text(json.dumps(made))
+    assert main(["repair-manifest", str(directory), "--verify"]) == 5
+    assert "shard-00001.bin: changed since its hash was recorded" in capsys.readouterr().err
+    made["scan"]["max_id"], made["scan"]["shards"] = 7, made["scan"]["shards"][:1]
+    path.write_text(json.dumps(made))
+    assert main(["repair-manifest", str(directory), "--verify"]) == 0
+    assert "what was read is kept in it" in capsys.readouterr().out
+    assert len(manifest(directory)["scan"]["shards"]) == 3
