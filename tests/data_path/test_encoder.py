@@ -66,10 +66,15 @@ def source():
 
 
 def ids_of(encoder, texts):
-    ids, counts = encoder.encode(texts)
-    ends = np.cumsum(counts, dtype=int)
-    flat = np.frombuffer(ids, "<u4").tolist()
-    return [flat[end - count : end] for end, count in zip(ends, counts, strict=True)]
+    return lists(encoder.encode(texts))
+
+
+def lists(found):
+    """The ids of each text, None for what is none."""
+    ids, counts = np.frombuffer(found[0], "<u4").tolist(), np.frombuffer(found[1], "<i8").tolist()
+    ends = np.cumsum(np.maximum(counts, 0)).tolist()
+    assert len(ids) == (ends[-1] if ends else 0)
+    return [ids[end - count : end] if count >= 0 else None for end, count in zip(ends, counts, strict=True)]
 
 
 def check(tokenizer, encoder, texts):
@@ -173,3 +178,71 @@ def test_truncation_and_padding_of_a_file_are_left_out(tokenizer):
 def test_what_is_no_tokenizer_is_refused():
     with pytest.raises(ValueError, match="Model missing"):
         Encoder("{}", 1)
+
+
+def test_a_long_text_in_parts_has_the_librarys_ids(tokenizer, encoder):
+    # Parts are cut between words; there are few such places in the second text, none in the third.
+    texts = [" ".join(islice(source(), 30)), "é中 12 \n" * 40_000 + "a b" * 9, "x" * 200_000 + "\u0301"]
+    check(tokenizer, encoder, texts)
+
+
+def test_added_tokens_in_a_long_text_are_found(tokenizer):
+    from tokenizers import AddedToken, Tokenizer
+
+    text = "\n".join(islice(source(), 12))
+    for added in (
+        [AddedToken("return", normalized=False)],
+        [AddedToken("self", single_word=True), AddedToken("def", lstrip=True)],
+        [AddedToken("in", rstrip=True)],
+        [AddedToken("not in", normalized=False), AddedToken("is not", normalized=False)],
+    ):
+        other = Tokenizer.from_str(tokenizer.to_str())
+        other.add_tokens(added)
+        other.encode_special_tokens = True
+        check(other, Encoder(other.to_str(), 2), [text])
+
+
+STORED = ["one", "", 'zwei ä\n"\\\u2028', "\U0001f600 " * 9]
+
+
+def test_files_lines_and_values_are_their_texts_with_ends_around(tokenizer, tmp_path):
+    plain = ids_of(Encoder(tokenizer.to_str(), 1), STORED)
+    encoder = Encoder(tokenizer.to_str(), 2, before=7, after=8)
+    expected = [[7, *ids, 8] for ids in plain]
+    paths = [tmp_path / f"{n}.txt" for n in range(len(STORED))]
+    for path, text in zip(paths, STORED, strict=True):
+        path.write_bytes(text.encode())
+    text_bytes = sum(len(text.encode()) for text in STORED)
+    for ascii_only in (True, False):
+        lines = [json.dumps({"a": 1, "t": t}, ensure_ascii=ascii_only).encode() + b"\n" for t in STORED]
+        assert lists(encoder.encode_lines(lines, "t")) == expected
+        assert encoder.encode_lines(lines, "t")[2] == text_bytes
+    assert lists(encoder.encode_files(paths)) == expected
+    assert lists(encoder.encode_values([text.encode() for text in STORED])) == expected
+    assert ids_of(encoder, STORED) == plain
+
+
+def test_what_is_no_text_has_no_ids(tokenizer, tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"\xe9")
+    encoder = Encoder(tokenizer.to_str(), 2, after=8)
+    assert lists(encoder.encode_files([tmp_path / "latin.txt", tmp_path / "gone", tmp_path])) == [None] * 3
+    assert lists(encoder.encode_values([None, b"\xe9", b""])) == [None, None, [8]]
+    lines = [b'{"t": 3}', b"nonsense", b'{"t": "\xe9"}', b'{"t": "\\ud800"}', b'{"u": "x"}', b"\n", b"[]"]
+    assert lists(encoder.encode_lines(lines, "t")) == [None] * len(lines)
+
+
+def test_nfc_is_what_python_makes_of_it(tokenizer):
+    import unicodedata
+
+    texts = ["e\u0301" * 3, "\u1100\u1161\u11a8", "\u0344 \u2126", "plain"]
+    composed = [unicodedata.normalize("NFC", text) for text in texts]
+    assert ids_of(Encoder(tokenizer.to_str(), 1, nfc=True), texts) == ids_of(
+        Encoder(tokenizer.to_str(), 1), composed
+    )
+
+
+def test_a_stopped_encoder_encodes_no_more(tokenizer):
+    encoder = Encoder(tokenizer.to_str(), 2)
+    encoder.stop()
+    with pytest.raises(InterruptedError):
+        encoder.encode(["text"])

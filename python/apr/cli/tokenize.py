@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff as Flag
 
-from apr.data.encode import EncodeOptions, EncodeReport, Progress, encode, prepare
-from apr.data.sample import sample
-from apr.errors import UsageError
+from apr.data.encode import EncodeOptions, EncodeReport, Progress, encode, look_at, prepare
+from apr.data.manifest import read_manifest
+from apr.errors import AprError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 # Lines of documents that were skipped; the rest is counted.
 _SHOWN = 5
+# Between lines of progress where there is no terminal.
+_LINE_SECONDS = 30.0
+EXIT_TERMINATED = 143
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ class Train:
             without=self.output,
         )
         with _bar("training") as bar:
-            made = train(corpus, self.vocab_size, self.output, lambda read, total: bar(read, total, ""))
+            made = train(
+                corpus, self.vocab_size, self.output, lambda read, total: bar(read, total, lambda _: "")
+            )
         if made.vocab_size < self.vocab_size:
             print(f"note: {made.vocab_size} tokens are all that the corpus has merges for", file=sys.stderr)
         if self.json:
@@ -99,16 +106,16 @@ class Encode(EncodeOptions):
         """Encode, and say what was made."""
         if self.estimate_only:
             return self._estimate()
-        with _bar("encoding") as bar:
-
-            def on_progress(at: Progress) -> None:
-                bar(at.read, at.total, f"{at.tokens / 1e6:,.1f} M tokens, {at.shards} shards")
-
-            try:
-                made = encode(self, on_progress)
-            except KeyboardInterrupt:
-                print(f"{self.output}: whole shards are kept, --resume continues", file=sys.stderr)
-                raise
+        try:
+            with _bar("encoding") as bar, _terminable():
+                made = encode(self, lambda at: bar(at.read, at.total, _speed(at)))
+        except (KeyboardInterrupt, SystemExit):
+            print(_kept(self.output) or f"{self.output}: no shard was whole yet", file=sys.stderr)
+            raise
+        except OSError:
+            if kept := _kept(self.output):
+                print(kept, file=sys.stderr)
+            raise
         print(json.dumps(made.manifest) if self.json else _encoded(made, self.output))
         _print_notes(made.tokenizer.note, made.skipped, made.manifest.get("skipped_documents") or 0)
         return 0
@@ -117,8 +124,10 @@ class Encode(EncodeOptions):
         tokenizer, corpus = prepare(self)
         if corpus.nbytes is None:
             raise UsageError("standard input cannot be estimated: it could not be read again")
-        found = sample(corpus, tokenizer, self.normalization)
+        found = look_at(self, tokenizer, corpus)
         tokens, documents = found.tokens or 0, found.documents_in_all or 0
+        if self.eos_policy != "none":
+            tokens += documents
         shards = -(-tokens // self.shard_tokens)
         if self.json:
             rows = {"tokens": tokens, "documents": documents, "shards": shards, "bytes": 4 * tokens}
@@ -136,7 +145,7 @@ class Encode(EncodeOptions):
 class Decode:
     """Print the text of shards.
 
-    Example: apr tokenize decode shards --tokenizer model.apr --start 1000 --tokens 200
+    Example: apr tokenize decode shards --tokenizer model.apr --start 1000 --count 200
     """
 
     directory: Annotated[Path, tyro.conf.Positional]
@@ -145,7 +154,7 @@ class Decode:
     """As `encode` takes it."""
     start: int = 0
     """The first token, counted from the start of the first shard."""
-    tokens: int = 256
+    count: Annotated[int, tyro.conf.arg(aliases=["--tokens"])] = 256
     """How many tokens; fewer where the shards end."""
     json: Annotated[bool, Flag] = False
     """Print one JSON object on standard output."""
@@ -157,12 +166,12 @@ class Decode:
 
         shards = ShardDir(self.directory)
         tokenizer = load_tokenizer(self.tokenizer)
-        if not 0 <= self.start < shards.total_tokens or self.tokens < 1:
+        if not 0 <= self.start < shards.total_tokens or self.count < 1:
             raise UsageError(
-                f"--start {self.start} --tokens {self.tokens}: the shards hold tokens 0 to "
+                f"--start {self.start} --count {self.count}: the shards hold tokens 0 to "
                 f"{shards.total_tokens - 1}"
             )
-        ids = shards.read(self.start, min(self.tokens, shards.total_tokens - self.start)).tolist()
+        ids = shards.read(self.start, min(self.count, shards.total_tokens - self.start)).tolist()
         beyond = next((id_ for id_ in ids if id_ >= tokenizer.vocab_size), None)
         if beyond is not None:
             raise UsageError(
@@ -195,34 +204,94 @@ def _print_notes(note: str | None, skipped: tuple[Skipped, ...], count: int) -> 
         print(f"{count:,} document{'s' * (count != 1)} skipped in all", file=sys.stderr)
 
 
+def _speed(at: Progress) -> Callable[[float], str]:
+    """What has been done, and how fast in the seconds given."""
+
+    def text(seconds: float) -> str:
+        return (
+            f"{at.documents:,} documents, {at.tokens / 1e6:,.1f} M tokens, {at.shards:,} shards, "
+            f"{at.text / 1e6 / seconds:.1f} MB/s, {at.encoded / seconds:,.0f} tokens/s"
+        )
+
+    return text
+
+
+def _kept(output: Path) -> str | None:
+    """What an encoding that was cut off leaves, and how to go on; None where it is nothing."""
+    try:
+        manifest = read_manifest(output)
+    except (OSError, AprError):
+        return None
+    shards, tokens = manifest.get("shard_count"), manifest.get("total_tokens")
+    if manifest.get("complete") is not False or not shards:
+        return None
+    return f"{output}: {shards:,} whole shards with {tokens:,} tokens are kept: --resume continues"
+
+
 @contextmanager
-def _bar(doing: str) -> Iterator[Callable[[int, int | None, str], None]]:
-    """A progress bar with speed and time left; on what is no terminal, nothing."""
+def _terminable() -> Iterator[None]:
+    """Within it SIGTERM ends the command as Ctrl-C does, with its own exit code."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(EXIT_TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _bar(doing: str) -> Iterator[Callable[[int, int | None, Callable[[float], str]], None]]:
+    """Progress with the time left: a bar on a terminal, elsewhere a line now and then.
+
+    What it gives takes the bytes that are read, of how many, and what makes a text of the seconds passed.
+    """
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
     columns: list[Any] = [
         TextColumn(doing),
-        BarColumn(),
+        BarColumn(bar_width=20),
         DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TimeElapsedColumn(),
         TextColumn("{task.description}"),
     ]
-    with Bar(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    terminal = sys.stderr.isatty()
+    started = said = time.monotonic()
+    first: int | None = None
+    with Bar(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as bar:
         task = bar.add_task("", total=None)
 
-        def update(read: int, total: int | None, text: str) -> None:
-            bar.update(task, completed=read, total=total, description=text)
+        def update(read: int, total: int | None, text: Callable[[float], str]) -> None:
+            nonlocal first, said
+            now = time.monotonic()
+            # What a resumed run passed over took no time.
+            first = read if first is None else first
+            left = (
+                ""
+                if not total or read == first
+                else f", {_clock((total - read) * (now - started) / (read - first))} left"
+            )
+            if terminal:
+                bar.update(task, completed=read, total=total, description=text(now - started) + left)
+            elif now - said >= _LINE_SECONDS:
+                said = now
+                share = f"{read / total:.1%}, " if total else ""
+                print(f"{doing}: {share}{text(now - started)}{left}", file=sys.stderr, flush=True)
 
         yield update
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 Command = (

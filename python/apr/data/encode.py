@@ -1,12 +1,17 @@
-"""A corpus to token shards: the same bytes every time, whatever the workers, killed and resumed or not."""
+"""A corpus to token shards: the same bytes every time, whatever the workers, killed and resumed or not.
+
+Three things go on at once: the main thread reads the corpus in batches as they are stored, Rust makes ids of
+the batches before on threads of its own, and a closed shard is hashed and written behind both.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,35 +19,31 @@ import numpy as np
 import tyro
 
 from apr._core import Encoder
-from apr.data.corpus import Corpus, Document, Skipped
-from apr.data.manifest import check_manifest, read_manifest, write_manifest
+from apr.data.claim import check_kept, claimed, clear, existing, refuse_changed, refuse_difference
+from apr.data.corpus import START, Batch, Corpus, Document, Place, Skipped
+from apr.data.manifest import write_manifest
 from apr.data.missing_manifest import MANIFEST, SCHEMA
-from apr.data.sample import Normalization, normalised, sample, self_test
+from apr.data.sample import Normalization, Sample, sample, self_test
 from apr.data.scan import corpus_sha256
-from apr.data.shards import list_shards
+from apr.data.shard_writer import Reached, ShardWriter
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
 from apr.errors import RefusedError, UsageError
-from apr.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    Found = tuple[bytes, bytes, int]
+
 EosPolicy = Literal["none", "between", "after"]
 
-# Text of a batch: enough to keep every core busy, little enough for progress to be seen.
-_BATCH_CHARACTERS = 1 << 20
+# Batches encoded at once: when the last text of one keeps one core busy, the next has work for the others.
+_AT_ONCE = 2
 # Past this many shards, six digits: five might not last.
 _SIX_DIGITS_FROM = 90_000
 # Documents that are skipped are all counted; this many are named.
 _NAMED = 20
-# Characters of a value in an error: a list of files may be long.
-_SHOWN = 120
-# What makes two encodings the same one, beside `progress.options`.
-_SAME = ("tokenizer_sha256", "eos_policy", "eos_token_id", "content_field", "normalization", "corpus_roots")
-# And beside those in one that is complete, where it records them.
-_SAME_IF_RECORDED = ("input_files", "input_bytes", "shard_tokens")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ class Progress:
     """Bytes of all of them; None if standard input is one."""
     text: int
     """Bytes of text encoded by this run."""
+    encoded: int
+    """Tokens encoded by this run."""
+    documents: int
+    """All, those of the run that is continued too; so are tokens and shards."""
     tokens: int
     shards: int
 
@@ -117,10 +122,6 @@ def prepare(options: EncodeOptions) -> tuple[LoadedTokenizer, Corpus]:
     for flag, value in (("--shard-tokens", options.shard_tokens), ("--workers", options.workers)):
         if value is not None and value < 1:
             raise UsageError(f"{flag} {value}: at least 1 is needed")
-    if options.workers is not None:
-        # The crate reads both from the environment; the number of threads only before its first batch.
-        os.environ["RAYON_NUM_THREADS"] = str(options.workers)
-        os.environ["TOKENIZERS_PARALLELISM"] = "true" if options.workers > 1 else "false"
     tokenizer = load_tokenizer(options.tokenizer, eos_token=options.eos_token)
     if tokenizer.eos_id is None and options.eos_policy != "none":
         raise UsageError(
@@ -137,111 +138,133 @@ def prepare(options: EncodeOptions) -> tuple[LoadedTokenizer, Corpus]:
     return tokenizer, corpus
 
 
+def look_at(options: EncodeOptions, tokenizer: LoadedTokenizer, corpus: Corpus) -> Sample:
+    """A sample of the corpus: an estimate, and nothing is written.
+
+    Raises:
+        FormatError, OSError: a file of the corpus cannot be read.
+    """
+    return _Run(options, tokenizer, corpus).look_at(START)
+
+
 def encode(options: EncodeOptions, on_progress: Callable[[Progress], None] = lambda _: None) -> EncodeReport:
     """Encode a corpus into a directory of shards with a manifest.
 
+    An exception that a signal raises (KeyboardInterrupt) comes out when the shards that were closed before
+    are on the disk with their manifest; `resume` continues.
+
     Raises:
         UsageError: options that contradict themselves; no known end of text.
-        RefusedError: shards are already there; the text does not come back from its tokens; with `strict`,
-            a document that is none; a resumed run differs from the one it continues.
+        RefusedError: shards are already there, or another encoding is writing them; the text does not come
+            back from its tokens; with `strict`, a document that is none; a resumed run differs from the one
+            it continues; the corpus changed on the way.
         FormatError: a corpus file or the tokenizer is damaged.
         OSError: reading or writing failed; `resume` continues.
     """
     started = time.monotonic()
     tokenizer, corpus = prepare(options)
-    run = _Run(options, tokenizer, corpus)
-    found = _existing(options)
-    if found is not None:
-        _refuse_difference(options.output, found, run.manifest(complete=False))
-        if found.get("complete") is not False:
-            return EncodeReport(found, tokenizer, 0, time.monotonic() - started, ())
-        run.resume(found)
-    probe = sample(corpus, tokenizer, options.normalization)
-    self_test(tokenizer, probe.documents)
-    if probe.tokens is not None and probe.tokens > _SIX_DIGITS_FROM * options.shard_tokens:
-        run.digits = 6
-    options.output.mkdir(parents=True, exist_ok=True)
-    if found is None:
-        _clear(options.output)
-        write_manifest(options.output, run.manifest(complete=False))
-    run.go(probe.items, on_progress)
-    if not run.rows:
-        (options.output / MANIFEST).unlink()
-        raise RefusedError(f"{', '.join(corpus.roots)}: no text to encode ({run.skipped} documents skipped)")
-    run.elapsed = time.monotonic() - started
-    manifest = run.manifest(complete=True)
-    write_manifest(options.output, manifest)
-    return EncodeReport(manifest, tokenizer, run.text_bytes, run.elapsed, tuple(run.named))
+    with claimed(options.output):
+        run = _Run(options, tokenizer, corpus, started)
+        found = existing(options.output, resume=options.resume, force=options.force)
+        rows: list[dict[str, Any]] = []
+        if found is not None:
+            refuse_difference(options.output, found, run.manifest([], Reached(), complete=False), corpus)
+            if found.get("complete") is not False:
+                return EncodeReport(found, tokenizer, 0, time.monotonic() - started, ())
+            rows = found["shards"]
+            check_kept(options.output, rows)
+            run.resume(found)
+        probe = run.look_at(run.reached.place)
+        self_test(tokenizer, probe)
+        clear(options.output, keep=found is not None)
+        if found is None:
+            write_manifest(options.output, run.manifest([], run.reached, complete=False))
+        six = (probe.tokens or 0) > _SIX_DIGITS_FROM * options.shard_tokens
+        digits = len(rows[0]["name"]) - len("shard-.bin") if rows else 5 + six
+        with ShardWriter(options.output, rows, digits, run.manifest) as writer:
+            run.go(probe.batches, writer, on_progress)
+        if not writer.rows:
+            (options.output / MANIFEST).unlink()
+            raise RefusedError(
+                f"{', '.join(corpus.roots)}: no text to encode ({run.reached.skipped:,} documents skipped)"
+            )
+        refuse_changed(options.output, corpus)
+        manifest = run.manifest(writer.rows, run.reached, complete=True)
+        write_manifest(options.output, manifest)
+    return EncodeReport(manifest, tokenizer, run.text_bytes, time.monotonic() - started, tuple(run.named))
 
 
 @dataclass
 class _Run:
-    """The state of an encoding: all that its manifest says, and the tokens of the open shard."""
+    """The state of an encoding: how far it is, and the tokens of the open shard."""
 
     options: EncodeOptions
     tokenizer: LoadedTokenizer
     corpus: Corpus
-    digits: int = 5
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    items: int = 0
-    documents: int = 0
-    eos: int = 0
-    skipped: int = 0
+    started: float = field(default_factory=time.monotonic)
+    reached: Reached = field(default_factory=Reached)
+    """With the open shard."""
     named: list[Skipped] = field(default_factory=list)
     text_bytes: int = 0
-    elapsed: float = 0.0
-    _encoder: Encoder | None = None
+    _encoded: int = 0
+    _elapsed_before: float = 0.0
+    _closed_tokens: int = 0
+    _closed_documents: int = 0
     _open: list[NDArray[np.uint32]] = field(default_factory=list)
     _open_tokens: int = 0
-    _open_documents: int = 0
+
+    def __post_init__(self) -> None:
+        ends = self.tokenizer.eos_id
+        policy = self.options.eos_policy
+        self._threads = self.options.workers or len(os.sched_getaffinity(0))
+        self._encoder = Encoder(
+            self.tokenizer.tokenizer.to_str(),
+            self._threads,
+            before=ends if policy == "between" else None,
+            after=ends if policy == "after" else None,
+            nfc=self.options.normalization == "nfc",
+        )
 
     def resume(self, manifest: dict[str, Any]) -> None:
-        """Take up where a manifest says that whole shards end; one it does not know yet is written again."""
-        progress = manifest["progress"]
-        self.rows = manifest["shards"]
-        self.items, self.skipped = progress["items"], manifest["skipped_documents"]
-        self.documents, self.eos = manifest["total_documents"], manifest["eos_token_count"]
-        for row in self.rows:
-            path = self.options.output / row["name"]
-            content = path.read_bytes() if path.is_file() else b""
-            if hashlib.sha256(content).hexdigest() != row["sha256"]:
-                raise RefusedError(
-                    f"{path}: not the shard that was written there: --force encodes all of it anew"
-                )
+        """Take up where a manifest says that whole shards end."""
+        place = Place(*manifest["progress"]["place"])
+        self.reached = Reached(place, manifest["total_documents"], manifest["skipped_documents"])
+        self._closed_documents = self.reached.documents
+        self._closed_tokens = manifest["total_tokens"]
+        self._elapsed_before = manifest["elapsed_seconds"]
+
+    def look_at(self, start: Place) -> Sample:
+        """A sample of the corpus, and its batches from a place on."""
+        return sample(self.corpus, self._ids, self.options.normalization, start)
 
     def go(
-        self, items: Iterator[tuple[int, Document | Skipped]], on_progress: Callable[[Progress], None]
+        self, batches: Iterator[Batch], writer: ShardWriter, on_progress: Callable[[Progress], None]
     ) -> None:
         """Encode what is left of the corpus."""
-        for batch in _batches(islice(items, self.items, None)):
-            documents = [item for _, item in batch if isinstance(item, Document)]
-            texts = [normalised(document.text, self.options.normalization) for document in documents]
-            encoded = iter(self._ids(texts))
-            for _, item in batch:
-                self.items += 1
-                if isinstance(item, Skipped):
-                    self._skip(item)
-                else:
-                    self._add(next(encoded))
-            self.text_bytes += sum(len(text.encode()) for text in texts)
-            tokens = sum(row["tokens"] for row in self.rows) + self._open_tokens
-            on_progress(Progress(batch[-1][0], self.corpus.nbytes, self.text_bytes, tokens, len(self.rows)))
+        with ThreadPoolExecutor(_AT_ONCE, "encode") as pool:
+            waiting: deque[tuple[Batch, Future[Found]]] = deque()
+            try:
+                for batch in batches:
+                    waiting.append((batch, pool.submit(self._encode, batch)))
+                    if len(waiting) > _AT_ONCE:
+                        self._take(*waiting.popleft(), writer, on_progress)
+                while waiting:
+                    self._take(*waiting.popleft(), writer, on_progress)
+            except BaseException:
+                self._encoder.stop()
+                raise
         if self._open_tokens:
-            self._close()
+            self._close(writer)
+        writer.wait()
 
-    def _ids(self, texts: list[str]) -> list[NDArray[np.uint32]]:
-        """The ids of each text."""
-        if self._encoder is None:
-            threads = self.options.workers or len(os.sched_getaffinity(0))
-            self._encoder = Encoder(self.tokenizer.tokenizer.to_str(), threads)
-        ids, counts = self._encoder.encode(texts)
-        return np.split(np.frombuffer(ids, "<u4"), np.cumsum(counts)[:-1]) if counts else []
-
-    def manifest(self, *, complete: bool) -> dict[str, Any]:
+    def manifest(
+        self, rows: Sequence[dict[str, Any]], reached: Reached, *, complete: bool = False
+    ) -> dict[str, Any]:
         """The manifest of what has been written."""
         from apr import __version__
 
         options = self.options
+        ends = {"none": 0, "between": max(0, reached.documents - 1), "after": reached.documents}
         found: dict[str, Any] = {
             "schema": SCHEMA,
             "complete": complete,
@@ -250,29 +273,30 @@ class _Run:
             "vocab_size": self.tokenizer.vocab_size,
             "eos_policy": options.eos_policy,
             "eos_token_id": self.tokenizer.eos_id,
-            "eos_token_count": self.eos,
-            "shard_count": len(self.rows),
-            "total_tokens": sum(row["tokens"] for row in self.rows),
-            "total_documents": self.documents,
-            "skipped_documents": self.skipped,
+            "eos_token_count": ends[options.eos_policy],
+            "shard_count": len(rows),
+            "total_tokens": sum(row["tokens"] for row in rows),
+            "total_documents": reached.documents,
+            "skipped_documents": reached.skipped,
             "content_field": options.content_field,
             "normalization": options.normalization,
             "input_format": self.corpus.format,
             "input_files": [str(file.path) for file in self.corpus.files],
             "input_bytes": self.corpus.nbytes,
             "corpus_roots": self.corpus.roots,
-            "corpus_sha256": corpus_sha256(row["sha256"] for row in self.rows),
-            "num_workers": options.workers or len(os.sched_getaffinity(0)),
-            "elapsed_seconds": round(self.elapsed, 3),
+            "corpus_sha256": corpus_sha256(row["sha256"] for row in rows),
+            "num_workers": self._threads,
+            "elapsed_seconds": round(self._elapsed_before + time.monotonic() - self.started, 3),
             "seq_length_hint": None,
             "shard_tokens": options.shard_tokens,
             "producer_version": f"apr {__version__}",
-            "shards": self.rows,
+            "shards": list(rows),
         }
         if not complete:
-            found["progress"] = {"items": self.items, "options": self._identity()}
+            found["progress"] = {"place": list(reached.place), "options": self._identity}
         return found
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         """Beside what the manifest says: what a resumed run has to have in common with the first."""
         return {
@@ -282,119 +306,102 @@ class _Run:
             "corpus_files": self.corpus.fingerprint(),
         }
 
-    def _skip(self, item: Skipped) -> None:
+    def _ids(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
+        """The ids of each text, without ends of text."""
+        ids, counts, _ = self._encoder.encode(texts)
+        ends = np.cumsum(np.frombuffer(counts, "<i8"))
+        return np.split(np.frombuffer(ids, "<u4"), ends[:-1]) if texts else []
+
+    def _encode(self, batch: Batch) -> Found:
+        match batch.format:
+            case "text":
+                return self._encoder.encode_files(batch.stored)
+            case "jsonl":
+                return self._encoder.encode_lines(batch.stored, self.options.content_field)
+            case "parquet":
+                return self._encoder.encode_values(batch.stored)
+            case _:
+                return self._encoder.encode_values([None] * len(batch.stored))
+
+    def _take(
+        self,
+        batch: Batch,
+        encoded: Future[Found],
+        writer: ShardWriter,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        """Put the ids of a batch into shards."""
+        found, each, text_bytes = encoded.result()
+        ids, counts = np.frombuffer(found, "<u4"), np.frombuffer(each, "<i8").copy()
+        skipped = np.zeros(len(counts), np.int64)
+        if (counts < 0).any():
+            ids = self._look_closer(batch, ids, counts, skipped)
+        documents = counts >= 0
+        np.maximum(counts, 0, out=counts)
+        if self.options.eos_policy == "between" and not self.reached.documents and documents.any():
+            # Nothing stands before the first of all texts.
+            ids = ids[1:]
+            counts[documents.argmax()] -= 1
+        ends = np.cumsum(counts)
+        start = taken = 0
+        while start < len(counts):
+            # The first document that fills the open shard ends it.
+            full = int(np.searchsorted(ends, taken + self.options.shard_tokens - self._open_tokens))
+            stop = min(full + 1, len(counts))
+            self._open.append(ids[taken : ends[stop - 1]])
+            self._open_tokens += int(ends[stop - 1]) - taken
+            self.reached = Reached(
+                batch.after(stop),
+                self.reached.documents + int(documents[start:stop].sum()),
+                self.reached.skipped + int(skipped[start:stop].sum()),
+            )
+            if full < len(counts):
+                self._close(writer)
+            start, taken = stop, int(ends[stop - 1])
+        self.text_bytes += text_bytes
+        self._encoded += taken
+        on_progress(
+            Progress(
+                read=batch.read,
+                total=self.corpus.nbytes,
+                text=self.text_bytes,
+                encoded=self._encoded,
+                documents=self.reached.documents,
+                tokens=self._closed_tokens + self._open_tokens,
+                shards=len(writer.rows),
+            )
+        )
+
+    def _look_closer(
+        self, batch: Batch, ids: NDArray[np.uint32], counts: NDArray[np.int64], skipped: NDArray[np.int64]
+    ) -> NDArray[np.uint32]:
+        """Skip what Rust took for no text (a count of -1), or encode what Python makes a text of after all.
+
+        Python reads JSON that is none, strictly: NaN, a byte order mark, a thousand levels.
+        """
+        pieces = np.split(ids, np.cumsum(np.maximum(counts, 0))[:-1])
+        before, after = (
+            [np.array([self.tokenizer.eos_id], "<u4")] * (self.options.eos_policy == policy)
+            for policy in ("between", "after")
+        )
+        for n in np.flatnonzero(counts < 0).tolist():
+            item = self.corpus.look(batch, n)
+            if isinstance(item, Document):
+                pieces[n] = np.concatenate([*before, *self._ids([item.text]), *after])
+                counts[n] = len(pieces[n])
+            elif item is not None:
+                self._name(item)
+                skipped[n] = item.count
+        return np.concatenate(pieces)
+
+    def _name(self, item: Skipped) -> None:
         if self.options.strict:
             raise RefusedError(f"{item.name}: {item.reason} (without --strict it is skipped)")
-        self.skipped += item.count
         if len(self.named) < _NAMED:
             self.named.append(item)
 
-    def _add(self, ids: NDArray[np.uint32]) -> None:
-        eos_id, policy = self.tokenizer.eos_id, self.options.eos_policy
-        if policy == "between" and self.documents and eos_id is not None:
-            self._append(np.array([eos_id], "<u4"))
-            self.eos += 1
-        self._append(ids)
-        if policy == "after" and eos_id is not None:
-            self._append(np.array([eos_id], "<u4"))
-            self.eos += 1
-        self.documents += 1
-        self._open_documents += 1
-        if self._open_tokens >= self.options.shard_tokens:
-            self._close()
-            write_manifest(self.options.output, self.manifest(complete=False))
-
-    def _append(self, ids: NDArray[np.uint32]) -> None:
-        self._open.append(ids)
-        self._open_tokens += len(ids)
-
-    def _close(self) -> None:
-        name = f"shard-{len(self.rows):0{self.digits}d}.bin"
-        if len(name) > len(f"shard-{'0' * self.digits}.bin"):
-            raise RefusedError(
-                f"{self.options.output}: more shards than {self.digits} digits number: raise --shard-tokens"
-            )
-        content = np.concatenate(self._open).tobytes()
-        write_atomically(self.options.output / name, content)
-        row = {
-            "name": name,
-            "tokens": self._open_tokens,
-            "documents": self._open_documents,
-            "sha256": hashlib.sha256(content).hexdigest(),
-        }
-        self.rows.append(row)
-        self._open, self._open_tokens, self._open_documents = [], 0, 0
-
-
-def _batches(
-    items: Iterator[tuple[int, Document | Skipped]],
-) -> Iterator[list[tuple[int, Document | Skipped]]]:
-    batch, characters = [], 0
-    for position, item in items:
-        batch.append((position, item))
-        # A document without a text counts too: a million of them is a large batch.
-        characters += 1 + (len(item.text) if isinstance(item, Document) else 0)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
-def _existing(options: EncodeOptions) -> dict[str, Any] | None:
-    """The manifest of the encoding that is to be continued, or None for a new one."""
-    output = options.output
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(20, "not a directory: shards need one", str(output))
-    shards, has_manifest = any(output.glob("*.bin")), (output / MANIFEST).exists()
-    if options.force or not (shards or has_manifest):
-        return None
-    if not options.resume:
-        raise RefusedError(
-            f"{output}: already holds shards: --resume continues an encoding that was cut off, "
-            "--force replaces them"
-        )
-    if not has_manifest:
-        raise RefusedError(f"{output}: shards without a manifest: nothing says where to resume; use --force")
-    return read_manifest(output)
-
-
-def _refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any]) -> None:
-    was, now = ({key: manifest.get(key) for key in _SAME} for manifest in (found, asked))
-    if found.get("complete") is not False:
-        if found.get("truncated"):
-            raise RefusedError(
-                f"{output}: cut off, and finished as it was by apr repair-manifest: use --force"
-            )
-        recorded = [key for key in _SAME_IF_RECORDED if found.get(key) is not None]
-        was |= {key: found[key] for key in recorded}
-        now |= {key: asked[key] for key in recorded}
-    else:
-        if not isinstance(found.get("progress"), dict) or not isinstance(found.get("shards"), list):
-            raise RefusedError(f"{output / MANIFEST}: does not say where to resume: use --force")
-        was |= found["progress"].get("options", {})
-        now |= asked["progress"]["options"]
-    for key in was | now:
-        if was.get(key) != now.get(key):
-            raise RefusedError(
-                f"{output}: cannot resume, {key} was {_short(was.get(key))} "
-                f"and now is {_short(now.get(key))}: ask for the same, or use --force"
-            )
-    if found.get("complete") is not False:
-        differences = check_manifest(found, list_shards(output))
-        if differences:
-            raise RefusedError(
-                f"{output / MANIFEST}: disagrees with the files: {'; '.join(differences)}: use --force"
-            )
-
-
-def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
-
-
-def _clear(output: Path) -> None:
-    """Remove the shards and the manifest of another encoding, the manifest first."""
-    (output / MANIFEST).unlink(missing_ok=True)
-    for path in output.glob("shard-*.bin"):
-        path.unlink()
+    def _close(self, writer: ShardWriter) -> None:
+        writer.write(self._open, self.reached.documents - self._closed_documents, self.reached)
+        self._closed_tokens += self._open_tokens
+        self._closed_documents = self.reached.documents
+        self._open, self._open_tokens = [], 0

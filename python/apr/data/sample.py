@@ -7,18 +7,24 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from apr.data.corpus import Document
 from apr.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from apr.data.corpus import Corpus, CorpusFile, Skipped
+    from numpy.typing import NDArray
+
+    from apr.data.corpus import Batch, Corpus, Place
     from apr.data.tokenizers import LoadedTokenizer
+
+    Encode = Callable[[Sequence[str]], list[NDArray[np.uint32]]]
 
 Normalization = Literal["none", "nfc"]
 
-# Files looked at, spread evenly over the corpus, and text read of each: half a second of encoding.
+# Files looked at, spread evenly over the corpus, and text read of each: a tenth of a second of encoding.
 _FILES = 32
 _CHARACTERS = 1 << 15
 # Of a byte-level vocabulary no token is unknown; of one that does not fit the text, most are.
@@ -31,65 +37,74 @@ class Sample:
 
     documents: tuple[Document, ...]
     """Normalised."""
-    items: Iterator[tuple[int, Document | Skipped]]
-    """The whole corpus from its start, those of standard input that were looked at too."""
+    ids: list[NDArray[np.uint32]]
+    """Of each document."""
+    batches: Iterator[Batch]
+    """The corpus from the place that was asked for, what was looked at of standard input too."""
     tokens: int | None
     """Estimate for the whole corpus, without ends of text; None for standard input."""
     documents_in_all: int | None
     """Estimate; None for standard input."""
 
 
-def normalised(text: str, normalization: Normalization) -> str:
-    """The text in the Unicode form that was asked for."""
-    return unicodedata.normalize("NFC", text) if normalization == "nfc" else text
-
-
-def sample(corpus: Corpus, tokenizer: LoadedTokenizer, normalization: Normalization) -> Sample:
+def sample(corpus: Corpus, encode: Encode, normalization: Normalization, start: Place) -> Sample:
     """Look at some documents.
+
+    Args:
+        corpus: the corpus.
+        encode: gives the ids of texts.
+        normalization: the form that texts are brought into.
+        start: where the batches begin; of standard input what lies before is not looked at.
 
     Raises:
         FormatError, OSError: a file of the corpus cannot be read.
     """
     if corpus.nbytes is None:
-        everything = corpus.items()
-        head = list(_until_enough(everything))
-        looked_at = tuple(_normalised(item, normalization) for _, item in head if isinstance(item, Document))
-        return Sample(looked_at, chain(head, everything), None, None)
-    step = max(1, len(corpus.files) // _FILES)
-    files = corpus.files[::step]
-    heads = [_head(corpus, file) for file in files]
-    found = [[_normalised(d, normalization) for d in items if isinstance(d, Document)] for items in heads]
+        everything = corpus.batches(start)
+        first = next(everything, None)
+        head = [] if first is None else [first]
+        looked_at = [item for batch in head for item in corpus.looks(batch) if isinstance(item, Document)]
+        documents = tuple(_normalised(document, normalization) for document in _few(looked_at))
+        ids = encode([document.text for document in documents])
+        return Sample(documents, ids, chain(head, everything), None, None)
+    chosen = range(0, len(corpus.files), max(1, len(corpus.files) // _FILES))
+    heads = [corpus.head(index, _CHARACTERS) for index in chosen]
+    found = [[_normalised(document, normalization) for document in some] for some, _ in heads]
+    encoded = [encode([document.text for document in some]) for some in found]
     # What was read of a file stands for the rest of it, what was read of the files for the others.
-    scale = corpus.nbytes / max(1, sum(file.nbytes for file in files))
+    scale = corpus.nbytes / max(1, sum(corpus.files[index].nbytes for index in chosen))
     tokens = count = 0.0
-    for items, documents in zip(heads, found, strict=True):
-        share = items[-1].done if items else 1.0
-        ids = tokenizer.encode([document.text for document in documents])
-        tokens += sum(map(len, ids)) / max(share, 1e-9)
-        count += len(documents) / max(share, 1e-9)
+    for (some, share), of_each in zip(heads, encoded, strict=True):
+        tokens += sum(map(len, of_each)) / max(share, 1e-9)
+        # Of a text file the start is looked at: it is one document all the same.
+        count += max(1.0, len(some) / max(share, 1e-9)) if len(some) > 1 else len(some)
     return Sample(
-        tuple(chain.from_iterable(found)), corpus.items(), round(tokens * scale), round(count * scale)
+        documents=tuple(chain.from_iterable(found)),
+        ids=list(chain.from_iterable(encoded)),
+        batches=corpus.batches(start),
+        tokens=round(tokens * scale),
+        documents_in_all=round(count * scale),
     )
 
 
-def self_test(tokenizer: LoadedTokenizer, documents: Sequence[Document]) -> None:
-    """Encode documents and decode them again.
+def self_test(tokenizer: LoadedTokenizer, looked_at: Sample) -> None:
+    """Decode what was looked at again.
 
     Raises:
         RefusedError: the text does not come back, or too much of it is unknown to the vocabulary; the
             message names a document.
     """
-    encoded = tokenizer.encode([document.text for document in documents])
-    total = sum(map(len, encoded))
-    unknown = 0 if tokenizer.unk_id is None else sum(ids.count(tokenizer.unk_id) for ids in encoded)
-    if unknown > MAX_UNKNOWN_SHARE * total:
+    total = sum(map(len, looked_at.ids))
+    unknown = sum(int(np.count_nonzero(ids == tokenizer.unk_id)) for ids in looked_at.ids)
+    if tokenizer.unk_id is not None and unknown > MAX_UNKNOWN_SHARE * total:
         raise RefusedError(
             f"{tokenizer.source}: {unknown / total:.1%} of a sample of the corpus is unknown to this "
             f"vocabulary (id {tokenizer.unk_id}): use the tokenizer that fits the text"
         )
-    for document, ids in zip(documents, encoded, strict=True):
+    for document, ids in zip(looked_at.documents, looked_at.ids, strict=True):
         # A tokenizer may normalise (Qwen2's does); what it must not do is lose text.
-        text, back = (unicodedata.normalize("NFC", t) for t in (document.text, tokenizer.decode(ids)))
+        back = tokenizer.decode(ids.tolist())
+        text, back = (unicodedata.normalize("NFC", t) for t in (document.text, back))
         if text != back:
             at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), len(back))
             raise RefusedError(
@@ -100,29 +115,16 @@ def self_test(tokenizer: LoadedTokenizer, documents: Sequence[Document]) -> None
 
 
 def _normalised(document: Document, normalization: Normalization) -> Document:
-    return Document(document.name, normalised(document.text, normalization), document.done)
+    if normalization == "none":
+        return document
+    return Document(document.name, unicodedata.normalize("NFC", document.text))
 
 
-def _head(corpus: Corpus, file: CorpusFile) -> list[Document | Skipped]:
-    found: list[Document | Skipped] = []
+def _few(documents: Sequence[Document]) -> Iterator[Document]:
+    """The first ones, as much text as is looked at of files."""
     characters = 0
-    for item in corpus.read(file):
-        if not found and isinstance(item, Document) and len(item.text) > _CHARACTERS:
-            share = item.done * _CHARACTERS / len(item.text)
-            return [Document(item.name, item.text[:_CHARACTERS], share)]
-        found.append(item)
-        characters += 1 + (len(item.text) if isinstance(item, Document) else 0)
-        if characters >= _CHARACTERS:
-            break
-    return found
-
-
-def _until_enough(
-    items: Iterator[tuple[int, Document | Skipped]],
-) -> Iterator[tuple[int, Document | Skipped]]:
-    characters = 0
-    for position, item in items:
-        yield position, item
-        characters += 1 + (len(item.text) if isinstance(item, Document) else 0)
+    for document in documents:
         if characters >= _FILES * _CHARACTERS:
             return
+        yield Document(document.name, document.text[: _FILES * _CHARACTERS])
+        characters += len(document.text)

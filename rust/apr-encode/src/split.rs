@@ -146,6 +146,24 @@ impl Splitter {
     }
 }
 
+/// A text in parts of about `size` bytes, cut where it is cut whatever stands around: before a space between
+/// two ASCII letters. A part is longer where there is no such place.
+pub(crate) fn parts(text: &str, size: usize) -> Vec<&str> {
+    let bytes = text.as_bytes();
+    let mut found = Vec::with_capacity(text.len() / size + 1);
+    let mut start = 0;
+    while text.len() - start > size {
+        let from = start + size;
+        let spaces = memchr::memchr_iter(b' ', &bytes[from..text.len() - 1]);
+        let between = |at: &usize| bytes[at - 1].is_ascii_alphabetic() && bytes[at + 1].is_ascii_alphabetic();
+        let Some(end) = spaces.map(|space| from + space).find(between) else { break };
+        found.push(&text[start..end]);
+        start = end;
+    }
+    found.push(&text[start..]);
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +182,14 @@ mod tests {
     fn white_space_leaves_its_last_character_to_the_word() {
         assert_eq!(pieces(Kind::Gpt2, "a   b\n\nc  "), ["a", "  ", " b", "\n", "\n", "c", "  "]);
         assert_eq!(pieces(Kind::Qwen2, "a   b\n\nc  "), ["a", "  ", " b", "\n\n", "c", "  "]);
+    }
+
+    #[test]
+    fn parts_are_cut_between_words() {
+        assert_eq!(parts("ab cd  ef 1 gh ij", 2), ["ab", " cd  ef 1 gh", " ij"]);
+        assert_eq!(parts("ab cd", 5), ["ab cd"]);
+        assert_eq!(parts("ab ", 1), ["ab "]);
+        assert_eq!(parts("", 1), [""]);
     }
 
     #[test]

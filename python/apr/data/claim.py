@@ -1,0 +1,214 @@
+"""The directory that an encoding writes to: one encoding's at a time, continued only by the same one."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from apr.data.corpus_files import STDIN
+from apr.data.manifest import check_manifest, read_manifest, shard_rows
+from apr.data.missing_manifest import MANIFEST
+from apr.data.shards import list_shards
+from apr.errors import RefusedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from apr.data.corpus import Corpus
+
+# Characters of a value in an error: a list of files may be long.
+_SHOWN = 120
+# Files that an error names.
+_NAMED = 3
+# What makes two encodings the same one, beside `progress.options`.
+_SAME = ("tokenizer_sha256", "eos_policy", "eos_token_id", "content_field", "normalization", "corpus_roots")
+# And beside those in one that is complete, where it records them.
+_SAME_IF_RECORDED = ("input_files", "input_bytes", "shard_tokens")
+
+
+@contextmanager
+def claimed(output: Path) -> Iterator[None]:
+    """Hold a directory, made if it is not there, against every other encoding.
+
+    The kernel lets go of it when the process ends, however it ends. Of directories that were made, those that
+    are still empty are removed again when an error passes through.
+
+    Raises:
+        RefusedError: another encoding holds it.
+        NotADirectoryError: something else has its name.
+    """
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(20, "not a directory: shards need one", str(output))
+    made = [path for path in (output, *output.parents) if not path.exists()]
+    output.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(output, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RefusedError(
+                f"{output}: another encoding is writing here: wait for it, or name another --output"
+            ) from None
+        except OSError:  # a file system without locks: nothing to hold it by
+            pass
+        yield
+    except BaseException:
+        for path in made:
+            try:
+                path.rmdir()
+            except OSError:
+                break
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def existing(output: Path, *, resume: bool, force: bool) -> dict[str, Any] | None:
+    """The manifest of the encoding that is to be continued, or None for a new one.
+
+    Raises:
+        RefusedError: shards are there and neither flag is given, or nothing says where to resume.
+    """
+    foreign = [path for path in output.glob("*.bin") if not path.name.startswith("shard-")]
+    if foreign:
+        raise RefusedError(
+            f"{foreign[0]}: no shard, and a directory of shards holds no other .bin: move it away"
+        )
+    has_manifest = (output / MANIFEST).exists()
+    if force or not (has_manifest or any(output.glob("*.bin"))):
+        return None
+    if not resume:
+        raise RefusedError(
+            f"{output}: already holds shards: --resume continues an encoding that was cut off, "
+            "--force replaces them"
+        )
+    if not has_manifest:
+        raise RefusedError(f"{output}: shards without a manifest: nothing says where to resume; use --force")
+    return read_manifest(output)
+
+
+def refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any], corpus: Corpus) -> None:
+    """Refuse to continue what another encoding began, and to take for complete what is not.
+
+    Raises:
+        RefusedError: the message says what differs.
+    """
+    complete = found.get("complete") is not False
+    was, now = ({key: manifest.get(key) for key in _SAME} for manifest in (found, asked))
+    if complete:
+        if found.get("truncated"):
+            raise RefusedError(
+                f"{output}: cut off, and finished as it was by apr repair-manifest: use --force"
+            )
+        recorded = [key for key in _SAME_IF_RECORDED if found.get(key) is not None]
+        was |= {key: found[key] for key in recorded}
+        now |= {key: asked[key] for key in recorded}
+    else:
+        progress = found.get("progress")
+        if not isinstance(progress, dict) or not isinstance(found.get("shards"), list):
+            raise RefusedError(f"{output / MANIFEST}: does not say where to resume: use --force")
+        was |= progress.get("options", {})
+        now |= asked["progress"]["options"]
+    different = [key for key in was | now if was.get(key) != now.get(key)]
+    # A changed file is told by its name; of a list of files only that it differs could be said.
+    of_corpus = set(different) <= {"corpus_files", "input_bytes"}
+    newer = _newer(corpus, output / MANIFEST) if of_corpus and (complete or different) else []
+    if newer:
+        raise RefusedError(
+            f"{newer[0]}: changed since it was encoded{_and_more(newer)}: --force encodes the corpus anew"
+        )
+    for key in different:
+        raise RefusedError(
+            f"{output}: cannot resume, {key} was {_short(was.get(key))} "
+            f"and now is {_short(now.get(key))}: ask for the same, or use --force"
+        )
+    if complete:
+        differences = check_manifest(found, list_shards(output))
+        if differences:
+            raise RefusedError(
+                f"{output / MANIFEST}: disagrees with the files: {'; '.join(differences)}: use --force"
+            )
+
+
+def refuse_changed(output: Path, corpus: Corpus) -> None:
+    """Refuse to call shards complete whose corpus changed while they were made.
+
+    Raises:
+        RefusedError: a file has another size or time than at the start; the message names it.
+    """
+    changed = [str(file.path) for file in corpus.files if file.changed()]
+    if changed:
+        raise RefusedError(
+            f"{changed[0]}: changed while it was encoded{_and_more(changed)}: --force encodes the corpus "
+            f"anew, apr repair-manifest {output} --force keeps the shards as they are"
+        )
+
+
+def check_kept(output: Path, rows: list[dict[str, Any]]) -> None:
+    """Check the shards that a resumed encoding builds upon, byte for byte.
+
+    Raises:
+        RefusedError: one is missing, or is not the one that was written; or there are more of them than one
+            that the manifest did not know of when the encoding was cut off.
+    """
+    if len(shard_rows({"shards": rows})) != len(rows):
+        raise RefusedError(f"{output / MANIFEST}: does not say where to resume: use --force")
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(_sha256, [output / row["name"] for row in rows])
+        for row, digest in zip(rows, digests, strict=True):
+            if digest != row.get("sha256"):
+                why = "is missing" if digest is None else "is not the shard that was written there"
+                raise RefusedError(f"{output / row['name']}: {why}: --force encodes all of it anew")
+    unknown = {path.name for path in output.glob("*.bin")} - {row["name"] for row in rows}
+    if len(unknown) > 1:
+        raise RefusedError(
+            f"{output / max(unknown)}: a shard that the manifest does not know: --force encodes all anew"
+        )
+
+
+def clear(output: Path, *, keep: bool) -> None:
+    """Remove what a killed encoding left half written; unless `keep`, the manifest and the shards too."""
+    if not keep:
+        (output / MANIFEST).unlink(missing_ok=True)
+        for path in output.glob("shard-*.bin"):
+            path.unlink()
+    for path in output.glob(".shard-*.bin.tmp"):
+        path.unlink()
+
+
+def _newer(corpus: Corpus, manifest: Path) -> list[str]:
+    """Files that were written to, or put in their place, after the manifest was.
+
+    The manifest does not record their times: it is to be the same for the same corpus.
+    """
+    written = manifest.stat().st_mtime_ns
+    found = []
+    for file in corpus.files:
+        if str(file.path) != STDIN and file.path.exists():
+            status = file.path.stat()
+            if max(status.st_mtime_ns, status.st_ctime_ns) > written:
+                found.append(str(file.path))
+    return found
+
+
+def _and_more(names: list[str]) -> str:
+    more = f"{', '.join(names[1:_NAMED])}{' …' * (len(names) > _NAMED)}"
+    return f" ({len(names)} files: also {more})" if len(names) > 1 else ""
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"

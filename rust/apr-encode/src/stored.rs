@@ -1,0 +1,89 @@
+//! Texts as a corpus stores them: files, lines of JSONL, values of a column.
+
+use std::{borrow::Cow, fs, path::Path};
+
+use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// A text that may turn out to be none.
+#[derive(Debug, Clone, Copy)]
+pub enum Stored<'a> {
+    /// A text as it is.
+    Text(&'a str),
+    /// A file that is one text.
+    File(&'a Path),
+    /// A JSON object that has the text under a key.
+    Line(&'a [u8], &'a str),
+    /// The bytes of a text; None where the column has none.
+    Value(Option<&'a [u8]>),
+}
+
+impl<'a> Stored<'a> {
+    /// The text; None for a file that cannot be read, what is no UTF-8, and a line without the text.
+    pub(crate) fn text(self) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Text(text) => Some(text.into()),
+            Self::File(path) => String::from_utf8(fs::read(path).ok()?).ok().map(Cow::Owned),
+            Self::Line(line, field) => under(std::str::from_utf8(line).ok()?, field),
+            Self::Value(value) => std::str::from_utf8(value?).ok().map(Cow::Borrowed),
+        }
+    }
+}
+
+/// The text under a key of a JSON object; of a key that is given twice the last one counts, as in Python.
+fn under<'a>(line: &'a str, field: &str) -> Option<Cow<'a, str>> {
+    struct Object<'a>(&'a str);
+    impl<'de> Visitor<'de> for Object<'_> {
+        type Value = Option<&'de RawValue>;
+
+        fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            formatter.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut found = None;
+            while let Some(key) = map.next_key::<String>()? {
+                if key == self.0 {
+                    found = Some(map.next_value()?);
+                } else {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+            Ok(found)
+        }
+    }
+    let mut json = serde_json::Deserializer::from_str(line);
+    let found = json.deserialize_map(Object(field)).ok()??;
+    json.end().ok()?;
+    let inner = found.get().strip_prefix('"')?.strip_suffix('"')?;
+    if inner.contains('\\') {
+        return serde_json::from_str(found.get()).ok().map(Cow::Owned);
+    }
+    Some(inner.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_text_of_a_line() {
+        let of = |line: &'static str| Stored::Line(line.as_bytes(), "t").text();
+        assert_eq!(of(r#" {"a": [1, {"t": 2}], "t": "x"} "#).as_deref(), Some("x"));
+        assert_eq!(of(r#"{"t": "a\n\u00e9\ud83d\ude00\"" }"#).as_deref(), Some("a\n\u{e9}\u{1f600}\""));
+        assert_eq!(of(r#"{"t": "first", "t": "last"}"#).as_deref(), Some("last"));
+        assert_eq!(of(r#"{"\u0074": ""}"#).as_deref(), Some(""));
+        for none in ["", "[]", "3", r#"{"t": 3}"#, r#"{"u": "x"}"#, r#"{"t": "\ud800"}"#, r#"{"t": "x"} y"#] {
+            assert_eq!(of(none), None, "{none}");
+        }
+        assert_eq!(Stored::Line(b"{\"t\": \"\xff\"}", "t").text(), None);
+    }
+
+    #[test]
+    fn values_and_files() {
+        assert_eq!(Stored::Value(Some(b"x")).text().as_deref(), Some("x"));
+        assert_eq!(Stored::Value(Some(b"\xff")).text(), None);
+        assert_eq!(Stored::Value(None).text(), None);
+        assert_eq!(Stored::File(Path::new("/nowhere")).text(), None);
+    }
+}

@@ -1,0 +1,383 @@
+"""What an encoding survives: kills at any moment, signals, full disks, bad files, others, changes."""
+
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.conftest import LONG
+
+from apr.cli import main
+from apr.data.claim import claimed
+from apr.data.corpus import Corpus, Document, Place, Skipped
+from apr.data.encode import EncodeOptions, encode
+from apr.errors import RefusedError
+
+TOKENIZER = Path(__file__).parents[1] / "data" / "imported-0.72" / "hf_llama_tied"
+VOLATILE = ("elapsed_seconds", "num_workers")
+SHARD_TOKENS = 20_000
+
+# Runs one command a line in a child of its own, all of which come of one process that has imported what they
+# need. A child is killed when it has used so many seconds of processor time, which do not grow when other
+# programs use the machine, or at its n-th flush to the disk; it prints how it ended and the time it took.
+SERVER = """
+import json, os, resource, signal, sys
+import pyarrow.parquet, rich.progress
+import apr.data.corpus
+from apr.cli import main
+import apr.cli.tokenize
+
+apr.data.corpus._BATCH_BYTES = 20_000  # several batches for each shard
+fsync = os.fsync
+
+def killed_at_flush(n):
+    left = n
+    def counted(descriptor):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(descriptor)
+    os.fsync = counted
+
+for line in sys.stdin:
+    argv, flush, seconds = json.loads(line)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    child = os.fork()
+    if child == 0:
+        for descriptor in (1, 2):
+            os.dup2(os.open("/dev/null", os.O_WRONLY), descriptor)
+        if flush:
+            killed_at_flush(flush)
+        if seconds:
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+        os._exit(main(argv))
+    _, status = os.waitpid(child, 0)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(json.dumps([os.waitstatus_to_exitcode(status), took]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Every kind of file, with documents that are none among them."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    root = tmp_path_factory.mktemp("corpus")
+    random = np.random.default_rng(0)
+    words = [f"def f{n}(x): return x + {n}  # wörd\n" for n in range(500)]
+    texts = ["".join(random.choice(words, int(random.integers(0, 60)))) for _ in range(240)]
+    lines = b"".join(json.dumps({"content": text}).encode() + b"\n" for text in texts[:60])
+    (root / "a.jsonl").write_bytes(lines[:9000] + b"\n\nnonsense\n" + lines[9000:])
+    (root / "b.jsonl.gz").write_bytes(gzip.compress(lines, mtime=0))
+    for n, text in enumerate(texts[60:180]):
+        (root / f"c{n:03}.py").write_text(text)
+    (root / "c050.py").write_bytes(b"\xe9")
+    column = pa.array([*texts[180:200], None, *texts[200:]])
+    parquet.write_table(pa.table({"content": column}), root / "d.parquet", row_group_size=16)
+    return root
+
+
+def flags(corpus, output, *more):
+    given = ["--corpus", str(corpus), "--tokenizer", str(TOKENIZER), "--output", str(output)]
+    return ["tokenize", "encode", *given, "--shard-tokens", str(SHARD_TOKENS), *more]
+
+
+def snapshot(directory):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    files = {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "manifest.json"}
+    return files, [(key, value) for key, value in manifest.items() if key not in VOLATILE]
+
+
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """What an encoding makes that nothing interrupts."""
+    output = tmp_path_factory.mktemp("whole") / "shards"
+    assert main(flags(corpus, output)) == 0
+    return snapshot(output)
+
+
+@contextmanager
+def server():
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def run(argv, *, flush=0, seconds=0.0):
+            process.stdin.write(json.dumps([argv, flush, seconds]) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield run
+        process.stdin.close()
+
+
+def state(output):
+    """What a kill left: no manifest, or how many shards are counted and how many are there."""
+    manifest = output / "manifest.json"
+    counted = json.loads(manifest.read_text())["shard_count"] if manifest.exists() else None
+    return counted, len(list(output.glob("*.bin"))), len(list(output.glob(".*.tmp")))
+
+
+def check_left(output, whole):
+    """Whatever is there under a shard's name is that shard, whole."""
+    for shard in output.glob("*.bin"):
+        assert shard.read_bytes() == whole[0][shard.name]
+
+
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes_whatever_the_workers(corpus, whole, tmp_path):
+    output = tmp_path / "shards"
+    number = 100 if LONG else 6
+    states = set()
+    with server() as run:
+        took = max(run(flags(corpus, tmp_path / f"timed{n}"))[1] for n in range(2))
+        for n, where in enumerate(np.random.default_rng(0).uniform(0, 1, number)):
+            # Evenly over the time that an encoding takes, each by chance within its part of it.
+            ended, _ = run(
+                flags(corpus, output, "--workers", str(n % 3 + 1)), seconds=took * (n + where) / number
+            )
+            assert ended in (-signal.SIGPROF, 0)
+            check_left(output, whole)
+            states.add(state(output))
+            more = ["--resume", "--workers", str((n + 1) % 3 + 1)]
+            run(flags(corpus, output, *more), seconds=took * where)
+            check_left(output, whole)
+            states.add(state(output))
+            assert run(flags(corpus, output, "--resume"))[0] == 0
+            assert snapshot(output) == whole
+            shutil.rmtree(output)
+    assert len({counted for counted, *_ in states}) > 3, states
+
+
+def test_killed_between_any_two_steps_of_writing_it_resumes_to_the_same_bytes(corpus, whole, tmp_path):
+    output = tmp_path / "shards"
+    # Four flushes for each shard: its file, its name, the manifest's file, its name; two for each manifest
+    # before and after.
+    flushes = 2 + 4 * len(whole[0]) + 2
+    moments = range(1, flushes + 1) if LONG else [1, 3, 4, 5, 6, flushes - 1, flushes]
+    with server() as run:
+        for flush in moments:
+            assert run(flags(corpus, output), flush=flush)[0] == -signal.SIGKILL
+            check_left(output, whole)
+            assert run(flags(corpus, output, "--resume"))[0] == 0
+            assert snapshot(output) == whole
+            shutil.rmtree(output)
+        assert run(flags(corpus, output), flush=flushes + 1)[0] == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_whole_shards_and_says_how_to_go_on(
+    number, code, corpus, whole, tmp_path, monkeypatch, capsys
+):
+    @contextmanager
+    def signalled(_):
+        def update(*_):
+            if len(list((tmp_path / "shards").glob("*.bin"))) >= 3:
+                os.kill(os.getpid(), number)
+
+        yield update
+
+    monkeypatch.setattr("apr.data.corpus._BATCH_BYTES", 20_000)
+    with monkeypatch.context() as patched:
+        patched.setattr("apr.cli.tokenize._bar", signalled)
+        assert main(flags(corpus, tmp_path / "shards")) == code
+    kept = json.loads((tmp_path / "shards" / "manifest.json").read_text())
+    assert kept["complete"] is False
+    assert 3 <= kept["shard_count"] < len(whole[0])
+    assert kept["shard_count"] == len(list((tmp_path / "shards").glob("*.bin")))
+    said = capsys.readouterr().err
+    assert f"{kept['shard_count']} whole shards with {kept['total_tokens']:,} tokens are kept" in said
+    assert "--resume continues" in said
+    # What is done once more is the open shard: all texts but those of the shards that are kept.
+    made = encode(
+        EncodeOptions((str(corpus),), TOKENIZER, tmp_path / "shards", shard_tokens=SHARD_TOKENS, resume=True)
+    )
+    rest = list(documents(Corpus([str(corpus)]), Place(*kept["progress"]["place"])))
+    assert made.text_bytes == sum(len(item.text.encode()) for item in rest if isinstance(item, Document))
+    assert snapshot(tmp_path / "shards") == whole
+
+
+def documents(corpus, start):
+    for batch in corpus.batches(start):
+        yield from corpus.looks(batch)
+
+
+def test_from_any_place_on_come_the_documents_that_are_left(corpus, monkeypatch):
+    monkeypatch.setattr("apr.data.corpus._BATCH_BYTES", 20_000)
+    found = Corpus([str(corpus)])
+    everything = list(documents(found, Place()))
+    assert len(everything) > 250
+    passed = 0
+    for batch in found.batches():
+        for n in range(0, len(batch.stored), 5):
+            before = sum(1 for i in range(n) if found.look(batch, i) is not None)
+            assert list(documents(found, batch.after(n))) == everything[passed + before :]
+        passed += sum(1 for _ in found.looks(batch))
+
+
+def test_what_was_encoded_before_is_not_read_again(tmp_path):
+    for n in range(3):
+        (tmp_path / f"{n}.txt").write_text(f"text {n}")
+    (tmp_path / "3.jsonl").write_text('{"content": "a"}\n{"content": "b"}\n')
+    corpus = Corpus([str(tmp_path)])
+    (tmp_path / "0.txt").unlink()
+    (tmp_path / "1.txt").unlink()
+    assert [item.text for item in documents(corpus, Place(2))] == ["text 2", "a", "b"]
+    (tmp_path / "3.jsonl").write_text('###############!\n{"content": "b"}\n')
+    assert [item.text for item in documents(corpus, Place(3, 1, 17))] == ["b"]
+
+
+def test_a_second_encoding_of_one_directory_is_refused(corpus, tmp_path, capsys):
+    with claimed(tmp_path / "shards"):
+        for more in ([], ["--resume"], ["--force"]):
+            assert main(flags(corpus, tmp_path / "shards", *more)) == 5
+            said = capsys.readouterr().err
+            assert "another encoding is writing here" in said
+            assert len(said.splitlines()) == 1
+    assert main(flags(corpus, tmp_path / "shards")) == 0
+
+
+def test_a_shard_that_was_changed_or_lost_or_is_too_many_is_not_built_upon(corpus, tmp_path, capsys):
+    def spoil(shards):
+        shards[0].write_bytes(bytes(shards[0].stat().st_size))
+
+    def lose(shards):
+        shards[0].unlink()
+
+    def add(shards):
+        for n in (1, 2):
+            shutil.copy(shards[0], shards[-1].with_name(f"shard-{len(shards) + n:05}.bin"))
+
+    acts = {spoil: "is not the shard that was", lose: "is missing", add: "does not know"}
+    with server() as run:
+        for n, (act, says) in enumerate(acts.items()):
+            output = tmp_path / str(n)
+            assert run(flags(corpus, output), flush=17)[0] == -signal.SIGKILL
+            act(sorted(output.glob("*.bin")))
+            assert main(flags(corpus, output, "--resume")) == 5
+            assert says in capsys.readouterr().err
+            assert main(flags(corpus, output, "--force")) == 0
+
+
+def test_a_file_that_changes_while_it_is_encoded_is_named_and_nothing_is_called_complete(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    options = EncodeOptions((str(tmp_path),), TOKENIZER, tmp_path / "shards", pattern=("*.txt",))
+    with pytest.raises(RefusedError, match=r"b\.txt: changed while it was encoded"):
+        encode(options, lambda _: (tmp_path / "b.txt").write_text("longer"))
+    assert json.loads((options.output / "manifest.json").read_text())["complete"] is False
+
+
+def test_unreadable_files_among_thousands_are_skipped_counted_and_named(tmp_path, capsys):
+    root = tmp_path / "tree"
+    root.mkdir()
+    for n in range(2000):
+        (root / f"{n:04}.txt").write_text(f"text {n}\n")
+    # Not even the superuser reads this one.
+    (root / "1000.txt").unlink()
+    (root / "1000.txt").symlink_to("/proc/self/mem")
+    assert main(flags(root, tmp_path / "shards", "--json")) == 0
+    captured = capsys.readouterr()
+    manifest = json.loads(captured.out)
+    assert (manifest["total_documents"], manifest["skipped_documents"]) == (1999, 1)
+    assert f"skipped: {root / '1000.txt'}: cannot be read: " in captured.err
+    assert main(flags(root, tmp_path / "strict", "--strict")) == 5
+    assert not (tmp_path / "strict" / "shard-00000.bin").exists()
+
+
+def test_a_file_that_vanishes_after_the_listing_is_skipped(tmp_path):
+    for name in ("a.txt", "b.jsonl", "c.parquet", "d.txt"):
+        (tmp_path / name).write_text("x")
+    corpus = Corpus([str(tmp_path)])
+    for name in ("a.txt", "b.jsonl", "c.parquet"):
+        (tmp_path / name).unlink()
+    *gone, left = documents(corpus, Place())
+    assert left == Document(str(tmp_path / "d.txt"), "x")
+    assert all(isinstance(item, Skipped) and "No such file" in item.reason for item in gone)
+    assert len(gone) == 3
+
+
+def test_a_pipe_that_is_named_is_wrong_usage_at_once(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert main(flags(tmp_path / "pipe.jsonl", tmp_path / "shards")) == 2
+    assert "given as -" in capsys.readouterr().err
+    (tmp_path / "a.txt").write_text("a")
+    assert main(flags(tmp_path, tmp_path / "shards")) == 0
+
+
+FULL = """
+import json, os, shutil, subprocess, sys
+from apr.cli import main
+argv, place = json.loads(sys.argv[1]), sys.argv[2]
+print(main(argv))
+print(len([name for name in os.listdir(place + "/out") if name.endswith(".bin")]), flush=True)
+subprocess.run(["mount", "-o", "remount,size=64m", place], check=True)
+print(main([*argv, "--resume"]))
+shutil.copytree(place + "/out", sys.argv[3])
+"""
+
+
+def test_on_a_full_disk_whole_shards_stay_and_resume_goes_on_when_there_is_room(corpus, whole, tmp_path):
+    (tmp_path / "full").mkdir()
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "apr", str(tmp_path / "full")]
+    if shutil.which("unshare") is None or subprocess.run([*alone, *mount], check=False).returncode:
+        pytest.skip("a file system of its own may not be mounted here")
+    argv = json.dumps(flags(corpus, tmp_path / "full" / "out"))
+    inside = ["sh", "-c", f'{" ".join(mount)} && exec "$@"', "sh", sys.executable, "-c", FULL]
+    done = subprocess.run(
+        [*alone, *inside, argv, str(tmp_path / "full"), str(tmp_path / "copy")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    full, shards, *_, resumed = done.stdout.splitlines()
+    assert (full, resumed) == ("7", "0")
+    kept, error, *_ = done.stderr.splitlines()
+    # There may have been room for one more shard, but not for the manifest that counts it.
+    assert any(f"{int(shards) - more} whole shards with" in kept for more in (0, 1))
+    assert re.search(r"full/out/[.\w-]+: No space left on device", error)
+    assert snapshot(tmp_path / "copy") == whole
+
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+from apr.data.encode import EncodeOptions, encode
+
+root, tokenizer = Path(sys.argv[1]), Path(sys.argv[2])
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+encode(EncodeOptions((str(root / "small.txt"),), tokenizer, root / "small"))
+before = peak()
+made = encode(EncodeOptions((str(root / "large.txt"),), tokenizer, root / "large"))
+print((peak() - before) / made.text_bytes, made.manifest["shard_count"], made.manifest["total_documents"])
+"""
+
+
+def test_a_large_document_is_one_shard_and_takes_a_bounded_multiple_of_its_size(tmp_path):
+    megabytes = 200 if LONG else 24
+    text = "def f(x):\n    return x + 1  # wörd\n" * 30_000
+    with (tmp_path / "large.txt").open("w") as file:
+        for _ in range(megabytes):
+            file.write(text)
+    (tmp_path / "small.txt").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-c", LARGE, tmp_path, TOKENIZER], capture_output=True, text=True, check=True
+    )
+    times, shards, count = done.stdout.split()
+    # The text, and twice 4 bytes for each of its ids, which are as many as two bytes have: hence 1 + 2 * 2.
+    assert float(times) < 8
+    assert (shards, count) == ("1", "1")
