@@ -23,7 +23,7 @@ run() {
 
 # Sequence of 512 as a batch of one fills two cores; a GPU takes the full 500 steps of the contract.
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    steps=500 batch=(--batch-size 16) val_tokens=262144
+    steps=500 batch=(--batch-size 16 --compile) val_tokens=262144
 else
     steps=${DEMO_STEPS:-} batch=(--batch-size 1) val_tokens=4096
 fi

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from tests.model.test_decoder import CASES
-from tests.train import test_loss
+from tests.train import test_loss, test_step
 
 pytestmark = pytest.mark.cuda
 
@@ -46,10 +46,25 @@ def test_fp32_steps_are_those_of_the_cpu(options, train, tmp_path):
     assert histories[1] == pytest.approx(histories[0], abs=1e-3)
 
 
-def test_compiled_layers_give_the_same_losses(options, train, tmp_path):
-    plain = train(options(device="cuda", run_dir=tmp_path / "plain"))
-    compiled = train(options(device="cuda", run_dir=tmp_path / "compiled", compile=True))
+@pytest.mark.parametrize("grad_accum", [1, 2])
+def test_a_compiled_step_learns_as_a_plain_one(options, train, tmp_path, grad_accum):
+    runs = [
+        options(device="cuda", run_dir=tmp_path / f"{compiled}", compile=compiled, grad_accum=grad_accum)
+        for compiled in (False, True)
+    ]
+    plain, compiled = (train(run) for run in runs)
     assert compiled.val_loss_history == pytest.approx(plain.val_loss_history, abs=2e-2)
+    norms = [
+        [json.loads(line).get("grad_norm") for line in (run.run_dir / "train.jsonl").read_text().splitlines()]
+        for run in runs
+    ]
+    assert norms[1][1] == pytest.approx(norms[0][1], rel=2e-2)  # of the first step: the same weights
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("bad", ["limit", "gradient"])
+def test_a_bad_step_changes_nothing(compiled, bad):
+    test_step.test_a_bad_step_changes_nothing(bad, "cuda", compiled=compiled)
 
 
 def test_a_run_is_resumed_where_it_was(options, train, monkeypatch, tmp_path):

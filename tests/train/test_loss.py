@@ -37,8 +37,8 @@ def test_chunks_change_neither_loss_nor_gradient(monkeypatch, device):
 
     expected, reference = losses_and_gradients(device, torchs)
     # 200 tokens in one piece; in chunks of 64, the last one smaller.
-    for nbytes in (1 << 30, 1):
-        monkeypatch.setitem(loss._LOGITS_BYTES, device, nbytes)
+    for rows in (200, 64):
+        monkeypatch.setattr(loss, "rows_at_a_time", lambda *_, rows=rows: rows)
         found, gradients = losses_and_gradients(device, ours)
         assert found == pytest.approx(expected, rel=1e-6)
         for name, gradient in reference.items():
@@ -69,5 +69,5 @@ def test_the_evaluations_losses_are_torchs(monkeypatch):
     with torch.no_grad():
         logits = model(ids[:, :-1]).flatten(0, 1)
         expected = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
-        monkeypatch.setitem(loss._LOGITS_BYTES, "cpu", 1)
+        monkeypatch.setattr(loss, "rows_at_a_time", lambda *_: 64)
         torch.testing.assert_close(loss.token_losses(model, ids), expected)

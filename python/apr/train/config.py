@@ -105,7 +105,7 @@ class PretrainConfig:
     precision: Precision | None = None
     """bf16: float32 weights, bfloat16 compute (default on CUDA); fp32 (default on the CPU)."""
     compile: bool = False
-    """Compile each layer with torch.compile."""
+    """Compile each layer with torch.compile; on a GPU also capture the step in CUDA graphs."""
     keep: int = 2
     """Checkpoints to keep beside the best one."""
     contract: Path | None = None

@@ -1,0 +1,72 @@
+"""A step by itself: what it changes, and what it leaves alone."""
+
+import pytest
+from tests.train.conftest import BASE
+
+
+def make(device, *, compiled=False):
+    import torch
+
+    from apr.model import Decoder
+    from apr.train import PretrainConfig
+    from apr.train.optimizer import make_optimizer
+    from apr.train.step import Step
+
+    model = Decoder.from_apr(BASE, device)
+    optimizer = make_optimizer(model, PretrainConfig(dataset="-", run_dir="-", init=BASE))
+    step = Step(model, optimizer, precision="fp32", grad_clip=1.0, compiled=compiled)
+    ids = torch.randint(0, 512, (2, 17), generator=torch.Generator().manual_seed(0))
+    return model, optimizer, step, ids
+
+
+def state(model, optimizer):
+    """Weights, moments and steps, copied."""
+    found = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        found |= {f"{name}.{key}": value.clone() for key, value in optimizer.state[parameter].items()}
+    return found
+
+
+@pytest.mark.parametrize("device", ["cpu"])
+@pytest.mark.parametrize("bad", ["limit", "gradient"])
+def test_a_bad_step_changes_nothing(bad, device, *, compiled=False):
+    import math
+
+    import torch
+
+    model, optimizer, step, ids = make(device, compiled=compiled)
+    loss = step.accumulate([ids], 32)
+    assert step.update(1e-3).updated
+    before = state(model, optimizer)
+    again = step.accumulate([ids], 32)
+    assert again < loss
+    if bad == "gradient":
+        model.model.norm.weight.grad[3] = math.inf
+        made = step.update(1e-3)
+        assert not math.isfinite(made.grad_norm)
+    else:
+        made = step.update(1e-3, loss_limit=again - 0.01)
+        assert made.train_loss == again
+    assert not made.updated
+    for name, value in state(model, optimizer).items():
+        assert torch.equal(value, before[name]), name
+    step.accumulate([ids], 32)
+    assert step.update(1e-3, loss_limit=again + 0.01).updated
+    assert all(p["step"].item() == 2 for p in optimizer.state.values())
+
+
+def test_clipping_is_torchs():
+    import torch
+
+    model, optimizer, step, ids = make("cpu")
+    step.accumulate([ids], 1)  # far above the limit
+    reference = [p.grad.clone() for p in model.parameters()]
+    clones = [torch.nn.Parameter(p.detach().clone()) for p in model.parameters()]
+    for clone, gradient in zip(clones, reference, strict=True):
+        clone.grad = gradient
+    norm = torch.nn.utils.clip_grad_norm_(clones, 1.0)
+    assert norm > 10
+    assert step.update(0.0).grad_norm == pytest.approx(norm.item(), rel=1e-6)
+    for parameter, clone in zip(model.parameters(), clones, strict=True):
+        moment = optimizer.state[parameter]["exp_avg"]
+        torch.testing.assert_close(moment, 0.1 * clone.grad, rtol=1e-5, atol=1e-9)
