@@ -197,7 +197,7 @@ def test_a_signal_keeps_whole_shards_and_says_how_to_go_on(
     assert 3 <= kept["shard_count"] < len(whole[0])
     assert kept["shard_count"] == len(list((tmp_path / "shards").glob("*.bin")))
     said = capsys.readouterr().err
-    assert f"{kept['shard_count']} whole shards with {kept['total_tokens']:,} tokens are kept" in said
+    assert f"kept, {kept['shard_count']} whole shards with {kept['total_tokens']:,} tokens" in said
     assert "--resume continues" in said
     # What is done once more is the open shard: all texts but those of the shards that are kept.
     made = encode(
@@ -347,7 +347,7 @@ def test_on_a_full_disk_whole_shards_stay_and_resume_goes_on_when_there_is_room(
     assert (full, resumed) == ("7", "0")
     kept, error, *_ = done.stderr.splitlines()
     # There may have been room for one more shard, but not for the manifest that counts it.
-    assert any(f"{int(shards) - more} whole shards with" in kept for more in (0, 1))
+    assert any(f"kept, {int(shards) - more} whole shard" in kept for more in (0, 1))
     assert re.search(r"full/out/[.\w-]+: No space left on device", error)
     assert snapshot(tmp_path / "copy") == whole
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff as Flag
 
+from apr.cli._console import size
 from apr.data.encode import EncodeOptions, EncodeReport, Progress, encode, look_at, prepare
 from apr.data.manifest import read_manifest
 from apr.errors import AprError, UsageError
@@ -85,7 +86,7 @@ class Train:
         else:
             print(
                 f"{made.output}: {made.vocab_size} tokens from {made.documents:,} documents, "
-                f"{made.text_bytes / 1e6:.1f} MB of text, in {time.monotonic() - started:.1f} s"
+                f"{size(made.text_bytes)} of text, in {time.monotonic() - started:.1f} s"
             )
         return 0
 
@@ -134,8 +135,8 @@ class Encode(EncodeOptions):
             print(json.dumps({"estimate": True, **rows, "corpus_bytes": corpus.nbytes}))
         else:
             print(
-                f"about {tokens:,} tokens of {documents:,} documents ({corpus.nbytes / 1e6:,.1f} MB in "
-                f"{len(corpus.files):,} files): {shards:,} shards, {4 * tokens / 1e6:,.1f} MB"
+                f"about {tokens:,} tokens of {documents:,} documents ({size(corpus.nbytes)} in "
+                f"{len(corpus.files):,} files): {shards:,} shard{'s' * (shards != 1)}, {size(4 * tokens)}"
             )
         _print_notes(tokenizer.note, (), 0)
         return 0
@@ -192,7 +193,7 @@ def _encoded(made: EncodeReport, output: Path) -> str:
     if not made.text_bytes:
         return f"{what}, all there already"
     speed = made.text_bytes / 1e6 / max(made.seconds, 1e-9)
-    return f"{what}, from {made.text_bytes / 1e6:,.1f} MB of text in {made.seconds:.1f} s ({speed:.1f} MB/s)"
+    return f"{what}, from {size(made.text_bytes)} of text in {made.seconds:.1f} s ({speed:.1f} MB/s)"
 
 
 def _print_notes(note: str | None, skipped: tuple[Skipped, ...], count: int) -> None:
@@ -225,7 +226,8 @@ def _kept(output: Path) -> str | None:
     shards, tokens = manifest.get("shard_count"), manifest.get("total_tokens")
     if manifest.get("complete") is not False or not shards:
         return None
-    return f"{output}: {shards:,} whole shards with {tokens:,} tokens are kept: --resume continues"
+    whole = "1 whole shard" if shards == 1 else f"{shards:,} whole shards"
+    return f"{output}: kept, {whole} with {tokens:,} tokens: --resume continues"
 
 
 @contextmanager

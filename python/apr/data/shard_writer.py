@@ -7,17 +7,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from apr.data.corpus import START, Place
 from apr.data.manifest import write_manifest
 from apr.errors import RefusedError
-from apr.files import write_atomically
+from apr.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -83,13 +82,16 @@ class ShardWriter:
     def _write(
         self, name: str, parts: Sequence[NDArray[np.uint32]], documents: int, reached: Reached
     ) -> None:
-        content = np.concatenate(parts).view(np.uint8).data
-        write_atomically(self._output / name, content)
+        digest = hashlib.sha256()
+        with replacing(self._output / name) as file:
+            for part in parts:
+                file.write(part.data)
+                digest.update(part.data)
         row = {
             "name": name,
-            "tokens": len(content) // 4,
+            "tokens": sum(map(len, parts)),
             "documents": documents,
-            "sha256": hashlib.sha256(content).hexdigest(),
+            "sha256": digest.hexdigest(),
         }
         self.rows.append(row)
         write_manifest(self._output, self._manifest(self.rows, reached))
