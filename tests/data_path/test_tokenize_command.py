@@ -146,6 +146,14 @@ def test_documents_that_are_skipped_are_named(encode, corpus, capsys):
     assert encode("--strict", output="strict") == 5
 
 
+def test_a_corpus_of_which_nothing_is_a_text_says_why(encode, corpus, tmp_path, capsys):
+    (corpus / "a.jsonl").write_text('{"text": "x"}\n')
+    assert encode("--corpus", str(corpus / "a.jsonl")) == 5
+    error = capsys.readouterr().err
+    assert f"1 document skipped; the first, {corpus / 'a.jsonl'}:1: no text under 'content'" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_estimate_is_near_and_writes_nothing(encode, tmp_path, capsys):
     assert encode("--estimate-only", "--json") == 0
     estimate = json.loads(capsys.readouterr().out)

@@ -145,7 +145,7 @@ def refuse_changed(output: Path, corpus: Corpus) -> None:
     if changed:
         raise RefusedError(
             f"{changed[0]}: changed while it was encoded{_and_more(changed)}: --force encodes the corpus "
-            f"anew, apr repair-manifest {output} --force keeps the shards as they are"
+            f"anew, apr repair-manifest {output} keeps the shards as they are"
         )
 
 

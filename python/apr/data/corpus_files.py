@@ -58,14 +58,14 @@ def corpus_files(
     if root == STDIN:
         yield CorpusFile(path, "jsonl", 0, 0)
     elif path.is_dir():
-        os.scandir(path).close()
         left_out = None if without is None else _below(path.resolve(), without.resolve())
-        for relative, error in _walk(path, Path(), exclude, left_out):
-            file = path / relative
-            if error is not None:
-                yield CorpusFile(file, "unreadable", 0, 0, f"cannot be listed: {error.strerror}")
+        for relative, entry in _walk(path, "", exclude, left_out):
+            if isinstance(entry, OSError):
+                if not relative:
+                    raise entry
+                yield CorpusFile(path / relative, "unreadable", 0, 0, f"cannot be listed: {entry.strerror}")
             elif not patterns or any(_matches(relative, pattern) for pattern in patterns):
-                yield from _listed(file)
+                yield from _listed(entry)
     else:
         # Without O_NONBLOCK the opening of a pipe waits for someone to write to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -78,20 +78,20 @@ def corpus_files(
         yield _file(path, status)
 
 
-def _below(root: Path, directory: Path) -> Path | None:
-    return directory.relative_to(root) if directory.is_relative_to(root) else None
+def _below(root: Path, directory: Path) -> str | None:
+    return directory.relative_to(root).as_posix() if directory.is_relative_to(root) else None
 
 
-def _listed(path: Path) -> Iterator[CorpusFile]:
+def _listed(entry: os.DirEntry[str]) -> Iterator[CorpusFile]:
     """A file that was met in a directory; sockets, pipes and links that lead nowhere are none."""
     try:
-        status = path.stat()
+        status = entry.stat()
     except OSError as error:
         if error.errno not in _NOWHERE:
-            yield CorpusFile(path, "unreadable", 0, 0, f"cannot be read: {error.strerror}")
+            yield CorpusFile(Path(entry.path), "unreadable", 0, 0, f"cannot be read: {error.strerror}")
         return
     if stat.S_ISREG(status.st_mode):
-        yield _file(path, status)
+        yield _file(Path(entry.path), status)
 
 
 def _file(path: Path, status: os.stat_result) -> CorpusFile:
@@ -101,31 +101,31 @@ def _file(path: Path, status: os.stat_result) -> CorpusFile:
 
 
 def _walk(
-    root: Path, below: Path, exclude: tuple[str, ...], left_out: Path | None
-) -> Iterator[tuple[Path, OSError | None]]:
-    """Paths below a directory relative to it, sorted; folders that are left out are not entered."""
-    if below == left_out:
+    root: Path, below: str, exclude: tuple[str, ...], left_out: str | None
+) -> Iterator[tuple[str, os.DirEntry[str] | OSError]]:
+    """What is below a directory, by its path relative to it, sorted; what is left out is not entered."""
+    if (below or ".") == left_out:
         return
     try:
         with os.scandir(root / below) as entries:
-            found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+            found = sorted((entry.name, entry) for entry in entries)
     except OSError as error:
         yield below, error
         return
-    for name, is_directory in found:
-        path = below / name
+    for name, entry in found:
+        path = f"{below}/{name}" if below else name
         if any(_left_out(path, pattern) for pattern in exclude):
             continue
-        if is_directory:
+        if entry.is_dir(follow_symlinks=False):
             yield from _walk(root, path, exclude, left_out)
         else:
-            yield path, None
+            yield path, entry
 
 
-def _matches(path: Path, pattern: str) -> bool:
-    return fnmatchcase(path.as_posix() if "/" in pattern else path.name, pattern)
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatchcase(path if "/" in pattern else path.rpartition("/")[2], pattern)
 
 
-def _left_out(path: Path, pattern: str) -> bool:
+def _left_out(path: str, pattern: str) -> bool:
     # With a slash behind it a folder `test` matches `test/*`, and so does all below it.
-    return _matches(path, pattern) or ("/" in pattern and fnmatchcase(f"{path.as_posix()}/", pattern))
+    return _matches(path, pattern) or ("/" in pattern and fnmatchcase(f"{path}/", pattern))

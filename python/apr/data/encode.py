@@ -185,8 +185,10 @@ def encode(options: EncodeOptions, on_progress: Callable[[Progress], None] = lam
             run.go(probe.batches, writer, on_progress)
         if not writer.rows:
             (options.output / MANIFEST).unlink()
+            first = f"; the first, {run.named[0].name}: {run.named[0].reason}" if run.named else ""
             raise RefusedError(
-                f"{', '.join(corpus.roots)}: no text to encode ({run.reached.skipped:,} documents skipped)"
+                f"{', '.join(corpus.roots)}: no text to encode "
+                f"({run.reached.skipped:,} document{'s' * (run.reached.skipped != 1)} skipped{first})"
             )
         refuse_changed(options.output, corpus)
         manifest = run.manifest(writer.rows, run.reached, complete=True)
