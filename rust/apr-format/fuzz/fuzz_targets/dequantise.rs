@@ -9,13 +9,15 @@ use libfuzzer_sys::{
     fuzz_target,
 };
 
-/// Values of the largest tensor: more than three of the tasks that the work is cut into.
+/// Values of the largest tensor: more than three tasks.
 const MOST: u64 = 100_000;
 
 #[derive(Debug, Arbitrary)]
 struct Input<'a> {
     dtype: u8,
-    dims: Vec<u16>,
+    dims: Vec<u8>,
+    /// Above 250 the first dim counts 512-fold: more than one of the tasks that the work is cut into.
+    large: u8,
     flat: bool,
     start: u32,
     length: u32,
@@ -25,7 +27,10 @@ struct Input<'a> {
 
 fuzz_target!(init: on_this_thread(), |input: Input| {
     let dtype = [Dtype::Q4, Dtype::Q8, Dtype::Q4K, Dtype::Q6K][usize::from(input.dtype % 4)];
-    let dims: Vec<_> = input.dims.iter().take(8).map(|&dim| u64::from(dim)).collect();
+    let mut dims: Vec<_> = input.dims.iter().take(8).map(|&dim| u64::from(dim)).collect();
+    if let Some(first) = dims.first_mut().filter(|_| input.large > 250) {
+        *first *= 512;
+    }
     let count = dims.iter().try_fold(1_u64, |count, &dim| count.checked_mul(dim));
     let Some(count) = count.filter(|&count| count <= MOST) else { return };
     let nbytes = if input.flat { dtype.nbytes_flat(&dims) } else { dtype.nbytes(&dims) };

@@ -1,16 +1,42 @@
-//! v1 files made field by field: an honest one opens and gives back the tensors that its metadata describe; one
-//! with any lies, under a right checksum, keeps its promises or is refused.
+//! v1 files made field by field, signed or encrypted for a recipient among them: an honest one opens and gives
+//! back the tensors that its metadata describe; one with any lies, under a right checksum, keeps its promises or
+//! is refused.
 #![no_main]
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::LazyLock};
 
-use apr_format::{container::Container, source::read_vec};
-use apr_format_fuzz::{Number, look, on_this_thread, put};
+use aes_gcm::{Aes256Gcm, KeyInit, Nonce, aead::AeadInOut};
+use apr_format::{
+    container::Container,
+    source::read_vec,
+    v1::keys::{Keys, Unlock},
+};
+use apr_format_fuzz::{Number, look_with, on_this_thread, put};
+use ed25519_dalek::{Signer, SigningKey};
+use hkdf::Hkdf;
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
     fuzz_target,
 };
 use serde_json::{Map, Value, json};
+use sha2::Sha256;
+use x25519_dalek::{PublicKey, StaticSecret};
+
+const ENCRYPTED: u8 = 1;
+const SIGNED: u8 = 2;
+/// The recipient's secret key, the sender's, and the author's.
+const RECIPIENT: [u8; 32] = [1; 32];
+const SENDER: [u8; 32] = [2; 32];
+static AUTHOR: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::from_bytes(&[3; 32]));
+/// The sender's public key and the start of the recipient's, which stand before what is encrypted; its cipher.
+static SEALED: LazyLock<(Vec<u8>, Aes256Gcm)> = LazyLock::new(|| {
+    let [recipient, sender] = [RECIPIENT, SENDER].map(StaticSecret::from);
+    let [to, from] = [&recipient, &sender].map(PublicKey::from);
+    let mut key = [0; 32];
+    let shared = sender.diffie_hellman(&to);
+    Hkdf::<Sha256>::new(None, shared.as_bytes()).expand(b"apr-v1-encrypt", &mut key).expect("32 bytes");
+    ([from.as_bytes().as_slice(), &to.as_bytes()[..8]].concat(), Aes256Gcm::new((&key).into()))
+});
 
 #[derive(Debug, Arbitrary)]
 struct Input<'a> {
@@ -23,6 +49,9 @@ struct Input<'a> {
     custom: bool,
     data: &'a [u8],
     compression: Compression,
+    /// Flags of v1: [`SIGNED`], [`ENCRYPTED`], and whether the keys are given.
+    sealed: u8,
+    with_keys: bool,
     lies: Vec<Lie>,
 }
 
@@ -70,14 +99,28 @@ enum Lie {
 
 fuzz_target!(init: on_this_thread(), |input: Input| {
     let Some((bytes, expected)) = make(&input) else { return };
-    look(&bytes);
+    let mut keys = Keys::default();
+    if input.with_keys {
+        let unlock = Unlock::Recipient(RECIPIENT.into());
+        keys.unlock = (input.sealed & ENCRYPTED != 0).then_some(unlock);
+        keys.trusted = (input.sealed & SIGNED != 0).then(|| AUTHOR.verifying_key().to_bytes());
+    }
+    look_with(&bytes, &keys);
     if !input.lies.is_empty() || matches!(input.metadata, Metadata::Raw(_)) {
         return;
     }
-    let opened = match Container::open(bytes.as_slice()) {
+    let opened = match Container::open_with(bytes.as_slice(), &keys) {
         Ok(opened) => opened,
         Err(error) => panic!("an honest file is refused: {error}"),
     };
+    let v1 = opened.v1().expect("it is one");
+    assert_eq!(v1.signer.is_some(), input.sealed & SIGNED != 0);
+    assert_eq!(v1.signer.is_some_and(|signer| signer.is_trusted), keys.trusted.is_some());
+    if v1.is_locked() {
+        assert!(keys.unlock.is_none() && input.sealed & ENCRYPTED != 0);
+        assert!(opened.image().is_err());
+        return;
+    }
     let image = match opened.image() {
         Ok(image) => image,
         Err(error) => panic!("an honest payload is refused: {error}"),
@@ -121,7 +164,7 @@ fn make<'a>(input: &Input<'a>) -> Option<(Vec<u8>, Vec<Tensor<'a>>)> {
         }
     }
     let uncompressed = u32::try_from(payload.len()).ok()?;
-    let stored = match input.compression {
+    let packed = match input.compression {
         Compression::None => payload,
         Compression::Zstd => zstd::bulk::compress(&payload, 3).ok()?,
         Compression::ZstdMax => zstd::bulk::compress(&payload, 4).ok()?,
@@ -129,6 +172,7 @@ fn make<'a>(input: &Input<'a>) -> Option<(Vec<u8>, Vec<Tensor<'a>>)> {
             [uncompressed.to_le_bytes().as_slice(), &lz4_flex::block::compress(&payload)].concat()
         }
     };
+    let stored = if input.sealed & ENCRYPTED == 0 { packed } else { encrypt(packed) };
     let metadata = input.metadata.bytes(shapes, input.custom);
     let mut bytes = b"APRN\x01\x00".to_vec();
     bytes.extend(input.model_type.to_le_bytes());
@@ -136,10 +180,15 @@ fn make<'a>(input: &Input<'a>) -> Option<(Vec<u8>, Vec<Tensor<'a>>)> {
         bytes.extend(u32::try_from(size).ok()?.to_le_bytes());
     }
     bytes.extend(uncompressed.to_le_bytes());
-    bytes.extend([input.compression as u8, 0, input.quality % 101]);
+    bytes.extend([input.compression as u8, input.sealed & (SIGNED | ENCRYPTED), input.quality % 101]);
     bytes.extend([0; 9]);
     bytes.extend(metadata);
     bytes.extend(stored);
+    if input.sealed & SIGNED != 0 {
+        let signature = AUTHOR.sign(&bytes).to_bytes();
+        bytes.extend(signature);
+        bytes.extend(AUTHOR.verifying_key().as_bytes());
+    }
     for lie in &input.lies {
         lie.tell(&mut bytes);
     }
@@ -152,6 +201,16 @@ fn make<'a>(input: &Input<'a>) -> Option<(Vec<u8>, Vec<Tensor<'a>>)> {
         }
     }
     Some((bytes, tensors))
+}
+
+/// For the recipient, under a nonce of zeros: it protects nothing.
+fn encrypt(mut packed: Vec<u8>) -> Vec<u8> {
+    let (head, cipher) = &*SEALED;
+    let nonce = [0; 12];
+    let tag = cipher
+        .encrypt_inout_detached(&Nonce::from(nonce), b"", packed.as_mut_slice().into())
+        .expect("a short text");
+    [head, nonce.as_slice(), &packed, &tag].concat()
 }
 
 impl Metadata<'_> {
