@@ -90,6 +90,16 @@ def verify_file(
     recipient_key: bytes | None = None,
     trusted_key: bytes | None = None,
 ) -> _Findings: ...
+def read_whisper(
+    path: str | PathLike[str],
+) -> (
+    tuple[
+        tuple[int, int, str, bool, int, int, list[int]],
+        tuple[tuple[str, tuple[int, ...], int, int], ...],
+        int,
+    ]
+    | None
+): ...
 def nbytes(dtype: str, shape: Sequence[int]) -> int: ...
 def quantise(dtype: str, values: Buffer) -> bytes: ...
 

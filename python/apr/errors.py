@@ -13,6 +13,9 @@ EXIT_UNFORESEEN, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_NOT_VALID = 1, 2, 3, 4
 EXIT_REFUSED, EXIT_WEIGHTS, EXIT_IO, EXIT_UNAVAILABLE = 5, 6, 7, 9
 # What to install for a module that is not there; everything else belongs to the train extra.
 _EXTRA = {"transformers": "hf", "safetensors": "hf"}
+# Characters of a message, and of its start and end where it is longer: a hostile file may hold names of a
+# hundred megabytes.
+_LONGEST, _START, _END = 4096, 3000, 500
 
 
 class AprError(ValueError):
@@ -32,6 +35,8 @@ class AprError(ValueError):
         tensor: str | None = None,
         offset: int | None = None,
     ) -> None:
+        if len(message) > _LONGEST:
+            message = f"{message[:_START]} … {message[-_END:]}"
         super().__init__(message)
         self.path = None if path is None else fspath(path)
         self.tensor = tensor
@@ -138,8 +143,8 @@ def message(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, AprError):
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         extra = _EXTRA.get(error.name.partition(".")[0], "train")
         return (

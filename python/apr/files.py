@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
     from typing import Any, BinaryIO
+
+
+# What only writing is refused with.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -33,7 +38,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` at the end, as `write_atomically`."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with _named(path, temporary), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -60,9 +65,10 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        sync_directory(temporary)
+        with _named(path, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            sync_directory(temporary)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
@@ -74,6 +80,21 @@ def replacing_directory(path: Path) -> Iterator[Path]:
         raise
     sync_directory(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _named(path: Path, temporary: Path) -> Iterator[None]:
+    """Errors of writing name what is to be written, where they name the temporary or nothing at all."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:  # Python's `write` gives none; nor does its `read`, of another file
+            is_ours = error.errno in _NO_ROOM
+        else:
+            is_ours = os.fspath(error.filename).startswith(str(temporary))
+        if is_ours:
+            error.filename = str(path)
+        raise
 
 
 def sync_directory(path: Path) -> None:

@@ -41,6 +41,30 @@ def test_a_missing_tensor_names_close_matches(path):
             look("model.norm.wieght")
 
 
+def test_of_many_names_a_missing_one_is_compared_with_its_neighbours_alone(tmp_path, monkeypatch):
+    import difflib
+
+    one = np.zeros(1, np.int8)
+    apr.save(
+        {f"layers.{layer:02d}.{n:03d}.weight": one for layer in range(20) for n in range(100)}, tmp_path / "m"
+    )
+    file, compared = apr.load(tmp_path / "m"), []
+
+    def count(name, names, **options):
+        compared.append(len(names))
+        return close_matches(name, names, **options)
+
+    close_matches = difflib.get_close_matches
+    monkeypatch.setattr(difflib, "get_close_matches", count)
+    for name, close in [("layers.00.000.weigth", "00.000"), ("layers.19.099.weights", "19.099"), ("z", None)]:
+        with pytest.raises(KeyError, match=f"close: layers.{close}.weight" if close else "no tensor 'z'\"$"):
+            file[name]
+    assert compared == [1000] * 3
+    with pytest.raises(KeyError):
+        file["n" * 100_000]
+    assert len(compared) == 3
+
+
 def test_tensors_lie_in_the_mapping_without_a_copy(path):
     file = apr.load(path)
     assert file["model.norm.weight"].data_ptr() == file["model.norm.weight"].data_ptr()

@@ -11,6 +11,7 @@ import torch
 import apr
 import apr.numpy
 import apr.torch
+from apr.errors import UnavailableError
 
 BASE = torch.arange(24, dtype=torch.float32).reshape(4, 6)
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -352,3 +353,47 @@ def test_numpy_arrays_of_any_layout_are_saved_with_their_values(tmp_path):
     assert np.array_equal(apr.numpy.load_file(tmp_path / "m.apr")["a"], value)
     with pytest.raises(TypeError, match="tensor 'a' is list"):
         apr.numpy.save_file({"a": [1]}, tmp_path / "m.apr")
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", 0])
+def test_a_script_on_a_gpu_gives_what_safetensors_gives(device, tmp_path):
+    plain_path, path = str(tmp_path / "m.safetensors"), str(tmp_path / "m.apr")
+    safetensors.torch.save_file(TENSORS, plain_path)
+    apr.torch.save_file(TENSORS, path)
+    with (
+        safetensors.safe_open(plain_path, "pt", device=device) as expected,
+        apr.safe_open(path, "pt", device=device) as found,
+    ):
+        for name, tensor in TENSORS.items():
+            rows = (..., slice(1, 2)) if tensor.dim() else ...
+            for values, same in (
+                (found.get_tensor(name), expected.get_tensor(name)),
+                (found.get_slice(name)[rows], expected.get_slice(name)[rows]),
+            ):
+                assert values.device == same.device == torch.device("cuda:0")
+                assert plain(values.cpu()) == plain(same.cpu())
+        assert {str(values.device) for values in found.get_tensors().values()} == {"cuda:0"}
+    for backend in ("mmap", "pread"):
+        loaded = apr.torch.load_file(path, device, backend=backend)
+        assert {name: plain(values.cpu()) for name, values in loaded.items()} == {
+            name: plain(values) for name, values in safetensors.torch.load_file(plain_path).items()
+        }
+
+
+@pytest.mark.cuda
+def test_quantised_tensors_on_a_gpu_are_those_of_the_cpu(tmp_path):
+    path = tmp_path / "m.apr"
+    apr.save({"q": apr.quantize(torch.rand(70, 300), "q4"), "r": apr.quantize(BASE, "q8")}, path)
+    with apr.safe_open(path, "pt") as expected, apr.safe_open(path, "pt", device="cuda") as found:
+        for name in ("q", "r"):
+            assert found.get_tensor(name).is_cuda
+            assert found.get_tensor(name).cpu().equal(expected.get_tensor(name))
+            assert found.get_slice(name)[1:3].cpu().equal(expected.get_tensor(name)[1:3])
+
+
+@pytest.mark.cuda
+def test_a_gpu_that_is_not_there_is_said(tmp_path):
+    apr.torch.save_file({"a": BASE}, tmp_path / "m.apr")
+    with pytest.raises(UnavailableError, match=r"device cuda:\d+ is not there"):
+        apr.torch.load_file(tmp_path / "m.apr", torch.cuda.device_count())

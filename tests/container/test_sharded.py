@@ -165,7 +165,7 @@ def test_a_directory_stands_for_its_index_or_its_one_file(tmp_path):
             with pytest.raises(IsADirectoryError, match=says):
                 act(tmp_path)
 
-    refused("Is a directory")
+    refused(r"neither an index \(\*\.apr\.index\.json\) nor an \.apr file")
     apr.save({"x": np.ones(2)}, tmp_path / "one.apr")
     (tmp_path / ".hidden.apr").touch()
     (tmp_path / "config.json").touch()

@@ -14,6 +14,7 @@ import pytest
 from forged_old import forge_json, forge_v1, lz4, u32, with_crc, zstd
 from hypothesis import given
 from hypothesis import strategies as st
+from matrix import documented, part_of, table
 
 import apr
 import apr.numpy
@@ -166,7 +167,8 @@ def test_what_only_looks_odd_is_read_and_shown(tmp_path, capsys):
         (b'{"a":[8]}', "40 bytes, but it has 36"),
         (b'{"a":[7],"a":[7]}', "64 bytes, but it has 36"),
         (b'{"a":[2,-1]}', "invalid value"),
-        (b"[7]", "expected a map from names to dims"),
+        (b"[7]", "no map from names to dims"),
+        (b'{"a":"7"}', "a text where a list of dims belongs"),
         (b'{"a":[4294967296,4294967296]}', "out of range"),
         (b'{"":[7]}', "is empty"),
     ],
@@ -594,6 +596,22 @@ def test_a_payload_that_does_not_unpack_is_found_when_it_is_used(case, tmp_path,
     assert run("verify", path)[0] == 5
     code, out, _ = run("inspect", "--json", path)
     assert (code, json.loads(out)["valid"]) == (0, False)
+
+
+def test_the_documentation_lists_every_lie(tmp_path):
+    path, lies = tmp_path / "bad.apr", []
+    for case, (content, kind, offset, _) in OPENING.items():
+        path.write_bytes(content)
+        lies.append((part_of(path), kind, case, offset))
+    for case, (name, at, _) in SEALED.items():
+        content = path_of(name).read_bytes()
+        path.write_bytes(fixed(content, 79 + at, bytes([content[79 + at] ^ 1])))
+        lies.append((part_of(path, **KEYS[name]), "DecryptionError", case, 79))
+    for case, (content, offset, _) in UNPACKING.items():
+        path.write_bytes(content)
+        lies.append((part_of(path), "FormatError", case, offset))
+    parts = ["magic", "header", "footer", "signature", "metadata", "encryption", "payload"]
+    assert documented("Version 1") == table(lies, parts)
 
 
 @pytest.mark.parametrize("compression", [0, 1])

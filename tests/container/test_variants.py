@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forged import Entry, forge
-from forged_old import entry, forge_json, u32, wrap, zstd
+from forged_old import entry, forge_json, forge_v1, u32, wrap, zstd
 from hypothesis import given
 from hypothesis import strategies as st
+from matrix import documented, part_of, table
 
 import apr
 from apr.cli import main
@@ -145,7 +146,6 @@ CASES = {
     "magic alone": (b"APR1", "TruncatedError", None, 4, "the header"),
     "half a length": (b"APR1\2\0", "TruncatedError", None, 6, "the header"),
     "no JSON": (b"APR1" + bytes(40), "UnsupportedError", None, 0, "unknown layout"),
-    "whisper": (b"APR1" + u32(1) + bytes(60), "UnsupportedError", None, 0, "whisper"),
     "bundle": (b"APBUNDLE" + bytes(60), "UnsupportedError", None, 0, "bundle"),
     "metadata beyond the file": (
         forge_json(entry(), metadata_size=1 << 20), "TruncatedError", None, END, "the metadata",
@@ -171,13 +171,20 @@ CASES = {
     "index cut short": (
         forge_json(entry(), index_size=len(INDEX) - 1), "FormatError", None, DATA - 2, "EOF",
     ),
-    "index no array": (forge_json(index=b"{}", count=0), "FormatError", None, 18, "a list of tensors"),
+    "index no array": (forge_json(index=b"{}", count=0), "FormatError", None, 18, "not a list of tensors"),
+    "index a text": (forge_json(index=b'"a"', count=0), "FormatError", None, 18, "not a list of tensors"),
     "index not UTF-8": (forge_json(index=b'["\xff"]', count=1), "FormatError", None, 20, "not UTF-8"),
     "index nested too deep": (
         forge_json(index=b"[" * 65 + b"]" * 65, count=1), "FormatError", None, 83, "nested deeper than 64",
     ),
     "entry no object": (forge_json(7), "FormatError", None, 19, "expected struct"),
     "entry without a name": (forge_json({"dtype": "F32"}), "FormatError", None, 34, "missing field"),
+    "entry too long": (
+        forge_json(entry(dtype="F" * 5000)), "FormatError", None, 19, "none takes more than 4096",
+    ),
+    "size a text": (forge_json(entry(size="16")), "FormatError", None, 82, "a text where a whole number"),
+    "shape a text": (forge_json(entry() | {"shape": "4"}), "FormatError", None, 59, "a text where a list"),
+    "dim a text": (forge_json(entry() | {"shape": ["4"]}), "FormatError", None, 60, "a text where a whole"),
     "empty name": (forge_json(entry("")), "FormatError", None, 19, "the name is empty"),
     "name with a NUL": (forge_json(entry("a\0b")), "FormatError", None, 19, "the name holds a NUL"),
     "name twice": (
@@ -284,6 +291,15 @@ def test_commands_say_it_in_one_line_and_exit_4(command, case, tmp_path, capsys)
     assert [check.passed for check in report.checks] == [True] * (len(report.checks) - 1) + [False]
 
 
+def test_the_documentation_lists_every_lie(tmp_path):
+    path, lies = tmp_path / "bad.apr", []
+    for case, (content, kind, _, offset, _) in CASES.items():
+        path.write_bytes(content)
+        lies.append((part_of(path), kind, case, offset))
+    parts = ["magic", "packing", "header", "metadata", "tensor index", "tensor data", "footer"]
+    assert documented("The JSON container, its wrappers, older magics") == table(lies, parts)
+
+
 @pytest.mark.parametrize("content", [GOOD, wrap(GOOD, 0), wrap(GOOD, 1), wrap(GOOD, 2)])
 def test_forged_files_are_otherwise_good(content, tmp_path):
     """The base of every case above opens: each is refused for the one field that lies."""
@@ -363,6 +379,35 @@ def test_a_length_that_lies_takes_no_memory(case, tmp_path):
     kind, kilobytes = done.stdout.split()
     assert kind == "FormatError"
     assert int(kilobytes) < 4096
+
+
+LONG = "x" * (1 << 20)
+QUOTED = json.dumps(LONG).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        forge_json(entry(LONG)),
+        forge_json(entry(dtype=LONG)),
+        forge_json(entry(size=LONG)),
+        forge_json(entry() | {"shape": LONG}),
+        forge_json(LONG),
+        forge_json(index=QUOTED, count=1),
+        forge_v1(b'{"tensor_shapes":%s}' % QUOTED),
+        forge_v1(b'{"tensor_shapes":{"a":%s}}' % QUOTED),
+        forge_v1(b'{"tensor_shapes":{"a":[%s]}}' % QUOTED),
+        forge_v1(b'{"tensor_shapes":{%s:[1]}}' % QUOTED),
+    ],
+)
+def test_what_a_file_holds_makes_no_long_line(content, tmp_path):
+    path = tmp_path / "long.apr"
+    path.write_bytes(content)
+    assert max(len(check.detail) for check in apr.verify(path).checks) < 1000
+    if not content.startswith(b"APRN"):
+        with pytest.raises(apr.FormatError) as caught:
+            apr.load(path)
+        assert len(str(caught.value)) < 1000
 
 
 # any bytes

@@ -528,3 +528,11 @@ def test_ctrl_c_between_two_renames_leaves_what_was_there(tmp_path, monkeypatch)
         convert(IMPORTED / "from_gguf_llama_tied.apr", target, ConvertOptions(force=True))
     assert (target / "mine").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_model_of_no_known_family_is_refused_by_its_path_with_what_to_do(tmp_path, capsys):
+    apr.save({"w": np.ones(3)}, tmp_path / "m.apr")
+    assert main(["convert", str(tmp_path / "m.apr"), str(tmp_path / "hf")]) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"apr convert: error: {tmp_path / 'm.apr'}: the metadata name no architecture")
+    assert line.endswith("(tensors alone go to a file that ends in .safetensors)")

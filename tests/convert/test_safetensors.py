@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -189,3 +191,42 @@ def test_a_tensor_under_the_name_of_the_texts_is_refused(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "a.apr"), str(tmp_path / "b.safetensors")]) == 4
     assert "no tensor named __metadata__" in capsys.readouterr().err
     assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_where_there_is_no_room_the_target_is_named_and_nothing_is_left(tmp_path):
+    model, place = tmp_path / "model", tmp_path / "full"
+    place.mkdir()
+    apr.save({"w": np.ones(50_000, np.float32)}, model.with_suffix(".apr"))
+    convert(model.with_suffix(".apr"), tmp_path / "w.safetensors")
+    cases = [
+        (model.with_suffix(".apr"), "m.safetensors", []),
+        (tmp_path / "w.safetensors", "m.apr", []),
+        (tmp_path / "w.safetensors", "several", ["--max-shard-size", "9GB"]),
+    ]
+    code = """
+import resource, sys
+from apr.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+sys.exit(main(["convert", *sys.argv[1:]]))
+"""
+    for source, target, flags in cases:
+        done = subprocess.run(
+            [sys.executable, "-c", code, source, target, *flags],
+            capture_output=True,
+            text=True,
+            cwd=place,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (7, "")
+        named = place / target if flags else target
+        assert done.stderr == f"apr convert: error: {named}: File too large\n"
+        assert list(place.iterdir()) == []
+
+
+def test_a_name_of_a_megabyte_makes_no_line_of_a_megabyte(tmp_path):
+    path = tmp_path / "a.safetensors"
+    text = json.dumps({"n" * (1 << 20): {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"x")
+    with pytest.raises(apr.UnsupportedError, match=r"an \.apr file holds") as caught:
+        convert(path, tmp_path / "b.apr")
+    assert len(str(caught.value)) < 4096

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import tyro
 
@@ -14,7 +14,11 @@ from apr.cli._console import printable, show, table
 from apr.cli._keys import KeyFlags
 from apr.container.file import AprFile, TensorInfo, load
 from apr.container.sharded import ShardedFile
+from apr.container.whisper import whisper
+from apr.errors import UnsupportedError
 
+# What the index says, in which file it is (of several), statistics.
+_Row: TypeAlias = tuple[TensorInfo, dict[str, str], dict[str, float | int | None]]
 _STATS = ("min", "max", "mean", "std", "nan", "inf")
 
 
@@ -38,16 +42,7 @@ class Command(KeyFlags):
 
     def run(self) -> int:
         """Print the rows."""
-        with load(self.file, **self.keys()) as file:
-            rows = []
-            for name in file:
-                if fnmatchcase(name, self.filter):
-                    info = file.info(name)
-                    place = (
-                        {"file": Path(file.file_of(name).path).name} if isinstance(file, ShardedFile) else {}
-                    )
-                    rows.append((info, place, _stats(file, name) if self.stats else {}))
-            places = ["file"] if isinstance(file, ShardedFile) else []
+        places, rows = self._rows()
         if self.json:
             print(json.dumps({"tensors": [asdict(info) | place | stats for info, place, stats in rows]}))
             return 0
@@ -58,6 +53,24 @@ class Command(KeyFlags):
             listing.add_row(*map(printable, place.values()), *_cells(info), *said)
         show(listing)
         return 0
+
+    def _rows(self) -> tuple[list[str], list[_Row]]:
+        """The columns that say where a tensor is, and a row for each tensor."""
+        try:
+            opened = load(self.file, **self.keys())
+        except UnsupportedError:
+            found = whisper(self.file)
+            if found is None or found.compressed or self.stats:
+                raise
+            return [], [(info, {}, {}) for info in found.tensors if fnmatchcase(info.name, self.filter)]
+        rows: list[_Row] = []
+        with opened as file:
+            several = file if isinstance(file, ShardedFile) else None
+            for name in file:
+                if fnmatchcase(name, self.filter):
+                    place = {} if several is None else {"file": Path(several.file_of(name).path).name}
+                    rows.append((file.info(name), place, _stats(file, name) if self.stats else {}))
+        return [] if several is None else ["file"], rows
 
 
 def _stats(file: AprFile, name: str) -> dict[str, float | int | None]:

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # State of a training run; not of the model.
 TRAINING_PREFIX = "__training__."
+# Names that a missing one is compared with, its neighbours: of a hundred thousand it would take seconds.
+_COMPARED = 1000
+_LONGEST_NAME = 256
 # The output projection, in transformers' names and in GGUF's.
 HEADS = ("lm_head.weight", "output.weight")
 
@@ -363,8 +366,11 @@ class AprFile(Mapping[str, "torch.Tensor"]):
             return None
 
     def _missing(self, name: object) -> KeyError:
+        from bisect import bisect
         from difflib import get_close_matches
 
-        close = get_close_matches(str(name), self, n=3)
+        text, names = str(name), list(self)
+        at = max(0, min(bisect(names, text) - _COMPARED // 2, len(names) - _COMPARED))
+        close = get_close_matches(text, names[at : at + _COMPARED], n=3) if len(text) <= _LONGEST_NAME else []
         hint = f"; close: {', '.join(close)}" if close else ""
         return KeyError(f"{self._path}: no tensor {name!r}{hint}")

@@ -254,7 +254,8 @@ def _found(path: Path) -> Path:
     files = [name for name in names if name.endswith(".apr")]
     candidates = indices or files
     if not candidates:
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        said = f"a directory with neither an index (*{INDEX_SUFFIX}) nor an .apr file"
+        raise IsADirectoryError(errno.EISDIR, said, os.fspath(path))
     if len(candidates) > 1:
         said = f"a directory with {len(indices)} indices (*{INDEX_SUFFIX}) and {len(files)} .apr files"
         raise IsADirectoryError(errno.EISDIR, f"{said}: name the one to open", os.fspath(path))

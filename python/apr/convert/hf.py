@@ -249,9 +249,10 @@ def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
     kept = file.metadata.get(HF_CONFIG)
     try:
         config = ModelConfig.from_metadata(file.metadata, head_present=head_present)
-    except RefusedError:
+    except RefusedError as error:
         if not isinstance(kept, dict):
-            raise
+            hint = "tensors alone go to a file that ends in .safetensors"
+            raise type(error)(f"{file.path}: {error} ({hint})") from None
         # Of a family that is only stored: what transformers wrote is what it gets back.
         return [from_apr(file, name) for name in names], dict(kept), ()
     check_layers(file.path, config, len(names))

@@ -193,7 +193,7 @@ pub enum Error {
         what: String,
     },
 
-    /// The tensor index in JSON is not what it should be.
+    /// An entry of an older form's tensor index, or all of it, is not what it should be.
     #[error("tensor index at byte {offset}: {what}")]
     JsonIndex {
         /// The tensor, where it is about one.

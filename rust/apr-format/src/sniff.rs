@@ -48,9 +48,9 @@ pub fn kind(prefix: &[u8], size: u64) -> Result<Kind> {
         }
         Some(b"APRN") => Ok(Kind::V1),
         Some(b"APR1") if prefix.get(8) == Some(&b'{') => Ok(Kind::Json),
-        Some(b"APR1") if prefix.get(4..6) == Some(&[1, 0]) => {
-            Err(variant("whisper's container (magic APR1, 48-byte header)"))
-        }
+        Some(b"APR1") if is_whisper(prefix) => Err(variant(
+            "whisper's container (magic APR1), which apr inspect and apr tensors show without its values,",
+        )),
         Some(b"APR1") if size <= 8 => Err(Error::Truncated {
             part: Part::Header,
             what: "the header".into(),
@@ -75,6 +75,11 @@ pub fn v2_header(prefix: &[u8], size: u64) -> Result<header::Header> {
     }
 }
 
+/// Whether the first bytes are those of whisper's container.
+pub(crate) fn is_whisper(prefix: &[u8]) -> bool {
+    prefix.starts_with(b"APR1\x01\0") && prefix.get(8) != Some(&b'{')
+}
+
 fn whole_header(prefix: &[u8], size: u64) -> Result<&[u8; PREFIX]> {
     prefix.first_chunk().ok_or_else(|| Error::Truncated {
         part: Part::Header,
@@ -97,7 +102,7 @@ const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
 /// First bytes, what starts with them, what to do.
 const KNOWN: &[(&[u8], &str, &str)] = &[
-    (b"GGUF", "a GGUF file", "apr convert FILE.gguf OUT.apr turns it into one"),
+    (b"GGUF", "a GGUF file", "apr convert FILE OUT.apr turns it into one"),
     (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint or .npz)", FROM_TORCH),
     (b"PK\x05\x06", "an empty zip archive", "there is nothing in it to read"),
     (b"\x80\x02", "a Python pickle (an old PyTorch checkpoint)", FROM_TORCH),
@@ -129,7 +134,7 @@ fn foreign(prefix: &[u8], size: u64) -> Error {
     {
         return Error::Foreign {
             what: "a safetensors file",
-            remedy: "apr.save(safetensors.torch.load_file(FILE), 'OUT.apr') converts it",
+            remedy: "apr convert FILE OUT.apr turns it into one",
         };
     }
     if size < 4 && header::MAGIC.starts_with(prefix) {

@@ -12,6 +12,7 @@ mod errors;
 mod quantise;
 mod shards;
 mod stamp;
+mod whisper;
 
 /// The extension module; `python/apr/_core.pyi` describes what is in it.
 ///
@@ -24,5 +25,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     stamp::register(module)?;
     encode::register(module)?;
     quantise::register(module)?;
+    whisper::register(module)?;
     shards::register(module)
 }

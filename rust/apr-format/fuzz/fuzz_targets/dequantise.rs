@@ -9,14 +9,15 @@ use libfuzzer_sys::{
     fuzz_target,
 };
 
-/// Values of the largest tensor: more than three tasks.
-const MOST: u64 = 100_000;
+/// Values of the largest tensor; and of a large one, which is more than three tasks.
+const MOST: u64 = 2_000;
+const MOST_OF_LARGE: u64 = 100_000;
 
 #[derive(Debug, Arbitrary)]
 struct Input<'a> {
     dtype: u8,
     dims: Vec<u8>,
-    /// Above 250 the first dim counts 512-fold: more than one of the tasks that the work is cut into.
+    /// Above 252 the first dim counts 512-fold: more than one of the tasks that the work is cut into.
     large: u8,
     flat: bool,
     start: u32,
@@ -28,14 +29,16 @@ struct Input<'a> {
 fuzz_target!(init: on_this_thread(), |input: Input| {
     let dtype = [Dtype::Q4, Dtype::Q8, Dtype::Q4K, Dtype::Q6K][usize::from(input.dtype % 4)];
     let mut dims: Vec<_> = input.dims.iter().take(8).map(|&dim| u64::from(dim)).collect();
-    if let Some(first) = dims.first_mut().filter(|_| input.large > 250) {
+    let is_large = input.large > 252;
+    if let Some(first) = dims.first_mut().filter(|_| is_large) {
         *first *= 512;
     }
+    let most = if is_large { MOST_OF_LARGE } else { MOST };
     let count = dims.iter().try_fold(1_u64, |count, &dim| count.checked_mul(dim));
-    let Some(count) = count.filter(|&count| count <= MOST) else { return };
+    let Some(count) = count.filter(|&count| count <= most) else { return };
     let nbytes = if input.flat { dtype.nbytes_flat(&dims) } else { dtype.nbytes(&dims) };
     // Rows of no columns are many blocks of nothing in no layout.
-    let Some(nbytes) = nbytes.filter(|&nbytes| nbytes <= 210 * MOST) else { return };
+    let Some(nbytes) = nbytes.filter(|&nbytes| nbytes <= 210 * most) else { return };
     let pattern = if input.pattern.is_empty() { &[0] } else { input.pattern };
     let bytes: Vec<u8> = pattern.iter().copied().cycle().take(size(nbytes)).collect();
     let tensor = Tensor { name: "t".into(), dtype, dims, offset: 0, nbytes };

@@ -43,6 +43,9 @@ pub fn describe(metadata: &str, size: u64, base: u64) -> Described {
 }
 
 fn tensors(raw: &str, size: u64, base: u64) -> std::result::Result<Index, String> {
+    if !raw.starts_with('{') {
+        return Err(format!("{KEY} is no map from names to dims"));
+    }
     let mut found = Shapes { index: Index::counting_from(base), end: COUNT };
     let mut parser = serde_json::Deserializer::from_str(raw);
     (&mut found).deserialize(&mut parser).map_err(|error| format!("{KEY}: {}", reason(&error)))?;

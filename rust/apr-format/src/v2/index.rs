@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
+use serde::{
+    Deserialize,
+    de::{Deserializer, Error as _, SeqAccess, Unexpected, Visitor},
+};
 
 use crate::{
     dtype::{self, Dtype},
@@ -88,6 +91,40 @@ pub(crate) fn wrong_name(name: &str) -> Option<&'static str> {
     }
 }
 
+/// A number from JSON. A text in its place is refused without being quoted: it may be as long as the file.
+struct Number(u64);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        number(deserializer).map(Self)
+    }
+}
+
+/// As `Number`.
+pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u64, D::Error> {
+    struct Digits;
+    impl Visitor<'_> for Digits {
+        type Value = u64;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a whole number")
+        }
+
+        fn visit_u64<E>(self, number: u64) -> std::result::Result<u64, E> {
+            Ok(number)
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, number: i64) -> std::result::Result<u64, E> {
+            Err(E::invalid_value(Unexpected::Signed(number), &self))
+        }
+
+        fn visit_str<E: serde::de::Error>(self, _: &str) -> std::result::Result<u64, E> {
+            Err(E::custom("a text where a whole number belongs"))
+        }
+    }
+    deserializer.deserialize_any(Digits) // asked for a number, serde_json would quote a text
+}
+
 /// Dims from JSON, at most eight: a longer list is not kept while it is read.
 pub(crate) fn dims<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u64>, D::Error> {
     struct Dims;
@@ -100,7 +137,7 @@ pub(crate) fn dims<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::R
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Vec<u64>, A::Error> {
             let mut dims = Vec::new();
-            while let Some(dim) = items.next_element()? {
+            while let Some(Number(dim)) = items.next_element()? {
                 if dims.len() == usize::from(MAX_DIMS) {
                     return Err(A::Error::custom(format_args!("more than {MAX_DIMS} dims")));
                 }
@@ -108,8 +145,12 @@ pub(crate) fn dims<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::R
             }
             Ok(dims)
         }
+
+        fn visit_str<E: serde::de::Error>(self, _: &str) -> std::result::Result<Vec<u64>, E> {
+            Err(E::custom("a text where a list of dims belongs"))
+        }
     }
-    deserializer.deserialize_seq(Dims)
+    deserializer.deserialize_any(Dims) // as there
 }
 
 /// Where the index and the data stand.

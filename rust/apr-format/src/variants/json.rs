@@ -21,7 +21,7 @@ use crate::{
     v2::{
         FOOTER_SIZE,
         header::Header,
-        index::{self, Index, Tensor, dims},
+        index::{self, Index, Tensor, dims, number},
         metadata,
         read::Contents,
     },
@@ -33,6 +33,8 @@ pub const MAGIC: [u8; 4] = *b"APR1";
 const HEAD: u64 = 8;
 /// The number of tensors and the length of the index.
 const INDEX_HEAD: u64 = 8;
+/// Bytes of the longest entry: twice a name of nothing but escapes. A longer one is not looked at.
+const MAX_ENTRY: usize = 4096;
 /// The one dtype that was written.
 const F32: &str = "F32";
 
@@ -138,7 +140,9 @@ struct Entry {
     dtype: String,
     #[serde(deserialize_with = "dims")]
     shape: Vec<u64>,
+    #[serde(deserialize_with = "number")]
     offset: u64,
+    #[serde(deserialize_with = "number")]
     size: u64,
 }
 
@@ -157,6 +161,10 @@ impl Entries<'_> {
     fn take(&mut self, raw: &str) -> Result<()> {
         // The raw text is a part of `text`.
         let at = raw.as_ptr() as usize - self.text.as_ptr() as usize;
+        if raw.len() > MAX_ENTRY {
+            let what = format!("an entry of {} bytes: none takes more than {MAX_ENTRY}", raw.len());
+            return Err(self.reader.wrong(at, what));
+        }
         let entry: Entry = serde_json::from_str(raw).map_err(|error| {
             let (within, what) = metadata::located(raw, &error);
             self.reader.wrong(at + within, what)
@@ -205,6 +213,10 @@ impl Reader {
             .map_err(|error| self.wrong(error.utf8_error().valid_up_to(), "not UTF-8".into()))?;
         // First as any JSON: its depth and the number of its values are bounded.
         metadata::walk(&text).map_err(|(at, what)| self.wrong(at, what))?;
+        let first = text.bytes().position(|byte| !byte.is_ascii_whitespace());
+        if let Some(at) = first.filter(|&at| text.as_bytes().get(at) != Some(&b'[')) {
+            return Err(self.wrong(at, "not a list of tensors (it must start with '[')".into()));
+        }
         let mut entries = Entries {
             reader: self,
             text: &text,
