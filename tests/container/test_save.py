@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import apr
+import apr.numpy
 from apr.container.save import TensorSpec, write
 
 CIRCLE: list[object] = []
@@ -113,6 +114,24 @@ def test_a_directory_that_is_not_there_is_the_operating_systems_error(tmp_path):
         apr.save({}, tmp_path / "gone" / "m.apr")
     with pytest.raises(IsADirectoryError):
         apr.save({}, tmp_path)
+
+
+def test_what_makes_no_sense_is_refused_by_what_it_is(tmp_path):
+    one = {"a": np.ones(3)}
+    for act, kind, says in [
+        (lambda: apr.save(one, None), TypeError, "NoneType"),
+        (lambda: apr.numpy.save_file(one, None), TypeError, "NoneType"),
+        (lambda: apr.save(one, tmp_path / "m.apr", [1]), TypeError, "metadata are a mapping, not list"),
+        (
+            lambda: apr.save({"\ud800": one["a"]}, tmp_path / "m.apr"),
+            ValueError,
+            "'.ud800': a lone surrogate",
+        ),
+        (lambda: apr.load(b"m.apr"), TypeError, "not bytes: os.fsdecode"),
+    ]:
+        with pytest.raises(kind, match=says):
+            act()
+    assert list(tmp_path.iterdir()) == []
 
 
 # Saves over m.apr and kills itself when the given number of tensors has been written; 99 is just before

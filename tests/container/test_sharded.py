@@ -91,6 +91,7 @@ def test_every_form_of_a_tensor_is_there(index):
     assert file.get("zz", 3) == 3
     assert "a" in file
     assert 7 not in file
+    assert [] not in file
     with pytest.raises(KeyError, match=r"model\.apr\.index\.json: no tensor 'zz'"):
         file["zz"]
 

@@ -121,6 +121,19 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path):
         apr.load(tmp_path / "m.apr").to_torch("cuda:0")
 
 
+def test_what_is_no_device_no_dtype_and_no_list_of_names_is_one_line(tmp_path):
+    apr.save({"x": np.zeros(3)}, tmp_path / "m.apr")
+    file = apr.load(tmp_path / "m.apr")
+    for act, kind, says in [
+        (lambda: file.to_torch("tpu"), UnavailableError, "device 'tpu' is not there"),
+        (lambda: file.to_torch(dtype="bf16"), TypeError, "must be a torch.dtype, not 'bf16'"),
+        (lambda: file.to_torch(names="x"), TypeError, r"not one text: \['x'\]"),
+    ]:
+        with pytest.raises(kind, match=says) as caught:
+            act()
+        assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.cuda
 def test_a_state_dict_on_a_gpu(tmp_path):
     random = torch.Generator().manual_seed(0)

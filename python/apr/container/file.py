@@ -120,6 +120,8 @@ def load(
     """
     if verify not in {"structure", "full"}:
         raise ValueError(f"verify must be 'structure' or 'full', not {verify!r}")
+    if isinstance(path, bytes):
+        raise TypeError(f"a path is a str or a PathLike, not bytes: os.fsdecode({path!r})")
     if os.fspath(path).endswith(".index.json") or os.path.isdir(path):  # noqa: PTH112 (a Path costs more)
         from apr.container.sharded import load_several
 
@@ -254,10 +256,13 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         Raises:
             KeyError: no such tensor; names close matches.
             TruncatedError: the file was cut short since it was opened.
+            TypeError: `names` is one name, or `dtype` is none of torch's.
             UnavailableError: there is no such device.
         """
         from apr.container.to_device import to_device
 
+        if isinstance(names, str):
+            raise TypeError(f"names must be several, not one text: [{names!r}]")
         stored = {name: self._stored(name) for name in (self if names is None else names)}
         return to_device(self._container, stored, device, dtype)
 

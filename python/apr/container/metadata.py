@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 from apr.errors import RefusedError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 # The first spelling is the one that is written; the others occur in the wild.
 ALIASES: dict[str, tuple[str, ...]] = {
@@ -50,6 +48,8 @@ def encode(metadata: Mapping[str, object] | None) -> str:
         TypeError: a key that is no string, a value that JSON has no form for; the message names the key.
         ValueError: NaN, an infinity, a lone surrogate, a circle.
     """
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata are a mapping, not {type(metadata).__name__}")
     pairs = []
     for key, value in (metadata or {}).items():
         try:

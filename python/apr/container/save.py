@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,10 +60,11 @@ def save(
     Raises:
         TypeError: a value that is no tensor, or of a dtype that the format lacks; metadata that JSON has
             no form for.
+        ValueError: a name with a lone surrogate.
         AprError: a name or shape that the format cannot hold.
         OSError: the file cannot be written; what was at `path` is as it was.
     """
-    _save(tensors, path, metadata)
+    _save(tensors, os.fspath(path), metadata)
 
 
 def to_bytes(
@@ -129,6 +131,10 @@ def spec_of(name: str, value: object) -> TensorSpec:
     """
     if not isinstance(name, str):
         raise TypeError(f"tensor name {name!r} is no string")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"tensor name {name!r}: a lone surrogate has no UTF-8 form") from None
     if isinstance(value, Quantized):
         return TensorSpec(name, value.dtype, value.shape)
     if _is_torch(value):

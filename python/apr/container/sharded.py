@@ -105,7 +105,7 @@ class ShardedFile(AprFile):
         return len(self._homes)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._homes
+        return isinstance(name, str) and name in self._homes
 
     # other forms of a tensor
 
@@ -128,6 +128,8 @@ class ShardedFile(AprFile):
         names: Iterable[str] | None = None,
     ) -> dict[str, torch.Tensor]:
         """A state dict in memory of its own, as `AprFile.to_torch`."""
+        if isinstance(names, str):
+            raise TypeError(f"names must be several, not one text: [{names!r}]")
         stored = {name: self._values(name) for name in (self if names is None else names)}
         by_file = defaultdict(list)
         for name in dict.fromkeys(stored.values()):

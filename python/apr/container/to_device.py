@@ -30,9 +30,9 @@ def to_device(
     dtype: torch.dtype | None,
 ) -> dict[str, torch.Tensor]:
     """Read tensors into memory of a device, as `AprFile.to_torch`; `stored` says where their values lie."""
-    device = torch.device(device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UnavailableError(f"device {device} is not there: torch sees no CUDA device on this machine")
+    device = _known(device)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, not {dtype!r}")
     infos = {info.name: info for info in stored.values()}
     plain = [info for info in infos.values() if info.dtype in TORCH]
     found = _through_pinned(container, plain, device) if device.type == "cuda" else _read(container, plain)
@@ -41,6 +41,21 @@ def to_device(
         wanted = dtype if values.is_floating_point() else None
         found[name] = values.to(device, wanted)
     return {name: found[info.name] for name, info in stored.items()}
+
+
+def _known(device: torch.device | str) -> torch.device:
+    """The device, if it is there."""
+    try:
+        known = torch.device(device)
+    except RuntimeError:
+        raise UnavailableError(f"device {device!r} is not there: torch knows none of that name") from None
+    if known.type == "cuda":
+        count = torch.cuda.device_count()
+        if not count:
+            raise UnavailableError(f"device {known} is not there: torch sees no CUDA device on this machine")
+        if (known.index or 0) >= count:
+            raise UnavailableError(f"device {known} is not there: torch sees cuda:0 to cuda:{count - 1}")
+    return known
 
 
 def _read(container: Container, infos: list[TensorInfo]) -> dict[str, torch.Tensor]:
