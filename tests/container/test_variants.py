@@ -182,9 +182,9 @@ CASES = {
     "entry too long": (
         forge_json(entry(dtype="F" * 5000)), "FormatError", None, 19, "none takes more than 4096",
     ),
-    "size a text": (forge_json(entry(size="16")), "FormatError", None, 82, "a text where a whole number"),
-    "shape a text": (forge_json(entry() | {"shape": "4"}), "FormatError", None, 59, "a text where a list"),
-    "dim a text": (forge_json(entry() | {"shape": ["4"]}), "FormatError", None, 60, "a text where a whole"),
+    "size a text": (forge_json(entry(size="16")), "FormatError", None, 87, "a text where a whole number"),
+    "shape a text": (forge_json(entry() | {"shape": "4"}), "FormatError", None, 60, "a text where a list"),
+    "dim a text": (forge_json(entry() | {"shape": ["4"]}), "FormatError", None, 61, "a text where a whole"),
     "empty name": (forge_json(entry("")), "FormatError", None, 19, "the name is empty"),
     "name with a NUL": (forge_json(entry("a\0b")), "FormatError", None, 19, "the name holds a NUL"),
     "name twice": (

@@ -14,7 +14,7 @@ use crate::errors::raise;
 /// (version, model, quantisation, compressed, tensors, flags, sizes), a (name, dims, bytes, offset) for each
 /// tensor, and the file's length; None for every other form.
 #[pyfunction]
-fn read_whisper<'py>(py: Python<'py>, path: PathBuf) -> PyResult<Option<Bound<'py, PyTuple>>> {
+fn read_whisper(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyTuple>>> {
     let found = py.detach(|| whisper::read(&file::open(&path)?)).map_err(|error| raise(py, &error, &path))?;
     let Some(found) = found else { return Ok(None) };
     let Whisper { version, model, quantisation, is_compressed, tensor_count, flags, sizes, tensors, size } =

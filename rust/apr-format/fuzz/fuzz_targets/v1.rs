@@ -141,7 +141,7 @@ fn make<'a>(input: &Input<'a>) -> Option<(Vec<u8>, Vec<Tensor<'a>>)> {
     let mut stream = data.iter().copied().cycle();
     let (mut shapes, mut values, mut tensors, mut total) = (Map::new(), Vec::new(), Vec::new(), 0_u64);
     for (name, dims) in &input.tensors {
-        if name.is_empty() || name.contains('\0') {
+        if name.is_empty() || name.len() > 256 || name.contains('\0') {
             continue;
         }
         let dims: Vec<_> = dims.iter().take(8).map(|&dim| u64::from(dim)).collect();
