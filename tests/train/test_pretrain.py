@@ -273,7 +273,7 @@ def test_options_come_from_a_file_and_flags_win(options, flags, tmp_path, capsys
     )
     run = tmp_path / "from-file"
     assert main(["pretrain", "--config", str(path), "--steps", "2", "--output-dir", str(run), "--json"]) == 0
-    out = json.loads(capsys.readouterr().out)
+    out = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert out["steps_completed"] == 2
     saved = (run / "config.yaml").read_text()
     assert "shuffle: false" in saved

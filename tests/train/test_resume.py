@@ -125,7 +125,7 @@ def test_resume_needs_no_other_flag(options, train, signal_at, monkeypatch, tmp_
     train(options())
     monkeypatch.undo()
     assert main(["pretrain", "--run-dir", str(tmp_path / "run"), "--resume", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["steps_completed"] == 12
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps_completed"] == 12
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ class Command:
                 batch_size=self.batch_size,
                 device=self.device,
                 precision=self.precision,
-                on_progress=lambda done, total: report.progress(f"evaluation: {done}/{total} windows"),
+                on_progress=lambda done, total: report.progress(
+                    f"evaluation: {done}/{total} windows", done, total
+                ),
             )
         if self.json:
             print(json_text({"file": str(self.file), **asdict(made), "val_ppl": made.val_ppl, **what}))

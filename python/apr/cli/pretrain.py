@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -27,12 +27,14 @@ class Command(PretrainConfig):
     plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Check everything, measure the speed, estimate memory and time; train nothing."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object on standard output; lines for people go to standard error."""
+    """Print JSON on standard output: a line for each step, evaluation and checkpoint, the result last (with
+    --plan: the plan). Lines for people go to standard error."""
     config: Path | None = None
     """YAML file of options; flags win over it."""
 
     def run(self) -> int:
         """Train or plan; the run's exit code."""
+        from apr.train.callbacks import Callbacks
         from apr.train.planning import plan
         from apr.train.run import pretrain
 
@@ -44,10 +46,22 @@ class Command(PretrainConfig):
             if self.json:
                 print(json_text(planned.to_dict(), indent=2))
             return 0
-        result = pretrain(options, out=sys.stderr if self.json else sys.stdout)
-        if self.json:
-            print(json_text(result.to_dict(), indent=2))
+        if not self.json:
+            return pretrain(options).exit_code
+        told = Callbacks(
+            on_step=lambda record: _event("step", asdict(record)),
+            on_evaluation=lambda record: _event("evaluation", asdict(record)),
+            on_checkpoint=lambda record: _event(
+                "checkpoint", {**asdict(record), "path": str(record.path.relative_to(options.run_dir))}
+            ),
+        )
+        result = pretrain(options, callbacks=told, out=sys.stderr)
+        _event("result", result.to_dict())
         return result.exit_code
+
+
+def _event(kind: str, facts: dict[str, Any]) -> None:
+    print(json_text({"event": kind, **facts}), flush=True)
 
 
 def refusal(error: BaseException) -> str:
@@ -55,6 +69,7 @@ def refusal(error: BaseException) -> str:
     problems = messages(error)
     return json_text(
         {
+            "event": "result",
             "status": "REFUSED",
             "exit_code": exit_code(error),
             "detail": "; ".join(problems),

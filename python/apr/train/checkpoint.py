@@ -81,7 +81,7 @@ def write_checkpoint(
     tensors: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
     tensors |= {f"{TRAINING_PREFIX}optimizer.{name}": value for name, value in moments.items()}
     tensors |= {
-        f"{TRAINING_PREFIX}optimizer.step": torch.tensor(state.step),
+        f"{TRAINING_PREFIX}optimizer.step": torch.tensor(state.updates),
         f"{TRAINING_PREFIX}scheduler.last_lr": torch.tensor(
             float(optimizer.param_groups[0]["lr"]), dtype=torch.float64
         ),

@@ -106,6 +106,10 @@ class PretrainConfig:
     """bf16: float32 weights, bfloat16 compute (default on CUDA); fp32 (default on the CPU)."""
     compile: bool = False
     """Compile each layer with torch.compile; on a GPU also capture the step in CUDA graphs."""
+    skip_spikes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Update nothing from a step whose loss is 6 standard deviations above the mean of the last 100."""
+    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write TensorBoard event files to RUN_DIR/tensorboard."""
     keep: int = 2
     """Checkpoints to keep beside the best one."""
     contract: Path | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from apr.data.loader import Loader, LoaderState, fingerprint
 from apr.errors import RefusedError
 from apr.files import write_json
 from apr.train import gates, rundir
+from apr.train.callbacks import CheckpointRecord, EvaluationRecord, StepRecord
 from apr.train.checkpoint import (
     Checkpoint,
     epoch_path,
@@ -35,11 +36,13 @@ from apr.train.state import RunState
 from apr.train.step import Step, StepOutcome
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     from apr.model.decoder import Decoder
+    from apr.train.callbacks import Callbacks
     from apr.train.preflight import Prepared
     from apr.train.report import Report
     from apr.train.signals import StopRequest
@@ -66,9 +69,16 @@ class DisagreementError(RefusedError):
 class Loop:
     """A model in training. `run` goes to the end; what it knows by then stands in its attributes."""
 
-    def __init__(self, prepared: Prepared, model: Decoder, report: Report, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        model: Decoder,
+        report: Report,
+        stop: StopRequest,
+        callbacks: Sequence[Callbacks] = (),
+    ) -> None:
         self._prepared, self._config, self._model = prepared, prepared.config, model
-        self._report, self._stop = report, stop
+        self._report, self._stop, self._callbacks = report, stop, callbacks
         self._dir = prepared.config.run_dir
         self._utilisation = Utilisation(prepared.device)
         self._peak_flops = peak_flops(prepared.device, prepared.precision)
@@ -78,6 +88,7 @@ class Loop:
         )
         self._checkpoints: list[Checkpoint] = []
         self._seconds: list[float] = []
+        self._evaluation_seconds = 0.0
         self.state = RunState()
         self.agreement = Gate("train_eval_agree", None, None, _AGREEMENT[prepared.precision])
         self.finite = True
@@ -226,8 +237,9 @@ class Loop:
             min_ratio=config.min_lr_ratio,
         )
         self._accumulate()
-        made = self._training_step.update(lr)
-        if not made.updated:
+        limit = state.loss_limit if config.skip_spikes else None
+        made = self._training_step.update(lr, math.inf if limit is None else limit)
+        if not made.finite:
             self.finite = False
             what = f"train_loss {made.train_loss}, grad_norm {made.grad_norm}"
             self._record_step(made, lr, time.perf_counter() - started)
@@ -235,12 +247,7 @@ class Loop:
         seconds = time.perf_counter() - started
         self._seconds.append(seconds)
         self._record_step(made, lr, seconds)
-        state.add_step(made.train_loss, made.grad_norm, config.tokens_per_step)
-        speed = self._config.tokens_per_step / seconds
-        self._report.progress(
-            f"step {state.step}/{config.num_steps}  loss {made.train_loss:.4f}  "
-            f"grad norm {made.grad_norm:.2f}  lr {lr:.2e}  {speed:,.0f} tokens/s  {self._time_left()} left"
-        )
+        state.add_step(made.train_loss, made.grad_norm, config.tokens_per_step, updated=made.updated)
         return None
 
     def _next_windows_are_there(self) -> Ended | None:
@@ -284,21 +291,47 @@ class Loop:
             )
 
     def _record_step(self, made: StepOutcome, lr: float, seconds: float) -> None:
-        speed = self._config.tokens_per_step / seconds
+        state, speed = self.state, self._config.tokens_per_step / seconds
         flops = _FLOPS_A_PARAMETER * self._prepared.parameters * speed
-        self._metrics.write(
-            {
-                "step": self.state.step,
-                "train_loss": made.train_loss,
-                "grad_norm": made.grad_norm,
-                "lr": lr,
-                "tokens_per_sec": round(speed, 3),
-                "gpu_util_pct": self._utilisation.percent(),
-                "mfu": None if self._peak_flops is None else round(flops / self._peak_flops, 4),
-                "tokens_seen": self.state.tokens_seen + self._config.tokens_per_step,
-                "wall_seconds": self._wall(),
-            }
+        limit = state.loss_limit
+        record = StepRecord(
+            step=state.step,
+            train_loss=made.train_loss,
+            grad_norm=made.grad_norm,
+            lr=lr,
+            tokens_per_sec=round(speed, 3),
+            gpu_util_pct=self._utilisation.percent(),
+            mfu=None if self._peak_flops is None else round(flops / self._peak_flops, 4),
+            tokens_seen=state.tokens_seen + self._config.tokens_per_step,
+            wall_seconds=self._wall(),
+            loss_limit=limit,
+            spike=limit is not None and made.train_loss > limit,
+            updated=made.updated,
         )
+        self._metrics.write(asdict(record))
+        self._show_step(record)
+        self._send(record)
+
+    def _show_step(self, record: StepRecord) -> None:
+        done, planned = record.step + 1, self._config.num_steps
+        if record.spike:
+            what = "" if record.updated else ": nothing was updated from it"
+            self._report.line(
+                f"spike at step {record.step}: loss {record.train_loss:.4f} is above "
+                f"{record.loss_limit:.4f}, 6 standard deviations over the mean of the last 100{what}"
+            )
+        mfu = "" if record.mfu is None else f"  mfu {record.mfu:.1%}"
+        self._report.progress(
+            f"step {done}/{planned}  loss {record.train_loss:.4f}  grad norm {record.grad_norm:.2f}  "
+            f"lr {record.lr:.2e}  {record.tokens_per_sec:,.0f} tokens/s{mfu}  {self._time_left(done)} left",
+            done,
+            planned,
+            due=done == planned or done % self._config.steps_per_epoch == 0,
+        )
+
+    def _send(self, record: StepRecord | EvaluationRecord | CheckpointRecord) -> None:
+        for callbacks in self._callbacks:
+            callbacks.send(record)
 
     # an epoch
 
@@ -351,7 +384,7 @@ class Loop:
 
         def on_progress(done: int, total: int) -> None:
             self._stop.check()
-            self._report.progress(f"evaluation {when}: {done}/{total} windows")
+            self._report.progress(f"evaluation {when}: {done}/{total} windows", done, total)
 
         made = evaluate(
             self._model,
@@ -361,31 +394,33 @@ class Loop:
             precision=self._prepared.precision,
             on_progress=on_progress,
         )
-        self._metrics.write(
-            {
-                "step": self.state.step,
-                "val_loss": made.val_loss,
-                "val_ppl": made.val_ppl,
-                "val_tokens": made.val_tokens,
-                "tokens_seen": self.state.tokens_seen,
-                "wall_seconds": self._wall(),
-            }
+        record = EvaluationRecord(
+            step=self.state.step,
+            val_loss=made.val_loss,
+            val_ppl=made.val_ppl,
+            val_tokens=made.val_tokens,
+            tokens_seen=self.state.tokens_seen,
+            wall_seconds=self._wall(),
         )
+        self._evaluation_seconds = time.perf_counter() - started
+        self._metrics.write(asdict(record))
         self._report.line(
             f"{when}: held-out loss {made.val_loss:.4f} (perplexity {made.val_ppl:.2f}) "
-            f"over {made.val_tokens:,} tokens in {time.perf_counter() - started:.1f} s"
+            f"over {made.val_tokens:,} tokens in {self._evaluation_seconds:.1f} s"
         )
+        self._send(record)
         return made
 
     def _save(self, path: Path, epoch: int | None) -> None:
         state = self.state
-        self._report.progress(f"writing {path.name}")
+        self._report.progress(f"writing {path.name}", 0, 1)
         sha = write_checkpoint(path, self._model, self._optimizer, state, self._prepared.facts)
         checkpoint = Checkpoint(path, state.step, epoch)
         if epoch is not None:
             self._write_metadata(checkpoint, sha)
         self._checkpoints = prune([*self._checkpoints, checkpoint], self._config.keep, state.best_epoch)
         self._report.line(f"wrote {path.relative_to(self._dir)}: step {state.step}, read back and verified")
+        self._send(CheckpointRecord(step=checkpoint.step, epoch=checkpoint.epoch, path=checkpoint.path))
 
     def _write_metadata(self, checkpoint: Checkpoint, optimizer_sha: str) -> None:
         state = self.state
@@ -408,6 +443,7 @@ class Loop:
     def _wall(self) -> float:
         return round(self.wall_before + time.monotonic() - self._started, 3)
 
-    def _time_left(self) -> str:
+    def _time_left(self, done: int) -> str:
         recent = self._seconds[-20:]
-        return clock(sum(recent) / len(recent) * (self._config.num_steps - self.state.step))
+        steps = sum(recent) / max(1, len(recent)) * (self._config.num_steps - done)
+        return clock(steps + self._evaluation_seconds * (self._config.epochs - self.state.epochs))

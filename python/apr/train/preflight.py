@@ -25,6 +25,7 @@ from apr.model.init import init_weights, load_arch
 from apr.train import rundir
 from apr.train.device import choose_device, describe
 from apr.train.needs import Needs
+from apr.train.tensorboard import check_tensorboard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,6 +103,8 @@ def prepare(config: PretrainConfig) -> Prepared:
     device = attempt(choose_device, config.device)
     if config.contract is not None:
         attempt(load_contract, config.contract)
+    if config.tensorboard:
+        attempt(check_tensorboard)
     dataset = attempt(_corpus, config.dataset)
     val_dataset = None if config.val_dataset is None else attempt(_corpus, config.val_dataset)
     tokenizer = None if config.tokenizer is None else attempt(_tokenizer, config.tokenizer)

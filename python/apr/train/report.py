@@ -1,4 +1,4 @@
-"""What a run says: to people, to `run.log`, and a line of progress that moves on a terminal."""
+"""What a run says: lines to people and to `run.log` at a steady rhythm, and a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from rich.status import Status
+    from rich.progress import Progress, TaskID
 
-# Seconds between two lines of progress where there is no terminal to move a line on.
-_QUIET_SECONDS = 10.0
+# Seconds between two lines of progress.
+_RHYTHM_SECONDS = 10.0
 
 
 class Report:
@@ -21,8 +21,8 @@ class Report:
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._log: TextIO | None = None
-        self._status: Status | None = None
-        self._said = 0.0
+        self._bar: tuple[Progress, TaskID] | None = None
+        self._said = -_RHYTHM_SECONDS
         self._early: list[str] = []
 
     def keep(self, path: Path) -> None:
@@ -43,23 +43,43 @@ class Report:
             self._log.write(text + "\n")
             self._log.flush()
 
-    def progress(self, text: str) -> None:
-        """Show how far it is; a line of its own every few seconds where there is no terminal."""
-        if self._out.isatty():
-            if self._status is None:
-                from rich.console import Console
+    def progress(self, text: str, done: int, total: int, *, due: bool = False) -> None:
+        """Say how far it is: a line every few seconds, and a bar that moves on a terminal.
 
-                self._status = Console(file=self._out).status(text)
-                self._status.start()
-            self._status.update(text)
-        elif time.monotonic() - self._said >= _QUIET_SECONDS:
+        Args:
+            text: the line.
+            done: of `total`.
+            total: see there.
+            due: print the line even if the last one was a moment ago.
+        """
+        if due or time.monotonic() - self._said >= _RHYTHM_SECONDS:
             self._said = time.monotonic()
             self.line(text)
+        if self._out.isatty():
+            self._show(text, done, total)
+
+    def _show(self, text: str, done: int, total: int) -> None:
+        if self._bar is None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            bar = Progress(
+                BarColumn(),
+                TextColumn("{task.description}", markup=False),
+                console=Console(file=self._out),
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._bar = bar, bar.add_task(text, total=total)
+            bar.start()
+        bar, task = self._bar
+        bar.update(task, description=text, completed=done, total=total)
 
     def _hide(self) -> None:
-        if self._status is not None:
-            self._status.stop()
-            self._status = None
+        if self._bar is not None:
+            self._bar[0].stop()
+            self._bar = None
 
     def __enter__(self) -> Self:
         return self

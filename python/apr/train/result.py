@@ -39,6 +39,10 @@ class Result:
     final_val_loss: float | None = None
     """Of the last evaluation, if it was made after the last step."""
     best_val_loss: float | None = None
+    spikes: int = 0
+    """Steps whose loss was far above those before."""
+    skipped_steps: int = 0
+    """Those of them that updated nothing (--skip-spikes)."""
     val_loss_history: tuple[float, ...] = ()
     best_checkpoint: str | None = None
     last_checkpoint: str | None = None

@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 import traceback
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -22,13 +23,16 @@ from apr.train.metrics import read_metrics
 from apr.train.planning import summary
 from apr.train.plot import plot_losses
 from apr.train.preflight import prepare
-from apr.train.report import Report
+from apr.train.report import Report, clock
 from apr.train.result import Gate, Result, Status
 from apr.train.signals import Interrupted, StopRequest
+from apr.train.tensorboard import EventFiles
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from apr.train.callbacks import Callbacks
     from apr.train.config import PretrainConfig
     from apr.train.preflight import Prepared
 
@@ -55,11 +59,18 @@ class _End:
     detail: str
 
 
-def pretrain(config: PretrainConfig, *, out: TextIO | None = None) -> Result:
+def pretrain(
+    config: PretrainConfig, *, callbacks: Callbacks | None = None, out: TextIO | None = None
+) -> Result:
     """Train, and write all that the run directory promises whatever the end.
+
+    Runs in any thread, in a notebook, and again in the same process: torch's random numbers and the handlers
+    of signals are afterwards as they were before. In the main thread, SIGINT and SIGTERM save and end the run
+    (status INTERRUPTED); in another one no signal reaches it.
 
     Args:
         config: the options.
+        callbacks: functions for the records of steps, evaluations and checkpoints.
         out: where lines for people go; standard output by default.
 
     Raises:
@@ -67,19 +78,30 @@ def pretrain(config: PretrainConfig, *, out: TextIO | None = None) -> Result:
             the run directory exists and holds no run.
     """
     started = time.monotonic()
-    with Report(sys.stdout if out is None else out) as report, StopRequest() as stop:
+    with Report(sys.stdout if out is None else out) as report, StopRequest() as stop, ExitStack() as context:
         try:
             if config.resume:
                 rundir.check_free(config)
                 config = rundir.as_before(config)
             prepared = prepare(config)
-            loop = Loop(prepared, prepared.build_model(), report, stop)
+            context.enter_context(_own_random_numbers(prepared.device))
+            told = [] if callbacks is None else [callbacks]
+            loop = Loop(prepared, prepared.build_model(), report, stop, told)
             if config.resume:
                 loop.take_up()
         except (AprError, RefusedError, OSError) as error:
             _record_refusal(config.run_dir, error)
             raise
-        return _Run(prepared, loop, report, stop, started).result()
+        run = _Run(prepared, loop, report, stop, started)
+        if config.tensorboard:
+            events = EventFiles(config.run_dir / rundir.EVENTS, first_step=loop.state.step)
+            told.append(events.callbacks)
+            context.callback(events.close)
+        return run.result()
+
+
+def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
 def _record_refusal(run_dir: Path, error: Exception) -> None:
@@ -125,7 +147,29 @@ class _Run:
         if self._config.contract is not None:
             made = self._judge(made)
         self._report.line(f"{made.status}: {made.detail}")
+        for line in self._where(made):
+            self._report.line(line)
         return made
+
+    def _where(self, made: Result) -> list[str]:
+        """What was spent, and where things are."""
+        speed = "" if made.tokens_per_second is None else f", {made.tokens_per_second:,.0f} tokens/s"
+        spikes = f", {made.spikes} spikes" if made.spikes else ""
+        skipped = f" ({made.skipped_steps} skipped)" if made.skipped_steps else ""
+        lines = [
+            f"{made.steps_completed:,} steps, {made.tokens_seen:,} tokens in {clock(made.wall_seconds)}"
+            f"{speed}{spikes}{skipped}"
+        ]
+        if made.best_checkpoint is not None:
+            lines.append(
+                f"best model: {self._dir / made.best_checkpoint}, held-out loss {made.best_val_loss:.4f}"
+            )
+        if made.last_checkpoint not in {None, made.best_checkpoint}:
+            lines.append(f"last model: {self._dir / str(made.last_checkpoint)}")
+        names = [
+            n for n in (rundir.RESULT, rundir.METRICS, rundir.PLOT, rundir.LOG) if (self._dir / n).exists()
+        ]
+        return [*lines, f"in {self._dir}: {', '.join(names)}"]
 
     def _run(self, loop: Loop) -> _End:
         try:
@@ -177,6 +221,8 @@ class _Run:
             initial_val_loss=state.initial_val_loss,
             final_val_loss=loop.final_val_loss,
             best_val_loss=state.best_val_loss,
+            spikes=state.spikes,
+            skipped_steps=state.skipped_steps,
             val_loss_history=tuple(state.val_loss_history),
             best_checkpoint=self._relative(loop.best_checkpoint),
             last_checkpoint=self._relative(loop.last_checkpoint),

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RESULT, CONFIG, METRICS, LOG, PLOT = "result.json", "config.yaml", "train.jsonl", "run.log", "loss.png"
+EVENTS = "tensorboard"
 
 # What a resumed run may do otherwise: none of it changes what is computed.
 _FREE = {"run_dir", "device", "keep", "contract", "patience", "min_epochs", "target_val_loss",
-         "stop_at_target", "force_under_provisioned"}  # fmt: skip
+         "stop_at_target", "tensorboard", "force_under_provisioned"}  # fmt: skip
 # Left open, these follow from the mode or the device: the run keeps what it had.
 _FOLLOWS = ("lr", "warmup_steps", "target_val_loss", "precision")
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+# A loss this many standard deviations above the mean of that many steps is a spike.
+_SPIKE_SIGMA, _SPIKE_WINDOW = 6.0, 100
 
 
 @dataclass
@@ -25,6 +29,12 @@ class RunState:
     val_loss_history: list[float] = field(default_factory=list)
     """Held-out loss at the end of each epoch."""
     best_epoch: int | None = None
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the last 100 steps."""
+    spikes: int = 0
+    """Steps whose loss was far above those before."""
+    skipped_steps: int = 0
+    """Steps, of these, that updated nothing."""
 
     @property
     def epochs(self) -> int:
@@ -36,8 +46,30 @@ class RunState:
         """The lowest held-out loss of an epoch."""
         return None if self.best_epoch is None else self.val_loss_history[self.best_epoch]
 
-    def add_step(self, train_loss: float, grad_norm: float, tokens: int) -> None:
-        """Count a step that was taken."""
+    @property
+    def updates(self) -> int:
+        """Updates of the optimiser: the steps that were not skipped."""
+        return self.step - self.skipped_steps
+
+    @property
+    def loss_limit(self) -> float | None:
+        """A loss above it is a spike: 6 standard deviations over the mean of the last 100; None before.
+
+        Spikes count among the 100, so that a loss that stays where it jumped to is no spike for long.
+        """
+        losses = self.recent_losses
+        if len(losses) < _SPIKE_WINDOW:
+            return None
+        mean = math.fsum(losses) / len(losses)
+        variance = math.fsum((loss - mean) ** 2 for loss in losses) / len(losses)
+        return mean + _SPIKE_SIGMA * math.sqrt(variance)
+
+    def add_step(self, train_loss: float, grad_norm: float, tokens: int, *, updated: bool = True) -> None:
+        """Count a step that was taken, whether or not it updated the weights."""
+        limit = self.loss_limit
+        self.spikes += limit is not None and train_loss > limit
+        self.skipped_steps += not updated
+        self.recent_losses = [*self.recent_losses, train_loss][-_SPIKE_WINDOW:]
         if self.step == 0:
             self.step0_train_loss = train_loss
         self.step += 1

@@ -39,6 +39,11 @@ class StepOutcome:
     updated: bool
     """False if loss or norm is not finite, or the loss above the limit: weights and moments are as before."""
 
+    @property
+    def finite(self) -> bool:
+        """Whether loss and norm are numbers."""
+        return math.isfinite(self.train_loss) and math.isfinite(self.grad_norm)
+
 
 class Step:
     """Steps of one model, on batches of one shape.

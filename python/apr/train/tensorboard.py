@@ -1,0 +1,56 @@
+"""`--tensorboard`: the numbers of `train.jsonl` as event files."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from apr.errors import UnavailableError
+from apr.train.callbacks import Callbacks, EvaluationRecord, StepRecord
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_STEP_SCALARS = ("train_loss", "grad_norm", "lr", "tokens_per_sec", "gpu_util_pct", "mfu")
+_EVALUATION_SCALARS = ("val_loss", "val_ppl")
+
+
+def check_tensorboard() -> None:
+    """Whether event files can be written here.
+
+    Raises:
+        UnavailableError: tensorboard is not installed.
+    """
+    if find_spec("tensorboard") is None:
+        raise UnavailableError(
+            "--tensorboard: tensorboard is not installed: pip install 'apr[tensorboard]' "
+            "(in a checkout: uv pip install '.[tensorboard]')"
+        )
+
+
+class EventFiles:
+    """Event files in a directory, a scalar for each number of a record."""
+
+    def __init__(self, directory: Path, *, first_step: int) -> None:
+        """Go on from `first_step`: what an earlier part of the run wrote from there on is void."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=first_step)
+        self.callbacks = Callbacks(on_step=self._step, on_evaluation=self._evaluation)
+
+    def close(self) -> None:
+        """Write what is still in memory; the writer's thread ends."""
+        self._writer.close()
+
+    def _step(self, record: StepRecord) -> None:
+        self._write("train", record, _STEP_SCALARS)
+
+    def _evaluation(self, record: EvaluationRecord) -> None:
+        self._write("held_out", record, _EVALUATION_SCALARS)
+        self._writer.flush()
+
+    def _write(self, group: str, record: StepRecord | EvaluationRecord, names: tuple[str, ...]) -> None:
+        for name in names:
+            value = getattr(record, name)
+            if value is not None:
+                self._writer.add_scalar(f"{group}/{name}", value, record.step)
