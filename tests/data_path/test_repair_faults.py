@@ -14,6 +14,7 @@ from tests.killing import KILLED_AT_EVENT
 
 from apr.cli import main
 from apr.data import ShardDir
+from apr.errors import RefusedError
 
 OLD = {"schema": "pretokenize-bin-v1", "shard_count": 1, "total_tokens": 1}
 
@@ -185,3 +186,20 @@ def test_a_manifest_edited_by_hand_is_found_out(directory, capsys):
     assert main(["repair-manifest", str(directory), "--verify"]) == 0
     assert "what was read is kept in it" in capsys.readouterr().out
     assert len(manifest(directory)["scan"]["shards"]) == 3
+
+
+@pytest.mark.long
+def test_a_million_shards_are_listed_repaired_and_read(tmp_path):
+    count = 1_000_000
+    for number in range(count):
+        shard = os.open(tmp_path / f"shard-{number:06d}.bin", os.O_CREAT | os.O_WRONLY)
+        os.write(shard, (number % 500).to_bytes(4, "little"))
+        os.close(shard)
+    assert main(["repair-manifest", str(tmp_path), "--verify", "--no-hash"]) == 0
+    shards = ShardDir(tmp_path)
+    assert shards.total_tokens == count
+    for start in (0, 123_456, count - 1000):  # more shards than may be open at a time
+        assert np.array_equal(shards.read(start, 1000), np.arange(start, start + 1000) % 500)
+    (tmp_path / "shard-500000.bin").unlink()
+    with pytest.raises(RefusedError, match="number 500000 is missing"):
+        ShardDir(tmp_path)
