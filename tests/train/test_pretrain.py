@@ -249,6 +249,74 @@ def test_a_plan_trains_nothing(options):
     assert "held out: the last 20 windows" in str(planned)
 
 
+def test_a_plan_says_everything_that_would_happen(options, tmp_path, flags, capsys):
+    import apr
+    from apr.cli import main
+
+    config = options(val_tokens=640, num_steps=12)
+    assert main(["pretrain", *flags(config), "--plan", "--json"]) == 0
+    out, err = capsys.readouterr()
+    said = json.loads(out)
+    sizes = {
+        name: math.prod(apr.load(BASE).info(name).shape)
+        for name in apr.load(BASE)
+        if name != "lm_head.weight"
+    }
+    groups = said["parameter_groups"]
+    assert sum(groups.values()) == said["parameters"] == sum(sizes.values())
+    assert groups["embedding"] == sizes["model.embed_tokens.weight"]
+    assert groups["attention"] == sum(n for name, n in sizes.items() if "self_attn" in name)
+    assert groups["mlp"] == sum(n for name, n in sizes.items() if "mlp" in name)
+    assert groups["norms"] == sum(n for name, n in sizes.items() if "norm" in name)
+    assert groups["head"] == 0
+    assert said["architecture"]["num_kv_heads"] == apr.load(BASE).metadata["num_kv_heads"]
+    assert said["tokens"] == 12 * 4 * SEQ
+    assert said["data_epochs"] == pytest.approx(12 * 4 / TRAIN_WINDOWS, abs=1e-4)
+    assert said["checkpoint_bytes"] == 12 * said["parameters"]
+    assert said["disk_bytes"] == 3 * said["checkpoint_bytes"]  # two epochs and the one being written
+    assert 0 < said["memory_bytes"] < said["free_memory_bytes"]
+    assert said["seconds"] == pytest.approx(
+        12 * said["seconds_per_step"]
+        + 3 * said["seconds_per_evaluation"]
+        + 2 * said["seconds_per_checkpoint"]
+    )
+    for words in ("embedding 32,768", "tokens: 1,536", "are free on cpu", "disk: ", "s a checkpoint"):
+        assert words in err
+    assert not list(tmp_path.glob(".apr-plan-*"))
+
+
+def test_the_picture_names_what_it_shows(tmp_path):
+    """Losses, target, best point and title stand in the picture; a run that was cut short has one too."""
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from apr.train.plot import plot_losses
+
+    drawn, original = [], Figure.savefig
+    records = [{"tokens_seen": 64 * n, "train_loss": 5 - n / 50} for n in range(120)]
+    records += [{"tokens_seen": 64 * n, "val_loss": loss} for n, loss in ((0, 5.2), (60, 3.9), (119, 4.1))]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            Figure, "savefig", lambda self, *a, **k: (drawn.append(self), original(self, *a, **k))
+        )
+        plot_losses(records, tmp_path / "a.png", target=2.2, title="m on d")
+        plot_losses(records[:1], tmp_path / "b.png", target=2.2, title="m on d")
+    axes = drawn[0].axes[0]
+    assert isinstance(axes, Axes)
+    assert axes.get_title(loc="left") == "m on d"
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == [
+        "train, each step",
+        "train, smoothed",
+        "held-out",
+        "best held-out: 3.9000",
+        "target: 2.2",
+    ]
+    smooth = axes.get_lines()[1]
+    assert smooth.get_ydata()[0] == pytest.approx(5 - 1 / 50)  # of the first three
+    assert smooth.get_xdata()[0] == 64
+
+
 def test_the_contract_is_decided_and_changes_no_exit_code(options, train, data):
     contract = data.parents[1] / "contracts" / "apr-pretrain-init-finetune-v1.yaml"
     config = options(contract=contract)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from apr.container.file import load
+from apr.container.save import save
 from apr.train import rundir
 from apr.train.device import computing
 from apr.train.loss import token_losses
+from apr.train.needs import existing
 from apr.train.optimizer import make_optimizer
 from apr.train.preflight import Prepared, prepare
 from apr.train.report import clock
@@ -21,6 +26,9 @@ if TYPE_CHECKING:
     from apr.model.decoder import Decoder
     from apr.train.config import PretrainConfig
 
+# Enough for the disk's own speed to show.
+_PROBE_BYTES = 64 << 20
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -29,48 +37,87 @@ class Plan:
     prepared: Prepared
     seconds_per_step: float
     seconds_per_evaluation: float
+    seconds_per_checkpoint: float
 
     @property
     def seconds(self) -> float:
-        """Of all steps and evaluations, without loading and checkpoints."""
-        steps = self.prepared.config.num_steps * self.seconds_per_step
-        return steps + (self.prepared.config.epochs + 1) * self.seconds_per_evaluation
+        """Of all steps, evaluations and the checkpoints of epochs, as if none of it went on side by side."""
+        config = self.prepared.config
+        steps = config.num_steps * self.seconds_per_step
+        evaluations = (config.epochs + 1) * self.seconds_per_evaluation
+        return steps + evaluations + config.epochs * self.seconds_per_checkpoint
+
+    @property
+    def data_epochs(self) -> float:
+        """How often each training window is visited."""
+        config = self.prepared.config
+        return config.num_steps * config.windows_per_step / len(self.prepared.split.train)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        made, config = self.prepared, self.prepared.config
+        """For JSON: sizes in bytes, times in seconds."""
+        made, config, needs = self.prepared, self.prepared.config, self.prepared.needs
         return {
+            "mode": config.mode,
+            "architecture": made.model_config.to_metadata(),
+            "parameters": made.parameters,
+            "parameter_groups": needs.groups,
             "device": str(made.device),
             "precision": made.precision,
-            "parameters": made.parameters,
             "num_steps": config.num_steps,
             "tokens_per_step": config.tokens_per_step,
+            "tokens": config.num_steps * config.tokens_per_step,
             "training_windows": len(made.split.train),
+            "training_tokens": len(made.split.train) * config.seq_length,
+            "data_epochs": round(self.data_epochs, 4),
             "held_out": made.split.what,
             "val_tokens": made.val_tokens,
             "epochs": config.epochs,
-            "checkpoint_bytes": made.needs.checkpoint_bytes,
-            "memory_bytes": made.needs.memory_bytes,
+            "lr": config.lr,
+            "warmup_steps": config.warmup_steps,
+            "target_val_loss": config.target_val_loss,
+            "memory_bytes": needs.memory_bytes,
+            "free_memory_bytes": needs.free_memory_bytes,
+            "checkpoint_bytes": needs.checkpoint_bytes,
+            "disk_bytes": needs.disk_bytes,
+            "free_disk_bytes": needs.free_disk_bytes,
             "seconds_per_step": self.seconds_per_step,
+            "tokens_per_second": config.tokens_per_step / self.seconds_per_step,
             "seconds_per_evaluation": self.seconds_per_evaluation,
+            "seconds_per_checkpoint": self.seconds_per_checkpoint,
             "seconds": self.seconds,
             "notes": list(made.notes),
         }
 
     def __str__(self) -> str:
-        speed = self.prepared.config.tokens_per_step / self.seconds_per_step
+        made, needs = self.prepared, self.prepared.needs
+        config, model = made.config, made.model_config
+        groups = ", ".join(f"{name} {count:,}" for name, count in needs.groups.items() if count)
+        tied = ", head tied to the embedding" if model.tie_word_embeddings else ""
+        free = needs.free_memory_bytes
+        memory = "" if free is None else f", {free / 2**30:.1f} GiB are free on {made.device}"
+        speed = config.tokens_per_step / self.seconds_per_step
         return "\n".join(
             [
-                *summary(self.prepared),
+                *summary(made),
+                f"sizes: hidden {model.hidden_size}, {model.num_heads} heads of {model.head_dim} over "
+                f"{model.num_kv_heads} key-value heads, intermediate {model.intermediate_size}, "
+                f"{model.max_position_embeddings:,} positions{tied}",
+                f"parameters: {groups}",
+                f"tokens: {config.num_steps * config.tokens_per_step:,} in all, "
+                f"{self.data_epochs:.3g} times the training windows",
+                f"memory: about {needs.memory_bytes / 2**30:.1f} GiB{memory}",
+                f"disk: {needs.disk_bytes / 1e9:.2f} GB for checkpoints, "
+                f"{needs.free_disk_bytes / 1e9:.1f} GB are free",
                 f"speed: {self.seconds_per_step:.2f} s a step ({speed:,.0f} tokens/s), "
-                f"{self.seconds_per_evaluation:.1f} s an evaluation (measured just now)",
+                f"{self.seconds_per_evaluation:.1f} s an evaluation, "
+                f"{self.seconds_per_checkpoint:.1f} s a checkpoint (measured just now)",
                 f"in all: about {clock(self.seconds)}",
             ]
         )
 
 
 def plan(config: PretrainConfig) -> Plan:
-    """Check everything, measure one step and one batch of evaluation; train nothing.
+    """Check everything, measure a step, a batch of evaluation and writing to the disk; train nothing.
 
     Raises:
         AprError, OSError, RefusedError: as `prepare`.
@@ -81,7 +128,7 @@ def plan(config: PretrainConfig) -> Plan:
     prepared = prepare(config)
     model = prepared.build_model()
     step = _measure_step(prepared, model)
-    return Plan(prepared, step, _measure_evaluation(prepared, model))
+    return Plan(prepared, step, _measure_evaluation(prepared, model), _measure_checkpoint(prepared))
 
 
 def summary(prepared: Prepared) -> list[str]:
@@ -129,6 +176,19 @@ def _measure_evaluation(prepared: Prepared, model: Decoder) -> float:
         token_losses(model, batch)
     seconds = _now(prepared.device) - started
     return seconds * prepared.val_tokens / (len(batch) * prepared.config.seq_length)
+
+
+def _measure_checkpoint(prepared: Prepared) -> float:
+    """Writing and reading back a part of its size, where the run directory will be; nothing of it stays."""
+    whole = prepared.needs.checkpoint_bytes
+    part = min(whole, _PROBE_BYTES)
+    tensor = torch.empty(part // 4)
+    with TemporaryDirectory(prefix=".apr-plan-", dir=existing(prepared.config.run_dir)) as folder:
+        path = Path(folder) / "probe.apr"
+        started = time.perf_counter()
+        save({"probe": tensor}, path)
+        load(path, verify="full").close()
+        return (time.perf_counter() - started) * whole / part
 
 
 def _batch(prepared: Prepared, windows: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from apr.files import write_atomically
@@ -10,38 +11,63 @@ from apr.files import write_atomically
 if TYPE_CHECKING:
     from pathlib import Path
 
-_DOTS_PER_INCH = 120
+_DOTS_PER_INCH = 150
+_BLUE, _PALE, _RED = "#2f6fab", "#c3d6e8", "#c0392b"
+# From so many steps on their losses are a band: a mean over a fortieth of them goes through it.
+_MANY_STEPS, _SMOOTH_SHARE = 80, 40
 
 
-def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float) -> None:
+def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float, title: str) -> None:
     """Draw the records of `train.jsonl`; written atomically.
 
     Args:
         records: steps and evaluations.
         path: of the PNG.
         target: held-out loss to reach, nats.
+        title: which model, on what.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
-    steps = [r for r in records if r.get("train_loss") is not None]
-    evaluations = [r for r in records if r.get("val_loss") is not None]
+    steps = [(r["tokens_seen"], r["train_loss"]) for r in records if r.get("train_loss") is not None]
+    evaluations = [(r["tokens_seen"], r["val_loss"]) for r in records if r.get("val_loss") is not None]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    axes.plot([r["tokens_seen"] for r in steps], [r["train_loss"] for r in steps], color="#9ab6d3", lw=1,
-              label="train, each step")  # fmt: skip
-    axes.plot([r["tokens_seen"] for r in evaluations], [r["val_loss"] for r in evaluations], "o-",
-              color="#c0392b", lw=1.6, ms=5, label="held-out")  # fmt: skip
-    for record in evaluations:
-        axes.annotate(f"{record['val_loss']:.3f}", (record["tokens_seen"], record["val_loss"]),
-                      textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8)  # fmt: skip
-    axes.axhline(target, color="#555555", lw=0.8, ls=":", label=f"target {target:g}")
-    axes.set_xlabel("tokens seen")
+    many = len(steps) > _MANY_STEPS
+    if steps:
+        axes.plot(*zip(*steps, strict=True), color=_PALE if many else _BLUE, lw=1, label="train, each step")
+    if many:
+        axes.plot(*zip(*_smoothed(steps), strict=True), color=_BLUE, lw=1.6, label="train, smoothed")
+    if evaluations:
+        axes.plot(*zip(*evaluations, strict=True), "o-", color=_RED, lw=1.6, ms=4, label="held-out")
+        best = min(evaluations, key=lambda point: point[1])
+        axes.plot(*best, "*", color=_RED, ms=13, mec="white", label=f"best held-out: {best[1]:.4f}")
+        for point in {evaluations[0], evaluations[-1]}:
+            axes.annotate(f"{point[1]:.3f}", point, textcoords="offset points", xytext=(0, 9), ha="center",
+                          fontsize=8, color=_RED)  # fmt: skip
+    axes.axhline(target, color="#555555", lw=0.9, ls="--", label=f"target: {target:g}")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_xlabel("training tokens seen")
     axes.set_ylabel("cross entropy, nats a token")
-    axes.legend(frameon=False)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.margins(x=0.03, y=0.08)
+    axes.grid(visible=True, color="#eeeeee", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     png = io.BytesIO()
     # No version in the file: the same run draws the same picture.
     figure.savefig(png, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     write_atomically(path, png.getbuffer())
+
+
+def _smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Means of neighbours, each in the middle of its window."""
+    width = max(1, len(points) // _SMOOTH_SHARE)
+    sums = [0.0, *accumulate(loss for _, loss in points)]
+    return [
+        (points[first + width // 2][0], (sums[first + width] - sums[first]) / width)
+        for first in range(len(points) - width + 1)
+    ]

@@ -10,6 +10,7 @@ import time
 import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
@@ -30,7 +31,6 @@ from apr.train.tensorboard import EventFiles
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from apr.train.callbacks import Callbacks
     from apr.train.config import PretrainConfig
@@ -143,7 +143,7 @@ class _Run:
         made = self._describe(loop, end, records)
         write_json(self._dir / rundir.RESULT, made.to_dict())
         if records:
-            plot_losses(records, self._dir / rundir.PLOT, target=self._target)
+            plot_losses(records, self._dir / rundir.PLOT, target=self._target, title=self._title)
         if self._config.contract is not None:
             made = self._judge(made)
         self._report.line(f"{made.status}: {made.detail}")
@@ -271,6 +271,13 @@ class _Run:
 
     def _relative(self, path: Path | None) -> str | None:
         return None if path is None else str(path.relative_to(self._dir))
+
+    @property
+    def _title(self) -> str:
+        config, model = self._config, self._prepared.model_config
+        name = config.init.stem if config.init is not None else Path(str(config.arch)).stem
+        size = f"{model.family}, {self._prepared.parameters / 1e6:.1f} M parameters"
+        return f"{name} ({size}) on {config.dataset.absolute().name}, {config.mode}"
 
     @property
     def _target(self) -> float:
