@@ -26,10 +26,12 @@ VOLATILE = ("elapsed_seconds", "num_workers")
 SHARD_TOKENS = 20_000
 
 # Runs one command a line in a child of its own, all of which come of one process that has imported what they
-# need. A child is killed when it has used so many seconds of processor time, which do not grow when other
-# programs use the machine, or at its n-th flush to the disk; it prints how it ended and the time it took.
+# need. A child is killed at its n-th flush to the disk, or at the n-th call of a function or return from one,
+# of Python or C, in any thread, after the first flush, with which writing begins: other threads may be
+# anywhere then, and the load of the machine moves nothing. It prints how the child ended and, of one that did
+# so by itself, how many calls and returns it made.
 SERVER = """
-import json, os, resource, signal, sys
+import json, os, signal, sys, threading
 import pyarrow.parquet, rich.progress
 import apr.data.corpus
 from apr.cli import main
@@ -38,33 +40,44 @@ import apr.cli.tokenize
 apr.data.corpus._BATCH_BYTES = 20_000  # several batches for each shard
 fsync = os.fsync
 
-def killed_at_flush(n):
-    left = n
-    def counted(descriptor):
-        nonlocal left
-        left -= 1
-        if left == 0:
+calls = 0
+
+def killed(flush, call):
+    flushes = 0
+    def called(*_):
+        global calls
+        calls += 1
+        if calls == call:
             os.kill(os.getpid(), signal.SIGKILL)
+    def flushed(descriptor):
+        nonlocal flushes
+        flushes += 1
+        if flushes == flush:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if flushes == 1 and call:
+            sys.setprofile(called)
         fsync(descriptor)
-    os.fsync = counted
+    if call:
+        threading.setprofile(called)
+    os.fsync = flushed
 
 for line in sys.stdin:
-    argv, flush, seconds = json.loads(line)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    argv, flush, call = json.loads(line)
+    ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
         for descriptor in (1, 2):
             os.dup2(os.open("/dev/null", os.O_WRONLY), descriptor)
-        if flush:
-            killed_at_flush(flush)
-        if seconds:
-            signal.signal(signal.SIGPROF, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_PROF, seconds)
-        os._exit(main(argv))
+        killed(flush, call)
+        code = main(argv)
+        sys.setprofile(None)
+        os.write(theirs, str(calls).encode())
+        os._exit(code)
+    os.close(theirs)
     _, status = os.waitpid(child, 0)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    took = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(json.dumps([os.waitstatus_to_exitcode(status), took]), flush=True)
+    made = int(os.read(ours, 100) or 0)
+    os.close(ours)
+    print(json.dumps([os.waitstatus_to_exitcode(status), made]), flush=True)
 """
 
 
@@ -114,8 +127,8 @@ def server():
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
 
-        def run(argv, *, flush=0, seconds=0.0):
-            process.stdin.write(json.dumps([argv, flush, seconds]) + "\n")
+        def run(argv, *, flush=0, call=0):
+            process.stdin.write(json.dumps([argv, flush, call]) + "\n")
             process.stdin.flush()
             return json.loads(process.stdout.readline())
 
@@ -141,17 +154,15 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes_whatever_the_work
     number = 100 if LONG else 6
     states = set()
     with server() as run:
-        took = max(run(flags(corpus, tmp_path / f"timed{n}"))[1] for n in range(2))
+        _, calls = run(flags(corpus, tmp_path / "counted"), call=-1)
         for n, where in enumerate(np.random.default_rng(0).uniform(0, 1, number)):
-            # Evenly over the time that an encoding takes, each by chance within its part of it.
-            ended, _ = run(
-                flags(corpus, output, "--workers", str(n % 3 + 1)), seconds=took * (n + where) / number
-            )
-            assert ended in (-signal.SIGPROF, 0)
+            # Over all that an encoding does, more of them early, each by chance within its part of it.
+            first = ["--workers", str(n % 3 + 1)]
+            run(flags(corpus, output, *first), call=1 + int(calls * ((n + where) / number) ** 2))
             check_left(output, whole)
             states.add(state(output))
             more = ["--resume", "--workers", str((n + 1) % 3 + 1)]
-            run(flags(corpus, output, *more), seconds=took * where)
+            run(flags(corpus, output, *more), call=1 + int(calls * where / 2))
             check_left(output, whole)
             states.add(state(output))
             assert run(flags(corpus, output, "--resume"))[0] == 0
