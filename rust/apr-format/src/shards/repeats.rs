@@ -12,7 +12,7 @@ const SPACING: u32 = 256;
 /// Where no pair of ids says so, one starts after this many: text of a short period has windows too.
 const FURTHEST: usize = 3 * SPACING as usize;
 /// Ids that are looked at together.
-const STRIDE: usize = 32;
+const STRIDE: usize = 64;
 /// Registers of the sketch: a standard error of 0.8 %.
 const REGISTERS: usize = 1 << PRECISION;
 const PRECISION: u32 = 14;
