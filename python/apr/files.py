@@ -106,6 +106,12 @@ def sync_directory(path: Path) -> None:
         os.close(directory)
 
 
+def sync_file(path: Path) -> None:
+    """Flush what was written to a file, through whatever handle, to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically, as `json_text` has it."""
     write_atomically(path, (json_text(value, indent=2) + "\n").encode())

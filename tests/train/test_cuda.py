@@ -90,6 +90,57 @@ def test_a_run_is_resumed_where_it_was(options, train, monkeypatch, tmp_path):
     assert resumed.val_loss_history == pytest.approx(alone.val_loss_history, abs=1e-3)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_with_deterministic_a_resumed_run_ends_in_the_same_bytes(
+    options, train, monkeypatch, tmp_path, precision, compiled
+):
+    import os
+    import signal
+
+    import torch
+
+    import apr
+    from apr.train.metrics import MetricsFile
+
+    common = {"device": "cuda", "precision": precision, "compile": compiled, "deterministic": True}
+    train(options(**common, run_dir=tmp_path / "alone"))
+    write = MetricsFile.write
+
+    def stop_at_step_7(self, record):
+        write(self, record)
+        if record["step"] == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MetricsFile, "write", stop_at_step_7)
+        assert train(options(**common)).status == "INTERRUPTED"
+    assert train(options(**common, resume=True)).steps_completed == 12
+    for name in ("epoch-000.apr", "epoch-001.apr"):
+        ours, theirs = (apr.load(tmp_path / run / "ckpt" / name) for run in ("run", "alone"))
+        differing = [tensor for tensor in theirs if not torch.equal(ours[tensor], theirs[tensor])]
+        assert not differing, f"{name}: {differing}"
+        assert ours.metadata == theirs.metadata
+        files = [(tmp_path / run / "ckpt" / name).read_bytes() for run in ("run", "alone")]
+        assert files[0] == files[1]
+
+
+def test_memory_that_runs_out_on_the_gpu_is_one_line(options, train, monkeypatch):
+    import torch
+
+    from apr.train import step
+
+    def too_much(*_, **__):
+        torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+
+    monkeypatch.setattr(step, "add_gradients", too_much)
+    result = train(options(device="cuda"))
+    assert (result.status, result.exit_code) == ("FAILED", 1)
+    assert result.detail == (
+        "CUDA out of memory: take --batch-size 2 --grad-accum 2, which keeps 4 windows a step"
+    )
+
+
 def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
     test_loss.test_chunks_change_neither_loss_nor_gradient(monkeypatch, "cuda")
 

@@ -46,6 +46,9 @@ def test_a_loss_that_is_no_number_stops_before_the_update(options, train, monkey
     assert result.steps_completed < 12
     last = json.loads((tmp_path / "run" / "train.jsonl").read_text().splitlines()[-1])
     assert last["train_loss"] is None
+    assert len(last["windows"]) == 4
+    assert ", ".join(map(str, last["windows"])) in result.detail
+    assert result.last_checkpoint == f"ckpt/step-{result.steps_completed:08}.apr"
 
 
 def test_paths_that_disagree_are_refused_before_the_first_update(options, train, monkeypatch):

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 from tests.train.conftest import BASE
@@ -86,38 +84,6 @@ def test_a_signal_before_the_first_step_leaves_a_result(options, train, monkeypa
     assert train(options(resume=True)).steps_completed == 12
 
 
-KILLER = """
-import os, signal, sys
-from apr.train import checkpoint, loop
-name, when = sys.argv[1], int(sys.argv[2])
-original, calls = getattr(loop, name), [0]
-def wrapped(*args, **kwargs):
-    calls[0] += 1
-    if calls[0] == when:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*args, **kwargs)
-setattr(loop, name, wrapped)
-from apr.cli import main
-sys.exit(main(sys.argv[3:]))
-"""
-
-
-@pytest.mark.parametrize(
-    ("where", "when"), [("write_checkpoint", 2), ("write_json", 2), ("prune", 2), ("learning_rate", 9)]
-)
-def test_a_killed_run_goes_on_with_the_same_bytes(options, train, flags, tmp_path, where, when):
-    alone = options(run_dir=tmp_path / "alone")
-    train(alone)
-    config = options()
-    command = [sys.executable, "-c", KILLER, where, str(when), "pretrain", *flags(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    resumed = train(options(resume=True))
-    assert (resumed.status, resumed.exit_code) == ("BUDGET_SPENT", 0)
-    assert checkpoints(config.run_dir) == checkpoints(alone.run_dir)
-
-
 def test_resume_needs_no_other_flag(options, train, signal_at, monkeypatch, tmp_path, capsys):
     from apr.cli import main
 
@@ -160,23 +126,166 @@ def test_shards_that_changed_are_refused(options, train, signal_at, monkeypatch,
     assert (tmp_path / "run" / "result.json").read_bytes() == before
 
 
-def test_a_damaged_checkpoint_is_never_passed_over(options, train, signal_at, monkeypatch, tmp_path):
-    from apr import AprError
+def flipped(content):
+    return (
+        content[: len(content) // 2]
+        + bytes([content[len(content) // 2] ^ 1])
+        + content[len(content) // 2 + 1 :]
+    )
 
-    signal_at(signal.SIGTERM, 8)
-    stopped = train(options())
-    monkeypatch.undo()
-    path = tmp_path / "run" / stopped.last_checkpoint
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
+
+@pytest.mark.parametrize("damage", [flipped, lambda content: content[:1000], lambda _: b""],
+                         ids=["bit", "torn", "empty"])  # fmt: skip
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(options, train, tmp_path, damage):
+    run = tmp_path / "run"
+    first = train(options())
+    expected = checkpoints(run)
+    path = run / first.last_checkpoint
+    path.write_bytes(damage(path.read_bytes()))
+    resumed = train(options(resume=True))
+    assert (resumed.status, resumed.resumed_from) == ("BUDGET_SPENT", "ckpt/epoch-000.apr")
+    assert checkpoints(run) == expected
+    log = (run / "run.log").read_text()
+    assert log.count("damaged, set aside as epoch-001.apr.damaged") == 1
+    assert (run / "ckpt" / "epoch-001.apr.damaged").exists()
+    steps = [r["step"] for r in map(json.loads, (run / "train.jsonl").open()) if "train_loss" in r]
+    assert steps == list(range(12))
+
+
+def test_where_no_checkpoint_verifies_all_are_named(options, train, tmp_path):
+    from apr.errors import RefusedError
+
+    train(options())
+    for path in (tmp_path / "run" / "ckpt").glob("*.apr"):
+        path.write_bytes(flipped(path.read_bytes()))
     metrics = (tmp_path / "run" / "train.jsonl").read_bytes()
-    with pytest.raises(AprError, match=path.name):
-        train(options(resume=True))
-    path.write_bytes(content[:1000])
-    with pytest.raises(AprError, match=path.name):
+    with pytest.raises(RefusedError, match=r"epoch-001\.apr.*epoch-000\.apr"):
         train(options(resume=True))
     assert (tmp_path / "run" / "train.jsonl").read_bytes() == metrics
+
+
+def test_save_every_keeps_the_last_few_and_changes_no_epoch(options, train, tmp_path):
+    train(options(run_dir=tmp_path / "alone"))
+    train(options(save_every=2))
+    assert checkpoints(tmp_path / "run") == checkpoints(tmp_path / "alone")
+    names = {path.name for path in (tmp_path / "run" / "ckpt").glob("step-*.apr")}
+    assert names == {"step-00000008.apr", "step-00000010.apr"}
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_waits_for_no_checkpoint(
+    options, train, signal_at, monkeypatch, tmp_path, number, exit_code
+):
+    """The thread is stuck in a write until the run has ended; it ends all the same."""
+    import threading
+
+    from apr.train.checkpoint import Snapshot
+    from apr.train.saver import Saver
+
+    over, waiting = threading.Event(), threading.Event()
+    write, join = Snapshot.write, Saver.join
+
+    def stuck(self, path, *, proceed):
+        waiting.wait()
+        os.kill(os.getpid(), number)
+        over.wait()
+        return write(self, path, proceed=proceed)
+
+    def awaited(self):
+        if self._thread is not None:
+            waiting.set()
+        join(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Snapshot, "write", stuck)
+        patched.setattr(Saver, "join", awaited)
+        signal_at(number, 3)
+        stopped = train(options())
+    over.set()
+    for thread in threading.enumerate():
+        if thread.name == "apr-checkpoint":
+            thread.join()
+    monkeypatch.undo()
+    assert (stopped.status, stopped.exit_code) == ("INTERRUPTED", exit_code)
+    assert "second signal" in stopped.detail
+    assert not list((tmp_path / "run" / "ckpt").glob("*"))
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["exit_code"] == exit_code
+    assert train(options(resume=True)).steps_completed == 12
+
+
+def test_another_cut_of_the_same_windows_goes_on(options, train, signal_at, monkeypatch):
+    from apr.errors import RefusedError
+
+    signal_at(signal.SIGTERM, 3)
+    stopped = train(options(batch_size=4))
+    monkeypatch.undo()
+    with pytest.raises(RefusedError, match="--batch-size 4 --grad-accum 1, 4 windows a step, not 2 x 3 = 6"):
+        train(options(resume=True, batch_size=2, grad_accum=3))
+    resumed = train(options(resume=True, batch_size=2, grad_accum=2))
+    assert (resumed.status, resumed.steps_completed) == ("BUDGET_SPENT", 12)
+    agreed = next(gate for gate in resumed.gates if gate.name == "train_eval_agree")
+    before = next(gate for gate in stopped.gates if gate.name == "train_eval_agree")
+    assert agreed.value >= before.value
+
+
+def test_the_weights_alone_in_bfloat16(options, train, tmp_path):
+    import torch
+
+    import apr
+    from apr.train.file_evaluation import evaluate_file
+
+    result = train(options(save_dtype="bf16"))
+    weights = apr.load(tmp_path / "run" / "final.apr")
+    last = apr.load(tmp_path / "run" / result.last_checkpoint)
+    names = {name for name in last if not name.startswith("__training__")}
+    assert set(weights) == names
+    assert all(torch.equal(weights[name], last[name].bfloat16()) for name in names)
+    loss = evaluate_file(tmp_path / "run" / "final.apr", tmp_path / "shards", device="cpu")[0].val_loss
+    assert loss == pytest.approx(result.final_val_loss, rel=1e-2)
+    first = train(options(init=tmp_path / "run" / "final.apr", run_dir=tmp_path / "next"))
+    assert first.initial_val_loss == pytest.approx(loss, abs=1e-6)
+
+
+def test_determinism_is_asked_for_and_given_back(options, train, monkeypatch):
+    import torch
+
+    from apr.train import loop
+
+    seen = []
+    rate = loop.learning_rate
+
+    def looked(*args, **kwargs):
+        seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        return rate(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "learning_rate", looked)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    train(options(num_steps=2, steps_per_epoch=2, deterministic=True))
+    assert seen == [(True, ":4096:8")] * 2
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    assert torch.utils.deterministic.fill_uninitialized_memory == fills
+
+
+def test_memory_that_runs_out_is_one_line_with_flags_that_help(options, train, monkeypatch):
+    import torch
+
+    from apr.errors import RefusedError
+    from apr.train import step
+    from apr.train.preflight import Prepared
+
+    def too_much(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "add_gradients", too_much)
+        result = train(options(batch_size=6, grad_accum=2))
+    assert (result.status, result.exit_code) == ("FAILED", 1)
+    assert result.detail == "out of memory: take --batch-size 3 --grad-accum 4, which keeps 12 windows a step"
+    monkeypatch.setattr(Prepared, "build_model", too_much)
+    with pytest.raises(RefusedError, match="out of memory while the weights are loaded"):
+        train(options(force=True))
 
 
 def test_pruning_keeps_the_best_and_says_what_went(options, train, tmp_path):

@@ -34,9 +34,8 @@ class Command(PretrainConfig):
 
     def run(self) -> int:
         """Train or plan; the run's exit code."""
-        from apr.train.callbacks import Callbacks
         from apr.train.planning import plan
-        from apr.train.run import pretrain
+        from apr.train.signals import StoppedAtOnce
 
         names = {field.name for field in fields(PretrainConfig)}
         options = PretrainConfig(**{name: getattr(self, name) for name in names})
@@ -46,6 +45,16 @@ class Command(PretrainConfig):
             if self.json:
                 print(json_text(planned.to_dict(), indent=2))
             return 0
+        try:
+            return self._train(options)
+        except StoppedAtOnce as stopped:  # before there was a run, or while its end was written down
+            print(f"apr pretrain: {stopped}", file=sys.stderr)
+            return 128 + stopped.signal
+
+    def _train(self, options: PretrainConfig) -> int:
+        from apr.train.callbacks import Callbacks
+        from apr.train.run import pretrain
+
         if not self.json:
             return pretrain(options).exit_code
         told = Callbacks(

@@ -7,30 +7,38 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from apr.container import torch_dtypes
 from apr.container.file import TRAINING_PREFIX, load
-from apr.container.save import save
-from apr.errors import RefusedError
+from apr.container.save import TensorSpec, bytes_of, spec_of, write
+from apr.errors import AprError, RefusedError, message
 from apr.files import write_json
 from apr.model.fill import fill
 from apr.train.optimizer import set_learning_rate
 from apr.train.state import RunState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
     from torch.optim import AdamW
+    from typing_extensions import Buffer
 
     from apr.container.file import AprFile
     from apr.model.decoder import Decoder
+    from apr.train.config import PretrainConfig
 
 # The format's name for each of AdamW's moments.
 _MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
+_NAME = re.compile(r"(epoch|step)-\d+\.apr")
+# Bytes: what a view of any dtype may start at.
+_ALIGNED = 64
 
 
 @dataclass(frozen=True)
@@ -58,28 +66,93 @@ def step_path(run_dir: Path, step: int) -> Path:
     return run_dir / "ckpt" / f"step-{step:08}.apr"
 
 
-def write_checkpoint(
-    path: Path, model: Decoder, optimizer: AdamW, state: RunState, facts: dict[str, Any]
-) -> str:
-    """Write a checkpoint and read it back.
+@dataclass(frozen=True)
+class Snapshot:
+    """All of a run at one step, in memory that training does not touch."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    """As the file has them, on the CPU."""
+    metadata: dict[str, Any]
+
+    def write(self, path: Path, *, proceed: Callable[[], None] = lambda: None) -> str:
+        """Write it and read it back.
+
+        Args:
+            path: replaced only once the new file is whole.
+            proceed: called before each tensor; may raise to give up, which leaves nothing behind.
+
+        Returns:
+            SHA-256 of the optimiser's state, as `optimizer_digest` has it.
+
+        Raises:
+            OSError: it cannot be written.
+            AprError: what was written does not verify.
+        """
+
+        def values(spec: TensorSpec) -> Buffer:
+            proceed()
+            return bytes_of(self.tensors[spec.name])
+
+        specs = [spec_of(name, tensor) for name, tensor in self.tensors.items()]
+        write(path, self.metadata, specs, values)
+        load(path, verify="full").close()
+        prefix = f"{TRAINING_PREFIX}optimizer."
+        moments = {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
+        del moments["step"]
+        return _digest(moments, self.step)
+
+
+class Room:
+    """Host memory for the tensors of a checkpoint: taken once, used for one after the other.
+
+    For tensors on a GPU it is pinned, which makes the copy several times as fast; where the system pins no
+    more, it is not.
+    """
+
+    def __init__(self) -> None:
+        self._bytes: Tensor | None = None
+
+    def copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of the tensors, good until the next call."""
+        sizes = [-(-tensor.nbytes // _ALIGNED) * _ALIGNED for tensor in tensors.values()]
+        cuda = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+        if self._bytes is None or len(self._bytes) != sum(sizes):
+            self._bytes = _take(sum(sizes), pinned=cuda is not None)
+        copies = {}
+        for (name, tensor), part in zip(tensors.items(), torch.split(self._bytes, sizes), strict=True):
+            copies[name] = part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            copies[name].copy_(tensor, non_blocking=True)
+        if cuda is not None:
+            torch.cuda.synchronize(cuda)
+        return copies
+
+
+def _take(size: int, *, pinned: bool) -> Tensor:
+    try:
+        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    except RuntimeError:
+        if not pinned:
+            raise
+        return torch.empty(size, dtype=torch.uint8)
+
+
+def snapshot(
+    model: Decoder, optimizer: AdamW, state: RunState, facts: dict[str, Any], room: Room
+) -> Snapshot:
+    """Copy all that a checkpoint holds.
 
     Args:
-        path: replaced only once the new file is whole.
         model: its parameters are stored in their own dtype.
         optimizer: AdamW over all of them.
         state: goes into the metadata, under `training`.
         facts: the other metadata; its `training` holds what is fixed for the run.
-
-    Returns:
-        SHA-256 of the optimiser's state, moments in name order, then the step.
-
-    Raises:
-        OSError: it cannot be written.
-        AprError: what was written does not verify.
+        room: where the copies lie.
     """
-    moments = _moments(model, optimizer)
     tensors: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
-    tensors |= {f"{TRAINING_PREFIX}optimizer.{name}": value for name, value in moments.items()}
+    tensors |= {
+        f"{TRAINING_PREFIX}optimizer.{name}": value for name, value in _moments(model, optimizer).items()
+    }
     tensors |= {
         f"{TRAINING_PREFIX}optimizer.step": torch.tensor(state.updates),
         f"{TRAINING_PREFIX}scheduler.last_lr": torch.tensor(
@@ -92,14 +165,31 @@ def write_checkpoint(
     if device.type == "cuda":
         tensors[f"{TRAINING_PREFIX}rng.cuda"] = torch.cuda.get_rng_state(device)
     metadata = {**facts, "training": {**facts["training"], "state": state.to_dict()}}
-    path.parent.mkdir(exist_ok=True)
-    save(tensors, path, metadata)
+    return Snapshot(state.step, room.copy(tensors), metadata)
+
+
+def export_weights(path: Path, model: Decoder, facts: dict[str, Any], dtype: torch.dtype) -> None:
+    """Write the weights alone in another dtype, and read them back.
+
+    Args:
+        path: replaced only once the new file is whole.
+        model: what to export.
+        facts: metadata.
+        dtype: of every tensor in the file.
+
+    Raises:
+        OSError: it cannot be written.
+        AprError: what was written does not verify.
+    """
+    parameters = dict(model.named_parameters())
+    name_of = torch_dtypes.NAMES[dtype]
+    specs = [TensorSpec(name, name_of, tuple(p.shape)) for name, p in parameters.items()]
+    write(path, facts, specs, lambda spec: bytes_of(parameters[spec.name].detach().to(dtype)))
     load(path, verify="full").close()
-    return _digest(moments, state.step)
 
 
 def optimizer_digest(model: Decoder, optimizer: AdamW, step: int) -> str:
-    """SHA-256 of the optimiser's state, as `write_checkpoint` gives it."""
+    """SHA-256 of the optimiser's state: moments in name order, then the step."""
     return _digest(_moments(model, optimizer), step)
 
 
@@ -110,7 +200,7 @@ def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any])
         path: the checkpoint; every byte of it is verified.
         model: its parameters are overwritten.
         optimizer: over these parameters.
-        facts: as given to `write_checkpoint`; the data must be the same.
+        facts: as given to `snapshot`; the data must be the same.
 
     Raises:
         AprError: not a valid file.
@@ -151,32 +241,39 @@ def state_of(file: AprFile) -> RunState:
         ) from None
 
 
-def list_checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """The checkpoints of a run, the furthest last.
+def list_checkpoints(run_dir: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
+    """The checkpoints of a run, the furthest last; and files under their names that are none, and why not.
 
-    Raises:
-        AprError, RefusedError: one of them does not open, or is none.
+    Only the structure of the files is looked at.
     """
-    found = []
+    found, broken = [], {}
     for path in sorted((run_dir / "ckpt").glob("*.apr")):
-        with load(path) as file:
-            state = state_of(file)
-        found.append(
-            Checkpoint(path, state.step, state.epochs - 1 if path.name.startswith("epoch-") else None)
-        )
+        kind = _NAME.fullmatch(path.name)
+        if kind is None:
+            continue
+        try:
+            with load(path) as file:
+                state = state_of(file)
+        except (AprError, RefusedError, OSError) as error:
+            broken[path] = message(error)
+            continue
+        found.append(Checkpoint(path, state.step, state.epochs - 1 if kind[1] == "epoch" else None))
     # At the same step, an epoch's file knows the evaluation too.
-    return sorted(found, key=lambda c: (c.step, c.epoch is not None))
+    return sorted(found, key=lambda c: (c.step, c.epoch is not None)), broken
 
 
-def prune(checkpoints: list[Checkpoint], keep: int, best_epoch: int | None) -> list[Checkpoint]:
-    """Remove all but the last `keep` epochs' and the best; what is left.
+def prune(checkpoints: list[Checkpoint], config: PretrainConfig, best_epoch: int | None) -> list[Checkpoint]:
+    """Remove what --keep does not ask for; what is left.
 
-    One saved on the way goes when there is a later one. The metadata file of an epoch stays and says so.
+    Of the epochs' files and of those that --save-every asks for, the last few stay, and the best epoch's. One
+    that was saved because of a signal goes when there is a later one. An epoch's metadata file stays and says
+    that its checkpoint went.
     """
-    kept = []
     of_epochs = [c for c in checkpoints if c.epoch is not None]
-    wanted = {c.path for c in (*of_epochs[-keep:], checkpoints[-1])}
-    wanted |= {c.path for c in of_epochs if c.epoch == best_epoch}
+    on_the_way = [c for c in checkpoints if c.epoch is None and config.saves_on_the_way(c.step)]
+    last = [*of_epochs[-config.keep :], *on_the_way[-config.keep :], *checkpoints[-1:]]
+    wanted = {c.path for c in last} | {c.path for c in of_epochs if c.epoch == best_epoch}
+    kept = []
     for checkpoint in checkpoints:
         if checkpoint.path in wanted:
             kept.append(checkpoint)

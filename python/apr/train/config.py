@@ -110,8 +110,14 @@ class PretrainConfig:
     """Update nothing from a step whose loss is 6 standard deviations above the mean of the last 100."""
     tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write TensorBoard event files to RUN_DIR/tensorboard."""
+    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """On CUDA, sum in a fixed order, so that the same run gives the same bytes; on the CPU it always does."""
     keep: int = 2
-    """Checkpoints to keep beside the best one."""
+    """Checkpoints to keep beside the best one: of epochs, and as many of those that --save-every asks for."""
+    save_every: int | None = None
+    """Steps from one checkpoint to the next, besides those of epochs."""
+    save_dtype: Precision = "fp32"
+    """bf16: write the weights alone at the end, in bfloat16, to final.apr; checkpoints stay float32."""
     contract: Path | None = None
     """Contract to decide at the end; never changes the exit code."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -148,6 +154,12 @@ class PretrainConfig:
     def epochs(self) -> int:
         """Evaluations after the first; a partial last epoch counts as one."""
         return -(-self.num_steps // self.steps_per_epoch)
+
+    def saves_on_the_way(self, step: int) -> bool:
+        """Whether --save-every asks for a checkpoint after `step` steps; the end of an epoch has its own."""
+        if self.save_every is None or step % self.save_every:
+            return False
+        return step % self.steps_per_epoch != 0 and step != self.num_steps
 
     def resolved(self) -> PretrainConfig:
         """The same options with the mode's row filled in.
@@ -198,14 +210,18 @@ class PretrainConfig:
 _PATHS = ("dataset", "run_dir", "init", "val_dataset", "tokenizer", "contract")
 _ABOUT_EARLIER_RUNS = {"resume", "extend", "force"}
 _AT_LEAST_ONE = ("num_steps", "batch_size", "grad_accum", "seq_length", "steps_per_epoch", "patience", "keep",
-                 "val_tokens")  # fmt: skip
+                 "val_tokens", "save_every")  # fmt: skip
 _POSITIVE = ("lr", "eps", "grad_clip", "target_val_loss")
 _NOT_NEGATIVE = ("warmup_steps", "weight_decay", "min_epochs", "seed")
 
 
 _INTEGERS = (*_AT_LEAST_ONE, "seed", "min_epochs", "warmup_steps")
 _NUMBERS = ("lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "grad_clip", "target_val_loss")
-_CHOICES = {"mode": tuple(MODES), "precision": (None, *get_args(Precision))}
+_CHOICES = {
+    "mode": tuple(MODES),
+    "precision": (None, *get_args(Precision)),
+    "save_dtype": get_args(Precision),
+}
 _ALIASES = {
     "shards_dir": "dataset",
     "output_dir": "run_dir",
@@ -224,7 +240,8 @@ def _check_types(config: PretrainConfig) -> None:
     for name, choices in _CHOICES.items():
         if getattr(config, name) not in choices:
             known = ", ".join(str(choice) for choice in choices if choice is not None)
-            raise UsageError(f"--{name} is {getattr(config, name)!r}: it must be one of {known}")
+            flag = name.replace("_", "-")
+            raise UsageError(f"--{flag} is {getattr(config, name)!r}: it must be one of {known}")
     if config.seed > _MAX_SEED:
         raise UsageError(f"--seed is {config.seed}: it must be below 2^63")
 

@@ -10,19 +10,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from apr.data.loader import Loader, LoaderState, fingerprint
-from apr.errors import RefusedError
+from apr.data.windows import TrainingOrder
+from apr.errors import AprError, RefusedError, message
 from apr.files import write_json
 from apr.train import gates, rundir
 from apr.train.callbacks import CheckpointRecord, EvaluationRecord, StepRecord
 from apr.train.checkpoint import (
     Checkpoint,
     epoch_path,
+    export_weights,
     list_checkpoints,
     optimizer_digest,
     prune,
     restore,
     step_path,
-    write_checkpoint,
 )
 from apr.train.device import Utilisation, computing, peak_flops
 from apr.train.evaluation import Evaluation, evaluate, perplexity
@@ -31,6 +32,7 @@ from apr.train.metrics import MetricsFile, cut_back
 from apr.train.optimizer import make_optimizer
 from apr.train.report import clock
 from apr.train.result import Gate, Status
+from apr.train.saver import Saver
 from apr.train.schedule import learning_rate
 from apr.train.state import RunState
 from apr.train.step import Step, StepOutcome
@@ -52,6 +54,10 @@ if TYPE_CHECKING:
 _AGREEMENT = {"fp32": 1e-4, "bf16": 2e-2}
 # FLOPs a parameter and token, forward and backward (https://arxiv.org/abs/2001.08361, section 2.1).
 _FLOPS_A_PARAMETER = 6
+# Windows that a sentence names; the record has them all.
+_NAMED_WINDOWS = 8
+# Ends the names of checkpoints that a killed process was writing.
+_BEING_WRITTEN = ".apr-tmp"
 
 
 @dataclass(frozen=True)
@@ -86,11 +92,12 @@ class Loop:
         self._cap = gates.first_cap(
             self._config.mode_defaults.first_val_loss_cap, prepared.model_config.vocab_size
         )
-        self._checkpoints: list[Checkpoint] = []
+        self._saver = Saver(prepared.config, prepared.facts)
+        self._damaged: dict[Path, str] = {}
         self._seconds: list[float] = []
         self._evaluation_seconds = 0.0
         self.state = RunState()
-        self.agreement = Gate("train_eval_agree", None, None, _AGREEMENT[prepared.precision])
+        self._disagreement: float | None = None
         self.finite = True
         self.exhausted = False
         self.evaluated_at = -1
@@ -116,15 +123,25 @@ class Loop:
         return self.state.val_loss_history[-1]
 
     @property
+    def agreement(self) -> Gate:
+        """Whether both ways gave the same loss for the first batch, of the run and of this process."""
+        seen = [d for d in (self.state.agreement, self._disagreement) if d is not None]
+        worst, allowed = max(seen, default=None), _AGREEMENT[self._prepared.precision]
+        # NaN is for the numerics gate to name.
+        return Gate("train_eval_agree", None if worst is None else not worst > allowed, worst, allowed)
+
+    @property
     def last_checkpoint(self) -> Path | None:
         """The furthest one."""
-        return self._checkpoints[-1].path if self._checkpoints else None
+        return self._saver.checkpoints[-1].path if self._saver.checkpoints else None
 
     @property
     def best_checkpoint(self) -> Path | None:
         """Of the epoch with the lowest held-out loss."""
         best = self.state.best_epoch
-        return next((c.path for c in self._checkpoints if c.epoch is not None and c.epoch == best), None)
+        return next(
+            (c.path for c in self._saver.checkpoints if c.epoch is not None and c.epoch == best), None
+        )
 
     @property
     def windows_seen(self) -> int:
@@ -150,14 +167,26 @@ class Loop:
             self._take_up_files()
         with MetricsFile(self._dir / rundir.METRICS) as metrics, self._batches() as loader:
             self._metrics, self._loader = metrics, loader
-            if self.state.initial_val_loss is None:
-                self.state.initial_val_loss = self._evaluate("before the first step").val_loss
-            ended = self._end_of_epoch() if self._evaluation_is_due() else None
-            while ended is None and self.state.step < self._config.num_steps:
-                self._stop.check()
-                ended = self._step()
-                if ended is None and self._evaluation_is_due():
-                    ended = self._end_of_epoch()
+            try:
+                ended = self._to_the_end()
+            except Exception:  # a second signal alone does not wait
+                self._saver.join()
+                raise
+        self._collect(self._saver.wait())
+        return ended
+
+    def _to_the_end(self) -> Ended:
+        if self.state.initial_val_loss is None:
+            self.state.initial_val_loss = self._evaluate("before the first step").val_loss
+        ended = self._end_of_epoch() if self._evaluation_is_due() else None
+        while ended is None and self.state.step < self._config.num_steps:
+            self._stop.check()
+            self._collect(self._saver.finished())
+            ended = self._step()
+            if ended is None and self._evaluation_is_due():
+                ended = self._end_of_epoch()
+            elif ended is None and self._config.saves_on_the_way(self.state.step):
+                self._save(step_path(self._dir, self.state.step), epoch=None)
         return ended or self._budget_spent()
 
     def _batches(self) -> Loader:
@@ -174,43 +203,84 @@ class Loop:
         )
 
     def save_on_the_way(self) -> Path | None:
-        """Save what was trained since the last checkpoint; where the latest state lies, None before any."""
-        if self.state.step == 0:
-            return None
-        last = self._checkpoints[-1] if self._checkpoints else None
-        if last is None or last.step < self.state.step:
-            self._save(step_path(self._dir, self.state.step), epoch=None)
-        return self.last_checkpoint
-
-    def take_up(self) -> None:
-        """Restore the furthest checkpoint of the run directory; nothing is written.
+        """Save what was trained since the last checkpoint; where the latest state lies, None before any.
 
         Raises:
-            AprError: a checkpoint is damaged.
-            RefusedError: it is of another run or other shards.
+            AprError, OSError: it cannot be saved.
         """
-        self._checkpoints = list_checkpoints(self._dir)
-        if self._checkpoints:
-            last = self._checkpoints[-1]
-            self.state = restore(last.path, self._model, self._optimizer, self._prepared.facts)
+        self._collect(self._saver.wait())
+        if self.state.step == 0:
+            return None
+        last = self._saver.checkpoints[-1] if self._saver.checkpoints else None
+        if last is None or last.step < self.state.step:
+            self._save(step_path(self._dir, self.state.step), epoch=None)
+            self._collect(self._saver.wait())
+        return self.last_checkpoint
+
+    def abandon(self) -> None:
+        """End at once: what is being written is given up."""
+        self._saver.abandon()
+
+    def export(self) -> None:
+        """Write the weights alone, where --save-dtype asks for them.
+
+        Raises:
+            AprError, OSError: they cannot be written.
+        """
+        if self._config.save_dtype == "bf16":
+            path = self._dir / rundir.EXPORT
+            export_weights(path, self._model, self._prepared.facts, torch.bfloat16)
+            self._report.line(f"wrote {path.name}: the weights in bfloat16, read back and verified")
+
+    def take_up(self) -> None:
+        """Restore the furthest checkpoint that verifies; nothing is written.
+
+        Raises:
+            RefusedError: there are checkpoints and none verifies; or they are of another run or other shards.
+        """
+        found, self._damaged = list_checkpoints(self._dir)
+        while found:
+            last = found[-1]
+            try:
+                self.state = restore(last.path, self._model, self._optimizer, self._prepared.facts)
+            except (AprError, OSError) as error:
+                self._damaged[last.path] = message(error)
+                found.pop()
+                continue
+            self._saver.checkpoints = found
             self.resumed_from = last.path
             self.evaluated_at = self.state.step if last.epoch is not None else -1
+            return
+        if self._damaged:
+            reasons = "; ".join(self._damaged.values())
+            raise RefusedError(
+                f"{self._dir}: no checkpoint can be gone on from ({reasons}): "
+                "bring one back, or take --force to start anew"
+            )
 
     def _take_up_files(self) -> None:
-        """Bring `train.jsonl` and the last metadata file to where the checkpoint is."""
+        """Bring the run's files to where the checkpoint is; what is damaged is set aside."""
+        for path, reason in self._damaged.items():
+            aside = path.replace(path.with_name(f"{path.name}.damaged"))
+            self._report.line(f"damaged, set aside as {aside.name}: {reason}")
+        for left in (self._dir / "ckpt").glob(f".*{_BEING_WRITTEN}"):
+            left.unlink(missing_ok=True)
         step, due = self.state.step, self.state.epochs * self._config.steps_per_epoch
 
         def known(record: dict[str, Any]) -> bool:
             # An evaluation belongs to the state if its epoch is counted; that of step 0 comes before all.
-            return bool(self._checkpoints) and record["step"] < (
+            return bool(self._saver.checkpoints) and record["step"] < (
                 step if "train_loss" in record else 1 + min(step, due)
             )
 
         records = cut_back(self._dir / rundir.METRICS, known)
         self.wall_before = records[-1]["wall_seconds"] if records else 0.0
-        last = self._checkpoints[-1] if self._checkpoints else None
+        last = self._saver.checkpoints[-1] if self._saver.checkpoints else None
         if last is not None and last.epoch is not None and not last.metadata_path.exists():
-            self._write_metadata(last, optimizer_digest(self._model, self._optimizer, step))
+            sha = optimizer_digest(self._model, self._optimizer, step)
+            write_json(last.metadata_path, {**self._epoch_facts(last.epoch), "optimizer_state_sha": sha})
+        if last is not None:
+            self._saver.checkpoints = prune(self._saver.checkpoints, self._config, self.state.best_epoch)
         name = self.resumed_from.name if self.resumed_from else "the start: no checkpoint was written"
         self._report.line(f"resumed at step {step} from {name}")
 
@@ -241,9 +311,17 @@ class Loop:
         made = self._training_step.update(lr, math.inf if limit is None else limit)
         if not made.finite:
             self.finite = False
-            what = f"train_loss {made.train_loss}, grad_norm {made.grad_norm}"
-            self._record_step(made, lr, time.perf_counter() - started)
-            return Ended("NUMERICAL_INSTABILITY", f"{what} at step {state.step}: no update was made from it")
+            order = TrainingOrder(len(self._train), config.seed, config.shuffle)
+            windows = order.windows(self.windows_seen, config.windows_per_step).tolist()
+            self._record_step(made, lr, time.perf_counter() - started, windows=windows)
+            named = ", ".join(map(str, windows[:_NAMED_WINDOWS])) + " …" * (len(windows) > _NAMED_WINDOWS)
+            saved = self.save_on_the_way()
+            return Ended(
+                "NUMERICAL_INSTABILITY",
+                f"train_loss {made.train_loss}, grad_norm {made.grad_norm} at step {state.step}, from the "
+                f"training windows {named}: no update was made from it; "
+                + (f"the state before it is {saved.name}" if saved else "nothing was trained yet"),
+            )
         seconds = time.perf_counter() - started
         self._seconds.append(seconds)
         self._record_step(made, lr, seconds)
@@ -258,6 +336,7 @@ class Loop:
             return None
         if not self._config.allow_shard_cycle:
             self.exhausted = True
+            self.save_on_the_way()
             return Ended(
                 "STREAM_EXHAUSTED", f"all {count:,} training windows were visited at step {self.state.step}"
             )
@@ -269,7 +348,7 @@ class Loop:
         """Gradients of one step; the first time, also whether the evaluation's way gives the same loss."""
         batches = [next(self._loader) for _ in range(self._config.grad_accum)]
         loss = self._training_step.accumulate(batches, self._config.tokens_per_step)
-        if self.agreement.passed is None:
+        if self._disagreement is None:
             self._check_agreement(batches, loss)
 
     def _check_agreement(self, batches: list[Tensor], train: float) -> None:
@@ -279,18 +358,15 @@ class Loop:
             for ids in batches:
                 held_out += token_losses(self._model, ids).sum(dtype=torch.float64).item()
         held_out /= self._config.tokens_per_step
-        difference, allowed = (
-            abs(train - held_out) / max(abs(train), 1e-9),
-            _AGREEMENT[self._prepared.precision],
-        )
-        # NaN is for the numerics gate to name.
-        self.agreement = Gate("train_eval_agree", not difference > allowed, difference, allowed)
-        if not self.agreement.passed:
+        self._disagreement = abs(train - held_out) / max(abs(train), 1e-9)
+        if self.state.step == 0:
+            self.state.agreement = self._disagreement
+        if self.agreement.passed is False:
             raise DisagreementError(
                 f"the first step's loss is {train:.4f} in training and {held_out:.4f} in evaluation"
             )
 
-    def _record_step(self, made: StepOutcome, lr: float, seconds: float) -> None:
+    def _record_step(self, made: StepOutcome, lr: float, seconds: float, **more: object) -> None:
         state, speed = self.state, self._config.tokens_per_step / seconds
         flops = _FLOPS_A_PARAMETER * self._prepared.parameters * speed
         limit = state.loss_limit
@@ -308,7 +384,7 @@ class Loop:
             spike=limit is not None and made.train_loss > limit,
             updated=made.updated,
         )
-        self._metrics.write(asdict(record))
+        self._metrics.write({**asdict(record), **more})
         self._show_step(record)
         self._send(record)
 
@@ -412,33 +488,33 @@ class Loop:
         return made
 
     def _save(self, path: Path, epoch: int | None) -> None:
-        state = self.state
+        """Have a checkpoint written; the one before is waited for."""
         self._report.progress(f"writing {path.name}", 0, 1)
-        sha = write_checkpoint(path, self._model, self._optimizer, state, self._prepared.facts)
-        checkpoint = Checkpoint(path, state.step, epoch)
-        if epoch is not None:
-            self._write_metadata(checkpoint, sha)
-        self._checkpoints = prune([*self._checkpoints, checkpoint], self._config.keep, state.best_epoch)
-        self._report.line(f"wrote {path.relative_to(self._dir)}: step {state.step}, read back and verified")
-        self._send(CheckpointRecord(step=checkpoint.step, epoch=checkpoint.epoch, path=checkpoint.path))
+        self._collect(self._saver.wait())
+        facts = None if epoch is None else self._epoch_facts(epoch)
+        self._saver.save(
+            Checkpoint(path, self.state.step, epoch), self._model, self._optimizer, self.state, facts
+        )
 
-    def _write_metadata(self, checkpoint: Checkpoint, optimizer_sha: str) -> None:
+    def _collect(self, written: Checkpoint | None) -> None:
+        if written is not None:
+            name = written.path.relative_to(self._dir)
+            self._report.line(f"wrote {name}: step {written.step}, read back and verified")
+            self._send(CheckpointRecord(step=written.step, epoch=written.epoch, path=written.path))
+
+    def _epoch_facts(self, epoch: int) -> dict[str, Any]:
         state = self.state
         val_loss = state.val_loss_history[-1]
-        write_json(
-            checkpoint.metadata_path,
-            {
-                "epoch": checkpoint.epoch,
-                "train_loss": state.train_loss,
-                "val_loss": val_loss,
-                "train_ppl": None if state.train_loss is None else perplexity(state.train_loss),
-                "val_ppl": perplexity(val_loss),
-                "optimizer_state_sha": optimizer_sha,
-                "wall_seconds": self._wall(),
-                "tokens_seen": state.tokens_seen,
-                "grad_norm_max": state.grad_norm_max,
-            },
-        )
+        return {
+            "epoch": epoch,
+            "train_loss": state.train_loss,
+            "val_loss": val_loss,
+            "train_ppl": None if state.train_loss is None else perplexity(state.train_loss),
+            "val_ppl": perplexity(val_loss),
+            "wall_seconds": self._wall(),
+            "tokens_seen": state.tokens_seen,
+            "grad_norm_max": state.grad_norm_max,
+        }
 
     def _wall(self) -> float:
         return round(self.wall_before + time.monotonic() - self._started, 3)

@@ -49,11 +49,12 @@ class Needs:
             device=device,
             precision=precision,
             groups=groups,
-            memory_bytes=_memory_bytes(config, model, parameters, precision, device),
+            # On the CPU also the copy from which a checkpoint is written; a GPU's is in the host's memory.
+            memory_bytes=_memory_bytes(config, model, parameters, precision, device)
+            + (checkpoint if device.type == "cpu" else 0),
             free_memory_bytes=free_memory_bytes(device),
             checkpoint_bytes=checkpoint,
-            # The best one, the ones to keep, and the one being written.
-            disk_bytes=min(config.keep + 2, config.epochs + 1) * checkpoint,
+            disk_bytes=_disk_bytes(config, checkpoint, parameters),
             free_disk_bytes=shutil.disk_usage(existing(config.run_dir)).free,
         )
 
@@ -102,6 +103,14 @@ def parameter_groups(model: ModelConfig) -> dict[str, int]:
 def existing(path: Path) -> Path:
     """The directory itself, or the nearest above it that is there."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+
+
+def _disk_bytes(config: PretrainConfig, checkpoint: int, parameters: int) -> int:
+    # The best one, the ones to keep, and the one being written.
+    files = min(config.keep + 2, config.epochs + 1)
+    if config.save_every is not None:
+        files += min(config.keep, config.num_steps // config.save_every)
+    return files * checkpoint + (2 * parameters if config.save_dtype == "bf16" else 0)
 
 
 def _memory_bytes(

@@ -18,15 +18,17 @@ import torch
 from apr.errors import EXIT_REFUSED, EXIT_UNFORESEEN, AprError, RefusedError, exit_code, message, messages
 from apr.files import write_json
 from apr.train import gates, rundir
+from apr.train.determinism import determinism
 from apr.train.device import peak_memory_bytes
 from apr.train.loop import DisagreementError, Loop
 from apr.train.metrics import read_metrics
+from apr.train.out_of_memory import building, is_out_of_memory, out_of_memory
 from apr.train.planning import summary
 from apr.train.plot import plot_losses
 from apr.train.preflight import prepare
 from apr.train.report import Report, clock
 from apr.train.result import Gate, Result, Status
-from apr.train.signals import Interrupted, StopRequest
+from apr.train.signals import Interrupted, StoppedAtOnce, StopRequest
 from apr.train.tensorboard import EventFiles
 
 if TYPE_CHECKING:
@@ -85,10 +87,12 @@ def pretrain(
                 config = rundir.as_before(config)
             prepared = prepare(config)
             context.enter_context(_own_random_numbers(prepared.device))
+            context.enter_context(determinism(asked=config.deterministic))
             told = [] if callbacks is None else [callbacks]
-            loop = Loop(prepared, prepared.build_model(), report, stop, told)
-            if config.resume:
-                loop.take_up()
+            with building(prepared):
+                loop = Loop(prepared, prepared.build_model(), report, stop, told)
+                if config.resume:
+                    loop.take_up()
         except (AprError, RefusedError, OSError) as error:
             _record_refusal(config.run_dir, error)
             raise
@@ -175,19 +179,24 @@ class _Run:
         try:
             try:
                 ended = loop.run()
+                if _EXIT_CODES[ended.status] == 0:
+                    loop.export()
                 return _End(ended.status, _EXIT_CODES[ended.status], ended.detail)
             except Interrupted:
                 return self._interrupted(loop)
+        except StoppedAtOnce as stopped:
+            loop.abandon()
+            last = self._relative(loop.last_checkpoint)
+            where = f"--resume goes on from {last}" if last else "nothing was saved"
+            return _End("INTERRUPTED", 128 + stopped.signal, f"{stopped}; {where}")
         except DisagreementError as error:
             return _End("REFUSED", EXIT_REFUSED, str(error))
         except (RefusedError, AprError, OSError) as error:
             return _End("FAILED", exit_code(error), message(error))
-        except torch.cuda.OutOfMemoryError as error:
-            self._report.line(f"CUDA out of memory: {str(error).splitlines()[0]}")
-            return _End(
-                "FAILED", EXIT_UNFORESEEN, "CUDA out of memory: lower --batch-size and raise --grad-accum"
-            )
         except Exception as error:  # noqa: BLE001 (whatever it is, the run says so in its own files)
+            if is_out_of_memory(error):
+                self._report.line(f"out of memory: {str(error).splitlines()[0]}")
+                return _End("FAILED", EXIT_UNFORESEEN, out_of_memory(self._config, self._prepared.device))
             (self._dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
             first = str(error).splitlines()[0] if str(error) else ""
             return _End("FAILED", EXIT_UNFORESEEN, f"{type(error).__name__}: {first} (see traceback.txt)")

@@ -1,11 +1,11 @@
-"""A run directory: whether it holds a run, moving one away, taking one up again."""
+"""A run directory: whether it holds a run, moving one away, what a resumed run may do otherwise."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apr.errors import RefusedError
 from apr.files import write_atomically
@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RESULT, CONFIG, METRICS, LOG, PLOT = "result.json", "config.yaml", "train.jsonl", "run.log", "loss.png"
-EVENTS = "tensorboard"
+EVENTS, EXPORT = "tensorboard", "final.apr"
 
 # What a resumed run may do otherwise: none of it changes what is computed.
 _FREE = {"run_dir", "device", "keep", "contract", "patience", "min_epochs", "target_val_loss",
-         "stop_at_target", "tensorboard", "force_under_provisioned"}  # fmt: skip
+         "stop_at_target", "tensorboard", "force_under_provisioned", "save_every", "save_dtype"}  # fmt: skip
+# Windows of a step may be cut otherwise into micro-batches: the order of data stays.
+_CUT = ("batch_size", "grad_accum")
 # Left open, these follow from the mode or the device: the run keeps what it had.
 _FOLLOWS = ("lr", "warmup_steps", "target_val_loss", "precision")
 
@@ -82,6 +84,9 @@ def as_before(config: PretrainConfig) -> PretrainConfig:
     for name, value in now.items():
         if value == was[name] or name in _FREE:
             continue
+        if name in _CUT:
+            _check_windows_a_step(config, was)
+            continue
         if name == "num_steps" and value > was[name] and config.extend:
             continue
         hint = " (--extend allows more)" if name == "num_steps" and value > was[name] else ""
@@ -90,3 +95,13 @@ def as_before(config: PretrainConfig) -> PretrainConfig:
             f"a resumed run keeps it{hint}"
         )
     return config
+
+
+def _check_windows_a_step(config: PretrainConfig, was: dict[str, Any]) -> None:
+    before = was["batch_size"] * was["grad_accum"]
+    if config.windows_per_step != before:
+        raise RefusedError(
+            f"{config.run_dir}: the run has --batch-size {was['batch_size']} --grad-accum "
+            f"{was['grad_accum']}, {before} windows a step, not {config.batch_size} x {config.grad_accum} = "
+            f"{config.windows_per_step}: a resumed run keeps their product"
+        )

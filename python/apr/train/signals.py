@@ -16,8 +16,18 @@ class Interrupted(Exception):  # noqa: N818 (no error: a request)
     """The run was asked to stop."""
 
 
+class StoppedAtOnce(KeyboardInterrupt):
+    """A second signal came."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{signal.Signals(number).name}, the second signal: stopped at once")
+        self.signal = signal.Signals(number)
+
+
 class StopRequest:
     """Within it, the first signal is kept for the run to look at; a second one stops at once.
+
+    A third one does what it did before.
 
     Outside the main thread Python delivers no signals, and nothing changes.
     """
@@ -43,10 +53,15 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            self._restore()
+            raise StoppedAtOnce(number)
         self.signal = signal.Signals(number)

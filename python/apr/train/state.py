@@ -35,6 +35,8 @@ class RunState:
     """Steps whose loss was far above those before."""
     skipped_steps: int = 0
     """Steps, of these, that updated nothing."""
+    agreement: float | None = None
+    """Relative difference of the first step's loss between the ways of training and of evaluation."""
 
     @property
     def epochs(self) -> int:

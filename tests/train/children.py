@@ -1,0 +1,117 @@
+"""Runs in processes of their own, forked from one that has imported torch: a start costs milliseconds."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import multiprocessing
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "apr.train.run",
+        "torch._dynamo",
+        "torch._refs",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+        "yaml",
+    ]
+)
+
+# The child's exit code where it may not mount a file system.
+NO_MOUNT = 77
+
+
+def start(target, *arguments):
+    """Call a function of this module in a child."""
+    child = _CONTEXT.Process(target=target, args=arguments)
+    child.start()
+    return child
+
+
+def run(config):
+    """Train; the exit code is the run's."""
+    import torch
+
+    from apr.train import pretrain
+    from apr.train import run as module
+
+    torch.set_num_threads(1)
+    module.plot_losses = lambda *_, **__: None  # half of such a short run
+    sys.exit(pretrain(config, out=io.StringIO()).exit_code)
+
+
+def run_and_die(config, module, name, when):
+    """Train, and die by SIGKILL as a function is called for the n-th time."""
+    from importlib import import_module
+
+    owner = import_module(f"apr.train.{module}")
+    *path, name = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    original, calls = getattr(owner, name), [0]
+
+    def wrapped(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == when:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+    run(config)
+
+
+def fill_the_disk(config, expected, ballast):
+    """Train where the second checkpoint finds the disk full; then, with room again, go on.
+
+    Args:
+        config: of a run in a directory that becomes a file system of its own, of 4 MiB.
+        expected: checkpoints by name, as they are without a full disk.
+        ballast: bytes that leave room for one checkpoint and a half.
+    """
+    import torch
+
+    import apr
+    from apr.train import pretrain
+    from apr.train.needs import Needs
+
+    if not _mount(config.run_dir, size=4 << 20):
+        os._exit(NO_MOUNT)
+    (config.run_dir / "ballast").write_bytes(bytes(ballast))
+    Needs.check_disk = lambda *_: None  # somebody else fills the disk later
+    torch.set_num_threads(1)
+    lines = io.StringIO()
+    made = pretrain(config, out=lines)
+    assert (made.status, made.exit_code) == ("FAILED", 7), made
+    assert made.detail.endswith("epoch-001.apr: No space left on device"), made.detail
+    assert made.last_checkpoint == "ckpt/epoch-000.apr"
+    ckpt = config.run_dir / "ckpt"
+    assert {path.name for path in ckpt.iterdir()} == {"epoch-000.apr", "epoch-000.metadata.json"}
+    assert apr.verify(ckpt / "epoch-000.apr").ok
+    assert (config.run_dir / "result.json").exists()
+    (config.run_dir / "ballast").unlink()
+    made = pretrain(replace(config, resume=True), out=lines)
+    assert (made.status, made.exit_code) == ("BUDGET_SPENT", 0), made
+    assert {path.name: path.read_bytes() for path in ckpt.glob("*.apr")} == expected
+
+
+def _mount(path: Path, size: int) -> bool:
+    """Mount a file system in memory that this process alone sees."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_user, new_mounts = 0x10000000, 0x00020000
+    user, group = os.getuid(), os.getgid()
+    if libc.unshare(new_user | new_mounts):
+        return False
+    try:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    except OSError:
+        return False
+    path.mkdir(exist_ok=True)
+    return not libc.mount(b"apr", os.fsencode(path), b"tmpfs", 0, f"size={size}".encode())
