@@ -39,7 +39,7 @@ class Saver:
         self._room = Room()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._made: tuple[Checkpoint, list[Checkpoint]] | None = None
+        self._written: Checkpoint | None = None
         self._abandoned = threading.Event()
         self.checkpoints: list[Checkpoint] = []
         """Those that were read back, verified and not pruned, the furthest last."""
@@ -85,10 +85,8 @@ class Saver:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        if self._made is None:
-            return None
-        (checkpoint, self.checkpoints), self._made = self._made, None
-        return checkpoint
+        written, self._written = self._written, None
+        return written
 
     def wait(self) -> Checkpoint | None:
         """As `finished`, once it is."""
@@ -106,7 +104,7 @@ class Saver:
 
     def _try(self, write: Callable[[], tuple[Checkpoint, list[Checkpoint]]]) -> None:
         try:
-            self._made = write()
+            self._written, self.checkpoints = write()
         except _Abandoned:
             pass
         except BaseException as error:  # noqa: BLE001 (raised again where training looks)
