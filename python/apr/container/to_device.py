@@ -92,6 +92,8 @@ def _through_pinned(
 
     While one stretch is on its way, a thread reads the next.
     """
+    if not infos:
+        return {}
     found = {info.name: torch.empty(info.shape, dtype=TORCH[info.dtype], device=device) for info in infos}
     flat = {name: _bytes(values) for name, values in found.items()}
     stretches = _stretches(infos)
