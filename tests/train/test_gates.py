@@ -23,6 +23,8 @@ def test_a_held_out_loss_that_doubles():
     assert not gates.divergence([10.1], 10.0).passed
     assert gates.divergence([1.0, 2.0], 10.0).passed
     assert not gates.divergence([1.0, 2.01], 10.0).passed
+    after = gates.divergence([1.0, 2.5, 1.0], 10.0)
+    assert (after.passed, after.value, after.threshold) == (False, 2.5, 2.0)
     assert gates.first_cap(None, 512) == pytest.approx(12.4766, abs=1e-4)
 
 

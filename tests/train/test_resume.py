@@ -110,6 +110,44 @@ def test_extend_goes_further(options, train):
     assert train(options(resume=True, extend=True, num_steps=15)).steps_completed == 15
 
 
+@pytest.mark.parametrize("num_steps", [14, 15])
+def test_extend_goes_on_from_a_partial_epoch(options, train, tmp_path, num_steps):
+    train(options(steps_per_epoch=5))
+    further = train(options(steps_per_epoch=5, resume=True, extend=True, num_steps=num_steps))
+    assert (further.status, further.steps_completed, further.epochs_completed) == (
+        "BUDGET_SPENT",
+        num_steps,
+        4,
+    )
+    assert further.last_checkpoint == "ckpt/epoch-003.apr"
+    assert further.final_val_loss == further.val_loss_history[-1]
+    records = list(map(json.loads, (tmp_path / "run" / "train.jsonl").open()))
+    assert [r["step"] for r in records if "val_loss" in r] == [0, 5, 10, 12, num_steps]
+    assert all(gate.passed for gate in further.gates if gate.name in {"metrics", "artefacts"})
+
+
+def test_what_ended_a_run_ends_it_again_when_it_is_resumed(options, train, monkeypatch, tmp_path):
+    from apr.train import gates
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gates, "first_cap", lambda *_: 0.5)
+        ends = [train(options(resume=resume)) for resume in (False, True)]
+    assert [(e.status, e.exit_code, e.steps_completed) for e in ends] == [("DIVERGENCE", 5, 6)] * 2
+
+    run = {"run_dir": tmp_path / "patient", "lr": 1e-30, "steps_per_epoch": 2, "patience": 2, "min_epochs": 1}
+    ends = [train(options(**run, resume=resume)) for resume in (False, True)]
+    assert [(e.status, e.steps_completed) for e in ends] == [("EARLY_STOP", 6)] * 2
+    assert train(options(**run | {"patience": 9}, resume=True)).steps_completed == 12
+
+
+def test_a_target_that_was_met_is_gone_on_from_when_asked(options, train):
+    met = {"target_val_loss": 100.0}
+    ends = [train(options(**met, resume=resume)) for resume in (False, True)]
+    assert [(e.status, e.steps_completed) for e in ends] == [("TARGET_MET", 6)] * 2
+    on = train(options(**met, resume=True, stop_at_target=False, extend=True, num_steps=14))
+    assert (on.status, on.steps_completed) == ("TARGET_MET", 14)
+
+
 def test_shards_that_changed_are_refused(options, train, signal_at, monkeypatch, make_shards, tmp_path):
     import shutil
 

@@ -20,11 +20,16 @@ _DIVERGENCE_FACTOR = 2.0
 
 
 def divergence(history: Sequence[float], cap: float) -> Gate:
-    """The first epoch's held-out loss stays under the cap, each later one under twice the one before."""
+    """The first epoch's held-out loss stays under the cap, each later one under twice the one before.
+
+    It gives the first that does not; what comes after it makes nothing good.
+    """
     if not history:
         return Gate("divergence", None, None, cap)
-    threshold = cap if len(history) == 1 else _DIVERGENCE_FACTOR * history[-2]
-    return Gate("divergence", history[-1] <= threshold, history[-1], threshold)
+    thresholds = [cap, *(_DIVERGENCE_FACTOR * loss for loss in history[:-1])]
+    compared = list(zip(history, thresholds, strict=True))
+    beyond = [pair for pair in compared if not pair[0] <= pair[1]]
+    return Gate("divergence", not beyond, *(beyond or compared[-1:])[0])
 
 
 def first_cap(cap: float | None, vocab_size: int) -> float:

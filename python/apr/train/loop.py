@@ -100,7 +100,6 @@ class Loop:
         self._disagreement: float | None = None
         self.finite = True
         self.exhausted = False
-        self.evaluated_at = -1
         self.wall_before = 0.0
         self.resumed_from: Path | None = None
         torch.manual_seed(self._config.seed)
@@ -118,9 +117,8 @@ class Loop:
     @property
     def final_val_loss(self) -> float | None:
         """Held-out loss of the weights as they are at the end, if it was measured."""
-        if self.evaluated_at != self.state.step or not self.state.val_loss_history:
-            return None
-        return self.state.val_loss_history[-1]
+        state = self.state
+        return state.val_loss_history[-1] if state.epochs and state.evaluated_step == state.step else None
 
     @property
     def agreement(self) -> Gate:
@@ -178,7 +176,11 @@ class Loop:
     def _to_the_end(self) -> Ended:
         if self.state.initial_val_loss is None:
             self.state.initial_val_loss = self._evaluate("before the first step").val_loss
-        ended = self._end_of_epoch() if self._evaluation_is_due() else None
+        ended = None
+        if self._evaluation_is_due():
+            ended = self._end_of_epoch()
+        elif self.final_val_loss is not None:  # gone on from the end of an epoch: what ended it ends it again
+            ended = self._epoch_gates()
         while ended is None and self.state.step < self._config.num_steps:
             self._stop.check()
             self._collect(self._saver.finished())
@@ -249,7 +251,6 @@ class Loop:
                 continue
             self._saver.checkpoints = found
             self.resumed_from = last.path
-            self.evaluated_at = self.state.step if last.epoch is not None else -1
             return
         if self._damaged:
             reasons = "; ".join(self._damaged.values())
@@ -265,12 +266,12 @@ class Loop:
             self._report.line(f"damaged, set aside as {aside.name}: {reason}")
         for left in (self._dir / "ckpt").glob(f".*{_BEING_WRITTEN}"):
             left.unlink(missing_ok=True)
-        step, due = self.state.step, self.state.epochs * self._config.steps_per_epoch
+        step, evaluated = self.state.step, self.state.evaluated_step
 
         def known(record: dict[str, Any]) -> bool:
             # An evaluation belongs to the state if its epoch is counted; that of step 0 comes before all.
             return bool(self._saver.checkpoints) and record["step"] < (
-                step if "train_loss" in record else 1 + min(step, due)
+                step if "train_loss" in record else evaluated + 1
             )
 
         records = cut_back(self._dir / rundir.METRICS, known)
@@ -285,9 +286,9 @@ class Loop:
         self._report.line(f"resumed at step {step} from {name}")
 
     def _evaluation_is_due(self) -> bool:
-        step, every = self.state.step, self._config.steps_per_epoch
-        ended = step % every == 0 or step == self._config.num_steps
-        return step > 0 and ended and self.state.epochs < -(-step // every)
+        step = self.state.step
+        ended = step % self._config.steps_per_epoch == 0 or step == self._config.num_steps
+        return ended and step != self.state.evaluated_step
 
     # a step
 
@@ -419,7 +420,6 @@ class Loop:
                 "NUMERICAL_INSTABILITY", f"held-out loss {evaluation.val_loss} at step {self.state.step}"
             )
         self.state.end_epoch(evaluation.val_loss)
-        self.evaluated_at = self.state.step
         epoch = self.state.epochs - 1
         self._save(epoch_path(self._dir, epoch), epoch)
         return self._epoch_gates()
@@ -453,7 +453,8 @@ class Loop:
 
     def _change(self) -> str:
         initial, final = self.state.initial_val_loss, self.final_val_loss
-        return f"held-out loss {initial:.4f} before, {final:.4f} after {self.state.step} steps"
+        after = "not measured" if final is None else f"{final:.4f}"
+        return f"held-out loss {initial:.4f} before, {after} after {self.state.step} steps"
 
     def _evaluate(self, when: str) -> Evaluation:
         started = time.perf_counter()
@@ -522,4 +523,5 @@ class Loop:
     def _time_left(self, done: int) -> str:
         recent = self._seconds[-20:]
         steps = sum(recent) / max(1, len(recent)) * (self._config.num_steps - done)
-        return clock(steps + self._evaluation_seconds * (self._config.epochs - self.state.epochs))
+        evaluations = self._config.epochs - (done - 1) // self._config.steps_per_epoch
+        return clock(steps + self._evaluation_seconds * evaluations)

@@ -28,6 +28,8 @@ class RunState:
     initial_val_loss: float | None = None
     val_loss_history: list[float] = field(default_factory=list)
     """Held-out loss at the end of each epoch."""
+    evaluated_step: int = 0
+    """Steps done when the last epoch was evaluated."""
     best_epoch: int | None = None
     recent_losses: list[float] = field(default_factory=list)
     """Of the last 100 steps."""
@@ -83,6 +85,7 @@ class RunState:
     def end_epoch(self, val_loss: float) -> None:
         """Count an epoch that was evaluated."""
         self.val_loss_history.append(val_loss)
+        self.evaluated_step = self.step
         if self.best_val_loss is None or val_loss < self.best_val_loss:
             self.best_epoch = self.epochs - 1
         self.train_loss = self.epoch_loss_sum / self.epoch_tokens
