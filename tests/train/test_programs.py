@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import os
 import threading
 
 import pytest
@@ -111,6 +112,35 @@ def test_scripts_read_a_line_for_each_thing(short, flags, capsys):
     assert saved[0]["path"] == "ckpt/epoch-000.apr"
     assert events[-1]["status"] == "BUDGET_SPENT"
     assert "BUDGET_SPENT: " in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]], ids=["lines", "json"])
+@pytest.mark.parametrize("bad_step", [1, None], ids=["failed", "done"])
+def test_a_reader_that_goes_away_changes_neither_the_run_nor_its_exit_code(
+    short, flags, monkeypatch, arguments, bad_step
+):
+    """As under `apr pretrain … | head -1`."""
+    from apr.cli import main
+    from apr.train.metrics import MetricsFile
+
+    write = MetricsFile.write
+
+    def failing(self, record):
+        if "train_loss" in record and record["step"] == bad_step:
+            raise ZeroDivisionError
+        write(self, record)
+
+    monkeypatch.setattr(MetricsFile, "write", failing)
+    reader, writer = os.pipe()
+    os.close(reader)
+    config = short()
+    with os.fdopen(writer, "w") as gone:  # its end would raise too, were anything left in it
+        monkeypatch.setattr("sys.stdout", gone)
+        code = main(["pretrain", *flags(config), *arguments])
+    result = json.loads((config.run_dir / "result.json").read_text())
+    expected = ("BUDGET_SPENT", 0, 3) if bad_step is None else ("FAILED", 1, 1)
+    assert (result["status"], code, result["steps_completed"]) == expected
+    assert f"{result['status']}: " in (config.run_dir / "run.log").read_text()
 
 
 def test_the_last_lines_say_what_was_achieved_and_where_it_is(short):

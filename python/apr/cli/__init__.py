@@ -7,9 +7,11 @@ may have `flags_from_file`, flags that come before those that were typed, and `r
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from apr.errors import EXIT_UNFORESEEN, EXIT_USAGE, AprError, RefusedError, exit_code, messages
 
@@ -64,6 +66,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one command by its name; `argv` defaults to the process's own arguments."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    code = _run(name, arguments)
+    for stream in (sys.stdout, sys.stderr):
+        _let_go(stream)
+    return code
+
+
+def _let_go(stream: TextIO) -> None:
+    """Drop what a broken pipe did not take: the interpreter would try again at its end, and exit with 120."""
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 (a device)
+            os.dup2(nothing.fileno(), stream.fileno())
+
+
+def _run(name: str, arguments: list[str]) -> int:
     try:
         return _parse(name, arguments).run()
     except SystemExit as stop:  # tyro: 0 after --help, 2 for wrong usage
@@ -72,17 +90,17 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
         print(f"apr {name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe went away: `apr tensors FILE | head`
-        sys.stderr.close()
         return 0
     except (AprError, RefusedError, OSError, ModuleNotFoundError) as error:
         code = exit_code(error)
         if code == EXIT_UNFORESEEN:
             raise
-        for line in messages(error):
-            print(f"apr {name}: error: {line}", file=sys.stderr)
-        module = import_module(COMMANDS[name][0])
-        if "--json" in arguments and hasattr(module, "refusal"):
-            print(module.refusal(error))
+        with suppress(BrokenPipeError):
+            for line in messages(error):
+                print(f"apr {name}: error: {line}", file=sys.stderr)
+            module = import_module(COMMANDS[name][0])
+            if "--json" in arguments and hasattr(module, "refusal"):
+                print(module.refusal(error))
         return code
 
 

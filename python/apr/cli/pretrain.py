@@ -53,24 +53,26 @@ class Command(PretrainConfig):
 
     def _train(self, options: PretrainConfig) -> int:
         from apr.train.callbacks import Callbacks
+        from apr.train.report import Outlet
         from apr.train.run import pretrain
 
         if not self.json:
             return pretrain(options).exit_code
+        out = Outlet(sys.stdout)
+
+        def event(kind: str, facts: dict[str, Any]) -> None:
+            out.line(json_text({"event": kind, **facts}))
+
         told = Callbacks(
-            on_step=lambda record: _event("step", asdict(record)),
-            on_evaluation=lambda record: _event("evaluation", asdict(record)),
-            on_checkpoint=lambda record: _event(
+            on_step=lambda record: event("step", asdict(record)),
+            on_evaluation=lambda record: event("evaluation", asdict(record)),
+            on_checkpoint=lambda record: event(
                 "checkpoint", {**asdict(record), "path": str(record.path.relative_to(options.run_dir))}
             ),
         )
         result = pretrain(options, callbacks=told, out=sys.stderr)
-        _event("result", result.to_dict())
+        event("result", result.to_dict())
         return result.exit_code
-
-
-def _event(kind: str, facts: dict[str, Any]) -> None:
-    print(json_text({"event": kind, **facts}), flush=True)
 
 
 def refusal(error: BaseException) -> str:

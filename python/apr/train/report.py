@@ -15,11 +15,32 @@ if TYPE_CHECKING:
 _RHYTHM_SECONDS = 10.0
 
 
+class Outlet:
+    """A stream whose reader may go away: what is said after that is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream: TextIO | None = stream
+
+    def line(self, text: str) -> None:
+        """Print a line, at once."""
+        if self._stream is None:
+            return
+        try:
+            print(text, file=self._stream, flush=True)
+        except BrokenPipeError:
+            self._stream = None
+
+    @property
+    def terminal(self) -> TextIO | None:
+        """The stream, if it is a terminal."""
+        return self._stream if self._stream is not None and self._stream.isatty() else None
+
+
 class Report:
     """Prints whole lines, and keeps them in a log once there is a run directory."""
 
     def __init__(self, out: TextIO) -> None:
-        self._out = out
+        self._out = Outlet(out)
         self._log: TextIO | None = None
         self._bar: tuple[Progress, TaskID] | None = None
         self._said = -_RHYTHM_SECONDS
@@ -36,7 +57,7 @@ class Report:
     def line(self, text: str) -> None:
         """Print a line."""
         self._hide()
-        print(text, file=self._out, flush=True)
+        self._out.line(text)
         if self._log is None:
             self._early.append(text)
         else:
@@ -55,10 +76,11 @@ class Report:
         if due or time.monotonic() - self._said >= _RHYTHM_SECONDS:
             self._said = time.monotonic()
             self.line(text)
-        if self._out.isatty():
-            self._show(text, done, total)
+        terminal = self._out.terminal
+        if terminal is not None:
+            self._show(terminal, text, done, total)
 
-    def _show(self, text: str, done: int, total: int) -> None:
+    def _show(self, terminal: TextIO, text: str, done: int, total: int) -> None:
         if self._bar is None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
@@ -66,7 +88,7 @@ class Report:
             bar = Progress(
                 BarColumn(),
                 TextColumn("{task.description}", markup=False),
-                console=Console(file=self._out),
+                console=Console(file=terminal),
                 transient=True,
                 redirect_stdout=False,
                 redirect_stderr=False,
