@@ -264,6 +264,51 @@ def test_resuming_something_else_is_refused(change, says, options, corpus):
         encode(options(**({"shard_tokens": 200} | change), resume=True))
 
 
+def unfinished(options, shard_tokens):
+    """The manifest of an encoding that was cut off after its second shard or later, and its path."""
+
+    def interrupted(at):
+        if at.shards > 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("apr.data.corpus._BATCH_BYTES", 500)
+        with pytest.raises(KeyboardInterrupt):
+            encode(options(shard_tokens=shard_tokens), interrupted)
+    path = options().output / "manifest.json"
+    return json.loads(path.read_text()), path
+
+
+def test_an_unfinished_manifest_is_not_trusted(options):
+    manifest, path = unfinished(options, 200)
+    encode(options("whole", shard_tokens=200))
+    first, *rest = manifest["shards"]
+    progress = manifest["progress"]
+    tokens, found = manifest["total_tokens"], manifest["total_documents"]
+    more = [{**first, "tokens": first["tokens"] + 1}, *rest]
+    acts = [
+        ("total_documents", {"total_documents": None}),
+        ("total_documents", {"total_documents": found + 1}),
+        ("total_tokens", {"total_tokens": float(tokens)}),
+        ("total_tokens", {"total_tokens": tokens + 1}),
+        ("shard_count", {"shard_count": 1}),
+        ("skipped_documents", {"skipped_documents": -1}),
+        ("elapsed_seconds", {"elapsed_seconds": "1"}),
+        (r"shards\[0\].documents", {"shards": [{**first, "documents": True}, *rest]}),
+        ("tokens of shard-00000.bin", {"shards": more, "total_tokens": tokens + 1}),
+        ("shards", {"shards": [1, *rest]}),
+        ("progress", {"progress": progress | {"options": None}}),
+        *((r"progress\.place", {"progress": progress | {"place": p}}) for p in ([0, 1], [0, 1, -1], 1)),
+    ]
+    for key, change in acts:
+        path.write_text(json.dumps({k: v for k, v in (manifest | change).items() if v is not None}))
+        with pytest.raises(RefusedError, match=f"manifest.json: .*{key} is "):
+            encode(options(shard_tokens=200, resume=True))
+    path.write_text(json.dumps(manifest))
+    encode(options(shard_tokens=200, resume=True))
+    assert snapshot(path.parent) == snapshot(options("whole").output)
+
+
 def test_shards_that_are_there_are_neither_mixed_nor_overwritten(options):
     encode(options())
     before = snapshot(options().output)

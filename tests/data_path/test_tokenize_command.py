@@ -173,6 +173,37 @@ def test_standard_input_is_encoded_but_not_estimated(tmp_path, monkeypatch, caps
     assert json.loads(capsys.readouterr().out)["total_documents"] == 9
 
 
+def test_standard_input_is_not_resumed_for_it_cannot_be_told_from_another(tmp_path, monkeypatch, capsys):
+    argv = ["tokenize", "encode", "--corpus", "-", "--tokenizer", str(TOKENIZER), "--shard-tokens", "20"]
+    argv += ["--output", str(tmp_path / "out")]
+
+    def run(texts, *flags):
+        lines = b"".join(json.dumps({"content": text}).encode() + b"\n" for text in texts)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+        return main([*argv, *flags])
+
+    monkeypatch.setattr("apr.data.corpus._BATCH_BYTES", 100)
+    with monkeypatch.context() as patched:
+        patched.setattr("apr.cli.tokenize._speed", interrupted_when_two_shards_are_there)
+        assert run([f"line {i}\n" * 9 for i in range(30)]) == 130
+    assert "standard input is not resumed, --force encodes anew" in capsys.readouterr().err
+    kept = (tmp_path / "out" / "manifest.json").read_bytes()
+    for texts in (["fewer"], ["another\n" * 9] * 90):
+        assert run(texts, "--resume") == 2
+        error = capsys.readouterr().err
+        assert "standard input: it cannot be told from another" in error
+        assert len(error.splitlines()) == 1
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == kept
+    assert run(["a whole text"], "--force") == 0
+    assert run(["a whole text"], "--resume") == 2
+
+
+def interrupted_when_two_shards_are_there(at):
+    if at.shards > 1:
+        raise KeyboardInterrupt
+    return lambda _: ""
+
+
 def test_decode_shows_the_text_of_shards(encode, tmp_path, capsys):
     assert encode("--shard-tokens", "50") == 0
     capsys.readouterr()

@@ -16,6 +16,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.cli._console import size
+from apr.data.corpus_files import STDIN
 from apr.data.encode import EncodeOptions, EncodeReport, Progress, encode, look_at, prepare
 from apr.data.manifest import read_manifest
 from apr.errors import AprError, UsageError
@@ -111,10 +112,12 @@ class Encode(EncodeOptions):
             with _bar("encoding") as bar, _terminable():
                 made = encode(self, lambda at: bar(at.read, at.total, _speed(at)))
         except (KeyboardInterrupt, SystemExit):
-            print(_kept(self.output) or f"{self.output}: no shard was whole yet", file=sys.stderr)
+            kept = _kept(self.output, self.corpus)
+            nothing = f"{self.output}: no shard was whole yet: run the same command again"
+            print(kept or nothing, file=sys.stderr)
             raise
         except OSError:
-            if kept := _kept(self.output):
+            if kept := _kept(self.output, self.corpus):
                 print(kept, file=sys.stderr)
             raise
         print(json.dumps(made.manifest) if self.json else _encoded(made, self.output))
@@ -217,7 +220,7 @@ def _speed(at: Progress) -> Callable[[float], str]:
     return text
 
 
-def _kept(output: Path) -> str | None:
+def _kept(output: Path, corpus: tuple[str, ...]) -> str | None:
     """What an encoding that was cut off leaves, and how to go on; None where it is nothing."""
     try:
         manifest = read_manifest(output)
@@ -227,7 +230,8 @@ def _kept(output: Path) -> str | None:
     if manifest.get("complete") is not False or not shards:
         return None
     whole = "1 whole shard" if shards == 1 else f"{shards:,} whole shards"
-    return f"{output}: kept, {whole} with {tokens:,} tokens: --resume continues"
+    on = "standard input is not resumed, --force encodes anew" if STDIN in corpus else "--resume continues"
+    return f"{output}: kept, {whole} with {tokens:,} tokens: {on}"
 
 
 @contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from apr.data.corpus import START
 from apr.data.corpus_files import STDIN
 from apr.data.manifest import check_manifest, read_manifest, shard_rows
 from apr.data.missing_manifest import MANIFEST
@@ -109,10 +111,8 @@ def refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any]
         was |= {key: found[key] for key in recorded}
         now |= {key: asked[key] for key in recorded}
     else:
-        progress = found.get("progress")
-        if not isinstance(progress, dict) or not isinstance(found.get("shards"), list):
-            raise RefusedError(f"{output / MANIFEST}: does not say where to resume: use --force")
-        was |= progress.get("options", {})
+        _check_unfinished(output / MANIFEST, found)
+        was |= found["progress"]["options"]
         now |= asked["progress"]["options"]
     different = [key for key in was | now if was.get(key) != now.get(key)]
     # A changed file is told by its name; of a list of files only that it differs could be said.
@@ -156,14 +156,17 @@ def check_kept(output: Path, rows: list[dict[str, Any]]) -> None:
         RefusedError: one is missing, or is not the one that was written; or there are more of them than one
             that the manifest did not know of when the encoding was cut off.
     """
-    if len(shard_rows({"shards": rows})) != len(rows):
-        raise RefusedError(f"{output / MANIFEST}: does not say where to resume: use --force")
     with ThreadPoolExecutor() as pool:
         digests = pool.map(_sha256, [output / row["name"] for row in rows])
         for row, digest in zip(rows, digests, strict=True):
             if digest != row.get("sha256"):
                 why = "is missing" if digest is None else "is not the shard that was written there"
                 raise RefusedError(f"{output / row['name']}: {why}: --force encodes all of it anew")
+            if (size := (output / row["name"]).stat().st_size) != 4 * row["tokens"]:
+                raise RefusedError(
+                    f"{output / MANIFEST}: tokens of {row['name']} is {row['tokens']}, its {size} bytes say "
+                    f"{size // 4}: --force encodes all of it anew"
+                )
     unknown = {path.name for path in output.glob("*.bin")} - {row["name"] for row in rows}
     if len(unknown) > 1:
         raise RefusedError(
@@ -179,6 +182,48 @@ def clear(output: Path, *, keep: bool) -> None:
             path.unlink()
     for path in output.glob(".shard-*.bin.tmp"):
         path.unlink()
+
+
+def _check_unfinished(path: Path, found: dict[str, Any]) -> None:
+    """Refuse the manifest of an unfinished encoding that none of ours can be.
+
+    Raises:
+        RefusedError: the message names the key.
+    """
+    rows = found.get("shards")
+    if not isinstance(rows, list) or len(shard_rows(found)) != len(rows):
+        raise _unusable(path, "shards", rows)
+    for key in ("tokens", "documents"):
+        for n, row in enumerate(rows):
+            if not _is_count(row.get(key)):
+                raise _unusable(path, f"shards[{n}].{key}", row.get(key))
+    expected = {
+        "shard_count": len(rows),
+        "total_tokens": sum(row["tokens"] for row in rows),
+        "total_documents": sum(row["documents"] for row in rows),
+    }
+    for key, value in expected.items():
+        if not _is_count(found.get(key)) or found[key] != value:
+            raise _unusable(path, key, found.get(key), f", its shards say {value}")
+    if not _is_count(found.get("skipped_documents")):
+        raise _unusable(path, "skipped_documents", found.get("skipped_documents"))
+    seconds = found.get("elapsed_seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise _unusable(path, "elapsed_seconds", seconds)
+    progress = found.get("progress")
+    if not isinstance(progress, dict) or not isinstance(progress.get("options"), dict):
+        raise _unusable(path, "progress", progress)
+    place = progress.get("place")
+    if not isinstance(place, list) or len(place) != len(START) or not all(map(_is_count, place)):
+        raise _unusable(path, "progress.place", place)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _unusable(path: Path, key: str, value: object, why: str = "") -> RefusedError:
+    return RefusedError(f"{path}: does not say where to resume: {key} is {_short(value)}{why}: use --force")
 
 
 def _newer(corpus: Corpus, manifest: Path) -> list[str]:

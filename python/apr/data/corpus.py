@@ -148,6 +148,7 @@ class Corpus:
 
         Raises:
             FormatError: a compressed or parquet file is damaged.
+            RefusedError: a JSONL file ends before the place.
             OSError: reading failed in the middle of a file; one that cannot be opened is skipped.
         """
         read = sum(file.nbytes for file in self.files[: start.file])
@@ -274,7 +275,7 @@ def _jsonl(file: CorpusFile, first: Place, before: int, nbytes: int) -> Iterator
 def _opened(file: CorpusFile, offset: int) -> Iterator[tuple[BinaryIO | gzip.GzipFile, Callable[[], int]]]:
     """The lines of a JSONL file from an offset of its contents on, and how many stored bytes are read."""
     if str(file.path) == STDIN:
-        _pass_over(sys.stdin.buffer, offset)
+        _pass_over(sys.stdin.buffer, offset, "standard input")
         yield sys.stdin.buffer, lambda: 0
         return
     name = str(file.path)
@@ -283,9 +284,11 @@ def _opened(file: CorpusFile, offset: int) -> Iterator[tuple[BinaryIO | gzip.Gzi
             if name.lower().endswith((".gz", ".zst")):
                 unpacked = gzip.GzipFile(fileobj=raw) if name.lower().endswith(".gz") else _zstd(raw)
                 with unpacked as stream:
-                    _pass_over(stream, offset)
+                    _pass_over(stream, offset, name)
                     yield stream, raw.tell
             else:
+                if offset > (nbytes := os.fstat(raw.fileno()).st_size):
+                    raise _too_short(name, nbytes, offset)
                 raw.seek(offset)
                 yield raw, raw.tell
         except (EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
@@ -300,9 +303,20 @@ def _zstd(raw: BinaryIO) -> BinaryIO:
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
 
 
-def _pass_over(stream: Any, nbytes: int) -> None:  # noqa: ANN401
-    while nbytes > 0:
-        nbytes -= len(stream.read(min(nbytes, _PASSED_OVER))) or nbytes
+def _pass_over(stream: Any, nbytes: int, name: str) -> None:  # noqa: ANN401
+    left = nbytes
+    while left > 0:
+        passed = len(stream.read(min(left, _PASSED_OVER)))
+        if not passed:
+            raise _too_short(name, nbytes - left, nbytes)
+        left -= passed
+
+
+def _too_short(name: str, nbytes: int, offset: int) -> RefusedError:
+    return RefusedError(
+        f"{name}: ends after {nbytes:,} bytes, before byte {offset:,} where the encoding was cut off: "
+        "--force encodes all anew"
+    )
 
 
 def _line(name: str, line: bytes, field: str) -> Document | Skipped:

@@ -75,7 +75,7 @@ class EncodeOptions:
     strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Refuse the corpus if a document is no UTF-8 or lacks the field."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Continue an encoding that was cut off."""
+    """Continue an encoding that was cut off; not one of standard input, which cannot be compared."""
     force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace the shards that are already there."""
 
@@ -115,7 +115,7 @@ def prepare(options: EncodeOptions) -> tuple[LoadedTokenizer, Corpus]:
     """The tokenizer and the corpus of an encoding.
 
     Raises:
-        UsageError: options that contradict themselves; no known end of text.
+        UsageError: options that contradict themselves; no known end of text; standard input to be resumed.
     """
     if options.resume and options.force:
         raise UsageError("--resume keeps what --force replaces: choose one")
@@ -135,6 +135,11 @@ def prepare(options: EncodeOptions) -> tuple[LoadedTokenizer, Corpus]:
         content_field=options.content_field,
         without=options.output,
     )
+    if options.resume and corpus.nbytes is None:
+        raise UsageError(
+            "--resume with standard input: it cannot be told from another input: "
+            "encode it anew with --force, or put it into a file and name that"
+        )
     return tokenizer, corpus
 
 
@@ -154,7 +159,7 @@ def encode(options: EncodeOptions, on_progress: Callable[[Progress], None] = lam
     are on the disk with their manifest; `resume` continues.
 
     Raises:
-        UsageError: options that contradict themselves; no known end of text.
+        UsageError: options that contradict themselves; no known end of text; standard input to be resumed.
         RefusedError: shards are already there, or another encoding is writing them; the text does not come
             back from its tokens; with `strict`, a document that is none; a resumed run differs from the one
             it continues; the corpus changed on the way.
