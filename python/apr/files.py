@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from apr.errors import UsageError
 
@@ -24,7 +25,8 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Write a file under a temporary name beside it, flush it to the disk, and give it its name.
 
-    A process killed on the way leaves `.NAME.tmp`, which the next attempt overwrites.
+    A process killed on the way leaves `.NAME.tmp`, which the next attempt overwrites. Of several that write
+    the same name at once, each waits for the one before; the last one's content stays.
 
     Raises:
         OSError: the file cannot be written; what stood under the name before is untouched.
@@ -38,17 +40,50 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` at the end, as `write_atomically`."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with _named(path, temporary), temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:  # Ctrl-C too
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:
+        with _named(path, temporary), _alone(temporary) as file:
+            try:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(path)
+            except BaseException:  # Ctrl-C too
+                temporary.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        if error.filename is None:
             error.filename = str(path)  # a full disk does not say which file had no room
         raise
     sync_directory(path.parent)
+
+
+@contextmanager
+def _alone(temporary: Path) -> Iterator[BinaryIO]:
+    """An empty file of this name, which no other writer has until it is renamed or removed.
+
+    The kernel lets go of it when the process ends: what a killed one left is taken over.
+    """
+    while True:
+        file = os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb")
+        with file:
+            with suppress(OSError):  # a file system without locks: nothing to wait by
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(file, temporary):
+                continue  # the writer before gave it its name
+            try:
+                file.truncate()
+                yield file
+            finally:
+                # A process forked meanwhile has the file too, and would hold it for as long as it lives.
+                with suppress(OSError):
+                    fcntl.flock(file, fcntl.LOCK_UN)
+            return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -118,11 +118,10 @@ def _scan_lines(report: RepairReport) -> list[str]:
         f"{found.repeated_share:.1%} of {found.windows:,} windows of 64 ids" if found.windows else "too short"
     )
     facts["repeats"] = repeats
-    token, times = found.most_frequent[0]
-    shown = (
-        f" {tokenizer.decode([token])!r}" if tokenizer is not None and token < tokenizer.vocab_size else ""
-    )
-    facts["most frequent"] = f"id {token}{shown}, {times / found.total_tokens:.2%} of all"
+    for token, times in found.most_frequent[:1]:
+        known = tokenizer is not None and token < tokenizer.vocab_size
+        shown = f" {tokenizer.decode([token])!r}" if tokenizer is not None and known else ""
+        facts["most frequent"] = f"id {token}{shown}, {times / found.total_tokens:.2%} of all"
     if tokenizer is not None:
         within = "below" if found.max_id < tokenizer.vocab_size else "NOT below"
         facts["highest id"] = f"{found.max_id:,}, {within} the vocabulary's size of {tokenizer.vocab_size:,}"

@@ -37,6 +37,8 @@ def problems(scan: Scan, eos_id: int | None, unk_id: int | None) -> list[str]:
         unk_id: the id that stands for unknown text, or None where there is none; at most
             `MAX_UNKNOWN_SHARE` of all.
     """
+    if not scan.most_frequent:
+        return ["no id is one that a vocabulary has: shards hold little-endian ids of 32 bits"]
     if scan.total_tokens < MIN_TOKENS:
         return []
     found = []

@@ -80,8 +80,10 @@ class Scan:
         """What `to_dict` gave.
 
         Raises:
-            KeyError, TypeError: it is something else.
+            KeyError, TypeError, ValueError: it is something else.
         """
+        if not kept["most_frequent"] and kept["distinct_ids"]:
+            raise ValueError("no most frequent id among those that there are")
         return cls(
             tuple(ShardScan(**shard) for shard in kept["shards"]),
             int(kept["total_tokens"]),

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from contextlib import suppress
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -188,8 +189,8 @@ class ShardDir:
             return kept
         made = scan(self.shards, on_progress=on_progress)
         self.manifest = {**self.manifest, "scan": made.to_dict()}
-        # A directory that others own is read all the same; it is scanned anew next time.
-        if os.access(self.path, os.W_OK):
+        # A directory that others own is read all the same, and on a full disk; it is scanned anew next time.
+        with suppress(OSError):
             write_manifest(self.path, self.manifest)
         return made
 
