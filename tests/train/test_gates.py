@@ -114,13 +114,24 @@ def test_a_step_without_its_fields_fails_the_metrics_gate():
         "lr": 1e-3,
         "tokens_per_sec": 5.0,
         "gpu_util_pct": None,
+        "device": "cpu",
     }
-    assert gates.metrics([good], 1, gpu=False).passed
-    assert not gates.metrics([good], 1, gpu=True).passed
-    assert not gates.metrics([good], 2, gpu=False).passed
-    assert not gates.metrics([good, good], 1, gpu=False).passed
+    assert gates.metrics([good], 1).passed
+    assert not gates.metrics([good | {"device": "cuda:0"}], 1).passed
+    assert not gates.metrics([good], 2).passed
+    assert not gates.metrics([good, good], 1).passed
     for name in ("train_loss", "grad_norm", "lr", "tokens_per_sec"):
-        assert not gates.metrics([good | {name: None}], 1, gpu=False).passed
+        assert not gates.metrics([good | {name: None}], 1).passed
+
+
+def test_steps_made_on_a_cpu_stay_complete_where_a_gpu_goes_on():
+    from apr.train import gates
+
+    step = {"train_loss": 1.0, "grad_norm": 1.0, "lr": 1e-3, "tokens_per_sec": 5.0}
+    first = step | {"step": 0, "device": "cpu", "gpu_util_pct": None}
+    second = step | {"step": 1, "device": "cuda:0", "gpu_util_pct": 97.0}
+    assert gates.metrics([first, second], 2).passed
+    assert not gates.metrics([first, second | {"gpu_util_pct": None}], 2).passed
 
 
 def test_an_epoch_without_its_file_fails_the_artefact_gate(tmp_path):

@@ -110,6 +110,29 @@ def test_extend_goes_further(options, train):
     assert train(options(resume=True, extend=True, num_steps=15)).steps_completed == 15
 
 
+def test_a_resumed_run_keeps_its_precision_and_tells_its_own_speed(options, train, monkeypatch):
+    """Also on a device that would choose another precision; what an earlier device did says nothing of it."""
+    import yaml
+
+    from apr.train import needs
+
+    config = options(num_steps=6)
+    train(config)
+    assert yaml.safe_load((config.run_dir / "config.yaml").read_text())["precision"] == "fp32"
+    metrics = config.run_dir / "train.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert {line["device"] for line in lines if "train_loss" in line} == {"cpu"}
+    for line in lines:
+        if "train_loss" in line:
+            line.update(tokens_per_sec=1e12, mfu=0.5)
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(needs, "default_precision", lambda _: "bf16")
+    resumed = train(options(num_steps=9, resume=True, extend=True))
+    assert yaml.safe_load((config.run_dir / "config.yaml").read_text())["precision"] == "fp32"
+    assert 0 < resumed.tokens_per_second < 1e11
+    assert resumed.mfu is None
+
+
 @pytest.mark.parametrize("num_steps", [14, 15])
 def test_extend_goes_on_from_a_partial_epoch(options, train, tmp_path, num_steps):
     train(options(steps_per_epoch=5))

@@ -21,6 +21,8 @@ class StepRecord:
     grad_norm: float
     """Of all gradients, before clipping."""
     lr: float
+    device: str
+    """On which it was computed: a resumed run may go on on another one."""
     tokens_per_sec: float
     gpu_util_pct: float | None
     """None without a GPU."""

@@ -49,9 +49,9 @@ def target(final_val_loss: float | None, threshold: float) -> Gate:
     return Gate("target", passed, final_val_loss, threshold)
 
 
-def metrics(records: Sequence[dict[str, Any]], steps: int, *, gpu: bool) -> Gate:
+def metrics(records: Sequence[dict[str, Any]], steps: int) -> Gate:
     """`train.jsonl` has the six fields of every step, finite."""
-    incomplete = incomplete_steps(list(records), steps, gpu=gpu)
+    incomplete = incomplete_steps(list(records), steps)
     return Gate("metrics", not incomplete, len(incomplete), 0)
 
 

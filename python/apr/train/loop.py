@@ -376,6 +376,7 @@ class Loop:
             train_loss=made.train_loss,
             grad_norm=made.grad_norm,
             lr=lr,
+            device=str(self._prepared.device),
             tokens_per_sec=round(speed, 3),
             gpu_util_pct=self._utilisation.percent(),
             mfu=None if self._peak_flops is None else round(flops / self._peak_flops, 4),

@@ -53,15 +53,15 @@ def cut_back(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[st
     return records
 
 
-def incomplete_steps(records: list[dict[str, Any]], steps: int, *, gpu: bool) -> list[int]:
+def incomplete_steps(records: list[dict[str, Any]], steps: int) -> list[int]:
     """Steps without exactly one record whose six fields are finite.
 
-    Null passes only for gpu_util_pct, and only without a GPU.
+    Null passes only for gpu_util_pct, and only where the step was computed on the CPU.
     """
     found: dict[int, list[bool]] = {step: [] for step in range(steps)}
     for record in records:
         if "train_loss" in record:
-            fields = STEP_FIELDS if gpu else STEP_FIELDS[:-1]
+            fields = STEP_FIELDS[:-1] if record.get("device") == "cpu" else STEP_FIELDS
             complete = all(isinstance(record.get(name), (int, float)) for name in fields)
             found.setdefault(record["step"], []).append(complete and "gpu_util_pct" in record)
     return [step for step, complete in found.items() if complete != [True]]

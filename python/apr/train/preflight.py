@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -49,7 +49,7 @@ class Prepared:
     """A run that may start: what it trains, on what, where."""
 
     config: PretrainConfig
-    """With the mode's row filled in."""
+    """With the mode's row and the precision filled in."""
     model_config: ModelConfig
     split: Split
     device: torch.device
@@ -142,7 +142,8 @@ def prepare(config: PretrainConfig) -> Prepared:
     assert parts is not None
     assert needs is not None
     return Prepared(
-        config=config,
+        # Written down as it was chosen: where a resumed run goes on on another device, it stays.
+        config=replace(config, precision=needs.precision),
         model_config=model.config,
         split=parts,
         device=device,

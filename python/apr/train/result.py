@@ -52,7 +52,7 @@ class Result:
     device: str | None = None
     peak_memory_bytes: int | None = None
     tokens_per_second: float | None = None
-    """Median of the steps after the first two."""
+    """Median of the steps after the first two, of the last part of a resumed run."""
     mfu: float | None = None
     """Share of the device's peak that the steps reached; None where the peak is not known."""
     versions: dict[str, str] = field(default_factory=dict)

@@ -125,7 +125,7 @@ class _Run:
     def __init__(
         self, prepared: Prepared, loop: Loop, report: Report, stop: StopRequest, started: float
     ) -> None:
-        self._started = started
+        self._started, self._first_step = started, loop.state.step
         self._prepared, self._loop, self._report, self._stop = prepared, loop, report, stop
         self._config, self._dir = prepared.config, prepared.config.run_dir
         if self._config.force and rundir.holds_run(self._dir):
@@ -211,9 +211,11 @@ class _Run:
 
     def _describe(self, loop: Loop, end: _End, records: list[dict[str, Any]]) -> Result:
         state = loop.state
-        speeds = [r["tokens_per_sec"] for r in records if r.get("tokens_per_sec") is not None]
+        # An earlier part of the run may have been made elsewhere.
+        mine = [r for r in records if r["step"] >= self._first_step]
+        speeds = [r["tokens_per_sec"] for r in mine if r.get("tokens_per_sec") is not None]
         steady = speeds[_WARM_UP_STEPS:] or speeds
-        mfus = [r["mfu"] for r in records if r.get("mfu") is not None]
+        mfus = [r["mfu"] for r in mine if r.get("mfu") is not None]
         decided = self._gates(loop, records)
         broken = [g.name for g in decided if g.passed is False and g.name in {"metrics", "artefacts"}]
         if broken and end.exit_code == 0:
@@ -249,7 +251,7 @@ class _Run:
         state, config = loop.state, self._config
         cap = gates.first_cap(config.mode_defaults.first_val_loss_cap, self._prepared.model_config.vocab_size)
         return (
-            gates.metrics(records, state.step, gpu=self._prepared.device.type == "cuda"),
+            gates.metrics(records, state.step),
             gates.artefacts(self._dir, state.epochs),
             loop.agreement,
             gates.divergence(state.val_loss_history, cap),
