@@ -10,6 +10,8 @@ import pytest
 
 from apr.cli import main
 from apr.data import ShardDir, repair
+from apr.data.claim import claimed
+from apr.data.missing_manifest import write_missing_manifest
 from apr.files import write_atomically
 
 
@@ -85,3 +87,16 @@ def test_a_scan_that_cannot_be_kept_is_made_all_the_same(directory, monkeypatch)
     monkeypatch.setattr("apr.files.os.fsync", full)
     assert ShardDir(directory).scan().corpus_sha256
     assert files(directory) == before
+
+
+def test_where_an_encoding_is_writing_nothing_is_repaired(directory, capsys):
+    before = files(directory)
+    with claimed(directory):
+        assert write_missing_manifest([str(directory)]) is None
+        assert main(["repair-manifest", str(directory)]) == 5
+        assert "is writing here: wait for it" in capsys.readouterr().err
+        assert main(["repair-manifest", str(directory), "--dry-run"]) == 0
+    assert files(directory) == before
+    assert write_missing_manifest([str(directory)]) is not None
+    assert main(["repair-manifest", str(directory / "none")]) == 3
+    assert not (directory / "none").exists()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from apr.data.corpus import START
 from apr.data.corpus_files import STDIN
+from apr.data.held import held
 from apr.data.manifest import check_manifest, read_manifest, shard_rows
 from apr.data.missing_manifest import MANIFEST
 from apr.data.shards import list_shards
@@ -37,28 +36,20 @@ _SAME_IF_RECORDED = ("input_files", "input_bytes", "shard_tokens")
 def claimed(output: Path) -> Iterator[None]:
     """Hold a directory, made if it is not there, against every other encoding.
 
-    The kernel lets go of it when the process ends, however it ends. Of directories that were made, those that
+    Of directories that were made, those that
     are still empty are removed again when an error passes through.
 
     Raises:
-        RefusedError: another encoding holds it.
+        RefusedError: an encoding or a repair holds it.
         NotADirectoryError: something else has its name.
     """
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(20, "not a directory: shards need one", str(output))
     made = [path for path in (output, *output.parents) if not path.exists()]
     output.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(output, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RefusedError(
-                f"{output}: another encoding is writing here: wait for it, or name another --output"
-            ) from None
-        except OSError:  # a file system without locks: nothing to hold it by
-            pass
-        yield
+        with held(output, "wait for it, or name another --output"):
+            yield
     except BaseException:
         for path in made:
             try:
@@ -66,8 +57,6 @@ def claimed(output: Path) -> Iterator[None]:
             except OSError:
                 break
         raise
-    finally:
-        os.close(descriptor)
 
 
 def existing(output: Path, *, resume: bool, force: bool) -> dict[str, Any] | None:

@@ -28,8 +28,21 @@ def write_missing_manifest(arguments: list[str]) -> str | None:
     Plain are a directory without a manifest whose shards are all whole, and no flags.
     """
     directory = _directory(arguments)
-    sizes = None if directory is None else _whole_shards(directory)
-    if directory is None or sizes is None:
+    if directory is None:
+        return None
+    from apr.data.held import held
+    from apr.errors import RefusedError
+
+    try:
+        with held(directory, "wait for it"):
+            return _write_missing(directory)
+    except (RefusedError, FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _write_missing(directory: str) -> str | None:
+    sizes = _whole_shards(directory)
+    if sizes is None:
         return None
     from pathlib import Path
 

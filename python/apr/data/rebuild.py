@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from apr.data.corpus_check import problems
+from apr.data.held import held
 from apr.data.manifest import check_manifest, read_manifest, shard_rows, write_manifest
 from apr.data.missing_manifest import MANIFEST, REBUILT, rebuilt
 from apr.data.scan import TOKEN, kept_scan, scan
@@ -90,11 +91,36 @@ def repair(
 
     Raises:
         FileNotFoundError, NotADirectoryError: no such directory.
-        RefusedError: no shards, a file that no shard can be, a manifest that disagrees (without `force`).
+        RefusedError: no shards, a file that no shard can be, a manifest that disagrees (without `force`); an
+            encoding or another repair is writing there.
     """
     path = Path(path)
     loaded = None if tokenizer is None else load_tokenizer(tokenizer)
-    tidy = _Tidying.plan(path, drop_empty=drop_empty, truncate_torn=truncate_torn)
+    how = _How(tokenizer, loaded, verify, hashes, force, dry_run, drop_empty, truncate_torn)
+    if dry_run:
+        return _repair(path, how, on_progress)
+    # What is decided upon must still be so when it is written.
+    with held(path, "wait for it, or see what would be done with --dry-run"):
+        return _repair(path, how, on_progress)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The arguments of `repair`."""
+
+    tokenizer: str | PathLike[str] | None
+    loaded: LoadedTokenizer | None
+    verify: bool
+    hashes: bool
+    force: bool
+    dry_run: bool
+    drop_empty: bool
+    truncate_torn: bool
+
+
+def _repair(path: Path, how: _How, on_progress: Callable[[int, int], None] | None) -> RepairReport:
+    loaded, force, dry_run = how.loaded, how.force, how.dry_run
+    tidy = _Tidying.plan(path, drop_empty=how.drop_empty, truncate_torn=how.truncate_torn)
     found, differences = _found(path, tidy.shards)
     if differences and not force:
         raise RefusedError(
@@ -104,9 +130,9 @@ def repair(
     if differences:
         found = {}
     scanned = None
-    if verify:
+    if how.verify:
         limit = loaded.vocab_size if loaded is not None else found.get("vocab_size")
-        scanned = tidy.scan(vocab_size=limit, hashes=hashes, on_progress=on_progress)
+        scanned = tidy.scan(vocab_size=limit, hashes=how.hashes, on_progress=on_progress)
     wrong = () if scanned is None else tuple(_wrong(scanned, loaded, found))
     if not dry_run and not wrong:
         tidy.apply()
@@ -117,7 +143,7 @@ def repair(
     if found and not unfinished and not force:
         return report if wrong or dry_run else _scan_kept(report)
     base = {key: value for key, value in found.items() if key != "progress"}
-    report = replace(report, manifest=_rebuilt(base, report, tokenizer, unfinished=unfinished))
+    report = replace(report, manifest=_rebuilt(base, report, how.tokenizer, unfinished=unfinished))
     if wrong:
         return replace(report, outcome="not written")
     if dry_run:
