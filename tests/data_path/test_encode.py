@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apr.cli import main
 from apr.data import ShardDir
 from apr.data.encode import EncodeOptions, encode
-from apr.errors import RefusedError, UsageError
+from apr.errors import FormatError, RefusedError, UsageError
 
 IMPORTED = Path(__file__).parents[1] / "data" / "imported-0.72"
 TOKENIZER = IMPORTED / "hf_llama_tied"
@@ -193,9 +194,21 @@ def append(corpus):
     corpus.write_text(corpus.read_text() + '{"content": "more"}\n')
 
 
+def scan_after_changing(shards):
+    """The scan keeps what it read in the manifest, which is younger than the corpus then."""
+    path = shards / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in manifest.items() if key != "corpus_sha256"}))
+    replace(shards.parent / "corpus.jsonl")
+    before = path.stat().st_mtime_ns
+    assert main(["repair-manifest", str(shards), "--verify"]) == 0
+    assert path.stat().st_mtime_ns > before
+
+
 @pytest.mark.parametrize(
     ("spoil", "change", "says"),
     [
+        (scan_after_changing, {}, "corpus.jsonl: changed since"),
         (lambda _: None, {"shard_tokens": 201}, "shard_tokens was 200"),
         (lambda shards: append(shards.parent / "corpus.jsonl"), {}, "corpus.jsonl: changed since"),
         (lambda shards: replace(shards.parent / "corpus.jsonl"), {}, "corpus.jsonl: changed since"),
@@ -334,6 +347,16 @@ def test_a_vocabulary_that_does_not_know_the_text_is_caught_before_a_byte_is_wri
     with pytest.raises(RefusedError, match="unknown to this vocabulary"):
         encode(options(tokenizer=wrong))
     assert not options().output.exists()
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_tokenizer_whose_own_unknown_token_is_missing_is_named(late, options, tmp_path):
+    # Late: the sample, the start of the file, is all words that it knows.
+    texts = ["def"] * 20_000 * late + ["other"]
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps({"content": text}) + "\n" for text in texts))
+    broken = word_level(tmp_path / "broken", {"def": 1, "<|endoftext|>": 2})
+    with pytest.raises(FormatError, match=r"broken/.*: this tokenizer fails at a text .*: WordLevel"):
+        encode(options(tokenizer=broken, corpus=(str(tmp_path / "words.jsonl"),)))
 
 
 def test_a_tokenizer_that_loses_text_is_caught_before_a_byte_is_written(options, tmp_path):

@@ -19,6 +19,7 @@ from apr.cli import main
 from apr.data.claim import claimed
 from apr.data.corpus import Corpus, Document, Place, Skipped
 from apr.data.encode import EncodeOptions, encode
+from apr.data.sample import sample
 from apr.errors import RefusedError
 
 TOKENIZER = Path(__file__).parents[1] / "data" / "imported-0.72" / "hf_llama_tied"
@@ -299,6 +300,54 @@ def test_a_file_that_changes_while_it_is_encoded_is_named_and_nothing_is_called_
     with pytest.raises(RefusedError, match=r"b\.txt: changed while it was encoded"):
         encode(options, lambda _: (tmp_path / "b.txt").write_text("longer"))
     assert json.loads((options.output / "manifest.json").read_text())["complete"] is False
+
+
+def test_one_that_vanishes_and_is_skipped_does_not_keep_the_rest_from_being_complete(tmp_path, monkeypatch):
+    names = ("a.txt", "b.jsonl", "c.parquet", "d.txt")
+    for name in names:
+        (tmp_path / name).write_text('{"content": "x"}')
+
+    def vanish(*_):
+        for name in names[:3]:
+            (tmp_path / name).unlink()
+
+    monkeypatch.setattr("apr.data.encode.sample", lambda *given: vanish() or sample(*given))
+    options = EncodeOptions((str(tmp_path),), TOKENIZER, tmp_path / "shards")
+    made = encode(options)
+    counts = [made.manifest[key] for key in ("complete", "total_documents", "skipped_documents")]
+    assert counts == [True, 1, 3]
+    assert [item.name for item in made.skipped] == [str(tmp_path / name) for name in names[:3]]
+
+
+def test_one_that_vanishes_after_it_was_encoded_is_a_change(tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("x")
+    options = EncodeOptions((str(tmp_path),), TOKENIZER, tmp_path / "shards")
+    with pytest.raises(RefusedError, match=r"a\.txt: changed while it was encoded"):
+        encode(options, lambda _: (tmp_path / "a.txt").unlink())
+
+
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "none"])
+def test_a_parquet_file_damaged_anywhere_is_named_and_not_valid(compression, tmp_path, capsys):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    texts = [f"text {n} {n**5}" for n in range(500)]
+    parquet.write_table(pa.table({"content": texts}), path, compression=compression, use_dictionary=False)
+    whole = path.read_bytes()
+    failed = 0
+    for at in range(4, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:at] + bytes(byte ^ 0xFF for byte in whole[at : at + 8]) + whole[at + 8 :])
+        code = main(flags(path, tmp_path / "shards", "--force"))
+        said = capsys.readouterr().err
+        # Bytes of a text that are others are no UTF-8: that document is skipped.
+        assert code in (0, 4), said
+        failed += code == 4
+        if code == 4:
+            assert len(said.splitlines()) == 1
+            assert f"{path}: no readable parquet file: " in said
+    assert failed > 2
 
 
 def test_unreadable_files_among_thousands_are_skipped_counted_and_named(tmp_path, capsys):

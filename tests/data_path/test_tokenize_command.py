@@ -137,6 +137,21 @@ def test_an_interruption_exits_130_and_says_how_to_go_on(encode, monkeypatch, ca
     assert "no shard was whole yet" in capsys.readouterr().err
 
 
+def test_what_was_cut_off_in_its_first_shard_is_begun_again_by_the_same_command(
+    encode, monkeypatch, tmp_path, capsys
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("apr.cli.tokenize._speed", interrupted)
+        assert encode() == 130
+    assert "no shard was whole yet: run the same command again" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["shard_count"] == 0
+    assert encode() == 0
+    assert encode() == 5
+
+
 def test_documents_that_are_skipped_are_named(encode, corpus, capsys):
     (corpus / "latin.py").write_bytes(b"# \xe9\n")
     assert encode() == 0

@@ -14,7 +14,7 @@ from apr.data.held import held
 from apr.data.manifest import check_manifest, read_manifest, shard_rows
 from apr.data.missing_manifest import MANIFEST
 from apr.data.shards import list_shards
-from apr.errors import RefusedError
+from apr.errors import FormatError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +71,8 @@ def existing(output: Path, *, resume: bool, force: bool) -> dict[str, Any] | Non
             f"{foreign[0]}: no shard, and a directory of shards holds no other .bin: move it away"
         )
     has_manifest = (output / MANIFEST).exists()
-    if force or not (has_manifest or any(output.glob("*.bin"))):
+    has_shards = any(output.glob("*.bin"))
+    if force or not (has_shards or (has_manifest and not _nothing_yet(output))):
         return None
     if not resume:
         raise RefusedError(
@@ -81,6 +82,15 @@ def existing(output: Path, *, resume: bool, force: bool) -> dict[str, Any] | Non
     if not has_manifest:
         raise RefusedError(f"{output}: shards without a manifest: nothing says where to resume; use --force")
     return read_manifest(output)
+
+
+def _nothing_yet(output: Path) -> bool:
+    """Whether the manifest is that of an encoding cut off in its first shard."""
+    try:
+        manifest = read_manifest(output)
+    except FormatError:
+        return False
+    return manifest.get("complete") is False and manifest.get("shard_count") == 0
 
 
 def refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any], corpus: Corpus) -> None:
@@ -106,7 +116,7 @@ def refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any]
     different = [key for key in was | now if was.get(key) != now.get(key)]
     # A changed file is told by its name; of a list of files only that it differs could be said.
     of_corpus = set(different) <= {"corpus_files", "input_bytes"}
-    newer = _newer(corpus, output / MANIFEST) if of_corpus and (complete or different) else []
+    newer = _newer(corpus, output) if of_corpus and (complete or different) else []
     if newer:
         raise RefusedError(
             f"{newer[0]}: changed since it was encoded{_and_more(newer)}: --force encodes the corpus anew"
@@ -124,13 +134,15 @@ def refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any]
             )
 
 
-def refuse_changed(output: Path, corpus: Corpus) -> None:
+def refuse_changed(output: Path, corpus: Corpus, skipped: set[str]) -> None:
     """Refuse to call shards complete whose corpus changed while they were made.
+
+    A file that was skipped, and counted so, may be gone.
 
     Raises:
         RefusedError: a file has another size or time than at the start; the message names it.
     """
-    changed = [str(file.path) for file in corpus.files if file.changed()]
+    changed = [str(file.path) for file in corpus.files if file.changed(skipped=str(file.path) in skipped)]
     if changed:
         raise RefusedError(
             f"{changed[0]}: changed while it was encoded{_and_more(changed)}: --force encodes the corpus "
@@ -215,12 +227,14 @@ def _unusable(path: Path, key: str, value: object, why: str = "") -> RefusedErro
     return RefusedError(f"{path}: does not say where to resume: {key} is {_short(value)}{why}: use --force")
 
 
-def _newer(corpus: Corpus, manifest: Path) -> list[str]:
-    """Files that were written to, or put in their place, after the manifest was.
+def _newer(corpus: Corpus, output: Path) -> list[str]:
+    """Files that were written to, or put in their place, after the last shard was.
 
-    The manifest does not record their times: it is to be the same for the same corpus.
+    The manifest does not record their times: it is to be the same for the same corpus. Its own is that of the
+    last scan, which keeps in it what it read.
     """
-    written = manifest.stat().st_mtime_ns
+    last = max(output.glob("shard-*.bin"), default=output / MANIFEST)
+    written = last.stat().st_mtime_ns
     found = []
     for file in corpus.files:
         if str(file.path) != STDIN and file.path.exists():

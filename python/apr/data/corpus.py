@@ -357,7 +357,10 @@ def _parquet(file: CorpusFile, field: str, first: Place, before: int, nbytes: in
                     first, values, size = made.after(len(values)), [], 0
             if values:
                 yield Batch("parquet", values, first, before + file.nbytes)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
+        # What Arrow makes of damaged bytes is often an OSError, without a number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise FormatError(f"{name}: no readable parquet file: {error}", path=name) from None
 
 

@@ -34,14 +34,14 @@ class CorpusFile:
     reason: str | None = None
     """Why it is unreadable."""
 
-    def changed(self) -> bool:
-        """Whether size or time are no longer those it was found with."""
+    def changed(self, *, skipped: bool = False) -> bool:
+        """Whether size or time are no longer those it was found with; one that was skipped may be gone."""
         if str(self.path) == STDIN or self.reason is not None:
             return False
         try:
             status = self.path.stat()
         except OSError:
-            return True
+            return not skipped
         return (status.st_size, status.st_mtime_ns) != (self.nbytes, self.mtime_ns)
 
 

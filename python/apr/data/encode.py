@@ -10,6 +10,7 @@ import os
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ from apr.data.sample import Normalization, Sample, sample, self_test
 from apr.data.scan import corpus_sha256
 from apr.data.shard_writer import Reached, ShardWriter
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
-from apr.errors import RefusedError, UsageError
+from apr.errors import FormatError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -195,7 +196,7 @@ def encode(options: EncodeOptions, on_progress: Callable[[Progress], None] = lam
                 f"{', '.join(corpus.roots)}: no text to encode "
                 f"({run.reached.skipped:,} document{'s' * (run.reached.skipped != 1)} skipped{first})"
             )
-        refuse_changed(options.output, corpus)
+        refuse_changed(options.output, corpus, run.skipped_files)
         manifest = run.manifest(writer.rows, run.reached, complete=True)
         write_manifest(options.output, manifest)
     return EncodeReport(manifest, tokenizer, run.text_bytes, time.monotonic() - started, tuple(run.named))
@@ -212,6 +213,8 @@ class _Run:
     reached: Reached = field(default_factory=Reached)
     """With the open shard."""
     named: list[Skipped] = field(default_factory=list)
+    skipped_files: set[str] = field(default_factory=set)
+    """Of which nothing was taken."""
     text_bytes: int = 0
     _encoded: int = 0
     _elapsed_before: float = 0.0
@@ -224,13 +227,25 @@ class _Run:
         ends = self.tokenizer.eos_id
         policy = self.options.eos_policy
         self._threads = self.options.workers or len(os.sched_getaffinity(0))
-        self._encoder = Encoder(
-            self.tokenizer.tokenizer.to_str(),
-            self._threads,
-            before=ends if policy == "between" else None,
-            after=ends if policy == "after" else None,
-            nfc=self.options.normalization == "nfc",
-        )
+        with self._tokenizing():
+            self._encoder = Encoder(
+                self.tokenizer.tokenizer.to_str(),
+                self._threads,
+                before=ends if policy == "between" else None,
+                after=ends if policy == "after" else None,
+                nfc=self.options.normalization == "nfc",
+            )
+
+    @contextmanager
+    def _tokenizing(self) -> Iterator[None]:
+        """Name the tokenizer where its library says no more than what it misses."""
+        try:
+            yield
+        except ValueError as error:
+            source = self.tokenizer.source
+            raise FormatError(
+                f"{source}: this tokenizer fails at a text of the corpus: {error}", path=source
+            ) from None
 
     def resume(self, manifest: dict[str, Any]) -> None:
         """Take up where a manifest says that whole shards end."""
@@ -315,20 +330,22 @@ class _Run:
 
     def _ids(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """The ids of each text, without ends of text."""
-        ids, counts, _ = self._encoder.encode(texts)
+        with self._tokenizing():
+            ids, counts, _ = self._encoder.encode(texts)
         ends = np.cumsum(np.frombuffer(counts, "<i8"))
         return np.split(np.frombuffer(ids, "<u4"), ends[:-1]) if texts else []
 
     def _encode(self, batch: Batch) -> Found:
-        match batch.format:
-            case "text":
-                return self._encoder.encode_files(batch.stored)
-            case "jsonl":
-                return self._encoder.encode_lines(batch.stored, self.options.content_field)
-            case "parquet":
-                return self._encoder.encode_values(batch.stored)
-            case _:
-                return self._encoder.encode_values([None] * len(batch.stored))
+        with self._tokenizing():
+            match batch.format:
+                case "text":
+                    return self._encoder.encode_files(batch.stored)
+                case "jsonl":
+                    return self._encoder.encode_lines(batch.stored, self.options.content_field)
+                case "parquet":
+                    return self._encoder.encode_values(batch.stored)
+                case _:
+                    return self._encoder.encode_values([None] * len(batch.stored))
 
     def _take(
         self,
@@ -398,6 +415,8 @@ class _Run:
                 counts[n] = len(pieces[n])
             elif item is not None:
                 self._name(item)
+                if batch.format in ("text", "skipped"):
+                    self.skipped_files.add(item.name)
                 skipped[n] = item.count
         return np.concatenate(pieces)
 
