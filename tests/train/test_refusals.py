@@ -11,10 +11,10 @@ from tests.train.conftest import BASE, DATA, SEQ
 def refused(options, flags, capsys):
     """Run the command; its one line of error and its exit code."""
 
-    def run(**changes):
+    def run(*more, **changes):
         from apr.cli import main
 
-        code = main(["pretrain", *flags(options(**changes))])
+        code = main(["pretrain", *flags(options(**changes)), *more])
         lines = capsys.readouterr().err.splitlines()
         assert len(lines) == 1, lines
         return lines[0], code
@@ -141,6 +141,53 @@ def test_a_manifest_of_another_vocabulary(refused, make_shards):
 
 def test_a_contract_that_is_not_there(refused, tmp_path):
     assert refused(contract=tmp_path / "none.yaml")[1] == 3
+
+
+def test_a_disk_too_small_for_the_checkpoints_and_a_resume_that_fits(options, train, monkeypatch):
+    """What a run has on the disk needs no room again when it goes on."""
+    from types import SimpleNamespace
+
+    from apr.errors import RefusedError
+    from apr.train import needs, plan
+
+    train(options(num_steps=6))
+    size = (options().run_dir / "ckpt" / "epoch-000.apr").stat().st_size
+    monkeypatch.setattr(needs.shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
+    with pytest.raises(RefusedError, match=r"checkpoints need 2\.\d MB, 1\.\d MB are free"):
+        plan(options(force=True))
+    assert train(options(resume=True, extend=True)).steps_completed == 12
+
+
+@pytest.mark.parametrize("where", ["build_model", "_measure_step", "_measure_evaluation"])
+def test_a_plan_that_finds_too_little_memory(refused, monkeypatch, where):
+    import torch
+
+    from apr.train import planning
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+    owner = planning.Prepared if where == "build_model" else planning
+    monkeypatch.setattr(owner, where, full)
+    line, code = refused("--plan")
+    assert code == 5
+    assert "out of memory" in line
+    assert ("while the weights are loaded" if where == "build_model" else "--batch-size 2") in line
+
+
+def test_a_plan_measures_with_the_algorithms_of_the_run(options, monkeypatch):
+    import torch
+
+    from apr.train import plan, planning
+
+    asked = []
+    monkeypatch.setattr(
+        planning,
+        "_measure_step",
+        lambda *_: asked.append(torch.are_deterministic_algorithms_enabled()) or 1.0,
+    )
+    plan(options(deterministic=True))
+    assert asked == [True]
 
 
 def test_a_plan_of_a_directory_that_is_taken(options, train):

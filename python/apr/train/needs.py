@@ -35,7 +35,7 @@ class Needs:
     checkpoint_bytes: int
     """Of one: weights and two moments, float32."""
     disk_bytes: int
-    """Of all that are there at a time."""
+    """Of all that are there at a time, but for those that a resumed run has by now."""
     free_disk_bytes: int
 
     @classmethod
@@ -85,8 +85,8 @@ class Needs:
         """
         if self.disk_bytes > self.free_disk_bytes:
             raise RefusedError(
-                f"{config.run_dir}: checkpoints need {self.disk_bytes / 1e9:.1f} GB, "
-                f"{self.free_disk_bytes / 1e9:.1f} GB are free: lower --keep or choose another --run-dir"
+                f"{config.run_dir}: checkpoints need {decimal(self.disk_bytes)}, "
+                f"{decimal(self.free_disk_bytes)} are free: lower --keep or choose another --run-dir"
             )
 
 
@@ -100,6 +100,11 @@ def parameter_groups(model: ModelConfig) -> dict[str, int]:
     return groups
 
 
+def decimal(nbytes: int) -> str:
+    """Bytes as 1.2 GB, or below that as 3.4 MB."""
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
 def existing(path: Path) -> Path:
     """The directory itself, or the nearest above it that is there."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
@@ -107,10 +112,15 @@ def existing(path: Path) -> Path:
 
 def _disk_bytes(config: PretrainConfig, checkpoint: int, parameters: int) -> int:
     # The best one, the ones to keep, and the one being written.
-    files = min(config.keep + 2, config.epochs + 1)
+    files = min(config.keep + 2, config.epochs)
     if config.save_every is not None:
         files += min(config.keep, config.num_steps // config.save_every)
-    return files * checkpoint + (2 * parameters if config.save_dtype == "bf16" else 0)
+    there = 0
+    if config.resume:
+        # Where none are asked for on the way, one is there of a run that was stopped: beside the epochs'.
+        names = "epoch-*.apr" if config.save_every is None else "*.apr"
+        there = sum(path.stat().st_size for path in (config.run_dir / "ckpt").glob(names))
+    return max(0, files * checkpoint - there) + (2 * parameters if config.save_dtype == "bf16" else 0)
 
 
 def _memory_bytes(

@@ -13,11 +13,14 @@ import torch
 
 from apr.container.file import load
 from apr.container.save import save
+from apr.errors import RefusedError
 from apr.train import rundir
+from apr.train.determinism import determinism
 from apr.train.device import computing
 from apr.train.loss import token_losses
-from apr.train.needs import existing
+from apr.train.needs import decimal, existing
 from apr.train.optimizer import make_optimizer
+from apr.train.out_of_memory import building, is_out_of_memory, out_of_memory
 from apr.train.preflight import Prepared, prepare
 from apr.train.report import clock
 from apr.train.step import Step
@@ -106,8 +109,8 @@ class Plan:
                 f"tokens: {config.num_steps * config.tokens_per_step:,} in all, "
                 f"{self.data_epochs:.3g} times the training windows",
                 f"memory: about {needs.memory_bytes / 2**30:.1f} GiB{memory}",
-                f"disk: {needs.disk_bytes / 1e9:.2f} GB for checkpoints, "
-                f"{needs.free_disk_bytes / 1e9:.1f} GB are free",
+                f"disk: {decimal(needs.disk_bytes)} for checkpoints, "
+                f"{decimal(needs.free_disk_bytes)} are free",
                 f"speed: {self.seconds_per_step:.2f} s a step ({speed:,.0f} tokens/s), "
                 f"{self.seconds_per_evaluation:.1f} s an evaluation, "
                 f"{self.seconds_per_checkpoint:.1f} s a checkpoint (measured just now)",
@@ -120,15 +123,23 @@ def plan(config: PretrainConfig) -> Plan:
     """Check everything, measure a step, a batch of evaluation and writing to the disk; train nothing.
 
     Raises:
-        AprError, OSError, RefusedError: as `prepare`.
+        AprError, OSError, RefusedError: as `prepare`, or memory runs out.
     """
     if config.resume:
         rundir.check_free(config)
         config = rundir.as_before(config)
     prepared = prepare(config)
-    model = prepared.build_model()
-    step = _measure_step(prepared, model)
-    return Plan(prepared, step, _measure_evaluation(prepared, model), _measure_checkpoint(prepared))
+    with determinism(asked=config.deterministic):
+        with building(prepared):
+            model = prepared.build_model()
+        try:
+            step = _measure_step(prepared, model)
+            evaluation = _measure_evaluation(prepared, model)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise RefusedError(out_of_memory(prepared.config, prepared.device)) from None
+    return Plan(prepared, step, evaluation, _measure_checkpoint(prepared))
 
 
 def summary(prepared: Prepared) -> list[str]:
@@ -143,7 +154,7 @@ def summary(prepared: Prepared) -> list[str]:
         f"steps: {config.num_steps} of {config.tokens_per_step:,} tokens, peak lr {config.lr:g}, "
         f"warm-up {config.warmup_steps}; {config.epochs} epochs of {config.steps_per_epoch} steps",
         f"needs: about {prepared.needs.memory_bytes / 2**30:.1f} GiB of memory, "
-        f"{prepared.needs.checkpoint_bytes / 1e9:.2f} GB a checkpoint",
+        f"{decimal(prepared.needs.checkpoint_bytes)} a checkpoint",
         *prepared.notes,
     ]
 
