@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from apr.data import ShardDir, repair
 from apr.data.claim import claimed
 from apr.data.missing_manifest import write_missing_manifest
 from apr.files import write_atomically
+
+TOKENIZER = Path(__file__).parents[1] / "data" / "imported-0.72" / "hf_llama_tied"
 
 
 @pytest.fixture
@@ -100,3 +103,63 @@ def test_where_an_encoding_is_writing_nothing_is_repaired(directory, capsys):
     assert write_missing_manifest([str(directory)]) is not None
     assert main(["repair-manifest", str(directory / "none")]) == 3
     assert not (directory / "none").exists()
+
+
+def recorded(directory):
+    """A manifest as an encoder writes it, with a hash and a count of documents for each shard."""
+    repair(directory, verify=True)
+    hashes = {row["name"]: row["sha256"] for row in manifest(directory)["scan"]["shards"]}
+    rows = [
+        {"name": path.name, "tokens": path.stat().st_size // 4, "documents": 4, "sha256": hashes[path.name]}
+        for path in sorted(directory.glob("*.bin"))
+    ]
+    edit(directory, vocab_size=512, content_field="text", shards=rows, total_documents=12)
+    return rows
+
+
+def test_force_replaces_what_is_wrong_and_keeps_the_rest(directory, capsys):
+    rows = recorded(directory)
+    np.arange(1, 201, dtype="<u4").tofile(directory / "shard-00002.bin")
+    first = (directory / "shard-00000.bin").read_bytes()
+    damaged = bytes([first[0] ^ 1]) + first[1:]
+    (directory / "shard-00000.bin").write_bytes(damaged)
+    assert main(["repair-manifest", str(directory)]) == 5
+    assert main(["repair-manifest", str(directory), "--verify", "--force"]) == 5
+    said = capsys.readouterr().err
+    assert "shard-00000.bin: changed since its hash was recorded" in said
+    assert "shard-00002.bin: changed" not in said
+    (directory / "shard-00000.bin").write_bytes(first)
+    assert main(["repair-manifest", str(directory), "--force"]) == 0
+    made = manifest(directory)
+    assert made["shards"] == [*rows[:2], {"name": "shard-00002.bin", "tokens": 200}]
+    assert (made["vocab_size"], made["content_field"], made["total_tokens"]) == (512, "text", 900)
+    assert not {"total_documents", "corpus_sha256", "scan"} & made.keys()
+    assert not ShardDir(directory).changed_shards()
+
+
+def test_an_encoding_killed_before_the_manifest_knew_its_last_shard_is_finished(directory):
+    rows = recorded(directory)
+    edit(directory, complete=False, shard_count=2, total_tokens=700, shards=rows[:2], total_documents=8)
+    assert repair(directory).outcome == "written"
+    made = manifest(directory)
+    assert (made["complete"], made["truncated"], made["total_tokens"]) == (True, True, 850)
+    assert made["shards"] == [*rows[:2], {"name": "shard-00002.bin", "tokens": 150}]
+    assert "total_documents" not in made
+    assert ShardDir(directory).total_tokens == 850
+
+
+def test_the_tokenizer_fills_what_is_null_and_what_it_contradicts_is_a_difference(directory, capsys):
+    repair(directory)
+    asked = ["repair-manifest", str(directory), "--tokenizer", str(TOKENIZER)]
+    assert main(asked) == 0
+    assert manifest(directory)["vocab_size"] == 512
+    assert manifest(directory)["tokenizer_dir"] == str(TOKENIZER)
+    before = files(directory)
+    assert main(asked) == 0
+    assert files(directory) == before
+    for change in ({"vocab_size": 600}, {"tokenizer_sha256": "0" * 64}):
+        edit(directory, **(json.loads(before["manifest.json"]) | change))
+        capsys.readouterr()
+        assert main(asked) == 5
+        ((key, value),) = change.items()
+        assert f"{key} is {value!r}, the tokenizer's is" in capsys.readouterr().err

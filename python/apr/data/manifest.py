@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 
     from apr.data.shards import Shard
 
+# What is not true of other shards than those that were counted.
+_COUNTS = {
+    "shard_count",
+    "total_tokens",
+    "total_documents",
+    "skipped_documents",
+    "eos_token_count",
+    "corpus_sha256",
+    "scan",
+}
+
 
 def read_manifest(directory: str | PathLike[str]) -> dict[str, Any]:
     """The manifest of a shard directory, unknown keys too.
@@ -77,6 +88,33 @@ def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list
     if rows:
         found += _row_problems(rows, shards)
     return found
+
+
+def agreeing(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+    """What of a manifest can be kept for these shards: all but what `check_manifest` names and what follows.
+
+    Rows of shards that are as they were stay with their hashes, others say no more than how many tokens there
+    are. Where tokens came, went or were never counted, so did documents.
+    """
+    if not manifest or not check_manifest(manifest, shards):
+        return dict(manifest)
+    kept = {
+        key: value
+        for key, value in manifest.items()
+        if key not in ("vocab_size", "eos_token_id") or _is_id(value)
+    }
+    rows = {row["name"]: row for row in shard_rows(manifest) if isinstance(row.get("sha256"), str | None)}
+    if rows:
+        fresh = [{"name": shard.name, "tokens": shard.tokens} for shard in shards]
+        recorded = [rows.get(row["name"], row) for row in fresh]
+        kept["shards"] = [
+            old if old["tokens"] == row["tokens"] else row for old, row in zip(recorded, fresh, strict=True)
+        ]
+    total = sum(shard.tokens for shard in shards)
+    counted = (manifest.get("shard_count"), manifest.get("total_tokens")) == (len(shards), total)
+    if not counted or kept.get("shards") != manifest.get("shards"):
+        kept = {key: value for key, value in kept.items() if key not in _COUNTS}
+    return kept
 
 
 def shard_rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

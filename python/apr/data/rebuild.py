@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from apr.data.corpus_check import problems
 from apr.data.held import held
-from apr.data.manifest import check_manifest, read_manifest, shard_rows, write_manifest
+from apr.data.manifest import agreeing, check_manifest, read_manifest, shard_rows, write_manifest
 from apr.data.missing_manifest import MANIFEST, REBUILT, rebuilt
 from apr.data.scan import TOKEN, kept_scan, scan
 from apr.data.shards import Shard, shard_files
@@ -121,26 +121,26 @@ class _How:
 def _repair(path: Path, how: _How, on_progress: Callable[[int, int], None] | None) -> RepairReport:
     loaded, force, dry_run = how.loaded, how.force, how.dry_run
     tidy = _Tidying.plan(path, drop_empty=how.drop_empty, truncate_torn=how.truncate_torn)
-    found, differences = _found(path, tidy.shards)
+    old, differences = _found(path, tidy.shards, loaded)
     if differences and not force:
         raise RefusedError(
-            f"{path / MANIFEST}: disagrees with the files: {'; '.join(differences)}: "
+            f"{path / MANIFEST}: disagrees{' with the files' * (loaded is None)}: {'; '.join(differences)}: "
             "--force replaces it and keeps the old one as manifest.json.bak"
         )
-    if differences:
-        found = {}
+    found = agreeing(old, tidy.shards)
     scanned = None
     if how.verify:
         limit = loaded.vocab_size if loaded is not None else found.get("vocab_size")
         scanned = tidy.scan(vocab_size=limit, hashes=how.hashes, on_progress=on_progress)
-    wrong = () if scanned is None else tuple(_wrong(scanned, loaded, found))
+    wrong = () if scanned is None else tuple(_wrong(scanned, loaded, found | {"scan": old.get("scan")}))
     if not dry_run and not wrong:
         tidy.apply()
         scanned = None if scanned is None else tidy.stamped(scanned)
     done = () if wrong else tidy.lines
     report = RepairReport(path, tuple(tidy.shards), found, "left alone", done, scanned, loaded, wrong)
-    unfinished = found.get("complete") is False
-    if found and not unfinished and not force:
+    unfinished = old.get("complete") is False
+    lacks = loaded is not None and any(found.get(key) is None for key in _of_tokenizer(loaded, how.tokenizer))
+    if found and not unfinished and not force and not lacks:
         return report if wrong or dry_run else _scan_kept(report)
     base = {key: value for key, value in found.items() if key != "progress"}
     report = replace(report, manifest=_rebuilt(base, report, how.tokenizer, unfinished=unfinished))
@@ -253,15 +253,30 @@ def _free(path: Path) -> Path:
     return free
 
 
-def _found(path: Path, shards: list[Shard]) -> tuple[dict[str, Any], list[str]]:
-    """The manifest that is there, empty if none is, and where it disagrees with the shards."""
+def _found(
+    path: Path, shards: list[Shard], loaded: LoadedTokenizer | None
+) -> tuple[dict[str, Any], list[str]]:
+    """The manifest that is there, empty if none is, and where it disagrees with shards and tokenizer."""
     try:
         found = read_manifest(path)
     except FileNotFoundError:
         return {}, []
     except FormatError:
         return {}, ["no JSON object"]
-    return found, check_manifest(found, shards)
+    counted = found.get("shard_count")
+    if found.get("complete") is False and isinstance(counted, int) and 0 <= counted < len(shards):
+        # Killed between a shard and the manifest that counts it.
+        differences = check_manifest(found, shards[:counted])
+    else:
+        differences = check_manifest(found, shards)
+    if loaded is not None:
+        says = {"vocab_size": loaded.vocab_size, "tokenizer_sha256": loaded.sha256}
+        differences += [
+            f"{key} is {found[key]!r}, the tokenizer's is {value!r}"
+            for key, value in says.items()
+            if found.get(key) not in (None, value)
+        ]
+    return found, differences
 
 
 def _wrong(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[str, Any]) -> list[str]:
@@ -292,12 +307,11 @@ def _rebuilt(
     loaded, scanned = report.tokenizer, report.scan
     made: dict[str, Any] = {}
     if loaded is not None:
-        made |= {
-            "vocab_size": loaded.vocab_size,
-            "tokenizer_dir": os.fspath(tokenizer) if tokenizer is not None else None,
-            "tokenizer_sha256": loaded.sha256,
-            "eos_token_id": loaded.eos_id,
-        }
+        made |= _of_tokenizer(loaded, tokenizer)
+        if base.get("tokenizer_sha256") == loaded.sha256 and base.get("eos_token_id") is not None:
+            made["eos_token_id"] = base[
+                "eos_token_id"
+            ]  # it may have been encoded with another one than usual
     if scanned is not None:
         made["scan"] = scanned.to_dict()
         if scanned.corpus_sha256 is not None:
@@ -308,6 +322,16 @@ def _rebuilt(
         made["truncated"] = True
     note = _FINISHED if made.get("truncated") else _KEPT if "total_documents" in base else REBUILT
     return rebuilt(base, made, len(report.shards), report.total_tokens, note=note)
+
+
+def _of_tokenizer(loaded: LoadedTokenizer, named: str | PathLike[str] | None) -> dict[str, Any]:
+    found = {
+        "vocab_size": loaded.vocab_size,
+        "tokenizer_dir": None if named is None else os.fspath(named),
+        "tokenizer_sha256": loaded.sha256,
+        "eos_token_id": loaded.eos_id,
+    }
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _count(scanned: FullScan, token: int) -> int:

@@ -197,7 +197,7 @@ class ShardDir:
     def changed_shards(self) -> list[str]:
         """The shards whose hash is not the one that their encoder wrote into the manifest."""
         recorded = {row["name"]: row.get("sha256") for row in shard_rows(self.manifest)}
-        return [s.name for s in self.scan().shards if recorded.get(s.name, s.sha256) != s.sha256]
+        return [s.name for s in self.scan().shards if recorded.get(s.name) not in (None, s.sha256)]
 
     def _kept_scan(self) -> Scan | None:
         kept = kept_scan(self.manifest)
