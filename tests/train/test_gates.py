@@ -140,7 +140,7 @@ def test_an_epoch_without_its_file_fails_the_artefact_gate(tmp_path):
     ckpt = tmp_path / "ckpt"
     ckpt.mkdir()
     (ckpt / "epoch-000.apr").write_bytes(b"x")
-    assert not gates.artefacts(tmp_path, 1).passed
+    assert gates.artefacts(tmp_path, 1).value == "epoch-000.metadata.json missing"
     (ckpt / "epoch-000.metadata.json").write_text("{}")
     assert gates.artefacts(tmp_path, 1).passed
     (ckpt / "epoch-000.apr").unlink()

@@ -187,6 +187,22 @@ def test_shards_that_changed_are_refused(options, train, signal_at, monkeypatch,
     assert (tmp_path / "run" / "result.json").read_bytes() == before
 
 
+def test_a_base_file_that_changed_is_refused(options, train, tmp_path):
+    import apr
+    from apr.errors import RefusedError
+
+    base = tmp_path / "base.apr"
+    base.write_bytes(BASE.read_bytes())
+    train(options(init=base))
+    with apr.load(base) as file:
+        tensors = {name: file[name].clone() for name in file}
+        metadata = dict(file.metadata)
+    tensors["model.norm.weight"] *= 1.5
+    apr.save(tensors, base, metadata=metadata)
+    with pytest.raises(RefusedError, match=r"started from base\.apr \(.*--init is now base\.apr \("):
+        train(options(init=base, resume=True))
+
+
 def flipped(content):
     return (
         content[: len(content) // 2]
@@ -211,6 +227,32 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(options, trai
     assert (run / "ckpt" / "epoch-001.apr.damaged").exists()
     steps = [r["step"] for r in map(json.loads, (run / "train.jsonl").open()) if "train_loss" in r]
     assert steps == list(range(12))
+
+
+def test_a_damaged_best_checkpoint_is_named_and_another_is_the_best(options, train, monkeypatch, tmp_path):
+    from dataclasses import replace
+
+    from apr.train import loop
+
+    evaluate, losses = loop.evaluate, iter([5.0, 4.0, 4.1, 4.2])
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: replace(evaluate(*a, **k), val_loss=next(losses)))
+    assert train(options()).best_checkpoint == "ckpt/epoch-000.apr"
+    ckpt = tmp_path / "run" / "ckpt"
+    (ckpt / "epoch-000.apr").write_bytes(flipped((ckpt / "epoch-000.apr").read_bytes()))
+    resumed = train(options(resume=True, extend=True, num_steps=18, keep=1))
+    assert (resumed.resumed_from, resumed.best_checkpoint) == ("ckpt/epoch-001.apr", "ckpt/epoch-001.apr")
+    assert {path.name for path in ckpt.glob("*.apr*")} == {
+        "epoch-000.apr.damaged",
+        "epoch-001.apr",
+        "epoch-002.apr",
+    }
+    assert json.loads((ckpt / "epoch-000.metadata.json").read_text())["damaged"] is True
+    assert (resumed.status, resumed.exit_code) == ("FAILED", 5)
+    assert "epoch-000.apr damaged" in resumed.detail
+    artefacts = next(gate for gate in resumed.gates if gate.name == "artefacts")
+    assert (artefacts.passed, artefacts.value) == (False, "epoch-000.apr damaged")
+    assert "best model: " in (log := (tmp_path / "run" / "run.log").read_text())
+    assert "epoch-001.apr, held-out loss 4.1000" in log
 
 
 def test_where_no_checkpoint_verifies_all_are_named(options, train, tmp_path):

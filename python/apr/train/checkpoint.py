@@ -23,7 +23,7 @@ from apr.train.optimizer import set_learning_rate
 from apr.train.state import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -200,7 +200,7 @@ def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any])
         path: the checkpoint; every byte of it is verified.
         model: its parameters are overwritten.
         optimizer: over these parameters.
-        facts: as given to `snapshot`; the data must be the same.
+        facts: as given to `snapshot`; the data and the base file must be the same.
 
     Raises:
         AprError: not a valid file.
@@ -213,6 +213,12 @@ def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any])
                 raise RefusedError(
                     f"{path}: the shards are no longer those that this run was started on ({part})"
                 )
+        was, now = file.metadata["training"].get("base_model"), facts["training"]["base_model"]
+        if was != now:
+            raise RefusedError(
+                f"{path}: the run was started from {_named(was)}, --init is now {_named(now)}: "
+                "bring that file back, or take --force to start anew"
+            )
         fill(model, file)
         step = _state_tensor(file, "optimizer.step")
         for name, parameter in model.named_parameters():
@@ -262,7 +268,30 @@ def list_checkpoints(run_dir: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
     return sorted(found, key=lambda c: (c.step, c.epoch is not None)), broken
 
 
-def prune(checkpoints: list[Checkpoint], config: PretrainConfig, best_epoch: int | None) -> list[Checkpoint]:
+def best_of(checkpoints: Sequence[Checkpoint], val_losses: Sequence[float]) -> Checkpoint | None:
+    """Of the epoch with the lowest held-out loss, among those that are there.
+
+    Args:
+        checkpoints: in the order of their steps; those on the way do not count.
+        val_losses: of each epoch, from 0.
+    """
+    of_epochs = [(val_losses[c.epoch], c) for c in checkpoints if c.epoch is not None]
+    return min(of_epochs, key=lambda pair: pair[0])[1] if of_epochs else None
+
+
+def mark(checkpoint: Path, what: str) -> None:
+    """Have an epoch's metadata file say what became of its checkpoint; nothing where there is none."""
+    path = checkpoint.with_suffix(".metadata.json")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    write_json(path, {**facts, what: True})
+
+
+def prune(
+    checkpoints: list[Checkpoint], config: PretrainConfig, val_losses: Sequence[float]
+) -> list[Checkpoint]:
     """Remove what --keep does not ask for; what is left.
 
     Of the epochs' files and of those that --save-every asks for, the last few stay, and the best epoch's. One
@@ -272,15 +301,14 @@ def prune(checkpoints: list[Checkpoint], config: PretrainConfig, best_epoch: int
     of_epochs = [c for c in checkpoints if c.epoch is not None]
     on_the_way = [c for c in checkpoints if c.epoch is None and config.saves_on_the_way(c.step)]
     last = [*of_epochs[-config.keep :], *on_the_way[-config.keep :], *checkpoints[-1:]]
-    wanted = {c.path for c in last} | {c.path for c in of_epochs if c.epoch == best_epoch}
+    best = best_of(checkpoints, val_losses)
+    wanted = {c.path for c in [*last, *([best] if best else [])]}
     kept = []
     for checkpoint in checkpoints:
         if checkpoint.path in wanted:
             kept.append(checkpoint)
             continue
-        if checkpoint.metadata_path.exists():
-            facts = json.loads(checkpoint.metadata_path.read_text())
-            write_json(checkpoint.metadata_path, {**facts, "pruned": True})
+        mark(checkpoint.path, "pruned")
         checkpoint.path.unlink()
     return kept
 
@@ -290,6 +318,11 @@ def _state_tensor(file: AprFile, name: str) -> Tensor:
         return file[TRAINING_PREFIX + name]
     except KeyError:
         raise RefusedError(f"{file.path}: cannot be resumed: it has no {TRAINING_PREFIX}{name}") from None
+
+
+def _named(base: dict[str, Any] | None) -> str:
+    """A base file as a sentence names it."""
+    return "no file" if base is None else f"{base['name']} ({base['size']:,} bytes, CRC-32 {base['crc32']})"
 
 
 def _moments(model: Decoder, optimizer: AdamW) -> dict[str, Tensor]:

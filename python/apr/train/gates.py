@@ -56,15 +56,20 @@ def metrics(records: Sequence[dict[str, Any]], steps: int) -> Gate:
 
 
 def artefacts(run_dir: Path, epochs: int) -> Gate:
-    """Each epoch has its checkpoint and its metadata; a pruned one says so."""
-    missing = [epoch for epoch in range(epochs) if not _has_artefacts(run_dir, epoch)]
-    return Gate("artefacts", not missing, len(missing), 0)
+    """Each epoch has its checkpoint and its metadata; a pruned one says so. The others are named."""
+    lost = [name for epoch in range(epochs) if (name := _lost(epoch_path(run_dir, epoch))) is not None]
+    return Gate("artefacts", not lost, ", ".join(lost) or "all there", "all there")
 
 
-def _has_artefacts(run_dir: Path, epoch: int) -> bool:
-    path = epoch_path(run_dir, epoch)
+def _lost(path: Path) -> str | None:
+    """What is not as it should be of an epoch's two files."""
+    metadata = path.with_suffix(".metadata.json")
     try:
-        facts = json.loads(path.with_suffix(".metadata.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return path.is_file() or facts.get("pruned") is True
+        facts = json.loads(metadata.read_text(encoding="utf-8"))
+    except OSError:
+        return f"{metadata.name} missing"
+    except ValueError:
+        return f"{metadata.name} is no JSON"
+    if path.is_file() or facts.get("pruned") is True:
+        return None
+    return f"{path.name} {'damaged' if facts.get('damaged') is True else 'missing'}"

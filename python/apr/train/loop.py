@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from apr.container.file import load
 from apr.data.loader import Loader, LoaderState, fingerprint
 from apr.data.windows import TrainingOrder
 from apr.errors import AprError, RefusedError, message
@@ -17,9 +18,11 @@ from apr.train import gates, rundir
 from apr.train.callbacks import CheckpointRecord, EvaluationRecord, StepRecord
 from apr.train.checkpoint import (
     Checkpoint,
+    best_of,
     epoch_path,
     export_weights,
     list_checkpoints,
+    mark,
     optimizer_digest,
     prune,
     restore,
@@ -135,11 +138,15 @@ class Loop:
 
     @property
     def best_checkpoint(self) -> Path | None:
-        """Of the epoch with the lowest held-out loss."""
-        best = self.state.best_epoch
-        return next(
-            (c.path for c in self._saver.checkpoints if c.epoch is not None and c.epoch == best), None
-        )
+        """Of the epoch with the lowest held-out loss, among those that are there."""
+        best = best_of(self._saver.checkpoints, self.state.val_loss_history)
+        return None if best is None else best.path
+
+    @property
+    def best_checkpoint_loss(self) -> float | None:
+        """Its held-out loss."""
+        best = best_of(self._saver.checkpoints, self.state.val_loss_history)
+        return None if best is None or best.epoch is None else self.state.val_loss_history[best.epoch]
 
     @property
     def windows_seen(self) -> int:
@@ -249,6 +256,7 @@ class Loop:
                 self._damaged[last.path] = message(error)
                 found.pop()
                 continue
+            self._pass_over_damaged_best(found)
             self._saver.checkpoints = found
             self.resumed_from = last.path
             return
@@ -259,10 +267,23 @@ class Loop:
                 "bring one back, or take --force to start anew"
             )
 
+    def _pass_over_damaged_best(self, found: list[Checkpoint]) -> None:
+        """Take away from those found, of which the last was verified, a best one that is damaged."""
+        while (best := best_of(found, self.state.val_loss_history)) not in {None, found[-1]}:
+            assert best is not None
+            try:
+                load(best.path, verify="full").close()
+            except (AprError, OSError) as error:
+                self._damaged[best.path] = message(error)
+                found.remove(best)
+                continue
+            return
+
     def _take_up_files(self) -> None:
         """Bring the run's files to where the checkpoint is; what is damaged is set aside."""
         for path, reason in self._damaged.items():
             aside = path.replace(path.with_name(f"{path.name}.damaged"))
+            mark(path, "damaged")
             self._report.line(f"damaged, set aside as {aside.name}: {reason}")
         for left in (self._dir / "ckpt").glob(f".*{_BEING_WRITTEN}"):
             left.unlink(missing_ok=True)
@@ -281,7 +302,9 @@ class Loop:
             sha = optimizer_digest(self._model, self._optimizer, step)
             write_json(last.metadata_path, {**self._epoch_facts(last.epoch), "optimizer_state_sha": sha})
         if last is not None:
-            self._saver.checkpoints = prune(self._saver.checkpoints, self._config, self.state.best_epoch)
+            self._saver.checkpoints = prune(
+                self._saver.checkpoints, self._config, self.state.val_loss_history
+            )
         name = self.resumed_from.name if self.resumed_from else "the start: no checkpoint was written"
         self._report.line(f"resumed at step {step} from {name}")
 

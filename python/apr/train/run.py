@@ -165,9 +165,8 @@ class _Run:
             f"{speed}{spikes}{skipped}"
         ]
         if made.best_checkpoint is not None:
-            lines.append(
-                f"best model: {self._dir / made.best_checkpoint}, held-out loss {made.best_val_loss:.4f}"
-            )
+            loss = self._loop.best_checkpoint_loss
+            lines.append(f"best model: {self._dir / made.best_checkpoint}, held-out loss {loss:.4f}")
         if made.last_checkpoint not in {None, made.best_checkpoint}:
             lines.append(f"last model: {self._dir / str(made.last_checkpoint)}")
         names = [
@@ -217,9 +216,10 @@ class _Run:
         steady = speeds[_WARM_UP_STEPS:] or speeds
         mfus = [r["mfu"] for r in mine if r.get("mfu") is not None]
         decided = self._gates(loop, records)
-        broken = [g.name for g in decided if g.passed is False and g.name in {"metrics", "artefacts"}]
+        lost = {"metrics": "the records of {} steps", "artefacts": "{}"}
+        broken = [lost[g.name].format(g.value) for g in decided if g.passed is False and g.name in lost]
         if broken and end.exit_code == 0:
-            end = _End("FAILED", EXIT_REFUSED, f"the run ended, but its {', '.join(broken)} are not complete")
+            end = _End("FAILED", EXIT_REFUSED, f"the run ended, but not whole: {', '.join(broken)}")
         return Result(
             status=end.status,
             exit_code=end.exit_code,

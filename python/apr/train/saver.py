@@ -11,7 +11,7 @@ from apr.train import rundir
 from apr.train.checkpoint import Checkpoint, Room, prune, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch.optim import AdamW
@@ -66,7 +66,7 @@ class Saver:
         """
         self.wait()
         made = snapshot(model, optimizer, state, self._facts, self._room)
-        write = partial(self._write, checkpoint, made, epoch_facts, state.best_epoch)
+        write = partial(self._write, checkpoint, made, epoch_facts, tuple(state.val_loss_history))
         # A second Ctrl-C waits for no disk.
         self._thread = threading.Thread(target=self._try, args=(write,), name="apr-checkpoint", daemon=True)
         self._thread.start()
@@ -115,7 +115,7 @@ class Saver:
         checkpoint: Checkpoint,
         made: Snapshot,
         epoch_facts: dict[str, Any] | None,
-        best_epoch: int | None,
+        val_losses: Sequence[float],
     ) -> tuple[Checkpoint, list[Checkpoint]]:
         # A checkpoint that outlives a loss of power has its steps' records beside it.
         sync_file(self._dir / rundir.METRICS)
@@ -124,7 +124,7 @@ class Saver:
         self._proceed()
         if epoch_facts is not None:
             write_json(checkpoint.metadata_path, {**epoch_facts, "optimizer_state_sha": sha})
-        return checkpoint, prune([*self.checkpoints, checkpoint], self._config, best_epoch)
+        return checkpoint, prune([*self.checkpoints, checkpoint], self._config, val_losses)
 
     def _proceed(self) -> None:
         if self._abandoned.is_set():
