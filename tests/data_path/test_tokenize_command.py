@@ -234,6 +234,34 @@ def test_decode_shows_the_text_of_shards(encode, tmp_path, capsys):
     assert main([*argv, "--start", "100000"]) == 2
 
 
+def test_decode_takes_the_tokenizer_of_the_manifest_and_shards_that_are_not_finished(
+    encode, tmp_path, capsys
+):
+    assert encode("--shard-tokens", "50") == 0
+    path = tmp_path / "out" / "manifest.json"
+    made = json.loads(path.read_bytes())
+    capsys.readouterr()
+
+    def decoded(**changes):
+        path.write_text(json.dumps(made | changes))
+        code = main(["tokenize", "decode", str(tmp_path / "out"), "--count", "9"])
+        return code, capsys.readouterr()
+
+    code, said = decoded()
+    assert (code, said.out[:7]) == (0, "def f0(")
+    first = made["shards"][:1]
+    short = {"shards": first, "shard_count": 1, "total_tokens": first[0]["tokens"], "complete": False}
+    assert decoded(**short) == (code, said)
+    for changes, exit_code, says in (
+        ({"tokenizer_sha256": "0" * 64}, 5, "its tokenizer_sha256 differs"),
+        ({"tokenizer_dir": str(tmp_path / "gone")}, 2, f"{tmp_path / 'gone'}: not there"),
+        ({"tokenizer_dir": None}, 2, "names no tokenizer"),
+    ):
+        code, said = decoded(**changes)
+        assert code == exit_code
+        assert says in said.err
+
+
 def test_decode_with_another_vocabulary_is_refused(encode, tmp_path, capsys):
     assert encode() == 0
     argv = ["tokenize", "train", "--corpus", str(tmp_path / "src"), "--vocab-size", "258"]

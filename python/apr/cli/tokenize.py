@@ -19,12 +19,14 @@ from apr.cli._console import size
 from apr.data.corpus_files import STDIN
 from apr.data.encode import EncodeOptions, EncodeReport, Progress, encode, look_at, prepare
 from apr.data.manifest import read_manifest
-from apr.errors import AprError, UsageError
+from apr.errors import AprError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from apr.data.corpus import Skipped
+    from apr.data.shards import ShardDir
+    from apr.data.tokenizers import LoadedTokenizer
 
 # Lines of documents that were skipped; the rest is counted.
 _SHOWN = 5
@@ -149,13 +151,13 @@ class Encode(EncodeOptions):
 class Decode:
     """Print the text of shards.
 
-    Example: apr tokenize decode shards --tokenizer model.apr --start 1000 --count 200
+    Example: apr tokenize decode shards --start 1000 --count 200
     """
 
     directory: Annotated[Path, tyro.conf.Positional]
     """The shard directory."""
-    tokenizer: Path
-    """As `encode` takes it."""
+    tokenizer: Path | None = None
+    """As `encode` takes it (default: the one the shards were made with, where the manifest says it is)."""
     start: int = 0
     """The first token, counted from the start of the first shard."""
     count: Annotated[int, tyro.conf.arg(aliases=["--tokens"])] = 256
@@ -168,8 +170,8 @@ class Decode:
         from apr.data.shards import ShardDir
         from apr.data.tokenizers import load_tokenizer
 
-        shards = ShardDir(self.directory)
-        tokenizer = load_tokenizer(self.tokenizer)
+        shards = ShardDir(self.directory, unfinished=True)
+        tokenizer = _tokenizer_of(shards) if self.tokenizer is None else load_tokenizer(self.tokenizer)
         if not 0 <= self.start < shards.total_tokens or self.count < 1:
             raise UsageError(
                 f"--start {self.start} --count {self.count}: the shards hold tokens 0 to "
@@ -179,12 +181,33 @@ class Decode:
         beyond = next((id_ for id_ in ids if id_ >= tokenizer.vocab_size), None)
         if beyond is not None:
             raise UsageError(
-                f"{self.tokenizer}: the shards hold id {beyond}, its vocabulary ends at "
+                f"{tokenizer.source}: the shards hold id {beyond}, its vocabulary ends at "
                 f"{tokenizer.vocab_size - 1}: name the tokenizer they were made with"
             )
         text = tokenizer.decode(ids)
         print(json.dumps({"start": self.start, "ids": ids, "text": text}) if self.json else text)
         return 0
+
+
+def _tokenizer_of(shards: ShardDir) -> LoadedTokenizer:
+    """The tokenizer that the manifest names, if it is still there and still the same."""
+    from apr.data.tokenizers import load_tokenizer
+
+    named, recorded = (shards.manifest.get(key) for key in ("tokenizer_dir", "tokenizer_sha256"))
+    if not isinstance(named, str):
+        raise UsageError(f"{shards.path}: its manifest names no tokenizer: name it with --tokenizer")
+    if not Path(named).exists():
+        raise UsageError(
+            f"{named}: not there, and the tokenizer that {shards.path} was made with: "
+            "name where it is with --tokenizer"
+        )
+    tokenizer = load_tokenizer(named)
+    if recorded not in (None, tokenizer.sha256):
+        raise RefusedError(
+            f"{named}: not the tokenizer that {shards.path} was made with, its tokenizer_sha256 differs: "
+            "name that one with --tokenizer"
+        )
+    return tokenizer
 
 
 def _encoded(made: EncodeReport, output: Path) -> str:

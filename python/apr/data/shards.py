@@ -108,22 +108,30 @@ def _oddities(names: list[str], expected: list[str], odd: set[str]) -> Iterator[
 class ShardDir:
     """A shard directory with its manifest: one stream of `total_tokens` ids.
 
+    Args:
+        path: the directory.
+        unfinished: whether the shards of an encoding that did not finish will do.
+
     Raises:
         FileNotFoundError: no such directory, or no manifest.
         RefusedError: shards or manifest are not what they should be; the message says what repairs them.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, unfinished: bool = False) -> None:
         self.path = Path(path)
         self.shards = tuple(list_shards(self.path))
         self.manifest = read_manifest(self.path)
+        unfinished = unfinished and self.manifest.get("complete") is False
+        counted = self.manifest.get("shard_count")
+        if unfinished and isinstance(counted, int):
+            self.shards = self.shards[: max(counted, 0)]  # what its manifest knows of
         differences = check_manifest(self.manifest, self.shards)
         if differences:
             raise RefusedError(
                 f"{self.path / MANIFEST}: {'; '.join(differences)}: "
                 f"apr repair-manifest {self.path} --force rebuilds it"
             )
-        if self.manifest.get("complete") is False:
+        if self.manifest.get("complete") is False and not unfinished:
             raise RefusedError(
                 f"{self.path}: encoding did not finish: finish it with --resume, "
                 f"or take what is there with apr repair-manifest {self.path}"
