@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import sys
 import threading
 
 import pytest
@@ -201,6 +202,48 @@ def test_tensorboard_has_the_scalars(short, train):
     assert [e.step for e in losses] == [0, 2, 3]
     assert losses[-1].value == pytest.approx(result.final_val_loss, rel=1e-6)
     assert [e.step for e in events.Scalars("train/train_loss")] == [0, 1, 2]
+
+
+def test_tensorboard_keeps_the_held_out_point_where_a_run_goes_on(short, train):
+    pytest.importorskip("tensorboard")
+    from dataclasses import replace
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = short(tensorboard=True)
+    first = train(config)
+    train(replace(config, num_steps=5, resume=True, extend=True))
+    events = EventAccumulator(str(config.run_dir / "tensorboard"))
+    events.Reload()
+    losses = {e.step: e.value for e in events.Scalars("held_out/val_loss")}
+    assert losses.keys() == {0, 2, 3, 4, 5}
+    assert losses[3] == pytest.approx(first.final_val_loss, rel=1e-6)
+
+
+def test_a_gpu_that_does_not_measure_its_utilisation_is_refused_before_the_run(monkeypatch):
+    from types import SimpleNamespace
+
+    import torch
+
+    from apr.errors import UnavailableError
+    from apr.train import device
+
+    class NVMLError(Exception):
+        pass
+
+    def unsupported(_):
+        raise NVMLError("Not Supported")
+
+    driver = SimpleNamespace(
+        NVMLError=NVMLError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetUtilizationRates=unsupported,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", driver)
+    monkeypatch.setattr(device, "_uuid", lambda _: "GPU-0")
+    with pytest.raises(UnavailableError, match="cannot be measured"):
+        device.Utilisation(torch.device("cuda"))
 
 
 def test_tensorboard_that_is_missing_is_said_before_the_run(short, monkeypatch, tmp_path):

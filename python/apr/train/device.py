@@ -117,6 +117,7 @@ class Utilisation:
             try:
                 pynvml.nvmlInit()
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
+                self.percent()  # some that have a handle do not measure: a partition of a GPU (MIG), say
             except pynvml.NVMLError as error:
                 raise UnavailableError(
                     f"{device}: its utilisation cannot be measured (NVML: {error})"

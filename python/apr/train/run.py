@@ -98,7 +98,12 @@ def pretrain(
             raise
         run = _Run(prepared, loop, report, stop, started)
         if config.tensorboard:
-            events = EventFiles(config.run_dir / rundir.EVENTS, first_step=loop.state.step)
+            metrics = config.run_dir / rundir.METRICS
+            events = EventFiles(
+                config.run_dir / rundir.EVENTS,
+                first_step=loop.state.step,
+                records=read_metrics(metrics) if metrics.exists() else (),
+            )
             told.append(events.callbacks)
             context.callback(events.close)
         return run.result()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apr.errors import UnavailableError
 from apr.train.callbacks import Callbacks, EvaluationRecord, StepRecord
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 _STEP_SCALARS = ("train_loss", "grad_norm", "lr", "tokens_per_sec", "gpu_util_pct", "mfu")
@@ -31,11 +32,19 @@ def check_tensorboard() -> None:
 class EventFiles:
     """Event files in a directory, a scalar for each number of a record."""
 
-    def __init__(self, directory: Path, *, first_step: int) -> None:
-        """Go on from `first_step`: what an earlier part of the run wrote from there on is void."""
+    def __init__(self, directory: Path, *, first_step: int, records: Sequence[dict[str, Any]] = ()) -> None:
+        """Go on from `first_step`: what an earlier part of the run wrote from there on is void.
+
+        That takes the evaluation at `first_step` as well, which the run keeps: it is written again from
+        `records`, those of `train.jsonl`.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(directory), purge_step=first_step)
+        for record in records:
+            if record["step"] == first_step and "val_loss" in record:
+                for name in _EVALUATION_SCALARS:
+                    self._writer.add_scalar(f"held_out/{name}", record[name], first_step)
         self.callbacks = Callbacks(on_step=self._step, on_evaluation=self._evaluation)
 
     def close(self) -> None:
