@@ -163,3 +163,17 @@ def test_the_tokenizer_fills_what_is_null_and_what_it_contradicts_is_a_differenc
         assert main(asked) == 5
         ((key, value),) = change.items()
         assert f"{key} is {value!r}, the tokenizer's is" in capsys.readouterr().err
+
+
+def test_unknown_text_is_judged_without_its_tokenizer_where_the_manifest_says_its_id(directory, capsys):
+    repair(directory)
+    ids = np.arange(400, dtype="<u4") % 200 + 1
+    ids[::20] = 7
+    ids.tofile(directory / "shard-00001.bin")
+    assert main(["repair-manifest", str(directory), "--verify", "--dry-run"]) == 0
+    edit(directory, unk_token_id=7)
+    assert main(["repair-manifest", str(directory), "--verify"]) == 5
+    assert "unknown text (id 7)" in capsys.readouterr().err
+    edit(directory, unk_token_id="seven")
+    assert main(["repair-manifest", str(directory)]) == 5
+    assert "unk_token_id is 'seven'" in capsys.readouterr().err

@@ -295,6 +295,7 @@ class _Run:
             "vocab_size": self.tokenizer.vocab_size,
             "eos_policy": options.eos_policy,
             "eos_token_id": self.tokenizer.eos_id,
+            "unk_token_id": self.tokenizer.unk_id,
             "eos_token_count": ends[options.eos_policy],
             "shard_count": len(rows),
             "total_tokens": sum(row["tokens"] for row in rows),

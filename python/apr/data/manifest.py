@@ -79,7 +79,7 @@ def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list
     # What may be absent or null, but is used where it is there.
     found += [
         f"{key} is {manifest[key]!r}, no number of 32 bits"
-        for key in ("vocab_size", "eos_token_id")
+        for key in ("vocab_size", "eos_token_id", "unk_token_id")
         if not _is_id(manifest.get(key, 0))
     ]
     if not isinstance(manifest.get("complete"), bool | None):
@@ -101,7 +101,7 @@ def agreeing(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, 
     kept = {
         key: value
         for key, value in manifest.items()
-        if key not in ("vocab_size", "eos_token_id") or _is_id(value)
+        if key not in ("vocab_size", "eos_token_id", "unk_token_id") or _is_id(value)
     }
     rows = {row["name"]: row for row in shard_rows(manifest) if isinstance(row.get("sha256"), str | None)}
     if rows:

@@ -298,7 +298,8 @@ def _wrong(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[
         if shard.sha256 and recorded.get(shard.name, shard.sha256) != shard.sha256
     ]
     eos_id = tokenizer.eos_id if tokenizer is not None else manifest.get("eos_token_id")
-    return found + problems(scanned, eos_id, None if tokenizer is None else tokenizer.unk_id)
+    unk_id = tokenizer.unk_id if tokenizer is not None else manifest.get("unk_token_id")
+    return found + problems(scanned, eos_id, unk_id)
 
 
 def _rebuilt(
@@ -330,6 +331,7 @@ def _of_tokenizer(loaded: LoadedTokenizer, named: str | PathLike[str] | None) ->
         "tokenizer_dir": None if named is None else os.fspath(named),
         "tokenizer_sha256": loaded.sha256,
         "eos_token_id": loaded.eos_id,
+        "unk_token_id": loaded.unk_id,
     }
     return {key: value for key, value in found.items() if value is not None}
 

@@ -92,8 +92,7 @@ def evaluate_file(
         raise RefusedError(
             f"{dataset}: {windows.stop - windows.start} tokens are less than one window of {length} + 1"
         )
-    eos = shards.manifest.get("eos_token_id")
-    found = problems(scan, eos if isinstance(eos, int) else None, None)
+    found = problems(scan, *(shards.manifest.get(key) for key in ("eos_token_id", "unk_token_id")))
     if found:
         raise RefusedError(f"{dataset}: this is no text: {'; '.join(found)}")
     kind = precision or default_precision(where)

@@ -319,7 +319,7 @@ def _check_corpus(corpus: _Corpus, tokenizer: LoadedTokenizer | None, carried: d
         eos, unk = tokenizer.eos_id, tokenizer.unk_id
     else:
         eos = corpus.shards.manifest.get("eos_token_id", carried.get("tokenizer.eos_token_id"))
-        unk = carried.get("tokenizer.unknown_token_id")
+        unk = corpus.shards.manifest.get("unk_token_id", carried.get("tokenizer.unknown_token_id"))
         unk = None if unk == eos else unk
     found = problems(corpus.scan, eos, unk)
     if found:
