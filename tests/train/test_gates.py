@@ -147,3 +147,34 @@ def test_an_epoch_without_its_file_fails_the_artefact_gate(tmp_path):
     assert not gates.artefacts(tmp_path, 1).passed
     (ckpt / "epoch-000.metadata.json").write_text('{"pruned": true}')
     assert gates.artefacts(tmp_path, 1).passed
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA H200", 989e12),
+    ],
+)
+def test_a_peak_is_known_of_exactly_these_devices(monkeypatch, name, peak):
+    import torch
+
+    from apr.train.device import peak_flops
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert peak_flops(torch.device("cuda"), "bf16") == peak
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_flops_of_a_token_count_attention_and_no_lookup(tied):
+    """Qwen2.5-0.5B by hand: tied, the embedding is the head; untied, a head of the same size joins it."""
+    from dataclasses import replace
+
+    from apr.model.init import load_arch
+    from apr.train.needs import flops_a_token, parameter_groups
+
+    model = replace(load_arch("qwen2.5-0.5b", 151_936), tie_word_embeddings=tied)
+    attention = 12 * 24 * 14 * 64 * 1024
+    assert flops_a_token(model, parameter_groups(model), 1024) == 6 * 494_032_768 + attention

@@ -27,7 +27,7 @@ class StepRecord:
     gpu_util_pct: float | None
     """None without a GPU."""
     mfu: float | None
-    """Share of the device's peak FLOP/s; None where that is not known."""
+    """Share of the device's peak FLOP/s, by `needs.flops_a_token`; None where the peak is not known."""
     tokens_seen: int
     """With this step's."""
     wall_seconds: float

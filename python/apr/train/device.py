@@ -25,8 +25,15 @@ _ATTENTION = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-# Dense bfloat16 FLOP/s by what the device calls itself (NVIDIA's data sheets, SXM parts).
-_PEAK_BF16 = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
+# Dense bfloat16 FLOP/s by what the device calls itself (NVIDIA's data sheets): other parts of the same name,
+# on a PCIe card or a partition, reach less.
+_PEAK_BF16 = {
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
 
 
 def choose_device(asked: str) -> torch.device:
@@ -79,8 +86,7 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
     """FLOP/s that the device can reach at most, or None where that is not known."""
     if device.type != "cuda" or precision != "bf16":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in _PEAK_BF16.items() if part in name), None)
+    return _PEAK_BF16.get(torch.cuda.get_device_name(device))
 
 
 def peak_memory_bytes(device: torch.device) -> int:

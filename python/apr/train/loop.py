@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 # Relative difference of a batch's loss between the train and the eval path: same weights, same windows; only
 # the order of rounding may differ.
 _AGREEMENT = {"fp32": 1e-4, "bf16": 2e-2}
-# FLOPs a parameter and token, forward and backward (https://arxiv.org/abs/2001.08361, section 2.1).
-_FLOPS_A_PARAMETER = 6
 # Windows that a sentence names; the record has them all.
 _NAMED_WINDOWS = 8
 # Ends the names of checkpoints that a killed process was writing.
@@ -392,7 +390,7 @@ class Loop:
 
     def _record_step(self, made: StepOutcome, lr: float, seconds: float, **more: object) -> None:
         state, speed = self.state, self._config.tokens_per_step / seconds
-        flops = _FLOPS_A_PARAMETER * self._prepared.parameters * speed
+        flops = self._prepared.needs.flops_a_token * speed
         limit = state.loss_limit
         record = StepRecord(
             step=state.step,

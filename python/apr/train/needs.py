@@ -29,6 +29,8 @@ class Needs:
     precision: Precision
     groups: dict[str, int]
     """Parameters of embedding, attention, mlp, norms and head; a tied head has none of its own."""
+    flops_a_token: int
+    """See `flops_a_token`."""
     memory_bytes: int
     free_memory_bytes: int | None
     """None where the system does not say."""
@@ -49,6 +51,7 @@ class Needs:
             device=device,
             precision=precision,
             groups=groups,
+            flops_a_token=flops_a_token(model, groups, config.seq_length),
             # On the CPU also the copy from which a checkpoint is written; a GPU's is in the host's memory.
             memory_bytes=_memory_bytes(config, model, parameters, precision, device)
             + (checkpoint if device.type == "cpu" else 0),
@@ -98,6 +101,18 @@ def parameter_groups(model: ModelConfig) -> dict[str, int]:
         group = next((parts[part] for part in name.split(".") if part in parts), "norms")
         groups[group] += math.prod(shape)
     return groups
+
+
+def flops_a_token(model: ModelConfig, groups: dict[str, int], seq_length: int) -> int:
+    """FLOPs of a token, forward and backward, in windows of `seq_length`.
+
+    6 a parameter that multiplies (an embedding without a head's work only looks up), and
+    12 · layers · heads · head_dim · seq_length for attention, whose causal half is not taken off
+    (https://arxiv.org/abs/2204.02311, appendix B).
+    """
+    looked_up = 0 if model.tie_word_embeddings else groups["embedding"]
+    attention = 12 * model.num_layers * model.num_heads * model.head_dim * seq_length
+    return 6 * (sum(groups.values()) - looked_up) + attention
 
 
 def decimal(nbytes: int) -> str:
