@@ -92,8 +92,6 @@ def _through_pinned(
 
     While one stretch is on its way, a thread reads the next.
     """
-    if not infos:
-        return {}
     found = {info.name: torch.empty(info.shape, dtype=TORCH[info.dtype], device=device) for info in infos}
     flat = {name: _bytes(values) for name, values in found.items()}
     stretches = _stretches(infos)
@@ -108,10 +106,9 @@ def _through_pinned(
 
     with torch.cuda.device(device), ThreadPoolExecutor(1) as reader:
         coming = deque(reader.submit(read, stretch) for stretch in stretches[:1])
-        for stretch, following in zip(stretches, [*stretches[1:], None], strict=True):
+        for number, stretch in enumerate(stretches, 1):
             stage = coming.popleft().result()
-            if following is not None:
-                coming.append(reader.submit(read, following))
+            coming.extend(reader.submit(read, following) for following in stretches[number : number + 1])
             stage.there[: stretch.stop - stretch.start].copy_(
                 stage.host[: stretch.stop - stretch.start], non_blocking=True
             )
