@@ -46,6 +46,30 @@ def run(config):
     sys.exit(pretrain(config, out=io.StringIO()).exit_code)
 
 
+def start_and_stay(config):
+    """Train in a child that stays in the fourth step until a signal comes; gives it once it is there."""
+    there, told = _CONTEXT.Pipe(duplex=False)
+    child = start(_run_and_stay, config, told)
+    told.close()
+    there.recv()  # raises if the child ended instead
+    return child
+
+
+def _run_and_stay(config, told):
+    from apr.train.metrics import MetricsFile
+
+    write = MetricsFile.write
+
+    def wrapped(self, record):
+        write(self, record)
+        if record["step"] == 3 and "train_loss" in record:
+            told.send(None)
+            signal.pause()
+
+    MetricsFile.write = wrapped
+    run(config)
+
+
 def run_and_die(config, module, name, when):
     """Train, and die by SIGKILL as a function is called for the n-th time."""
     from importlib import import_module

@@ -1,7 +1,9 @@
 """Killed at any moment, or out of disk: something valid is there, and the run ends in the same bytes."""
 
 import json
+import os
 import random
+import signal
 import time
 from dataclasses import replace
 
@@ -69,6 +71,31 @@ def test_killed_at_random_moments(alone, tmp_path):
             path.name for path in (config.run_dir / "ckpt").iterdir()
         }
         runs += 1
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_a_directory_in_which_a_run_goes_on_is_refused_to_another(
+    options, train, flags, capsys, tmp_path, number, exit_code
+):
+    """Whatever it asks for; and once the first process is gone, however it went, nothing is in the way."""
+    from apr.cli import main
+
+    alone = options(run_dir=tmp_path / "alone")
+    train(alone)
+    config = options()
+    child = children.start_and_stay(config)
+    before = {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()}
+    for more in ([], ["--resume"], ["--force"], ["--num-steps", "999"]):
+        assert main(["pretrain", *flags(config), *more]) == 5
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{config.run_dir}: another run is writing here: wait for it" in line
+    assert {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()} == before
+    assert not list(tmp_path.glob("run.bak*"))
+    os.kill(child.pid, number)
+    child.join()
+    assert child.exitcode == exit_code
+    assert train(options(resume=True)).status == "BUDGET_SPENT"
+    assert checkpoints(config.run_dir) == checkpoints(alone.run_dir)
 
 
 @pytest.mark.parametrize(

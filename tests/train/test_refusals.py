@@ -271,6 +271,14 @@ def test_a_run_that_is_there_is_left_alone(refused, options, train, tmp_path):
     assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
 
 
+def test_a_refusal_leaves_no_directory_behind(refused, tmp_path):
+    assert refused(num_steps=100, run_dir=tmp_path / "new" / "run")[1] == 5
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("")
+    line, _ = refused(run_dir=tmp_path / "file")
+    assert "file: not a directory" in line.lower()
+
+
 def test_force_moves_it_away(options, train, tmp_path):
     train(options())
     first = (tmp_path / "run" / "result.json").read_bytes()

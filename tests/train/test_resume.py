@@ -279,8 +279,13 @@ def test_save_every_keeps_the_last_few_and_changes_no_epoch(options, train, tmp_
 def test_a_second_signal_waits_for_no_checkpoint(
     options, train, signal_at, monkeypatch, tmp_path, number, exit_code
 ):
-    """The thread is stuck in a write until the run has ended; it ends all the same."""
+    """The thread is stuck in a write until the run has ended; it ends all the same.
+
+    The directory is its own until it has ended too.
+    """
     import threading
+
+    from apr.errors import RefusedError
 
     from apr.train.checkpoint import Snapshot
     from apr.train.saver import Saver
@@ -304,9 +309,11 @@ def test_a_second_signal_waits_for_no_checkpoint(
         patched.setattr(Saver, "join", awaited)
         signal_at(number, 3)
         stopped = train(options())
+    with pytest.raises(RefusedError, match="another run is writing here"):
+        train(options(resume=True))
     over.set()
     for thread in threading.enumerate():
-        if thread.name == "apr-checkpoint":
+        if thread.name.startswith("apr-checkpoint"):
             thread.join()
     monkeypatch.undo()
     assert (stopped.status, stopped.exit_code) == ("INTERRUPTED", exit_code)

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from apr import held
 from apr.data.corpus import START
 from apr.data.corpus_files import STDIN
-from apr.data.held import held
 from apr.data.manifest import check_manifest, read_manifest, shard_rows
-from apr.data.missing_manifest import MANIFEST
+from apr.data.missing_manifest import MANIFEST, SHARD_WRITERS
 from apr.data.shards import list_shards
 from apr.errors import FormatError, RefusedError
 
@@ -34,29 +34,9 @@ _SAME_IF_RECORDED = ("input_files", "input_bytes", "shard_tokens")
 
 @contextmanager
 def claimed(output: Path) -> Iterator[None]:
-    """Hold a directory, made if it is not there, against every other encoding.
-
-    Of directories that were made, those that
-    are still empty are removed again when an error passes through.
-
-    Raises:
-        RefusedError: an encoding or a repair holds it.
-        NotADirectoryError: something else has its name.
-    """
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(20, "not a directory: shards need one", str(output))
-    made = [path for path in (output, *output.parents) if not path.exists()]
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with held(output, "wait for it, or name another --output"):
-            yield
-    except BaseException:
-        for path in made:
-            try:
-                path.rmdir()
-            except OSError:
-                break
-        raise
+    """Hold a directory of shards against every other encoding and repair, as `apr.held.claimed`."""
+    with held.claimed(output, SHARD_WRITERS, "wait for it, or name another --output"):
+        yield
 
 
 def existing(output: Path, *, resume: bool, force: bool) -> dict[str, Any] | None:

@@ -18,6 +18,8 @@ SCHEMA = "pretokenize-bin-v1"
 SOURCE = "repair-manifest"
 REBUILT = "rebuilt from the shards; how many documents they hold, and whether they are all, is not known"
 TOKEN_SIZE = 4
+# Who may hold a directory of shards.
+SHARD_WRITERS = "another encoding or repair"
 # Digits of a shard's number.
 _WIDTHS = (4, 5, 6)
 
@@ -30,11 +32,11 @@ def write_missing_manifest(arguments: list[str]) -> str | None:
     directory = _directory(arguments)
     if directory is None:
         return None
-    from apr.data.held import held
     from apr.errors import RefusedError
+    from apr.held import held
 
     try:
-        with held(directory, "wait for it"):
+        with held(directory, SHARD_WRITERS, "wait for it"):
             return _write_missing(directory)
     except (RefusedError, FileNotFoundError, NotADirectoryError):
         return None

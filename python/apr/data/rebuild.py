@@ -10,14 +10,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from apr.data.corpus_check import problems
-from apr.data.held import held
 from apr.data.manifest import agreeing, check_manifest, read_manifest, shard_rows, write_manifest
-from apr.data.missing_manifest import MANIFEST, REBUILT, rebuilt
+from apr.data.missing_manifest import MANIFEST, REBUILT, SHARD_WRITERS, rebuilt
 from apr.data.scan import TOKEN, kept_scan, scan
 from apr.data.shards import Shard, shard_files
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
 from apr.errors import FormatError, RefusedError
 from apr.files import sync_directory, write_atomically
+from apr.held import held
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +100,7 @@ def repair(
     if dry_run:
         return _repair(path, how, on_progress)
     # What is decided upon must still be so when it is written.
-    with held(path, "wait for it, or see what would be done with --dry-run"):
+    with held(path, SHARD_WRITERS, "wait for it, or see what would be done with --dry-run"):
         return _repair(path, how, on_progress)
 
 

@@ -41,7 +41,7 @@ from apr.train.state import RunState
 from apr.train.step import Step, StepOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -223,6 +223,10 @@ class Loop:
             self._save(step_path(self._dir, self.state.step), epoch=None)
             self._collect(self._saver.wait())
         return self.last_checkpoint
+
+    def when_saved(self, then: Callable[[], None]) -> None:
+        """Call `then` once no checkpoint is being written any more."""
+        self._saver.when_ended(then)
 
     def abandon(self) -> None:
         """End at once: what is being written is given up."""

@@ -77,10 +77,13 @@ def pretrain(
 
     Raises:
         AprError, OSError, RefusedError: it was refused before the first step; `result.json` says so too where
-            the run directory exists and holds no run.
+            the run directory exists and holds no run, and no other run is writing there.
     """
     started = time.monotonic()
     with Report(sys.stdout if out is None else out) as report, StopRequest() as stop, ExitStack() as context:
+        run_dir_was_there = config.run_dir.is_dir()
+        holds = context.enter_context(ExitStack())
+        holds.enter_context(rundir.claimed(config.run_dir))
         try:
             if config.resume:
                 rundir.check_free(config)
@@ -94,9 +97,12 @@ def pretrain(
                 if config.resume:
                     loop.take_up()
         except (AprError, RefusedError, OSError) as error:
-            _record_refusal(config.run_dir, error)
+            if run_dir_was_there:
+                _record_refusal(config.run_dir, error)
             raise
-        run = _Run(prepared, loop, report, stop, started)
+        # A run that is stopped at once leaves a thread that may still write.
+        context.callback(lambda: loop.when_saved(holds.pop_all().close))
+        run = _Run(prepared, loop, report, stop, started, holds)
         if config.tensorboard:
             metrics = config.run_dir / rundir.METRICS
             events = EventFiles(
@@ -114,7 +120,7 @@ def _own_random_numbers(device: torch.device) -> AbstractContextManager[None]:
 
 
 def _record_refusal(run_dir: Path, error: Exception) -> None:
-    if run_dir.is_dir() and not rundir.holds_run(run_dir):
+    if not rundir.holds_run(run_dir):
         refused = Result(
             status="REFUSED",
             exit_code=exit_code(error),
@@ -128,14 +134,20 @@ class _Run:
     """One run in its directory: claims it, runs the loop, and says what came of it."""
 
     def __init__(
-        self, prepared: Prepared, loop: Loop, report: Report, stop: StopRequest, started: float
+        self,
+        prepared: Prepared,
+        loop: Loop,
+        report: Report,
+        stop: StopRequest,
+        started: float,
+        holds: ExitStack,
     ) -> None:
         self._started, self._first_step = started, loop.state.step
         self._prepared, self._loop, self._report, self._stop = prepared, loop, report, stop
         self._config, self._dir = prepared.config, prepared.config.run_dir
         if self._config.force and rundir.holds_run(self._dir):
             report.line(f"moved the run that was there to {rundir.move_away(self._dir)}")
-        self._dir.mkdir(parents=True, exist_ok=True)
+            holds.enter_context(rundir.claimed(self._dir))
         report.keep(self._dir / rundir.LOG)
         if (self._dir / rundir.RESULT).exists():
             rundir.move_away(self._dir / rundir.RESULT)

@@ -7,11 +7,13 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from apr import held
 from apr.errors import RefusedError
 from apr.files import write_atomically
 from apr.train.config import PretrainConfig
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 RESULT, CONFIG, METRICS, LOG, PLOT = "result.json", "config.yaml", "train.jsonl", "run.log", "loss.png"
@@ -24,6 +26,16 @@ _FREE = {"run_dir", "device", "keep", "contract", "patience", "min_epochs", "tar
 _CUT = ("batch_size", "grad_accum")
 # Left open, these follow from the mode or the device: the run keeps what it had.
 _FOLLOWS = ("lr", "warmup_steps", "target_val_loss", "precision")
+
+
+def claimed(run_dir: Path) -> AbstractContextManager[None]:
+    """Hold a run directory, made if it is not there, against every other run.
+
+    Raises:
+        RefusedError: another run holds it.
+        NotADirectoryError: something else has its name.
+    """
+    return held.claimed(run_dir, "another run", "wait for it, or name another --run-dir")
 
 
 def holds_run(run_dir: Path) -> bool:

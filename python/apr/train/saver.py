@@ -38,6 +38,9 @@ class Saver:
         self._dir: Path = config.run_dir
         self._room = Room()
         self._thread: threading.Thread | None = None
+        # A thread whose `join` a signal's handler cut short is taken for ended by Python 3.12.
+        self._idle = threading.Event()
+        self._idle.set()
         self._error: BaseException | None = None
         self._written: Checkpoint | None = None
         self._abandoned = threading.Event()
@@ -69,7 +72,13 @@ class Saver:
         write = partial(self._write, checkpoint, made, epoch_facts, tuple(state.val_loss_history))
         # A second Ctrl-C waits for no disk.
         self._thread = threading.Thread(target=self._try, args=(write,), name="apr-checkpoint", daemon=True)
-        self._thread.start()
+        self._idle.clear()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system has no more threads
+            self._thread = None
+            self._idle.set()
+            raise
 
     def finished(self) -> Checkpoint | None:
         """The checkpoint that was written since the last call, if one was.
@@ -77,11 +86,11 @@ class Saver:
         Raises:
             AprError, OSError: it could not be written.
         """
-        if self._thread is not None and not self._thread.is_alive():
+        if not self._idle.is_set():
+            return None
+        if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._thread is not None:
-            return None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -95,8 +104,19 @@ class Saver:
 
     def join(self) -> None:
         """Wait for what is being written; raises nothing."""
-        if self._thread is not None:
-            self._thread.join()
+        self._idle.wait()
+
+    def when_ended(self, then: Callable[[], None]) -> None:
+        """Call `then` once nothing is being written: now, or on a thread that waits for it."""
+        if self._idle.is_set():
+            then()
+            return
+
+        def wait() -> None:
+            self._idle.wait()
+            then()
+
+        threading.Thread(target=wait, name="apr-checkpoint-wait", daemon=True).start()
 
     def abandon(self) -> None:
         """Give up what is being written; what is there by then stays."""
@@ -109,6 +129,8 @@ class Saver:
             pass
         except BaseException as error:  # noqa: BLE001 (raised again where training looks)
             self._error = error
+        finally:
+            self._idle.set()
 
     def _write(
         self,
