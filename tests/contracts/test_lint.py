@@ -102,6 +102,26 @@ def test_a_cycle_of_dependencies_is_refused(lint):
     ]
 
 
+@pytest.mark.parametrize("flags", [[], ["--strict-test-binding"]])
+@pytest.mark.parametrize(
+    ("test", "says"),
+    [
+        ("tests/test_it.py tests/test_more.py -k 'holds or more'", None),
+        ("tests/test_it.py tests/test_gone.py -k holds", "no such file: tests/test_gone.py"),
+        ("tests/test_it.py tests/test_more.py -k holds", "tests/test_more.py has no test that matches"),
+        ("tests/test_it.py tests/test_more.py -k 'holds or more or else'", "no test matches else"),
+        ("tests/test_it.py tests/test_empty.py", "tests/test_empty.py has no test"),
+        ("-k holds", "names no file"),
+    ],
+)
+def test_every_file_of_a_binding_is_looked_at(lint, tmp_path, flags, test, says):
+    (tmp_path / "tests" / "test_more.py").write_text("def test_there_is_more():\n    assert True\n")
+    (tmp_path / "tests" / "test_empty.py").write_text("")
+    code, problems = lint(*flags, bound=GOOD.replace("tests/test_it.py -k holds", test))
+    assert code == (5 if says else 0)
+    assert [says in p["problem"] for p in problems] == ([True] if says else [])
+
+
 @pytest.mark.parametrize("text", ["", "[1, 2]", "a: [", "\tx"])
 def test_what_is_no_mapping_is_one_problem(lint, text):
     code, problems = lint(bad=text)

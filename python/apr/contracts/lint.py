@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from apr.contracts.schema import Contract, Problem, read_contract
@@ -91,37 +92,45 @@ def _binding(test: str, root: Path, collected: set[str] | None) -> str | None:
 
 
 def _find_pytest(words: list[str], root: Path, collected: set[str] | None) -> str | None:
-    path = root / words[0]
-    if not path.is_file():
-        return f"test: no such file: {words[0]}"
-    if collected is None:
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (SyntaxError, ValueError, RecursionError) as error:
-            return f"test: {words[0]} is no Python: {error}"
-        functions = [n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
-        names = [name for name in functions if name.startswith("test")]
-    else:
-        names = [node.partition("::")[2] for node in collected if node.startswith(f"{words[0]}::")]
+    """Every file is there and has a test that the expression selects, every term of it selects one."""
     wanted = words[words.index("-k") + 1] if "-k" in words[:-1] else ""
     terms = [term for term in re.split(r"\s+(?:and|or)\s+|\s+", wanted) if term and term != "not"]
-    if not names or not all(any(term in name for name in names) for term in terms):
-        return f"test: {words[0]} has no test that matches {wanted!r}"
+    unmatched = set(terms)
+    files = list(takewhile(lambda word: not word.startswith("-"), words))
+    if not files:
+        return "test: names no file"
+    for file in files:
+        if not (root / file).is_file():
+            return f"test: no such file: {file}"
+        try:
+            names = _tests_in(root / file) if collected is None else _tests_of(file, collected)
+        except (SyntaxError, ValueError, RecursionError) as error:
+            return f"test: {file} is no Python: {error}"
+        found = {term for term in terms if any(term in name for name in names)}
+        if not names or (terms and not found):
+            return f"test: {file} has no test that matches {wanted!r}"
+        unmatched -= found
+    if unmatched:
+        return f"test: {', '.join(files)}: no test matches {', '.join(sorted(unmatched))}"
     return None
+
+
+def _tests_in(path: Path) -> list[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return [name for name in functions if name.startswith("test")]
+
+
+def _tests_of(file: str, collected: set[str]) -> list[str]:
+    return [node.partition("::")[2] for node in collected if node.startswith(f"{file}::")]
 
 
 def _collect(contracts: Iterable[Contract], root: Path) -> set[str]:
     """The node ids, relative to `root`, that pytest collects from all the files that contracts name."""
     named = {word for c in contracts for f in c.falsifiers for word in f.test.split() if word.endswith(".py")}
     files = sorted(name for name in named if (root / name).is_file())
-    options = [
-        "--collect-only",
-        "-q",
-        "-o",
-        "addopts=",
-        "--rootdir",
-        str(root),
-    ]  # -qq would print counts alone
+    # -qq would print counts alone.
+    options = ["--collect-only", "-q", "-o", "addopts=", "--rootdir", str(root)]
     command = [sys.executable, "-m", "pytest", *options, *files]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     return {line for line in run.stdout.splitlines() if "::" in line}
