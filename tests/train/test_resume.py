@@ -286,7 +286,6 @@ def test_a_second_signal_waits_for_no_checkpoint(
     import threading
 
     from apr.errors import RefusedError
-
     from apr.train.checkpoint import Snapshot
     from apr.train.saver import Saver
 
