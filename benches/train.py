@@ -23,6 +23,7 @@ from apr.train.config import PretrainConfig
 from apr.train.device import default_precision, describe
 from apr.train.optimizer import make_optimizer
 from apr.train.step import Step
+from peers.decoder import transformers_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,27 +96,7 @@ def our_step(model: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[[
 
 def their_step(ours: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[[], None]:
     """The same with transformers' model."""
-    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
-
-    config = ours.config
-    make_config, make = (
-        (Qwen2Config, Qwen2ForCausalLM) if config.family == "qwen2" else (LlamaConfig, LlamaForCausalLM)
-    )
-    model = make(
-        make_config(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            intermediate_size=config.intermediate_size,
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=config.rms_norm_eps,
-            tie_word_embeddings=True,
-            attn_implementation="sdpa",
-        )
-    ).to(ids.device)
-    model.load_state_dict(ours.state_dict(), strict=False)
+    model = transformers_model(ours)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.01, fused=True
     )

@@ -23,6 +23,7 @@ from apr.train.config import PretrainConfig
 from apr.train.device import describe
 from apr.train.optimizer import make_optimizer
 from apr.train.step import Step
+from peers.decoder import transformers_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -89,25 +90,7 @@ def our_step(model: Decoder, *, compiled: bool) -> Callable[[torch.Tensor], floa
 
 def their_step(ours: Decoder, *, fused: bool) -> Callable[[torch.Tensor], float]:
     """The same with transformers' model and torch's optimiser."""
-    from transformers import Qwen2Config, Qwen2ForCausalLM
-
-    config = ours.config
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            intermediate_size=config.intermediate_size,
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=config.rms_norm_eps,
-            tie_word_embeddings=True,
-        )
-    ).train()
-    loaded = model.load_state_dict(ours.state_dict(), strict=False)
-    assert loaded.missing_keys == ["lm_head.weight"], loaded  # tied to the embedding
-    assert not loaded.unexpected_keys, loaded
+    model = transformers_model(ours)
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}]

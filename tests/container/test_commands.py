@@ -7,20 +7,9 @@ import numpy as np
 import pytest
 
 import apr
-from apr.cli import main
 
 DATA = Path(__file__).parents[1] / "data" / "aprender-0.72"
 QWEN = DATA / "qwen2_tied_bf16_streamed.apr"
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 def test_inspect_says_what_the_file_is(run):

@@ -13,20 +13,9 @@ from hypothesis import strategies as st
 from tests.properties.test_container import METADATA, TENSORS, bits
 
 import apr
-from apr.cli import main
 
 DATA = Path(__file__).parents[1] / "data"
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture

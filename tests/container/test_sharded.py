@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tests.properties.test_container import TENSORS, bits
 
 import apr
-from apr.cli import main
 
 DATA = Path(__file__).parents[1] / "data" / "aprender-0.72"
 TENSORS_OF = [
@@ -45,16 +44,6 @@ def write(directory, parts, *, change=None, first=0, **metadata):
 @pytest.fixture
 def index(tmp_path):
     return write(tmp_path / "model", TENSORS_OF)
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 @given(TENSORS, st.integers(1, 4), st.randoms())

@@ -321,16 +321,6 @@ def test_a_payload_that_is_no_tensors_is_neither_compared_nor_converted_nor_an_e
 
 
 @pytest.fixture
-def run(capsys):
-    def run(*arguments):
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
 def key_files(tmp_path):
     (tmp_path / "password").write_text(f"{PASSWORD}\n")
     (tmp_path / "recipient").write_bytes(RECIPIENT)

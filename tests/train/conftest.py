@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,27 @@ def train():
         from apr.train import pretrain
 
         return pretrain(config, out=io.StringIO())
+
+    return run
+
+
+@pytest.fixture
+def train_until(train):
+    """Run until this process gets a signal while a step is being recorded; the result."""
+
+    def run(config, step, number=signal.SIGTERM):
+        from apr.train.metrics import MetricsFile
+
+        write = MetricsFile.write
+
+        def wrapped(self, record):
+            write(self, record)
+            if record["step"] == step and "train_loss" in record:
+                os.kill(os.getpid(), number)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(MetricsFile, "write", wrapped)
+            return train(config)
 
     return run
 

@@ -67,23 +67,9 @@ def test_a_bad_step_changes_nothing(compiled, bad):
     test_step.test_a_bad_step_changes_nothing(bad, "cuda", compiled=compiled)
 
 
-def test_a_run_is_resumed_where_it_was(options, train, monkeypatch, tmp_path):
-    import os
-    import signal
-
-    from apr.train.metrics import MetricsFile
-
+def test_a_run_is_resumed_where_it_was(options, train, train_until, tmp_path):
     alone = train(options(device="cuda", precision="fp32", run_dir=tmp_path / "alone"))
-    write = MetricsFile.write
-
-    def stop_at_step_7(self, record):
-        write(self, record)
-        if record["step"] == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsFile, "write", stop_at_step_7)
-        assert train(options(device="cuda", precision="fp32")).status == "INTERRUPTED"
+    assert train_until(options(device="cuda", precision="fp32"), 7).status == "INTERRUPTED"
     resumed = train(options(device="cuda", precision="fp32", resume=True))
     assert resumed.steps_completed == 12
     # Attention's and the embedding's gradients are summed in no fixed order on a GPU.
@@ -93,28 +79,15 @@ def test_a_run_is_resumed_where_it_was(options, train, monkeypatch, tmp_path):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
 def test_with_deterministic_a_resumed_run_ends_in_the_same_bytes(
-    options, train, monkeypatch, tmp_path, precision, compiled
+    options, train, train_until, tmp_path, precision, compiled
 ):
-    import os
-    import signal
-
     import torch
 
     import apr
-    from apr.train.metrics import MetricsFile
 
     common = {"device": "cuda", "precision": precision, "compile": compiled, "deterministic": True}
     train(options(**common, run_dir=tmp_path / "alone"))
-    write = MetricsFile.write
-
-    def stop_at_step_7(self, record):
-        write(self, record)
-        if record["step"] == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MetricsFile, "write", stop_at_step_7)
-        assert train(options(**common)).status == "INTERRUPTED"
+    assert train_until(options(**common), 7).status == "INTERRUPTED"
     assert train(options(**common, resume=True)).steps_completed == 12
     for name in ("epoch-000.apr", "epoch-001.apr"):
         ours, theirs = (apr.load(tmp_path / run / "ckpt" / name) for run in ("run", "alone"))

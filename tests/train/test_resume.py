@@ -8,25 +8,6 @@ import pytest
 from tests.train.conftest import BASE
 
 
-@pytest.fixture
-def signal_at(monkeypatch):
-    """Send this process a signal while a step or an evaluation is being recorded."""
-
-    def arm(number, step, field="train_loss"):
-        from apr.train.metrics import MetricsFile
-
-        write = MetricsFile.write
-
-        def wrapped(self, record):
-            write(self, record)
-            if record["step"] == step and field in record:
-                os.kill(os.getpid(), number)
-
-        monkeypatch.setattr(MetricsFile, "write", wrapped)
-
-    return arm
-
-
 def checkpoints(run):
     return {p.name: p.read_bytes() for p in (run / "ckpt").glob("epoch-*.apr")}
 
@@ -34,22 +15,16 @@ def checkpoints(run):
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("step", [3, 5, 7], ids=["within-an-epoch", "last-of-an-epoch", "second-epoch"])
 def test_a_signal_saves_and_resume_ends_with_the_same_bytes(
-    options, train, signal_at, monkeypatch, tmp_path, number, exit_code, step
+    options, train, train_until, tmp_path, number, exit_code, step
 ):
     alone = options(run_dir=tmp_path / "alone")
     expected = train(alone)
-    with monkeypatch.context() as patched:
-        from apr.train.metrics import MetricsFile
-
-        signal_at(number, step)
-        stopped = train(options())
-        patched.setattr(MetricsFile, "write", MetricsFile.write)
+    stopped = train_until(options(), step, number)
     assert (stopped.status, stopped.exit_code) == ("INTERRUPTED", exit_code)
     assert stopped.steps_completed == step + 1
     assert f"step-{step + 1:08}.apr" in stopped.last_checkpoint
     assert json.loads((alone.run_dir.parent / "run" / "result.json").read_text())["status"] == "INTERRUPTED"
 
-    monkeypatch.undo()
     resumed = train(options(resume=True))
     assert resumed.resumed_from == stopped.last_checkpoint
     assert (resumed.status, resumed.steps_completed) == (expected.status, 12)
@@ -84,12 +59,10 @@ def test_a_signal_before_the_first_step_leaves_a_result(options, train, monkeypa
     assert train(options(resume=True)).steps_completed == 12
 
 
-def test_resume_needs_no_other_flag(options, train, signal_at, monkeypatch, tmp_path, capsys):
+def test_resume_needs_no_other_flag(options, train_until, tmp_path, capsys):
     from apr.cli import main
 
-    signal_at(signal.SIGTERM, 3)
-    train(options())
-    monkeypatch.undo()
+    train_until(options(), 3)
     assert main(["pretrain", "--run-dir", str(tmp_path / "run"), "--resume", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps_completed"] == 12
 
@@ -171,14 +144,12 @@ def test_a_target_that_was_met_is_gone_on_from_when_asked(options, train):
     assert (on.status, on.steps_completed) == ("TARGET_MET", 14)
 
 
-def test_shards_that_changed_are_refused(options, train, signal_at, monkeypatch, make_shards, tmp_path):
+def test_shards_that_changed_are_refused(options, train, train_until, make_shards, tmp_path):
     import shutil
 
     from apr.errors import RefusedError
 
-    signal_at(signal.SIGTERM, 3)
-    train(options())
-    monkeypatch.undo()
+    train_until(options(), 3)
     shutil.rmtree(tmp_path / "shards")
     make_shards(seed=9)
     before = (tmp_path / "run" / "result.json").read_bytes()
@@ -277,7 +248,7 @@ def test_save_every_keeps_the_last_few_and_changes_no_epoch(options, train, tmp_
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_second_signal_waits_for_no_checkpoint(
-    options, train, signal_at, monkeypatch, tmp_path, number, exit_code
+    options, train, train_until, monkeypatch, tmp_path, number, exit_code
 ):
     """The thread is stuck in a write until the run has ended; it ends all the same.
 
@@ -306,15 +277,13 @@ def test_a_second_signal_waits_for_no_checkpoint(
     with monkeypatch.context() as patched:
         patched.setattr(Snapshot, "write", stuck)
         patched.setattr(Saver, "join", awaited)
-        signal_at(number, 3)
-        stopped = train(options())
+        stopped = train_until(options(), 3, number)
     with pytest.raises(RefusedError, match="another run is writing here"):
         train(options(resume=True))
     over.set()
     for thread in threading.enumerate():
         if thread.name.startswith("apr-checkpoint"):
             thread.join()
-    monkeypatch.undo()
     assert (stopped.status, stopped.exit_code) == ("INTERRUPTED", exit_code)
     assert "second signal" in stopped.detail
     assert not list((tmp_path / "run" / "ckpt").glob("*"))
@@ -322,12 +291,10 @@ def test_a_second_signal_waits_for_no_checkpoint(
     assert train(options(resume=True)).steps_completed == 12
 
 
-def test_another_cut_of_the_same_windows_goes_on(options, train, signal_at, monkeypatch):
+def test_another_cut_of_the_same_windows_goes_on(options, train, train_until):
     from apr.errors import RefusedError
 
-    signal_at(signal.SIGTERM, 3)
-    stopped = train(options(batch_size=4))
-    monkeypatch.undo()
+    stopped = train_until(options(batch_size=4), 3)
     with pytest.raises(RefusedError, match="--batch-size 4 --grad-accum 1, 4 windows a step, not 2 x 3 = 6"):
         train(options(resume=True, batch_size=2, grad_accum=3))
     resumed = train(options(resume=True, batch_size=2, grad_accum=2))

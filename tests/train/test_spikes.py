@@ -2,7 +2,6 @@
 
 import json
 import math
-import signal
 import statistics
 
 import pytest
@@ -93,29 +92,16 @@ def test_a_skipped_step_leaves_the_weights_alone(options, train, jump):
     )
 
 
-def test_a_resumed_run_knows_the_steps_before(options, train, jump, monkeypatch, tmp_path):
+def test_a_resumed_run_knows_the_steps_before(options, train, jump, train_until, monkeypatch, tmp_path):
     """Stopped between a skipped step and the end: the same bytes as a run that was left alone."""
-    import os
-
-    from apr.train.metrics import MetricsFile
-
     with monkeypatch.context():
         jump(at=5)
         alone = options(run_dir=tmp_path / "alone", num_steps=9, steps_per_epoch=9, skip_spikes=True, lr=1e-4)
         assert train(alone).skipped_steps == 1
     monkeypatch.undo()
     jump(at=5)
-    write = MetricsFile.write
-
-    def stopping(self, record):
-        write(self, record)
-        if record["step"] == 6 and "train_loss" in record:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(MetricsFile, "write", stopping)
     config = options(num_steps=9, steps_per_epoch=9, skip_spikes=True, lr=1e-4)
-    assert train(config).status == "INTERRUPTED"
-    monkeypatch.setattr(MetricsFile, "write", write)
+    assert train_until(config, 6).status == "INTERRUPTED"
     assert (
         train(options(num_steps=9, steps_per_epoch=9, skip_spikes=True, lr=1e-4, resume=True)).skipped_steps
         == 1

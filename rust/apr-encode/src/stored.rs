@@ -1,8 +1,7 @@
 //! Texts as a corpus stores them: files, lines of JSONL, values of a column.
 
-use std::{borrow::Cow, fs, path::Path};
+use std::{borrow::Cow, collections::HashMap, fs, path::Path};
 
-use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// A text that may turn out to be none.
@@ -32,29 +31,8 @@ impl<'a> Stored<'a> {
 
 /// The text under a key of a JSON object; of a key that is given twice the last one counts, as in Python.
 fn under<'a>(line: &'a str, field: &str) -> Option<Cow<'a, str>> {
-    struct Object<'a>(&'a str);
-    impl<'de> Visitor<'de> for Object<'_> {
-        type Value = Option<&'de RawValue>;
-
-        fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            formatter.write_str("an object")
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut found = None;
-            while let Some(key) = map.next_key::<String>()? {
-                if key == self.0 {
-                    found = Some(map.next_value()?);
-                } else {
-                    map.next_value::<IgnoredAny>()?;
-                }
-            }
-            Ok(found)
-        }
-    }
-    let mut json = serde_json::Deserializer::from_str(line);
-    let found = json.deserialize_map(Object(field)).ok()??;
-    json.end().ok()?;
+    let members: HashMap<String, &RawValue> = serde_json::from_str(line).ok()?;
+    let found = members.get(field)?;
     let inner = found.get().strip_prefix('"')?.strip_suffix('"')?;
     if inner.contains('\\') {
         return serde_json::from_str(found.get()).ok().map(Cow::Owned);
