@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import io
+import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 from dataclasses import replace
@@ -46,27 +48,49 @@ def run(config):
     sys.exit(pretrain(config, out=io.StringIO()).exit_code)
 
 
-def start_and_stay(config):
-    """Train in a child that stays in the fourth step until a signal comes; gives it once it is there."""
+def start_and_stay(config, evaluation=None):
+    """Train in a child that stays in the fourth step, or within the n-th evaluation, until a signal comes.
+
+    Gives the child once it is there.
+    """
     there, told = _CONTEXT.Pipe(duplex=False)
-    child = start(_run_and_stay, config, told)
+    child = start(_run_and_stay, config, told, evaluation)
     told.close()
     there.recv()  # raises if the child ended instead
     return child
 
 
-def _run_and_stay(config, told):
+def _run_and_stay(config, told, evaluation):
+    from apr.train import loop
     from apr.train.metrics import MetricsFile
 
-    write = MetricsFile.write
+    write, evaluate, calls = MetricsFile.write, loop.evaluate, [0]
 
-    def wrapped(self, record):
+    def stay():
+        # Not `pause`: the signal may come before it.
+        came, comes = os.pipe()
+        os.set_blocking(comes, False)
+        signal.set_wakeup_fd(comes)
+        told.send(None)
+        os.read(came, 1)
+        signal.set_wakeup_fd(-1)
+
+    def writing(self, record):
         write(self, record)
-        if record["step"] == 3 and "train_loss" in record:
-            told.send(None)
-            signal.pause()
+        if evaluation is None and record["step"] == 3 and "train_loss" in record:
+            stay()
 
-    MetricsFile.write = wrapped
+    def evaluating(*arguments, on_progress, **options):
+        def staying(done, total):
+            if calls[0] == evaluation and 0 < done < total:
+                calls[0] += 1
+                stay()
+            on_progress(done, total)
+
+        calls[0] += 1
+        return evaluate(*arguments, on_progress=staying, **options)
+
+    MetricsFile.write, loop.evaluate = writing, evaluating
     run(config)
 
 
@@ -90,38 +114,68 @@ def run_and_die(config, module, name, when):
     run(config)
 
 
-def fill_the_disk(config, expected, ballast):
+def fill_the_disk(config, expected, size):
     """Train where the second checkpoint finds the disk full; then, with room again, go on.
 
     Args:
-        config: of a run in a directory that becomes a file system of its own, of 4 MiB.
-        expected: checkpoints by name, as they are without a full disk.
-        ballast: bytes that leave room for one checkpoint and a half.
+        config: of a run in a directory that becomes a file system of its own.
+        expected: checkpoints by name, as they are with room.
+        size: bytes of one.
     """
+    room = 4 * size
+    if not _mount(config.run_dir, room):
+        os._exit(NO_MOUNT)
+    ballast = config.run_dir / "ballast"
+    ballast.write_bytes(bytes(room - size * 3 // 2))
+    _end_without_room(config, "No space left on device")
+    ballast.unlink()
+    _go_on_with_room(config, expected)
+
+
+def limit_files(config, expected, size):
+    """As `fill_the_disk`, but that the system refuses files of a checkpoint's size from the second one on."""
+    from apr.train.recording import Recorder
+
+    told = Recorder.checkpoint
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limiting(self, written):
+        told(self, written)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size * 3 // 4, before[1]))
+
+    Recorder.checkpoint = limiting
+    _end_without_room(config, "File too large")
+    Recorder.checkpoint = told
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    _go_on_with_room(config, expected)
+
+
+def _end_without_room(config, why):
     import torch
 
     import apr
     from apr.train import pretrain
     from apr.train.needs import Needs
 
-    if not _mount(config.run_dir, size=4 << 20):
-        os._exit(NO_MOUNT)
-    (config.run_dir / "ballast").write_bytes(bytes(ballast))
     check, Needs.check_disk = Needs.check_disk, lambda *_: None  # somebody else fills the disk later
     torch.set_num_threads(1)
-    lines = io.StringIO()
-    made = pretrain(config, out=lines)
+    made = pretrain(config, out=io.StringIO())
+    Needs.check_disk = check
     assert (made.status, made.exit_code) == ("FAILED", 7), made
-    assert made.detail.endswith("epoch-001.apr: No space left on device"), made.detail
+    assert made.detail.endswith(f"epoch-001.apr: {why}"), made.detail
     assert made.last_checkpoint == "ckpt/epoch-000.apr"
     ckpt = config.run_dir / "ckpt"
     assert {path.name for path in ckpt.iterdir()} == {"epoch-000.apr", "epoch-000.metadata.json"}
     assert apr.verify(ckpt / "epoch-000.apr").ok
-    assert (config.run_dir / "result.json").exists()
-    (config.run_dir / "ballast").unlink()
-    Needs.check_disk = check
-    made = pretrain(replace(config, resume=True), out=lines)
+    assert json.loads((config.run_dir / "result.json").read_text())["status"] == "FAILED"
+
+
+def _go_on_with_room(config, expected):
+    from apr.train import pretrain
+
+    made = pretrain(replace(config, resume=True), out=io.StringIO())
     assert (made.status, made.exit_code) == ("BUDGET_SPENT", 0), made
+    ckpt = config.run_dir / "ckpt"
     assert {path.name: path.read_bytes() for path in ckpt.glob("*.apr")} == expected
 
 

@@ -15,6 +15,25 @@ BASE = DATA / "from_safetensors_qwen2_tied.apr"
 VOCAB, SEQ = 512, 32
 
 
+# Of each record: differ from run to run.
+TIMES = ("wall_seconds", "tokens_per_sec")
+
+
+def checkpoints(run):
+    """The checkpoints of a run's epochs, by name."""
+    return {path.name: path.read_bytes() for path in (run / "ckpt").glob("epoch-*.apr")}
+
+
+def left_by(run):
+    """All that a run leaves and that its data and options decide: bytes, or records without times."""
+    found = {path.name: path.read_bytes() for path in run.glob("ckpt/*.apr")}
+    for path in (*run.glob("ckpt/*.json"), run / "train.jsonl"):
+        lines = [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        found[path.name] = [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+    return found
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Two threads wait for each other longer than either computes at this size."""
@@ -94,16 +113,16 @@ def train():
 
 @pytest.fixture
 def train_until(train):
-    """Run until this process gets a signal while a step is being recorded; the result."""
+    """Run until this process gets a signal while a step or an evaluation is being recorded; the result."""
 
-    def run(config, step, number=signal.SIGTERM):
+    def run(config, step, number=signal.SIGTERM, field="train_loss"):
         from apr.train.metrics import MetricsFile
 
         write = MetricsFile.write
 
         def wrapped(self, record):
             write(self, record)
-            if record["step"] == step and "train_loss" in record:
+            if record["step"] == step and field in record:
                 os.kill(os.getpid(), number)
 
         with pytest.MonkeyPatch.context() as patched:

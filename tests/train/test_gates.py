@@ -28,11 +28,14 @@ def test_a_held_out_loss_that_doubles():
     assert gates.first_cap(None, 512) == pytest.approx(12.4766, abs=1e-4)
 
 
-def test_a_loss_that_is_no_number_stops_before_the_update(options, train, monkeypatch, tmp_path):
+def test_a_loss_that_is_no_number_stops_before_the_update(options, train, train_until, monkeypatch, tmp_path):
+    """What is saved is the state before it: the bytes of a run that was stopped there."""
     import json
 
     from apr.train import step
 
+    before = options(run_dir=tmp_path / "stopped")
+    assert train_until(before, 4).last_checkpoint == "ckpt/step-00000005.apr"
     add_gradients = step.add_gradients
 
     def broken(*arguments, **keywords):
@@ -45,12 +48,14 @@ def test_a_loss_that_is_no_number_stops_before_the_update(options, train, monkey
         result = train(options())
     assert (result.status, result.exit_code) == ("NUMERICAL_INSTABILITY", 5)
     assert not gate(result, "numerics").passed
-    assert result.steps_completed < 12
+    assert result.steps_completed == 5
     last = json.loads((tmp_path / "run" / "train.jsonl").read_text().splitlines()[-1])
     assert last["train_loss"] is None
     assert len(last["windows"]) == 4
     assert ", ".join(map(str, last["windows"])) in result.detail
-    assert result.last_checkpoint == f"ckpt/step-{result.steps_completed:08}.apr"
+    assert result.last_checkpoint == "ckpt/step-00000005.apr"
+    saved, expected = (run / result.last_checkpoint for run in (tmp_path / "run", before.run_dir))
+    assert saved.read_bytes() == expected.read_bytes()
 
 
 def test_paths_that_disagree_are_refused_before_the_first_update(options, train, monkeypatch):

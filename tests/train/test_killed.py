@@ -10,12 +10,13 @@ from dataclasses import replace
 import pytest
 from tests.conftest import LONG
 from tests.train import children
+from tests.train.conftest import checkpoints, left_by
 
 import apr
 
 KILLS = 500 if LONG else 20
-# Differ from run to run.
-TIMES = ("wall_seconds", "tokens_per_sec")
+# Of result.json: differ from run to run.
+MEASURED = ("wall_seconds", "tokens_per_second", "peak_memory_bytes", "resumed_from")
 
 
 @pytest.fixture
@@ -32,20 +33,6 @@ def finish(config):
     child = children.start(children.run, config)
     child.join()
     assert child.exitcode == 0
-
-
-def left_by(run):
-    """All that a run leaves and that its data and options decide: bytes, or records without times."""
-    found = {path.name: path.read_bytes() for path in run.glob("ckpt/*.apr")}
-    for path in (*run.glob("ckpt/*.json"), run / "train.jsonl"):
-        lines = [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        found[path.name] = [{k: v for k, v in record.items() if k not in TIMES} for record in records]
-    return found
-
-
-def checkpoints(run):
-    return {path.name: path.read_bytes() for path in (run / "ckpt").glob("epoch-*.apr")}
 
 
 def test_killed_at_random_moments(alone, tmp_path):
@@ -118,17 +105,23 @@ def test_killed_at_the_places_that_matter(options, train, tmp_path, module, name
     assert child.exitcode == -9
     resumed = train(options(resume=True))
     assert (resumed.status, resumed.exit_code) == ("BUDGET_SPENT", 0)
-    assert checkpoints(config.run_dir) == checkpoints(alone.run_dir)
+    assert left_by(config.run_dir) == left_by(alone.run_dir)
+    ours, theirs = (json.loads((c.run_dir / "result.json").read_text()) for c in (config, alone))
+    assert {k: v for k, v in ours.items() if k not in MEASURED} == {
+        k: v for k, v in theirs.items() if k not in MEASURED
+    }
 
 
-def test_a_full_disk_ends_the_run_with_the_last_good_checkpoint(options, train, tmp_path):
+@pytest.mark.parametrize("how", ["full disk", "limit on the size of files"])
+def test_no_room_ends_the_run_with_the_last_good_checkpoint(options, train, tmp_path, how):
+    """A file system of its own that is full, where one may be mounted; and everywhere a limit on files."""
     alone = options(run_dir=tmp_path / "alone")
     train(alone)
     expected = checkpoints(alone.run_dir)
     size = len(expected["epoch-000.apr"])
-    assert 2 * size < 4 << 20, "both must fit at the end"
-    child = children.start(children.fill_the_disk, options(), expected, (4 << 20) - size * 3 // 2)
+    target = children.fill_the_disk if how == "full disk" else children.limit_files
+    child = children.start(target, options(), expected, size)
     child.join()
     if child.exitcode == children.NO_MOUNT:
-        pytest.skip("a file system of its own may not be mounted here")
+        pytest.skip("a file system of its own may not be mounted here; the limit on files is tested instead")
     assert child.exitcode == 0

@@ -1,62 +1,10 @@
-"""Killed, interrupted, gone on: the same bytes as a run that was left alone."""
+"""Going on from a checkpoint: the same bytes as a run that was left alone, and what is refused."""
 
 import json
 import os
-import signal
 
 import pytest
-from tests.train.conftest import BASE
-
-
-def checkpoints(run):
-    return {p.name: p.read_bytes() for p in (run / "ckpt").glob("epoch-*.apr")}
-
-
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("step", [3, 5, 7], ids=["within-an-epoch", "last-of-an-epoch", "second-epoch"])
-def test_a_signal_saves_and_resume_ends_with_the_same_bytes(
-    options, train, train_until, tmp_path, number, exit_code, step
-):
-    alone = options(run_dir=tmp_path / "alone")
-    expected = train(alone)
-    stopped = train_until(options(), step, number)
-    assert (stopped.status, stopped.exit_code) == ("INTERRUPTED", exit_code)
-    assert stopped.steps_completed == step + 1
-    assert f"step-{step + 1:08}.apr" in stopped.last_checkpoint
-    assert json.loads((alone.run_dir.parent / "run" / "result.json").read_text())["status"] == "INTERRUPTED"
-
-    resumed = train(options(resume=True))
-    assert resumed.resumed_from == stopped.last_checkpoint
-    assert (resumed.status, resumed.steps_completed) == (expected.status, 12)
-    assert resumed.val_loss_history == expected.val_loss_history
-    run = tmp_path / "run"
-    assert checkpoints(run) == checkpoints(alone.run_dir)
-    assert (run / "result.json.bak-1").exists()
-    kept = ("step", "train_loss", "grad_norm", "lr", "val_loss", "tokens_seen")
-    lines = [
-        [
-            {key: r.get(key) for key in kept}
-            for r in map(json.loads, (d / "train.jsonl").read_text().splitlines())
-        ]
-        for d in (run, alone.run_dir)
-    ]
-    assert lines[0] == lines[1]
-
-
-def test_a_signal_before_the_first_step_leaves_a_result(options, train, monkeypatch):
-    from apr.train import loop
-
-    evaluate = loop.evaluate
-
-    def interrupted(*args, on_progress, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(*args, on_progress=on_progress, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(loop, "evaluate", interrupted)
-        stopped = train(options())
-    assert (stopped.status, stopped.exit_code, stopped.last_checkpoint) == ("INTERRUPTED", 143, None)
-    assert train(options(resume=True)).steps_completed == 12
+from tests.train.conftest import BASE, DATA, checkpoints
 
 
 def test_resume_needs_no_other_flag(options, train_until, tmp_path, capsys):
@@ -174,6 +122,42 @@ def test_a_base_file_that_changed_is_refused(options, train, tmp_path):
         train(options(init=base, resume=True))
 
 
+@pytest.mark.parametrize("mode", ["finetune", "from-scratch"])
+def test_a_checkpoint_and_the_data_are_all_that_resuming_needs(options, train, train_until, tmp_path, mode):
+    """The file, the sizes and the tokenizer that the run was started with are gone."""
+    import shutil
+
+    from apr.train import plan
+
+    base, sizes, tokenizer = (tmp_path / name for name in ("base.apr", "sizes.yaml", "tokenizer"))
+    base.write_bytes(BASE.read_bytes())
+    sizes.write_text(
+        "{architecture: llama, hidden_size: 32, num_layers: 2, num_heads: 4, num_kv_heads: 2, "
+        "intermediate_size: 64, max_position_embeddings: 64, rope_theta: 10000.0, "
+        "rms_norm_eps: 1.0e-6, tie_word_embeddings: false}"
+    )
+    shutil.copytree(DATA / "hf_qwen2_tied", tokenizer)
+    start = {"init": base} if mode == "finetune" else {"init": None, "mode": mode, "arch": str(sizes)}
+    train(options(**start, tokenizer=tokenizer, run_dir=tmp_path / "alone"))
+    assert train_until(options(**start, tokenizer=tokenizer), 7).steps_completed == 8
+    base.unlink()
+    sizes.unlink()
+    shutil.rmtree(tokenizer)
+    again = options(**start, tokenizer=tokenizer, resume=True)
+    assert plan(again).prepared.parameters > 0
+    assert train(again).status == "BUDGET_SPENT"
+    assert checkpoints(tmp_path / "run") == checkpoints(tmp_path / "alone")
+
+
+def test_a_run_without_a_checkpoint_needs_its_base_file(options, train, train_until, tmp_path):
+    base = tmp_path / "base.apr"
+    base.write_bytes(BASE.read_bytes())
+    assert train_until(options(init=base), 0, field="val_loss").last_checkpoint is None
+    base.unlink()
+    with pytest.raises(FileNotFoundError, match=r"base\.apr"):
+        train(options(init=base, resume=True))
+
+
 def flipped(content):
     return (
         content[: len(content) // 2]
@@ -244,51 +228,6 @@ def test_save_every_keeps_the_last_few_and_changes_no_epoch(options, train, tmp_
     assert checkpoints(tmp_path / "run") == checkpoints(tmp_path / "alone")
     names = {path.name for path in (tmp_path / "run" / "ckpt").glob("step-*.apr")}
     assert names == {"step-00000008.apr", "step-00000010.apr"}
-
-
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_second_signal_waits_for_no_checkpoint(
-    options, train, train_until, monkeypatch, tmp_path, number, exit_code
-):
-    """The thread is stuck in a write until the run has ended; it ends all the same.
-
-    The directory is its own until it has ended too.
-    """
-    import threading
-
-    from apr.errors import RefusedError
-    from apr.train.checkpoint import Snapshot
-    from apr.train.saver import Saver
-
-    over, waiting = threading.Event(), threading.Event()
-    write, join = Snapshot.write, Saver.join
-
-    def stuck(self, path, *, proceed):
-        waiting.wait()
-        os.kill(os.getpid(), number)
-        over.wait()
-        return write(self, path, proceed=proceed)
-
-    def awaited(self):
-        if self._thread is not None:
-            waiting.set()
-        join(self)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Snapshot, "write", stuck)
-        patched.setattr(Saver, "join", awaited)
-        stopped = train_until(options(), 3, number)
-    with pytest.raises(RefusedError, match="another run is writing here"):
-        train(options(resume=True))
-    over.set()
-    for thread in threading.enumerate():
-        if thread.name.startswith("apr-checkpoint"):
-            thread.join()
-    assert (stopped.status, stopped.exit_code) == ("INTERRUPTED", exit_code)
-    assert "second signal" in stopped.detail
-    assert not list((tmp_path / "run" / "ckpt").glob("*"))
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["exit_code"] == exit_code
-    assert train(options(resume=True)).steps_completed == 12
 
 
 def test_another_cut_of_the_same_windows_goes_on(options, train, train_until):

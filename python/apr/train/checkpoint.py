@@ -18,7 +18,6 @@ from apr.container.file import TRAINING_PREFIX, load
 from apr.container.save import TensorSpec, bytes_of, spec_of, write
 from apr.errors import AprError, RefusedError, message
 from apr.files import write_json
-from apr.model.fill import fill
 from apr.train.optimizer import set_learning_rate
 from apr.train.state import RunState
 
@@ -194,32 +193,25 @@ def optimizer_digest(model: Decoder, optimizer: AdamW, step: int) -> str:
 
 
 def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any]) -> RunState:
-    """Fill model and optimiser from a checkpoint of the same run.
+    """Bring the optimiser and the random numbers to where a checkpoint of the same run is.
 
     Args:
-        path: the checkpoint; every byte of it is verified.
-        model: its parameters are overwritten.
-        optimizer: over these parameters.
-        facts: as given to `snapshot`; the data and the base file must be the same.
+        path: the checkpoint, verified.
+        model: it has the checkpoint's weights by now.
+        optimizer: over its parameters.
+        facts: as given to `snapshot`; the data must be the same.
 
     Raises:
         AprError: not a valid file.
         RefusedError: no checkpoint of this run; says what is missing or differs.
     """
-    with load(path, verify="full") as file:
+    with load(path) as file:
         state = state_of(file)
         for part, key in (("data", "corpus_sha256"), ("held_out", "corpus_sha256"), ("held_out", "start")):
             if file.metadata["training"].get(part, {}).get(key) != facts["training"][part][key]:
                 raise RefusedError(
                     f"{path}: the shards are no longer those that this run was started on ({part})"
                 )
-        was, now = file.metadata["training"].get("base_model"), facts["training"]["base_model"]
-        if was != now:
-            raise RefusedError(
-                f"{path}: the run was started from {_named(was)}, --init is now {_named(now)}: "
-                "bring that file back, or take --force to start anew"
-            )
-        fill(model, file)
         step = _state_tensor(file, "optimizer.step")
         for name, parameter in model.named_parameters():
             moments = optimizer.state[parameter]
@@ -318,11 +310,6 @@ def _state_tensor(file: AprFile, name: str) -> Tensor:
         return file[TRAINING_PREFIX + name]
     except KeyError:
         raise RefusedError(f"{file.path}: cannot be resumed: it has no {TRAINING_PREFIX}{name}") from None
-
-
-def _named(base: dict[str, Any] | None) -> str:
-    """A base file as a sentence names it."""
-    return "no file" if base is None else f"{base['name']} ({base['size']:,} bytes, CRC-32 {base['crc32']})"
 
 
 def _moments(model: Decoder, optimizer: AdamW) -> dict[str, Tensor]:

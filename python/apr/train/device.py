@@ -89,8 +89,15 @@ def peak_flops(device: torch.device, precision: Precision) -> float | None:
     return _PEAK_BF16.get(torch.cuda.get_device_name(device))
 
 
+def forget_peak_memory(device: torch.device) -> None:
+    """Have the peak of a GPU's memory begin anew: a process may have had runs before this one."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory the run has held: reserved on the GPU, resident on the CPU."""
+    """Most memory held: on a GPU reserved by the run, on the CPU resident since the process began."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -4,36 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
-from apr.container.file import load
 from apr.data.loader import Loader, LoaderState, fingerprint
 from apr.data.windows import TrainingOrder
-from apr.errors import AprError, RefusedError, message
-from apr.files import write_json
-from apr.train import gates, rundir
-from apr.train.callbacks import CheckpointRecord, EvaluationRecord, StepRecord
-from apr.train.checkpoint import (
-    Checkpoint,
-    best_of,
-    epoch_path,
-    export_weights,
-    list_checkpoints,
-    mark,
-    optimizer_digest,
-    prune,
-    restore,
-    step_path,
-)
-from apr.train.device import Utilisation, computing, peak_flops
-from apr.train.evaluation import Evaluation, evaluate, perplexity
+from apr.errors import RefusedError
+from apr.train import gates, resume, rundir
+from apr.train.checkpoint import export_weights, restore
+from apr.train.device import computing
+from apr.train.evaluation import Evaluation, evaluate
 from apr.train.loss import token_losses
-from apr.train.metrics import MetricsFile, cut_back
-from apr.train.optimizer import make_optimizer
-from apr.train.report import clock
+from apr.train.optimizer import make_optimizer, set_learning_rate
+from apr.train.recording import Recorder
 from apr.train.result import Gate, Status
 from apr.train.saver import Saver
 from apr.train.schedule import learning_rate
@@ -57,8 +42,6 @@ if TYPE_CHECKING:
 _AGREEMENT = {"fp32": 1e-4, "bf16": 2e-2}
 # Windows that a sentence names; the record has them all.
 _NAMED_WINDOWS = 8
-# Ends the names of checkpoints that a killed process was writing.
-_BEING_WRITTEN = ".apr-tmp"
 
 
 @dataclass(frozen=True)
@@ -85,24 +68,16 @@ class Loop:
         callbacks: Sequence[Callbacks] = (),
     ) -> None:
         self._prepared, self._config, self._model = prepared, prepared.config, model
-        self._report, self._stop, self._callbacks = report, stop, callbacks
+        self._report, self._stop = report, stop
         self._dir = prepared.config.run_dir
-        self._utilisation = Utilisation(prepared.device)
-        self._peak_flops = peak_flops(prepared.device, prepared.precision)
         self._train = prepared.split.train
         self._cap = gates.first_cap(
             self._config.mode_defaults.first_val_loss_cap, prepared.model_config.vocab_size
         )
-        self._saver = Saver(prepared.config, prepared.facts)
-        self._damaged: dict[Path, str] = {}
-        self._seconds: list[float] = []
-        self._evaluation_seconds = 0.0
         self.state = RunState()
         self._disagreement: float | None = None
         self.finite = True
         self.exhausted = False
-        self.wall_before = 0.0
-        self.resumed_from: Path | None = None
         torch.manual_seed(self._config.seed)
         self._optimizer = make_optimizer(model, self._config)
         self._training_step = Step(
@@ -112,6 +87,8 @@ class Loop:
             grad_clip=self._config.grad_clip,
             compiled=self._config.compile,
         )
+        self._recorder = Recorder(prepared, report, callbacks)
+        self._saver = Saver(prepared, model, self._optimizer, report, self._recorder)
 
     # what the result asks for
 
@@ -132,19 +109,30 @@ class Loop:
     @property
     def last_checkpoint(self) -> Path | None:
         """The furthest one."""
-        return self._saver.checkpoints[-1].path if self._saver.checkpoints else None
+        return None if self._saver.last is None else self._saver.last.path
 
     @property
     def best_checkpoint(self) -> Path | None:
         """Of the epoch with the lowest held-out loss, among those that are there."""
-        best = best_of(self._saver.checkpoints, self.state.val_loss_history)
+        best = self._saver.best(self.state)
         return None if best is None else best.path
 
     @property
     def best_checkpoint_loss(self) -> float | None:
         """Its held-out loss."""
-        best = best_of(self._saver.checkpoints, self.state.val_loss_history)
+        best = self._saver.best(self.state)
         return None if best is None or best.epoch is None else self.state.val_loss_history[best.epoch]
+
+    @property
+    def resumed_from(self) -> Path | None:
+        """The checkpoint that was gone on from."""
+        last = None if self._prepared.found is None else self._prepared.found.last
+        return None if last is None else last.path
+
+    @property
+    def wall_before(self) -> float:
+        """Seconds of the run's earlier parts."""
+        return self._recorder.wall_before
 
     @property
     def windows_seen(self) -> int:
@@ -165,17 +153,15 @@ class Loop:
             Interrupted: a signal asked for it; nothing is saved yet.
             DisagreementError: the first batch's loss depends on the path.
         """
-        self._started = time.monotonic()
-        if self._config.resume:
-            self._take_up_files()
-        with MetricsFile(self._dir / rundir.METRICS) as metrics, self._batches() as loader:
-            self._metrics, self._loader = metrics, loader
+        self._settle()
+        with self._recorder, self._batches() as loader:
+            self._loader = loader
             try:
                 ended = self._to_the_end()
             except Exception:  # a second signal alone does not wait
                 self._saver.join()
                 raise
-        self._collect(self._saver.wait())
+        self._saver.wait()
         return ended
 
     def _to_the_end(self) -> Ended:
@@ -188,12 +174,12 @@ class Loop:
             ended = self._epoch_gates()
         while ended is None and self.state.step < self._config.num_steps:
             self._stop.check()
-            self._collect(self._saver.finished())
+            self._saver.look()
             ended = self._step()
             if ended is None and self._evaluation_is_due():
                 ended = self._end_of_epoch()
             elif ended is None and self._config.saves_on_the_way(self.state.step):
-                self._save(step_path(self._dir, self.state.step), epoch=None)
+                self._saver.save_step(self.state)
         return ended or self._budget_spent()
 
     def _batches(self) -> Loader:
@@ -209,20 +195,14 @@ class Loop:
             state=state,
         )
 
-    def save_on_the_way(self) -> Path | None:
+    def save_the_rest(self) -> Path | None:
         """Save what was trained since the last checkpoint; where the latest state lies, None before any.
 
         Raises:
             AprError, OSError: it cannot be saved.
         """
-        self._collect(self._saver.wait())
-        if self.state.step == 0:
-            return None
-        last = self._saver.checkpoints[-1] if self._saver.checkpoints else None
-        if last is None or last.step < self.state.step:
-            self._save(step_path(self._dir, self.state.step), epoch=None)
-            self._collect(self._saver.wait())
-        return self.last_checkpoint
+        saved = self._saver.save_the_rest(self.state)
+        return None if saved is None else saved.path
 
     def when_saved(self, then: Callable[[], None]) -> None:
         """Call `then` once no checkpoint is being written any more."""
@@ -244,71 +224,22 @@ class Loop:
             self._report.line(f"wrote {path.name}: the weights in bfloat16, read back and verified")
 
     def take_up(self) -> None:
-        """Restore the furthest checkpoint that verifies; nothing is written.
+        """Restore what the checkpoint to go on from has beyond the weights; nothing is written.
 
         Raises:
-            RefusedError: there are checkpoints and none verifies; or they are of another run or other shards.
+            RefusedError: it is of another run or of other shards.
         """
-        found, self._damaged = list_checkpoints(self._dir)
-        while found:
-            last = found[-1]
-            try:
-                self.state = restore(last.path, self._model, self._optimizer, self._prepared.facts)
-            except (AprError, OSError) as error:
-                self._damaged[last.path] = message(error)
-                found.pop()
-                continue
-            self._pass_over_damaged_best(found)
-            self._saver.checkpoints = found
-            self.resumed_from = last.path
+        if self.resumed_from is not None:
+            self.state = restore(self.resumed_from, self._model, self._optimizer, self._prepared.facts)
+
+    def _settle(self) -> None:
+        """Bring the files of a run that is taken up to where its state is."""
+        found = self._prepared.found
+        if found is None:
             return
-        if self._damaged:
-            reasons = "; ".join(self._damaged.values())
-            raise RefusedError(
-                f"{self._dir}: no checkpoint can be gone on from ({reasons}): "
-                "bring one back, or take --force to start anew"
-            )
-
-    def _pass_over_damaged_best(self, found: list[Checkpoint]) -> None:
-        """Take away from those found, of which the last was verified, a best one that is damaged."""
-        while (best := best_of(found, self.state.val_loss_history)) not in {None, found[-1]}:
-            assert best is not None
-            try:
-                load(best.path, verify="full").close()
-            except (AprError, OSError) as error:
-                self._damaged[best.path] = message(error)
-                found.remove(best)
-                continue
-            return
-
-    def _take_up_files(self) -> None:
-        """Bring the run's files to where the checkpoint is; what is damaged is set aside."""
-        for path, reason in self._damaged.items():
-            aside = path.replace(path.with_name(f"{path.name}.damaged"))
-            mark(path, "damaged")
-            self._report.line(f"damaged, set aside as {aside.name}: {reason}")
-        for left in (self._dir / "ckpt").glob(f".*{_BEING_WRITTEN}"):
-            left.unlink(missing_ok=True)
-        step, evaluated = self.state.step, self.state.evaluated_step
-
-        def known(record: dict[str, Any]) -> bool:
-            # An evaluation belongs to the state if its epoch is counted; that of step 0 comes before all.
-            return bool(self._saver.checkpoints) and record["step"] < (
-                step if "train_loss" in record else evaluated + 1
-            )
-
-        records = cut_back(self._dir / rundir.METRICS, known)
-        self.wall_before = records[-1]["wall_seconds"] if records else 0.0
-        last = self._saver.checkpoints[-1] if self._saver.checkpoints else None
-        if last is not None and last.epoch is not None and not last.metadata_path.exists():
-            sha = optimizer_digest(self._model, self._optimizer, step)
-            write_json(last.metadata_path, {**self._epoch_facts(last.epoch), "optimizer_state_sha": sha})
-        if last is not None:
-            self._saver.checkpoints = prune(
-                self._saver.checkpoints, self._config, self.state.val_loss_history
-            )
-        name = self.resumed_from.name if self.resumed_from else "the start: no checkpoint was written"
-        self._report.line(f"resumed at step {step} from {name}")
+        self._recorder.wall_before = resume.settle(self._dir, found, self.state, self._report)
+        if found.checkpoints:
+            self._saver.take_over(found.checkpoints, self.state)
 
     def _evaluation_is_due(self) -> bool:
         step = self.state.step
@@ -319,40 +250,50 @@ class Loop:
 
     def _step(self) -> Ended | None:
         config, state = self._config, self.state
-        assert config.lr is not None
-        assert config.warmup_steps is not None
         ended = self._next_windows_are_there()
         if ended is not None:
             return ended
         started = time.perf_counter()
-        lr = learning_rate(
-            state.step,
+        lr = self._rate(state.step)
+        self._accumulate()
+        limit = state.loss_limit if config.skip_spikes else None
+        made = self._training_step.update(lr, math.inf if limit is None else limit)
+        seconds = time.perf_counter() - started
+        if not made.finite:
+            return self._bad_numbers(made, lr, seconds)
+        self._recorder.step(state, made, lr, seconds)
+        state.add_step(made.train_loss, made.grad_norm, config.tokens_per_step, updated=made.updated)
+        return None
+
+    def _rate(self, step: int) -> float:
+        config = self._config
+        assert config.lr is not None
+        assert config.warmup_steps is not None
+        return learning_rate(
+            step,
             peak=config.lr,
             warmup_steps=config.warmup_steps,
             num_steps=config.num_steps,
             min_ratio=config.min_lr_ratio,
         )
-        self._accumulate()
-        limit = state.loss_limit if config.skip_spikes else None
-        made = self._training_step.update(lr, math.inf if limit is None else limit)
-        if not made.finite:
-            self.finite = False
-            order = TrainingOrder(len(self._train), config.seed, config.shuffle)
-            windows = order.windows(self.windows_seen, config.windows_per_step).tolist()
-            self._record_step(made, lr, time.perf_counter() - started, windows=windows)
-            named = ", ".join(map(str, windows[:_NAMED_WINDOWS])) + " …" * (len(windows) > _NAMED_WINDOWS)
-            saved = self.save_on_the_way()
-            return Ended(
-                "NUMERICAL_INSTABILITY",
-                f"train_loss {made.train_loss}, grad_norm {made.grad_norm} at step {state.step}, from the "
-                f"training windows {named}: no update was made from it; "
-                + (f"the state before it is {saved.name}" if saved else "nothing was trained yet"),
-            )
-        seconds = time.perf_counter() - started
-        self._seconds.append(seconds)
-        self._record_step(made, lr, seconds)
-        state.add_step(made.train_loss, made.grad_norm, config.tokens_per_step, updated=made.updated)
-        return None
+
+    def _bad_numbers(self, made: StepOutcome, lr: float, seconds: float) -> Ended:
+        """Save the state before the step, which is as it was, and say which windows it came from."""
+        self.finite = False
+        step = self.state.step
+        order = TrainingOrder(len(self._train), self._config.seed, self._config.shuffle)
+        windows = order.windows(self.windows_seen, self._config.windows_per_step).tolist()
+        self._recorder.step(self.state, made, lr, seconds, windows=windows)
+        named = ", ".join(map(str, windows[:_NAMED_WINDOWS])) + " …" * (len(windows) > _NAMED_WINDOWS)
+        if step:
+            set_learning_rate(self._optimizer, self._rate(step - 1))  # a part of that state too
+        saved = self.save_the_rest()
+        return Ended(
+            "NUMERICAL_INSTABILITY",
+            f"train_loss {made.train_loss}, grad_norm {made.grad_norm} at step {step}, from the "
+            f"training windows {named}: no update was made from it; "
+            + (f"the state before it is {saved.name}" if saved else "nothing was trained yet"),
+        )
 
     def _next_windows_are_there(self) -> Ended | None:
         """Whether the stream has the next step's windows, or may be cycled for them."""
@@ -362,7 +303,7 @@ class Loop:
             return None
         if not self._config.allow_shard_cycle:
             self.exhausted = True
-            self.save_on_the_way()
+            self.save_the_rest()
             return Ended(
                 "STREAM_EXHAUSTED", f"all {count:,} training windows were visited at step {self.state.step}"
             )
@@ -373,13 +314,13 @@ class Loop:
     def _accumulate(self) -> None:
         """Gradients of one step; the first time, also whether the evaluation's way gives the same loss."""
         batches = [next(self._loader) for _ in range(self._config.grad_accum)]
-        loss = self._training_step.accumulate(batches, self._config.tokens_per_step)
+        self._training_step.accumulate(batches, self._config.tokens_per_step)
         if self._disagreement is None:
-            self._check_agreement(batches, loss)
+            self._check_agreement(batches)
 
-    def _check_agreement(self, batches: list[Tensor], train: float) -> None:
+    def _check_agreement(self, batches: list[Tensor]) -> None:
         """The loss of this process's first step must not depend on which path computes it."""
-        held_out = 0.0
+        train, held_out = self._training_step.loss(), 0.0
         with torch.no_grad(), computing(self._prepared.device, self._prepared.precision):
             for ids in batches:
                 held_out += token_losses(self._model, ids).sum(dtype=torch.float64).item()
@@ -392,50 +333,6 @@ class Loop:
                 f"the first step's loss is {train:.4f} in training and {held_out:.4f} in evaluation"
             )
 
-    def _record_step(self, made: StepOutcome, lr: float, seconds: float, **more: object) -> None:
-        state, speed = self.state, self._config.tokens_per_step / seconds
-        flops = self._prepared.needs.flops_a_token * speed
-        limit = state.loss_limit
-        record = StepRecord(
-            step=state.step,
-            train_loss=made.train_loss,
-            grad_norm=made.grad_norm,
-            lr=lr,
-            device=str(self._prepared.device),
-            tokens_per_sec=round(speed, 3),
-            gpu_util_pct=self._utilisation.percent(),
-            mfu=None if self._peak_flops is None else round(flops / self._peak_flops, 4),
-            tokens_seen=state.tokens_seen + self._config.tokens_per_step,
-            wall_seconds=self._wall(),
-            loss_limit=limit,
-            spike=limit is not None and made.train_loss > limit,
-            updated=made.updated,
-        )
-        self._metrics.write({**asdict(record), **more})
-        self._show_step(record)
-        self._send(record)
-
-    def _show_step(self, record: StepRecord) -> None:
-        done, planned = record.step + 1, self._config.num_steps
-        if record.spike:
-            what = "" if record.updated else ": nothing was updated from it"
-            self._report.line(
-                f"spike at step {record.step}: loss {record.train_loss:.4f} is above "
-                f"{record.loss_limit:.4f}, 6 standard deviations over the mean of the last 100{what}"
-            )
-        mfu = "" if record.mfu is None else f"  mfu {record.mfu:.1%}"
-        self._report.progress(
-            f"step {done}/{planned}  loss {record.train_loss:.4f}  grad norm {record.grad_norm:.2f}  "
-            f"lr {record.lr:.2e}  {record.tokens_per_sec:,.0f} tokens/s{mfu}  {self._time_left(done)} left",
-            done,
-            planned,
-            due=done == planned or done % self._config.steps_per_epoch == 0,
-        )
-
-    def _send(self, record: StepRecord | EvaluationRecord | CheckpointRecord) -> None:
-        for callbacks in self._callbacks:
-            callbacks.send(record)
-
     # an epoch
 
     def _end_of_epoch(self) -> Ended | None:
@@ -446,8 +343,7 @@ class Loop:
                 "NUMERICAL_INSTABILITY", f"held-out loss {evaluation.val_loss} at step {self.state.step}"
             )
         self.state.end_epoch(evaluation.val_loss)
-        epoch = self.state.epochs - 1
-        self._save(epoch_path(self._dir, epoch), epoch)
+        self._saver.save_epoch(self.state)
         return self._epoch_gates()
 
     def _epoch_gates(self) -> Ended | None:
@@ -497,57 +393,5 @@ class Loop:
             precision=self._prepared.precision,
             on_progress=on_progress,
         )
-        record = EvaluationRecord(
-            step=self.state.step,
-            val_loss=made.val_loss,
-            val_ppl=made.val_ppl,
-            val_tokens=made.val_tokens,
-            tokens_seen=self.state.tokens_seen,
-            wall_seconds=self._wall(),
-        )
-        self._evaluation_seconds = time.perf_counter() - started
-        self._metrics.write(asdict(record))
-        self._report.line(
-            f"{when}: held-out loss {made.val_loss:.4f} (perplexity {made.val_ppl:.2f}) "
-            f"over {made.val_tokens:,} tokens in {self._evaluation_seconds:.1f} s"
-        )
-        self._send(record)
+        self._recorder.evaluation(self.state, made, when, time.perf_counter() - started)
         return made
-
-    def _save(self, path: Path, epoch: int | None) -> None:
-        """Have a checkpoint written; the one before is waited for."""
-        self._report.progress(f"writing {path.name}", 0, 1)
-        self._collect(self._saver.wait())
-        facts = None if epoch is None else self._epoch_facts(epoch)
-        self._saver.save(
-            Checkpoint(path, self.state.step, epoch), self._model, self._optimizer, self.state, facts
-        )
-
-    def _collect(self, written: Checkpoint | None) -> None:
-        if written is not None:
-            name = written.path.relative_to(self._dir)
-            self._report.line(f"wrote {name}: step {written.step}, read back and verified")
-            self._send(CheckpointRecord(step=written.step, epoch=written.epoch, path=written.path))
-
-    def _epoch_facts(self, epoch: int) -> dict[str, Any]:
-        state = self.state
-        val_loss = state.val_loss_history[-1]
-        return {
-            "epoch": epoch,
-            "train_loss": state.train_loss,
-            "val_loss": val_loss,
-            "train_ppl": None if state.train_loss is None else perplexity(state.train_loss),
-            "val_ppl": perplexity(val_loss),
-            "wall_seconds": self._wall(),
-            "tokens_seen": state.tokens_seen,
-            "grad_norm_max": state.grad_norm_max,
-        }
-
-    def _wall(self) -> float:
-        return round(self.wall_before + time.monotonic() - self._started, 3)
-
-    def _time_left(self, done: int) -> str:
-        recent = self._seconds[-20:]
-        steps = sum(recent) / max(1, len(recent)) * (self._config.num_steps - done)
-        evaluations = self._config.epochs - (done - 1) // self._config.steps_per_epoch
-        return clock(steps + self._evaluation_seconds * evaluations)

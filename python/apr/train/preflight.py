@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 import json
-import zlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 
 from apr.container.file import load
-from apr.container.metadata import HF_TOKENIZER, VOCABULARY
 from apr.contracts.schema import load_contract
 from apr.data.corpus_check import problems
 from apr.data.scan import Scan, common_shards
 from apr.data.shards import ShardDir
 from apr.data.split import Split, evaluation_windows, split
 from apr.errors import AprError, PreflightError, RefusedError
-from apr.model.config import ModelConfig
 from apr.model.decoder import Decoder
-from apr.model.fill import check_values, fill, has_head, match
-from apr.model.init import init_weights, load_arch
-from apr.train import rundir
+from apr.model.fill import fill
+from apr.model.init import init_weights
+from apr.train import origin, rundir
 from apr.train.device import choose_device, describe
 from apr.train.needs import Needs
+from apr.train.resume import find
 from apr.train.tensorboard import check_tensorboard
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
-    from apr.container.file import AprFile
     from apr.data.tokenizers import LoadedTokenizer
+    from apr.model.config import ModelConfig
     from apr.train.config import Precision, PretrainConfig
+    from apr.train.origin import Origin
+    from apr.train.resume import Found
 
 # Compiling takes as long as some hundred steps of a small model.
 _STEPS_WORTH_COMPILING = 200
 # Kaplan-style rule of thumb: fewer training tokens a parameter leave a model from scratch mostly untrained.
 _ENOUGH_TOKENS_A_PARAMETER = 10
-_TOKENIZER_KEYS = ("tokenizer.", "chat_template", "special_tokens", HF_TOKENIZER)
 P = ParamSpec("P")
 T = TypeVar("T")
-_CARRIED_KEYS = ("name", "license", "data_source", "data_license")
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,10 @@ class Prepared:
     """Metadata of its checkpoints, but for the run's state."""
     notes: tuple[str, ...]
     """What a user should know, and warnings."""
+    weights: Path | None
+    """The file that the model is filled from; None from scratch."""
+    found: Found | None
+    """Of a run that is taken up: its checkpoints."""
 
     @property
     def parameters(self) -> int:
@@ -71,16 +73,16 @@ class Prepared:
         return evaluation_windows(self.split.held_out, self.config.val_tokens) * self.config.seq_length
 
     def build_model(self) -> Decoder:
-        """The model that the run starts from, on its device.
+        """The model that the run starts from or goes on with, on its device.
 
         Raises:
-            WeightsError: the tensors of the init file do not fit.
+            WeightsError: the tensors of its file do not fit.
         """
         model = Decoder.empty(self.model_config, self.device, torch.float32)
-        if self.config.init is None:
+        if self.weights is None:
             init_weights(model, self.config.seed)
         else:
-            with load(self.config.init) as file:
+            with load(self.weights) as file:
                 fill(model, file)
         return model
 
@@ -105,19 +107,23 @@ def prepare(config: PretrainConfig) -> Prepared:
         attempt(load_contract, config.contract)
     if config.tensorboard:
         attempt(check_tensorboard)
+    found = attempt(find, config.run_dir) if config.resume else None
     dataset = attempt(_corpus, config.dataset)
     val_dataset = None if config.val_dataset is None else attempt(_corpus, config.val_dataset)
-    tokenizer = None if config.tokenizer is None else attempt(_tokenizer, config.tokenizer)
+    tokenizer = None
+    goes_on = found is not None and found.last is not None  # from a checkpoint, which holds all but the data
+    if config.tokenizer is not None and (config.tokenizer.exists() or not goes_on):
+        tokenizer = attempt(_tokenizer, config.tokenizer)
     corpora = [corpus for corpus in (dataset, val_dataset) if corpus is not None]
-    model = _attempt_model(refusals, config, tokenizer, dataset)
+    start = _attempt_origin(refusals, config, tokenizer, dataset, found)
     fitting = tokenizer
-    if model is not None:
-        fitting = attempt(_fitting, model.config, tokenizer)
-        attempt(_check_positions, config, model.config)
+    if start is not None:
+        fitting = attempt(_fitting, start.model, tokenizer)
+        attempt(_check_positions, config, start.model)
     for corpus in corpora:
-        attempt(_check_corpus, corpus, tokenizer, model.carried if model else {})
-        if model is not None:
-            attempt(_check_ids, model.config, corpus)
+        attempt(_check_corpus, corpus, tokenizer, start.carried if start else {})
+        if start is not None:
+            attempt(_check_ids, start.model, corpus)
         attempt(_check_encoder, corpus, fitting)
     parts = None
     if dataset is not None and (config.val_dataset is None or val_dataset is not None):
@@ -127,29 +133,29 @@ def prepare(config: PretrainConfig) -> Prepared:
         attempt(_check_overlap, config, dataset.scan, val_dataset.scan)
     cycles = None if parts is None else attempt(_check_length, config, len(parts.train))
     needs = None
-    if model is not None:
-        needs = Needs.of(config, model.config, device or torch.device("cpu"))
+    if start is not None:
+        needs = Needs.of(config, start.model, device or torch.device("cpu"))
         attempt(needs.check_disk, config)
         if device is not None:
             attempt(needs.check_memory)
-    if refusals.found and model is not None and config.init is not None:
+    if refusals.found and start is not None:
         # A run that starts looks at all values while it fills the model; this one is looked at for its user.
-        attempt(_check_values, config.init, model.config)
+        attempt(start.check_values)
     refusals.raise_if_any()
     assert dataset is not None
-    assert model is not None
+    assert start is not None
     assert device is not None
     assert parts is not None
     assert needs is not None
     return Prepared(
         # Written down as it was chosen: where a resumed run goes on on another device, it stays.
         config=replace(config, precision=needs.precision),
-        model_config=model.config,
+        model_config=start.model,
         split=parts,
         device=device,
         precision=needs.precision,
         needs=needs,
-        facts=_facts(config, model, needs.parameters, parts, dataset.scan, (val_dataset or dataset).scan),
+        facts=_facts(config, start, needs.parameters, parts, dataset.scan, (val_dataset or dataset).scan),
         notes=(
             f"device: {describe(device)}, {needs.precision}"
             + (" (chosen by auto)" if config.device == "auto" else ""),
@@ -158,6 +164,8 @@ def prepare(config: PretrainConfig) -> Prepared:
             *_provision(config, needs.parameters),
             *_slower_than_need_be(config, device),
         ),
+        weights=start.weights,
+        found=found,
     )
 
 
@@ -201,76 +209,35 @@ class _Corpus:
     scan: Scan
 
 
-@dataclass(frozen=True)
-class _Model:
-    config: ModelConfig
-    carried: dict[str, Any]
-    """What its checkpoints carry on from the file or the tokenizer."""
-    base: dict[str, Any] | None
-    """The file that it starts from."""
-
-
 def _corpus(path: Path) -> _Corpus:
     shards = ShardDir(path)
     return _Corpus(shards, shards.scan())
+
+
+def _attempt_origin(
+    refusals: Refusals,
+    config: PretrainConfig,
+    tokenizer: LoadedTokenizer | None,
+    dataset: _Corpus | None,
+    found: Found | None,
+) -> Origin | None:
+    """The model, or None where it is refused, or where what would give its vocabulary was."""
+    if found is not None and found.last is not None:
+        return refusals.attempt(origin.from_checkpoint, found.last.path, config.init)
+    if config.init is not None:
+        return refusals.attempt(origin.from_file, config.init, tokenizer)
+    if dataset is None or (tokenizer is None and config.tokenizer is not None):
+        return None
+    assert config.arch is not None
+    sizes = (tokenizer.vocab_size if tokenizer else None, dataset.shards.vocab_size, dataset.scan.max_id + 1)
+    vocab_size = next(size for size in sizes if size is not None)
+    return refusals.attempt(origin.from_scratch, config.arch, vocab_size, tokenizer)
 
 
 def _tokenizer(path: Path) -> LoadedTokenizer:
     from apr.data.tokenizers import load_tokenizer
 
     return load_tokenizer(path)
-
-
-def _attempt_model(
-    refusals: Refusals, config: PretrainConfig, tokenizer: LoadedTokenizer | None, dataset: _Corpus | None
-) -> _Model | None:
-    """The model, or None where it is refused, or where what would give its vocabulary was."""
-    if config.init is not None:
-        return refusals.attempt(_model_of_file, config.init, tokenizer)
-    if dataset is None or (tokenizer is None and config.tokenizer is not None):
-        return None
-    return refusals.attempt(_model_from_scratch, config, tokenizer, dataset)
-
-
-def _model_from_scratch(
-    config: PretrainConfig, tokenizer: LoadedTokenizer | None, dataset: _Corpus
-) -> _Model:
-    assert config.arch is not None
-    sizes = (tokenizer.vocab_size if tokenizer else None, dataset.shards.vocab_size, dataset.scan.max_id + 1)
-    vocab_size = next(size for size in sizes if size is not None)
-    carried = dict.fromkeys(_CARRIED_KEYS[1:]) | (tokenizer.metadata() if tokenizer is not None else {})
-    return _Model(load_arch(config.arch, vocab_size), carried, None)
-
-
-def _model_of_file(path: Path, tokenizer: LoadedTokenizer | None) -> _Model:
-    with load(path, verify="full") as file:
-        try:
-            model_config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
-        except RefusedError as error:
-            raise type(error)(f"{path}: {error}") from None
-        match(model_config, file)
-        inside = {key: value for key, value in file.metadata.items() if key.startswith(_TOKENIZER_KEYS)}
-        if tokenizer is not None and not {VOCABULARY, HF_TOKENIZER} & inside.keys():
-            inside = tokenizer.metadata()
-        carried = dict.fromkeys(_CARRIED_KEYS[1:])
-        carried |= {key: file.metadata[key] for key in _CARRIED_KEYS if key in file.metadata}
-        base = {"name": path.name, "size": file.nbytes, "crc32": _crc32(file)}
-        return _Model(model_config, carried | inside, base)
-
-
-def _check_values(path: Path, model_config: ModelConfig) -> None:
-    with load(path) as file:
-        check_values(model_config, file)
-
-
-def _crc32(file: AprFile) -> str:
-    crc = file.footer
-    if crc is None:
-        with Path(file.path).open("rb") as raw:
-            crc = 0
-            while chunk := raw.read(1 << 22):
-                crc = zlib.crc32(chunk, crc)
-    return f"{crc:08x}"
 
 
 def _fitting(model: ModelConfig, tokenizer: LoadedTokenizer | None) -> LoadedTokenizer | None:
@@ -359,7 +326,7 @@ def _provision(config: PretrainConfig, parameters: int) -> list[str]:
 
 def _facts(
     config: PretrainConfig,
-    model: _Model,
+    start: Origin,
     parameters: int,
     parts: Split,
     scan: Scan,
@@ -372,7 +339,7 @@ def _facts(
         "batch_size": config.batch_size,
         "grad_accum": config.grad_accum,
         "val_tokens": config.val_tokens,
-        "base_model": model.base,
+        "base_model": start.base,
         "data": {
             "total_tokens": scan.total_tokens,
             "corpus_sha256": scan.corpus_sha256,
@@ -384,7 +351,7 @@ def _facts(
             "stop": parts.held_out.stop,
         },
     }
-    sizes = {"model_type": model.config.family, "param_count": parameters, **model.config.to_metadata()}
-    facts = {**sizes, **model.carried}
+    sizes = {"model_type": start.model.family, "param_count": parameters, **start.model.to_metadata()}
+    facts = {**sizes, **start.carried}
     plain: dict[str, Any] = json.loads(json.dumps({**facts, "training": training}))  # as a checkpoint has it
     return plain

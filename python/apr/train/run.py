@@ -19,7 +19,7 @@ from apr.errors import EXIT_REFUSED, EXIT_UNFORESEEN, AprError, RefusedError, ex
 from apr.files import write_json
 from apr.train import gates, rundir
 from apr.train.determinism import determinism
-from apr.train.device import peak_memory_bytes
+from apr.train.device import forget_peak_memory, peak_memory_bytes
 from apr.train.loop import DisagreementError, Loop
 from apr.train.metrics import read_metrics
 from apr.train.out_of_memory import building, is_out_of_memory, out_of_memory
@@ -91,6 +91,7 @@ def pretrain(
             prepared = prepare(config)
             context.enter_context(_own_random_numbers(prepared.device))
             context.enter_context(determinism(asked=config.deterministic))
+            forget_peak_memory(prepared.device)
             told = [] if callbacks is None else [callbacks]
             with building(prepared):
                 loop = Loop(prepared, prepared.build_model(), report, stop, told)
@@ -219,7 +220,7 @@ class _Run:
 
     def _interrupted(self, loop: Loop) -> _End:
         number = self._stop.signal or signal.SIGINT
-        saved = loop.save_on_the_way()
+        saved = loop.save_the_rest()
         where = (
             f"saved {saved.relative_to(self._dir)}, --resume goes on" if saved else "nothing was trained yet"
         )

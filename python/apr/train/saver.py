@@ -1,4 +1,4 @@
-"""Checkpoints written on a thread of their own, one at a time, while training goes on."""
+"""The checkpoints of a run, written on a thread of their own, one at a time, while training goes on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from apr.files import sync_file, write_json
 from apr.train import rundir
-from apr.train.checkpoint import Checkpoint, Room, prune, snapshot
+from apr.train.checkpoint import (
+    Checkpoint,
+    Room,
+    best_of,
+    epoch_path,
+    optimizer_digest,
+    prune,
+    snapshot,
+    step_path,
+)
+from apr.train.evaluation import perplexity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +28,9 @@ if TYPE_CHECKING:
 
     from apr.model.decoder import Decoder
     from apr.train.checkpoint import Snapshot
-    from apr.train.config import PretrainConfig
+    from apr.train.preflight import Prepared
+    from apr.train.recording import Recorder
+    from apr.train.report import Report
     from apr.train.state import RunState
 
 
@@ -27,15 +39,19 @@ class _Abandoned(Exception):  # noqa: N818 (no error: a request)
 
 
 class Saver:
-    """Saves the state of a run from copies of it.
+    """Saves model, optimiser and state of a run from copies of them.
 
     The next save waits for the one before. What goes wrong on the thread is raised by the next call of
-    `finished`, `wait` or `save`.
+    `look`, `wait` or a save.
     """
 
-    def __init__(self, config: PretrainConfig, facts: dict[str, Any]) -> None:
-        self._config, self._facts = config, facts
-        self._dir: Path = config.run_dir
+    def __init__(
+        self, prepared: Prepared, model: Decoder, optimizer: AdamW, report: Report, recorder: Recorder
+    ) -> None:
+        self._config, self._facts = prepared.config, prepared.facts
+        self._dir: Path = prepared.config.run_dir
+        self._model, self._optimizer = model, optimizer
+        self._report, self._recorder = report, recorder
         self._room = Room()
         self._thread: threading.Thread | None = None
         # A thread whose `join` a signal's handler cut short is taken for ended by Python 3.12.
@@ -47,28 +63,53 @@ class Saver:
         self.checkpoints: list[Checkpoint] = []
         """Those that were read back, verified and not pruned, the furthest last."""
 
-    def save(
-        self,
-        checkpoint: Checkpoint,
-        model: Decoder,
-        optimizer: AdamW,
-        state: RunState,
-        epoch_facts: dict[str, Any] | None,
-    ) -> None:
-        """Copy the state now, write it meanwhile.
+    @property
+    def last(self) -> Checkpoint | None:
+        """The furthest one."""
+        return self.checkpoints[-1] if self.checkpoints else None
 
-        Args:
-            checkpoint: where to and of what.
-            model: copied.
-            optimizer: copied.
-            state: copied.
-            epoch_facts: what goes into an epoch's metadata file, but for the optimiser's digest.
+    def best(self, state: RunState) -> Checkpoint | None:
+        """Of the epoch with the lowest held-out loss, among those that are there."""
+        return best_of(self.checkpoints, state.val_loss_history)
+
+    def take_over(self, checkpoints: list[Checkpoint], state: RunState) -> None:
+        """Go on from checkpoints, of which the last one holds this state.
+
+        A process that was killed may have left it without its metadata file, and others unpruned.
+        """
+        last = checkpoints[-1]
+        if last.epoch is not None and not last.metadata_path.exists():
+            sha = optimizer_digest(self._model, self._optimizer, state.step)
+            write_json(last.metadata_path, {**self._epoch_facts(state), "optimizer_state_sha": sha})
+        self.checkpoints = prune(checkpoints, self._config, state.val_loss_history)
+
+    def save_epoch(self, state: RunState) -> None:
+        """Have the end of an epoch written, which the state counts."""
+        epoch = state.epochs - 1
+        self._save(Checkpoint(epoch_path(self._dir, epoch), state.step, epoch), state)
+
+    def save_step(self, state: RunState) -> None:
+        """Have a checkpoint on the way written."""
+        self._save(Checkpoint(step_path(self._dir, state.step), state.step, None), state)
+
+    def save_the_rest(self, state: RunState) -> Checkpoint | None:
+        """Write what was trained since the last checkpoint, and wait; the last one then, if there is any.
 
         Raises:
-            AprError, OSError: the checkpoint before could not be written.
+            AprError, OSError: it cannot be written.
         """
         self.wait()
-        made = snapshot(model, optimizer, state, self._facts, self._room)
+        if state.step > 0 and (self.last is None or self.last.step < state.step):
+            self.save_step(state)
+            self.wait()
+        return self.last
+
+    def _save(self, checkpoint: Checkpoint, state: RunState) -> None:
+        """Copy all now, write it meanwhile."""
+        self._report.progress(f"writing {checkpoint.path.name}", 0, 1)
+        self.wait()
+        made = snapshot(self._model, self._optimizer, state, self._facts, self._room)
+        epoch_facts = None if checkpoint.epoch is None else self._epoch_facts(state)
         write = partial(self._write, checkpoint, made, epoch_facts, tuple(state.val_loss_history))
         # A second Ctrl-C waits for no disk.
         self._thread = threading.Thread(target=self._try, args=(write,), name="apr-checkpoint", daemon=True)
@@ -80,27 +121,41 @@ class Saver:
             self._idle.set()
             raise
 
-    def finished(self) -> Checkpoint | None:
-        """The checkpoint that was written since the last call, if one was.
+    def _epoch_facts(self, state: RunState) -> dict[str, Any]:
+        val_loss = state.val_loss_history[-1]
+        return {
+            "epoch": state.epochs - 1,
+            "train_loss": state.train_loss,
+            "val_loss": val_loss,
+            "train_ppl": None if state.train_loss is None else perplexity(state.train_loss),
+            "val_ppl": perplexity(val_loss),
+            "wall_seconds": self._recorder.wall,
+            "tokens_seen": state.tokens_seen,
+            "grad_norm_max": state.grad_norm_max,
+        }
+
+    def look(self) -> None:
+        """Tell of the checkpoint that was written since the last call, if one was.
 
         Raises:
             AprError, OSError: it could not be written.
         """
         if not self._idle.is_set():
-            return None
+            return
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        written, self._written = self._written, None
-        return written
+        if self._written is not None:
+            written, self._written = self._written, None
+            self._recorder.checkpoint(written)
 
-    def wait(self) -> Checkpoint | None:
-        """As `finished`, once it is."""
+    def wait(self) -> None:
+        """As `look`, once it is written."""
         self.join()
-        return self.finished()
+        self.look()
 
     def join(self) -> None:
         """Wait for what is being written; raises nothing."""

@@ -84,15 +84,12 @@ class Step:
             for layer in model.model.layers:
                 layer.compile(fullgraph=True, dynamic=False)
 
-    def accumulate(self, batches: Sequence[Tensor], tokens: int) -> float:
-        """Gradients of the micro-batches of a step.
+    def accumulate(self, batches: Sequence[Tensor], tokens: int) -> None:
+        """Gradients of the micro-batches of a step; the host does not wait for them.
 
         Args:
             batches: int64 [B, T + 1] each, on the CPU or the device.
             tokens: predicted tokens of all of them.
-
-        Returns:
-            The mean loss of these tokens, nats.
         """
         self._loss.zero_()
         for i, batch in enumerate(batches):
@@ -101,6 +98,9 @@ class Step:
                 self._add(ids, tokens)
             else:
                 self._replay(self._graphs, ids, tokens, first=i == 0)
+
+    def loss(self) -> float:
+        """Wait for the mean loss of the tokens that were accumulated, nats."""
         return self._loss.item()
 
     def update(self, lr: float, loss_limit: float = math.inf) -> StepOutcome:

@@ -1,0 +1,98 @@
+"""Taking up a run: what its directory holds to go on from, and bringing its files to where that is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from apr.container.file import load
+from apr.errors import AprError, RefusedError, message
+from apr.train import rundir
+from apr.train.checkpoint import Checkpoint, best_of, list_checkpoints, mark, state_of
+from apr.train.metrics import cut_back
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from apr.train.report import Report
+    from apr.train.state import RunState
+
+# Ends the names of checkpoints that a killed process was writing.
+_BEING_WRITTEN = ".apr-tmp"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoints of a run that is taken up; none of one that was killed before it had any."""
+
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    """The furthest last; of that one and of the best one every byte was verified."""
+    damaged: dict[Path, str] = field(default_factory=dict)
+    """Those that cannot be used, and why not."""
+
+    @property
+    def last(self) -> Checkpoint | None:
+        """The one to go on from."""
+        return self.checkpoints[-1] if self.checkpoints else None
+
+
+def find(run_dir: Path) -> Found:
+    """The checkpoints of a run, without those that do not verify; nothing is written.
+
+    Raises:
+        RefusedError: there are some and none verifies.
+    """
+    there, damaged = list_checkpoints(run_dir)
+    found = Found(there, damaged)
+    while found.last is not None:
+        try:
+            with load(found.last.path, verify="full") as file:
+                state = state_of(file)
+        except (AprError, OSError) as error:
+            damaged[there.pop().path] = message(error)
+            continue
+        _pass_over_damaged_best(found, state.val_loss_history)
+        return found
+    if damaged:
+        raise RefusedError(
+            f"{run_dir}: no checkpoint can be gone on from ({'; '.join(damaged.values())}): "
+            "bring one back, or take --force to start anew"
+        )
+    return found
+
+
+def _pass_over_damaged_best(found: Found, val_losses: list[float]) -> None:
+    while (best := best_of(found.checkpoints, val_losses)) not in {None, found.last}:
+        assert best is not None
+        try:
+            load(best.path, verify="full").close()
+        except (AprError, OSError) as error:
+            found.damaged[best.path] = message(error)
+            found.checkpoints.remove(best)
+            continue
+        return
+
+
+def settle(run_dir: Path, found: Found, state: RunState, report: Report) -> float:
+    """Bring a run's files to where the checkpoint is; what is damaged is set aside.
+
+    Returns:
+        Seconds that the run had taken by then.
+    """
+    for path, reason in found.damaged.items():
+        aside = path.replace(path.with_name(f"{path.name}.damaged"))
+        mark(path, "damaged")
+        report.line(f"damaged, set aside as {aside.name}: {reason}")
+    for left in (run_dir / "ckpt").glob(f".*{_BEING_WRITTEN}"):
+        left.unlink(missing_ok=True)
+
+    def known(record: dict[str, Any]) -> bool:
+        # An evaluation belongs to the state if its epoch is counted; that of step 0 comes before all.
+        return found.last is not None and record["step"] < (
+            state.step if "train_loss" in record else state.evaluated_step + 1
+        )
+
+    records = cut_back(run_dir / rundir.METRICS, known)
+    name = "the start: no checkpoint was written" if found.last is None else found.last.path.name
+    report.line(f"resumed at step {state.step} from {name}")
+    return records[-1]["wall_seconds"] if records else 0.0
