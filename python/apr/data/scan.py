@@ -164,7 +164,6 @@ def scan(
         if out_of_range is not None:
             beyond.append(Beyond(shard.name, *out_of_range))
     counts = np.frombuffer(raw, "<u8")
-    order = np.argsort(counts, kind="stable")[::-1][:_TOP]
     return FullScan(
         shards=tuple(scans),
         total_tokens=total,
@@ -172,10 +171,19 @@ def scan(
         distinct_ids=int(np.count_nonzero(counts)),
         windows=windows,
         different_windows=different,
-        most_frequent=tuple((int(i), int(counts[i])) for i in order if counts[i]),
+        most_frequent=_most_frequent(counts),
         counts=counts,
         beyond=tuple(beyond),
     )
+
+
+def _most_frequent(counts: NDArray[np.uint64]) -> tuple[tuple[int, int], ...]:
+    """The `_TOP` most frequent ids; of equally frequent ones the higher first."""
+    # All counts sorted would take as long as the scan of millions of ids.
+    least = np.partition(counts, -_TOP)[-_TOP] if len(counts) > _TOP else 0
+    ids = np.flatnonzero(counts >= max(1, least))
+    order = ids[np.argsort(counts[ids], kind="stable")[::-1][:_TOP]]
+    return tuple((int(token), int(counts[token])) for token in order)
 
 
 def _entropy_bits(counts: NDArray[np.uint64]) -> float:

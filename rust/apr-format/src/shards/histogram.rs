@@ -1,5 +1,7 @@
 //! How often each id occurs.
 
+use super::sha::BLOCK;
+
 /// No vocabulary is larger; ids from here on are never counted.
 pub const MAX_VOCAB: u32 = 1 << 22;
 /// Counts of 32 bits are moved to those of 64 before any of them can run over.
@@ -8,16 +10,16 @@ const MOST_PENDING: usize = 1 << 30;
 /// Counts of ids.
 #[derive(Debug, Default)]
 pub(super) struct Histogram {
-    /// Its length is a power of two above every id it has met, so that no id needs a check of its own; 32 bits
-    /// suffice between two flushes and take half the cache.
+    /// Longer than every id that it has met and that a vocabulary can have. 32 bits suffice between two flushes
+    /// and take half the cache; fewer are slower to add to.
     table: Vec<u32>,
     pending: usize,
     counts: Vec<u64>,
 }
 
 impl Histogram {
-    /// Count ids; those that no vocabulary has are left out. Gives the highest of them all, and `highest`.
-    pub(super) fn count(&mut self, ids: &[[u8; 4]], highest: Option<u32>) -> Option<u32> {
+    /// The table in which [`count`] is to count these ids, and the highest of them all, and `highest`.
+    pub(super) fn table_for(&mut self, ids: &[[u8; 4]], highest: Option<u32>) -> (&mut [u32], Option<u32>) {
         if self.pending > MOST_PENDING {
             self.flush();
         }
@@ -27,37 +29,15 @@ impl Histogram {
         // taking the maximum, which is needed for few pieces only.
         let (all, above) = ids.iter().fold((0, 0), |(all, above), id| {
             let id = u32::from_le_bytes(*id);
-            (all | id, above | u32::from(id > before))
+            (all | id, above | if id > before { u32::MAX } else { 0 })
         });
         let length = (all.min(MAX_VOCAB - 1) as usize + 1).next_power_of_two();
         if length > self.table.len() {
-            self.table.resize(length.max(1 << 10), 0);
+            self.table.resize(length, 0);
         }
-        if all < MAX_VOCAB {
-            self.count_below_length(ids);
-        } else {
-            for id in ids {
-                if let Some(count) = self.table.get_mut(u32::from_le_bytes(*id) as usize) {
-                    *count += 1;
-                }
-            }
-        }
-        if above > 0 || highest.is_none() {
-            return highest.max(ids.iter().map(|id| u32::from_le_bytes(*id)).max());
-        }
-        highest
-    }
-
-    fn count_below_length(&mut self, ids: &[[u8; 4]]) {
-        macro_rules! masked {
-            ($($bits:literal)*) => {
-                match self.table.len() {
-                    $(length if length == 1 << $bits => masked::<{ 1 << $bits }>(&mut self.table, ids),)*
-                    _ => {}
-                }
-            };
-        }
-        masked!(10 11 12 13 14 15 16 17 18 19 20 21 22);
+        let new = above > 0 || highest.is_none();
+        let found = if new { ids.iter().map(|id| u32::from_le_bytes(*id)).max() } else { None };
+        (&mut self.table, highest.max(found))
     }
 
     /// These counts and those, one for each id below `limit` up to the highest that occurs.
@@ -84,11 +64,32 @@ impl Histogram {
     }
 }
 
-/// The loop that everything waits for: masked by a constant, it has no bounds to check.
-fn masked<const N: usize>(counts: &mut [u32], ids: &[[u8; 4]]) {
-    let Some((counts, _)) = counts.split_first_chunk_mut::<N>() else { return };
-    for id in ids {
-        counts[u32::from_le_bytes(*id) as usize & (N - 1)] += 1;
+/// Count ids; those that the table does not reach, which no vocabulary has, are left out.
+pub(super) fn count(table: &mut [u32], ids: &[[u8; 4]]) {
+    let (blocks, rest) = ids.as_flattened().as_chunks();
+    for block in blocks {
+        count_block(table, block);
+    }
+    for id in rest.as_chunks().0 {
+        count_one(table, u32::from_le_bytes(*id).into());
+    }
+}
+
+/// Count the ids of a block of bytes: of a number that is known, so that there is no loop.
+#[inline]
+pub(super) fn count_block(table: &mut [u32], block: &[u8; BLOCK]) {
+    for two in block.as_chunks().0 {
+        // One load for two ids: loads and stores are what the core has too few of.
+        let two = u64::from_le_bytes(*two);
+        count_one(table, two & u64::from(u32::MAX));
+        count_one(table, two >> 32);
+    }
+}
+
+#[inline]
+fn count_one(table: &mut [u32], id: u64) {
+    if let Some(count) = usize::try_from(id).ok().and_then(|id| table.get_mut(id)) {
+        *count += 1;
     }
 }
 
@@ -96,8 +97,11 @@ fn masked<const N: usize>(counts: &mut [u32], ids: &[[u8; 4]]) {
 mod tests {
     use super::*;
 
-    fn ids(of: &[u32]) -> Vec<[u8; 4]> {
-        of.iter().map(|id| id.to_le_bytes()).collect()
+    fn take(one: &mut Histogram, ids: &[u32], highest: Option<u32>) -> Option<u32> {
+        let ids: Vec<_> = ids.iter().map(|id| id.to_le_bytes()).collect();
+        let (table, highest) = one.table_for(&ids, highest);
+        count(table, &ids);
+        highest
     }
 
     #[test]
@@ -105,7 +109,7 @@ mod tests {
         let mut one = Histogram::default();
         let mut highest = None;
         for part in [&[1, 1, 5][..], &[MAX_VOCAB - 1, 1], &[u32::MAX, 0], &[]] {
-            highest = one.count(&ids(part), highest);
+            highest = take(&mut one, part, highest);
             one.pending = MOST_PENDING + 1;
         }
         assert_eq!(highest, Some(u32::MAX));
@@ -117,7 +121,7 @@ mod tests {
     #[test]
     fn ids_from_the_limit_on_are_left_out() {
         let mut one = Histogram::default();
-        assert_eq!(one.count(&ids(&[0, 9, 3]), None), Some(9));
+        assert_eq!(take(&mut one, &[0, 9, 3], None), Some(9));
         assert_eq!(Histogram::merged([one], 9), [1, 0, 0, 1]);
     }
 }

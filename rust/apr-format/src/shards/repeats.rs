@@ -7,12 +7,10 @@
 
 /// Ids of a window.
 pub const WINDOW: usize = 64;
-/// A window starts where the sum of two ids is a multiple of this: every 256 ids or so.
-const SPACING: u32 = 256;
+/// A window starts where the sum of two ids is a multiple of this: every 256 ids or so. The lowest byte tells.
+const SPACING: usize = 1 << u8::BITS;
 /// Where no pair of ids says so, one starts after this many: text of a short period has windows too.
-const FURTHEST: usize = 3 * SPACING as usize;
-/// Ids that are looked at together.
-const STRIDE: usize = 64;
+const FURTHEST: usize = 3 * SPACING;
 /// Registers of the sketch: a standard error of 0.8 %.
 const REGISTERS: usize = 1 << PRECISION;
 const PRECISION: u32 = 14;
@@ -24,24 +22,38 @@ const MOST_ZEROS: u32 = u64::BITS - PRECISION;
 pub(super) struct Repeats {
     windows: u64,
     registers: Vec<u8>,
+    /// Room for the lowest bytes of ids, and for the sums of two neighbours' each.
+    lowest: Vec<u8>,
+    sums: Vec<u8>,
 }
 
 impl Default for Repeats {
     fn default() -> Self {
-        Self { windows: 0, registers: vec![0; REGISTERS] }
+        Self { windows: 0, registers: vec![0; REGISTERS], lowest: Vec::new(), sums: Vec::new() }
     }
 }
 
 impl Repeats {
     /// Take the windows that lie within these ids.
     pub(super) fn take(&mut self, ids: &[[u8; 4]]) {
+        // Bytes without a branch in between, 16 and more at a time; then a search that is made for bytes.
+        self.lowest.clear();
+        let (blocks, rest) = ids.as_chunks::<16>();
+        self.lowest.extend(blocks.iter().flat_map(|ids| ids.map(lowest)));
+        self.lowest.extend(rest.iter().copied().map(lowest));
+        let mut sums = std::mem::take(&mut self.sums);
+        sums.clear();
+        let second = self.lowest.get(1..).unwrap_or_default();
+        sums.extend(self.lowest.iter().zip(second).map(|(a, b)| a.wrapping_add(*b)));
         let mut at = 0;
-        while let Some(start) = next_start(ids, at)
-            && let Some(window) = ids.get(start..start + WINDOW)
-        {
+        while let Some(rest) = sums.get(at..) {
+            let furthest = rest.len().min(FURTHEST);
+            let start = at + memchr::memchr(0, &rest[..furthest]).unwrap_or(furthest);
+            let Some(window) = ids.get(start..start + WINDOW) else { break };
             self.add(hash(window));
             at = start + WINDOW;
         }
+        self.sums = sums;
     }
 
     fn add(&mut self, hash: u64) {
@@ -115,23 +127,9 @@ fn tau(mut x: f64) -> f64 {
     }
 }
 
-/// Where the next window starts, from `at` on; None at the end.
-fn next_start(ids: &[[u8; 4]], at: usize) -> Option<usize> {
-    let rest = ids.get(at..)?;
-    let rest = rest.get(..rest.len().min(FURTHEST + 1))?;
-    let (first, second) = (rest.get(..rest.len().saturating_sub(1))?, rest.get(1..)?);
-    for (block, (a, b)) in first.chunks(STRIDE).zip(second.chunks(STRIDE)).enumerate() {
-        // All of a block, without a way out in between: that is done several at a time.
-        if a.iter().zip(b).fold(0, |any, pair| any | u32::from(starts(pair))) > 0 {
-            let within = a.iter().zip(b).position(starts)?;
-            return Some(at + block * STRIDE + within);
-        }
-    }
-    Some(at + first.len())
-}
-
-fn starts((a, b): (&[u8; 4], &[u8; 4])) -> bool {
-    u32::from_le_bytes(*a).wrapping_add(u32::from_le_bytes(*b)).is_multiple_of(SPACING)
+/// Not `id[0]`, which compilers take from memory a byte at a time.
+fn lowest(id: [u8; 4]) -> u8 {
+    (u32::from_le_bytes(id) & 0xff) as u8
 }
 
 /// A hash of a window: four lanes that do not wait for one another, mixed by splitmix64's finaliser.

@@ -13,17 +13,22 @@ use std::{
 };
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 pub use super::histogram::MAX_VOCAB;
-use super::{advice, histogram::Histogram, repeats::Repeats};
+use super::{
+    advice,
+    histogram::{Histogram, count, count_block},
+    repeats::Repeats,
+    sha::{BLOCK, Sha},
+};
 use crate::{Error, source::Source, threads};
 
 /// Bytes read at a time: they are counted and hashed while they still lie in the core's own cache. Repeated
 /// windows are looked for within such a piece, wherever a thread's part of a shard begins.
 const PIECE: usize = 64 << 10;
-/// Bytes that one task counts where nothing has to be hashed in order; a multiple of [`PIECE`].
-const SEGMENT: u64 = 16 << 20;
+/// Bytes that one task counts where nothing has to be hashed in order; a multiple of [`PIECE`]. So few that no
+/// thread works on for long when the others have nothing left.
+const SEGMENT: u64 = 4 << 20;
 
 /// What one shard holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,15 +96,26 @@ pub fn scan_all<P: AsRef<Path> + Sync>(
     watch: &Watch,
 ) -> Result<(Vec<ShardScan>, Totals), (usize, Error)> {
     let work = Work { wanted, watch, spare: Mutex::default() };
-    let scans: Vec<_> = threads::run(|| {
-        shards.par_iter().map(|(path, tokens)| work.listed(path.as_ref(), tokens.saturating_mul(4))).collect()
+    let mut scans: Vec<(usize, Result<ShardScan, Error>)> = threads::run(|| {
+        let pairs = if wanted.hash { pairs(shards.len(), rayon::current_num_threads()) } else { 0 };
+        let (together, alone) = shards.split_at(2 * pairs);
+        let groups = together.chunks(2).chain(alone.chunks(1));
+        let places = (0..pairs).map(|pair| 2 * pair).chain(2 * pairs..);
+        // In this order, so that the single ones fill up what is left of the time at the end.
+        places.zip(groups).par_bridge().flat_map_iter(|(i, group)| (i..).zip(work.listed(group))).collect()
     });
-    let scans: Vec<_> = scans
-        .into_iter()
-        .enumerate()
-        .map(|(i, scan)| scan.map_err(|error| (i, error)))
-        .collect::<Result<_, _>>()?;
+    scans.sort_unstable_by_key(|&(i, _)| i);
+    let scans: Vec<_> =
+        scans.into_iter().map(|(i, scan)| scan.map_err(|error| (i, error))).collect::<Result<_, _>>()?;
     Ok((scans, work.totals()))
+}
+
+/// How many pairs to make of shards that are hashed: two on one thread take less time than one after the other,
+/// but no thread is to wait while another has two. What fills no round of pairs is shared out singly.
+fn pairs(shards: usize, threads: usize) -> usize {
+    let round = 2 * threads.max(1);
+    let rest = shards % round;
+    (shards - rest) / 2 + rest.saturating_sub(threads)
 }
 
 /// Scan bytes from anywhere.
@@ -131,19 +147,16 @@ struct Sums {
 }
 
 impl Work<'_> {
-    fn listed(&self, path: &Path, size: u64) -> Result<ShardScan, Error> {
-        let file = File::open(path)?;
-        advice::sequential(&file);
-        let found = file.metadata()?;
-        if found.len() > size {
-            return Err(Error::Grown { had: size, have: found.len() });
+    /// One shard, or two.
+    fn listed<P: AsRef<Path>>(&self, shards: &[(P, u64)]) -> Vec<Result<ShardScan, Error>> {
+        let opened: Vec<_> =
+            shards.iter().map(|(path, tokens)| Opened::new(path.as_ref(), *tokens)).collect();
+        if let [Ok(a), Ok(b)] = opened.as_slice() {
+            let [first, second] = self.pair([(&a.file, a.size), (&b.file, b.size)]);
+            return vec![a.found(first), b.found(second)];
         }
-        let scan = self.source(&file, size).map_err(|error| match (error.kind(), file.metadata()) {
-            (io::ErrorKind::UnexpectedEof, Ok(now)) => Error::CutShort { need: size, have: now.len() },
-            _ => error.into(),
-        })?;
-        let seconds = found.mtime().saturating_mul(1_000_000_000);
-        Ok(ShardScan { modified_ns: seconds.saturating_add(found.mtime_nsec()), ..scan })
+        let alone = |shard: Opened| shard.found(self.source(&shard.file, shard.size));
+        opened.into_iter().map(|shard| shard.and_then(alone)).collect()
     }
 
     fn source(&self, shard: &(impl Source + ?Sized), size: u64) -> io::Result<ShardScan> {
@@ -158,34 +171,76 @@ impl Work<'_> {
 
     /// The ids from byte `start` to byte `end`, both multiples of 4.
     fn part(&self, shard: &(impl Source + ?Sized), start: u64, end: u64) -> io::Result<ShardScan> {
-        let mut sums = self.lock().pop().unwrap_or_default();
-        let mut hasher = self.wanted.hash.then(Sha256::new);
-        let mut found = ShardScan { tokens: (end - start) / 4, ..ShardScan::default() };
-        for_each_piece(shard, start, end, |_, bytes| {
-            if let Some(hasher) = &mut hasher {
-                hasher.update(bytes);
-            }
-            let ids = bytes.as_chunks::<4>().0;
-            found.max_id = sums.ids.count(ids, found.max_id);
-            sums.repeats.take(ids);
-            self.watch.read.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            if self.watch.stop.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            Ok(true)
-        })?;
+        let mut sums = self.sums();
+        let mut lane = Lane::new(shard, start, end, self.wanted.hash);
+        self.rest(&mut lane, &mut sums)?;
         self.lock().push(sums);
-        found.sha256 = hasher.map(|hasher| hasher.finalize().into());
-        let limit = self.wanted.limit.min(MAX_VOCAB);
-        if found.max_id >= Some(limit) {
-            // Rare enough to look for the first one in a pass of its own.
-            for_each_piece(shard, start, end, |at, bytes| {
-                let ids = bytes.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id));
-                found.first_beyond = ((at - start) / 4..).zip(ids).find(|&(_, id)| id >= limit);
-                Ok(found.first_beyond.is_none())
-            })?;
+        lane.found(self.wanted.limit)
+    }
+
+    /// Two shards, hashed by turns. A block of one has to wait for the one before it, so that the core is idle
+    /// for more than half of the time: it takes the other shard's meanwhile, and counts.
+    fn pair<S: Source>(&self, shards: [(&S, u64); 2]) -> [io::Result<ShardScan>; 2] {
+        let mut sums = self.sums();
+        let [mut a, mut b] = shards.map(|(shard, size)| Lane::new(shard, 0, size, true));
+        let both = self.together(&mut a, &mut b, &mut sums);
+        let ends = [
+            both.0.and_then(|()| self.rest(&mut a, &mut sums)),
+            both.1.and_then(|()| self.rest(&mut b, &mut sums)),
+        ];
+        self.lock().push(sums);
+        let [first, second] = ends;
+        [first.and_then(|()| a.found(self.wanted.limit)), second.and_then(|()| b.found(self.wanted.limit))]
+    }
+
+    /// As long as both have a whole piece.
+    fn together<S: Source + ?Sized>(
+        &self,
+        a: &mut Lane<S>,
+        b: &mut Lane<S>,
+        sums: &mut Sums,
+    ) -> (io::Result<()>, io::Result<()>) {
+        while a.left().min(b.left()) >= PIECE as u64 {
+            if let Err(error) = a.read(self.watch) {
+                return (Err(error), Ok(()));
+            }
+            if let Err(error) = b.read(self.watch) {
+                a.at -= PIECE as u64; // what was read of it is still to be counted
+                return (Ok(()), Err(error));
+            }
+            sums.look(a);
+            let table = sums.look(b);
+            for (first, second) in blocks(&a.piece).0.iter().zip(blocks(&b.piece).0) {
+                a.sha.block(first);
+                count_block(table, first);
+                b.sha.block(second);
+                count_block(table, second);
+            }
         }
-        Ok(found)
+        (Ok(()), Ok(()))
+    }
+
+    /// All that is left of one.
+    fn rest(&self, lane: &mut Lane<impl Source + ?Sized>, sums: &mut Sums) -> io::Result<()> {
+        while lane.left() > 0 {
+            lane.read(self.watch)?;
+            let table = sums.look(lane);
+            if !lane.hash {
+                count(table, lane.piece.as_chunks().0);
+                continue;
+            }
+            let (blocks, rest) = blocks(&lane.piece);
+            for block in blocks {
+                lane.sha.block(block);
+                count_block(table, block);
+            }
+            count(table, rest.as_chunks().0);
+        }
+        Ok(())
+    }
+
+    fn sums(&self) -> Sums {
+        self.lock().pop().unwrap_or_default()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Sums>> {
@@ -200,25 +255,104 @@ impl Work<'_> {
     }
 }
 
-/// Read from byte `start` to byte `end`, a piece at a time, until `act` says that it is enough.
-fn for_each_piece(
-    shard: &(impl Source + ?Sized),
-    start: u64,
-    end: u64,
-    mut act: impl FnMut(u64, &[u8]) -> io::Result<bool>,
-) -> io::Result<()> {
-    let mut buffer = vec![0; PIECE.min(usize::try_from(end - start).unwrap_or(PIECE))];
-    let mut at = start;
-    while at < end {
-        let size = usize::try_from(end - at).map_or(PIECE, |rest| rest.min(PIECE));
-        let piece = &mut buffer[..size];
-        shard.read_at(at, piece)?;
-        if !act(at, piece)? {
-            break;
-        }
-        at += size as u64;
+impl Sums {
+    /// What repeats in a piece, its highest id, and the table in which its ids are to be counted.
+    fn look(&mut self, lane: &mut Lane<impl Source + ?Sized>) -> &mut [u32] {
+        let ids = lane.piece.as_chunks().0;
+        self.repeats.take(ids);
+        let (table, highest) = self.ids.table_for(ids, lane.found.max_id);
+        lane.found.max_id = highest;
+        table
     }
-    Ok(())
+}
+
+/// A shard that is open.
+struct Opened {
+    file: File,
+    size: u64,
+    modified_ns: i64,
+}
+
+impl Opened {
+    fn new(path: &Path, tokens: u64) -> Result<Self, Error> {
+        let size = tokens.saturating_mul(4);
+        let file = File::open(path)?;
+        advice::sequential(&file);
+        let found = file.metadata()?;
+        if found.len() > size {
+            return Err(Error::Grown { had: size, have: found.len() });
+        }
+        let seconds = found.mtime().saturating_mul(1_000_000_000);
+        Ok(Self { file, size, modified_ns: seconds.saturating_add(found.mtime_nsec()) })
+    }
+
+    fn found(&self, scan: io::Result<ShardScan>) -> Result<ShardScan, Error> {
+        let scan = scan.map_err(|error| match (error.kind(), self.file.metadata()) {
+            (io::ErrorKind::UnexpectedEof, Ok(now)) => Error::CutShort { need: self.size, have: now.len() },
+            _ => error.into(),
+        })?;
+        Ok(ShardScan { modified_ns: self.modified_ns, ..scan })
+    }
+}
+
+/// A part of a shard that is read a piece at a time.
+struct Lane<'a, S: ?Sized> {
+    shard: &'a S,
+    start: u64,
+    at: u64,
+    end: u64,
+    /// The last that was read.
+    piece: Vec<u8>,
+    hash: bool,
+    sha: Sha,
+    found: ShardScan,
+}
+
+impl<'a, S: Source + ?Sized> Lane<'a, S> {
+    fn new(shard: &'a S, start: u64, end: u64, hash: bool) -> Self {
+        let found = ShardScan { tokens: (end - start) / 4, ..ShardScan::default() };
+        Self { shard, start, at: start, end, piece: Vec::new(), hash, sha: Sha::default(), found }
+    }
+
+    fn left(&self) -> u64 {
+        self.end - self.at
+    }
+
+    /// The next piece.
+    fn read(&mut self, watch: &Watch) -> io::Result<()> {
+        let size = usize::try_from(self.left()).map_or(PIECE, |left| left.min(PIECE));
+        self.piece.resize(size, 0);
+        self.shard.read_at(self.at, &mut self.piece)?;
+        self.at += size as u64;
+        watch.read.fetch_add(size as u64, Ordering::Relaxed);
+        if watch.stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        Ok(())
+    }
+
+    /// What was found, when everything has been read.
+    fn found(mut self, limit: u32) -> io::Result<ShardScan> {
+        if self.hash {
+            self.found.sha256 = Some(self.sha.clone().finish(blocks(&self.piece).1));
+        }
+        let limit = limit.min(MAX_VOCAB);
+        if self.found.max_id >= Some(limit) {
+            // Rare enough to look for the first one in a pass of its own.
+            self.at = self.start;
+            while self.found.first_beyond.is_none() && self.left() > 0 {
+                let index = (self.at - self.start) / 4;
+                self.read(&Watch::default())?;
+                let ids = self.piece.as_chunks().0.iter().map(|id| u32::from_le_bytes(*id));
+                self.found.first_beyond = (index..).zip(ids).find(|&(_, id)| id >= limit);
+            }
+        }
+        Ok(self.found)
+    }
+}
+
+fn blocks(piece: &[u8]) -> (&[[u8; BLOCK]], &[u8]) {
+    piece.as_chunks()
 }
 
 impl ShardScan {
@@ -234,12 +368,18 @@ impl ShardScan {
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest, Sha256};
+
     use super::*;
 
     const BOTH: [bool; 2] = [true, false];
 
     fn bytes(ids: &[u32]) -> Vec<u8> {
         ids.iter().flat_map(|id| id.to_le_bytes()).collect()
+    }
+
+    fn digest(bytes: &[u8]) -> [u8; 32] {
+        Sha256::digest(bytes).into()
     }
 
     fn scan(ids: &[u32], wanted: Wanted) -> (ShardScan, Totals) {
@@ -303,6 +443,55 @@ mod tests {
             assert!(hashed.modified_ns > 0);
             assert!(hashed.sha256.take().is_some());
             assert_eq!(hashed, plain);
+        }
+    }
+
+    #[test]
+    fn two_shards_on_one_thread_give_what_each_gives_alone() {
+        let all = bytes(&(0..100_000_u32).map(|i| i.wrapping_mul(2_654_435_761) >> 14).collect::<Vec<_>>());
+        let sizes = [0, 4, 64, PIECE - 4, PIECE, PIECE + 4, 3 * PIECE, 3 * PIECE + 68];
+        let wanted = Wanted { limit: 1 << 17, hash: true };
+        let watch = Watch::default();
+        for (a, b) in sizes.iter().flat_map(|a| sizes.map(|b| (&all[..*a], &all[400_000 - b..]))) {
+            let [alone, together] = [(); 2].map(|()| Work { wanted, watch: &watch, spare: Mutex::default() });
+            let pair = together.pair([(&a, a.len() as u64), (&b, b.len() as u64)]).map(Result::unwrap);
+            assert_eq!(pair, [a, b].map(|one| alone.source(one, one.len() as u64).unwrap()));
+            assert_eq!(pair.map(|scan| scan.sha256.unwrap()), [a, b].map(digest));
+            assert_eq!(together.totals(), alone.totals());
+        }
+    }
+
+    #[test]
+    fn of_two_shards_on_one_thread_each_has_its_own_error() {
+        let wanted = Wanted { limit: 9, hash: true };
+        let watch = Watch::default();
+        let work = Work { wanted, watch: &watch, spare: Mutex::default() };
+        let (whole, size) = (&bytes(&vec![7; PIECE])[..], 4 * PIECE as u64);
+        let short = &whole[4..];
+        for (pair, right) in
+            [([whole, short], [true, false]), ([short, whole], [false, true]), ([short; 2], [false; 2])]
+        {
+            let [a, b] = work.pair([(&pair[0], size), (&pair[1], size)]);
+            assert_eq!([a.is_ok(), b.is_ok()], right);
+            let found = a.or(b).ok().map(|scan| scan.sha256.unwrap());
+            assert_eq!(found, right.contains(&true).then(|| digest(whole)));
+        }
+    }
+
+    #[test]
+    fn pairs_are_made_as_long_as_no_thread_waits_for_them() {
+        for (shards, threads, expected) in [
+            (0, 2, 0),
+            (1, 2, 0),
+            (2, 2, 0),
+            (3, 2, 1),
+            (4, 2, 2),
+            (5, 2, 2),
+            (10, 2, 4),
+            (7, 1, 3),
+            (228, 64, 100),
+        ] {
+            assert_eq!(pairs(shards, threads), expected, "{shards} shards on {threads} threads");
         }
     }
 
