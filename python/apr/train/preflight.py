@@ -108,30 +108,11 @@ def prepare(config: PretrainConfig) -> Prepared:
     if config.tensorboard:
         attempt(check_tensorboard)
     found = attempt(find, config.run_dir) if config.resume else None
-    dataset = attempt(_corpus, config.dataset)
-    val_dataset = None if config.val_dataset is None else attempt(_corpus, config.val_dataset)
-    tokenizer = None
-    goes_on = found is not None and found.last is not None  # from a checkpoint, which holds all but the data
-    if config.tokenizer is not None and (config.tokenizer.exists() or not goes_on):
-        tokenizer = attempt(_tokenizer, config.tokenizer)
-    corpora = [corpus for corpus in (dataset, val_dataset) if corpus is not None]
-    start = _attempt_origin(refusals, config, tokenizer, dataset, found)
-    fitting = tokenizer
-    if start is not None:
-        fitting = attempt(_fitting, start.model, tokenizer)
-        attempt(_check_positions, config, start.model)
-    for corpus in corpora:
-        attempt(_check_corpus, corpus, tokenizer, start.carried if start else {})
-        if start is not None:
-            attempt(_check_ids, start.model, corpus)
-        attempt(_check_encoder, corpus, fitting)
-    parts = None
-    if dataset is not None and (config.val_dataset is None or val_dataset is not None):
-        held_out = None if val_dataset is None else val_dataset.shards
-        parts = attempt(split, dataset.shards, held_out, config.seq_length, config.val_tokens)
-    if dataset is not None and val_dataset is not None:
-        attempt(_check_overlap, config, dataset.scan, val_dataset.scan)
+    read = _read(refusals, config, found)
+    _check_text(refusals, config, read)
+    parts = _attempt_split(refusals, config, read)
     cycles = None if parts is None else attempt(_check_length, config, len(parts.train))
+    start, dataset = read.start, read.dataset
     needs = None
     if start is not None:
         needs = Needs.of(config, start.model, device or torch.device("cpu"))
@@ -155,11 +136,11 @@ def prepare(config: PretrainConfig) -> Prepared:
         device=device,
         precision=needs.precision,
         needs=needs,
-        facts=_facts(config, start, needs.parameters, parts, dataset.scan, (val_dataset or dataset).scan),
+        facts=_facts(config, start, needs.parameters, parts, dataset, read.val_dataset or dataset),
         notes=(
             f"device: {describe(device)}, {needs.precision}"
             + (" (chosen by auto)" if config.device == "auto" else ""),
-            *([f"tokenizer: {tokenizer.note}"] if tokenizer is not None and tokenizer.note else []),
+            *([f"tokenizer: {read.tokenizer.note}"] if read.tokenizer and read.tokenizer.note else []),
             *(cycles or []),
             *_provision(config, needs.parameters),
             *_slower_than_need_be(config, device),
@@ -207,6 +188,56 @@ class Refusals:
 class _Corpus:
     shards: ShardDir
     scan: Scan
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """What a run's options name, as far as it could be read."""
+
+    dataset: _Corpus | None
+    val_dataset: _Corpus | None
+    tokenizer: LoadedTokenizer | None
+    start: Origin | None
+
+    @property
+    def corpora(self) -> list[_Corpus]:
+        return [corpus for corpus in (self.dataset, self.val_dataset) if corpus is not None]
+
+
+def _read(refusals: Refusals, config: PretrainConfig, found: Found | None) -> _Read:
+    attempt = refusals.attempt
+    dataset = attempt(_corpus, config.dataset)
+    val_dataset = None if config.val_dataset is None else attempt(_corpus, config.val_dataset)
+    tokenizer = None
+    goes_on = found is not None and found.last is not None  # from a checkpoint, which holds all but the data
+    if config.tokenizer is not None and (config.tokenizer.exists() or not goes_on):
+        tokenizer = attempt(_tokenizer, config.tokenizer)
+    start = _attempt_origin(refusals, config, tokenizer, dataset, found)
+    return _Read(dataset, val_dataset, tokenizer, start)
+
+
+def _check_text(refusals: Refusals, config: PretrainConfig, read: _Read) -> None:
+    """Whether tokenizer, shards and model belong together."""
+    attempt, start, fitting = refusals.attempt, read.start, read.tokenizer
+    if start is not None:
+        fitting = attempt(_fitting, start.model, read.tokenizer)
+        attempt(_check_positions, config, start.model)
+    for corpus in read.corpora:
+        attempt(_check_corpus, corpus, read.tokenizer, start.carried if start else {})
+        if start is not None:
+            attempt(_check_ids, start.model, corpus)
+        attempt(_check_encoder, corpus, fitting)
+
+
+def _attempt_split(refusals: Refusals, config: PretrainConfig, read: _Read) -> Split | None:
+    dataset, val_dataset = read.dataset, read.val_dataset
+    if dataset is None or (val_dataset is None and config.val_dataset is not None):
+        return None
+    held_out = None if val_dataset is None else val_dataset.shards
+    parts = refusals.attempt(split, dataset.shards, held_out, config.seq_length, config.val_tokens)
+    if val_dataset is not None:
+        refusals.attempt(_check_overlap, config, dataset.scan, val_dataset.scan)
+    return parts
 
 
 def _corpus(path: Path) -> _Corpus:
@@ -329,8 +360,8 @@ def _facts(
     start: Origin,
     parameters: int,
     parts: Split,
-    scan: Scan,
-    val_scan: Scan,
+    dataset: _Corpus,
+    held_out: _Corpus,
 ) -> dict[str, Any]:
     training = {
         "mode": config.mode,
@@ -341,12 +372,12 @@ def _facts(
         "val_tokens": config.val_tokens,
         "base_model": start.base,
         "data": {
-            "total_tokens": scan.total_tokens,
-            "corpus_sha256": scan.corpus_sha256,
+            "total_tokens": dataset.scan.total_tokens,
+            "corpus_sha256": dataset.scan.corpus_sha256,
             "manifest_sha256": parts.train.shards.manifest_sha256,
         },
         "held_out": {
-            "corpus_sha256": val_scan.corpus_sha256,
+            "corpus_sha256": held_out.scan.corpus_sha256,
             "start": parts.held_out.start,
             "stop": parts.held_out.stop,
         },
