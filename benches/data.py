@@ -137,8 +137,12 @@ def repair_manifest(directory: Path, _megabytes: float) -> None:
         "import runpy; runpy.run_module('apr.repair_manifest', run_name='__main__')"
     )
 
+    # Modules are compiled once, as wherever they are installed; elsewhere than in the tree.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment["PYTHONPYCACHEPREFIX"] = str(directory / "compiled")
+
     def command(*arguments: str) -> None:
-        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment)
 
     def repair() -> None:
         (directory / "manifest.json").unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import math
 import os
 from contextlib import contextmanager, suppress
@@ -17,12 +16,14 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any, BinaryIO
 
+    AnyPath = str | os.PathLike[str]  # text where pathlib, at 8 ms, would be the slowest part of a command
+
 
 # What only writing is refused with.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
+def write_atomically(path: AnyPath, content: bytes | memoryview) -> None:
     """Write a file under a temporary name beside it, flush it to the disk, and give it its name.
 
     A process killed on the way leaves `.NAME.tmp`, which the next attempt overwrites. Of several that write
@@ -36,28 +37,30 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: AnyPath) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` at the end, as `write_atomically`."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, f".{name}.tmp")  # noqa: PTH118
     try:
         with _named(path, temporary), _alone(temporary) as file:
             try:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.replace(path)
+                os.replace(temporary, path)  # noqa: PTH105
             except BaseException:  # Ctrl-C too
-                temporary.unlink(missing_ok=True)
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)  # noqa: PTH108
                 raise
     except OSError as error:
         if error.filename is None:
             error.filename = str(path)  # a full disk does not say which file had no room
         raise
-    sync_directory(path.parent)
+    sync_directory(directory or os.curdir)
 
 
 @contextmanager
-def _alone(temporary: Path) -> Iterator[BinaryIO]:
+def _alone(temporary: str) -> Iterator[BinaryIO]:
     """An empty file of this name, which no other writer has until it is renamed or removed.
 
     The kernel lets go of it when the process ends: what a killed one left is taken over.
@@ -79,9 +82,9 @@ def _alone(temporary: Path) -> Iterator[BinaryIO]:
             return
 
 
-def _is_at(file: BinaryIO, path: Path) -> bool:
+def _is_at(file: BinaryIO, path: str) -> bool:
     try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # noqa: PTH116
     except FileNotFoundError:
         return False
 
@@ -118,7 +121,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(path: Path, temporary: Path) -> Iterator[None]:
+def _named(path: AnyPath, temporary: AnyPath) -> Iterator[None]:
     """Errors of writing name what is to be written, where they name the temporary or nothing at all."""
     try:
         yield
@@ -132,7 +135,7 @@ def _named(path: Path, temporary: Path) -> Iterator[None]:
         raise
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: AnyPath) -> None:
     """Make renames in a directory outlive a loss of power."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -154,6 +157,8 @@ def write_json(path: Path, value: object) -> None:
 
 def json_text(value: object, *, indent: int | None = None) -> str:
     """JSON that every reader takes: NaN and infinities, at any depth, are null."""
+    import json
+
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 

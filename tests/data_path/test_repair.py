@@ -119,6 +119,28 @@ def test_the_tokenizer_gives_the_vocabularys_size_and_without_it_is_null(directo
     assert (manifest(directory)["vocab_size"], manifest(directory)["tokenizer_dir"]) == (512, str(TOKENIZER))
 
 
+def test_the_plain_case_writes_what_the_full_command_does_and_imports_little(directory):
+    code = (
+        "import sys, runpy; sys.argv[1:] = [sys.argv[-1]]\n"
+        "try: runpy.run_module('apr.repair_manifest', run_name='__main__')\n"
+        "finally: print(*{'re', 'json', 'pathlib', 'numpy', 'apr._core'} & {*sys.modules}, file=sys.stderr)"
+    )
+    plain = subprocess.run(
+        [sys.executable, "-S", "-c", code, str(directory)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": PACKAGE},
+    )
+    assert plain.stderr.split() == []
+    written = (directory / "manifest.json").read_bytes()
+    (directory / "manifest.json").unlink()
+    assert repair(directory).outcome == "written"
+    full = (directory / "manifest.json").read_bytes()
+    one, other = (re.sub(rb'"repaired_at": "[^"]*"', b"", content) for content in (written, full))
+    assert one == other
+
+
 def test_both_spellings_of_the_directory(directory, capsys):
     assert main(["repair-manifest", "--output", str(directory)]) == 0
     assert main(["repair-manifest", str(directory)]) == 0

@@ -20,6 +20,8 @@ REBUILT = "rebuilt from the shards; how many documents they hold, and whether th
 TOKEN_SIZE = 4
 # Who may hold a directory of shards.
 SHARD_WRITERS = "another encoding or repair"
+# What JSON calls them.
+_WORDS = {"None": "null", "True": "true", "False": "false"}
 # Digits of a shard's number.
 _WIDTHS = (4, 5, 6)
 
@@ -46,13 +48,11 @@ def _write_missing(directory: str) -> str | None:
     sizes = _whole_shards(directory)
     if sizes is None:
         return None
-    from pathlib import Path
-
     from apr.files import write_atomically
 
     tokens = sum(sizes) // TOKEN_SIZE
     made = rebuilt({}, {}, len(sizes), tokens, note=REBUILT)
-    write_atomically(Path(directory) / MANIFEST, manifest_bytes(made))
+    write_atomically(os.path.join(directory, MANIFEST), _plain_bytes(made))  # noqa: PTH118
     return "\n".join([summary(directory, len(sizes), tokens), outcome("rebuilt", len(sizes), tokens)])
 
 
@@ -81,6 +81,13 @@ def manifest_bytes(manifest: Mapping[str, object]) -> bytes:
     import json
 
     return (json.dumps(manifest, indent=2, allow_nan=False) + "\n").encode()
+
+
+def _plain_bytes(manifest: Mapping[str, object]) -> bytes:
+    """As `manifest_bytes`, of numbers, truths, nothing and text without quotes: json takes 4 ms to import."""
+    texts = ((key, f'"{value}"' if isinstance(value, str) else str(value)) for key, value in manifest.items())
+    lines = [f'  "{key}": {_WORDS.get(text, text)}' for key, text in texts]
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode("ascii")
 
 
 def summary(path: str | os.PathLike[str], shards: int, tokens: int) -> str:
