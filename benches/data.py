@@ -41,8 +41,8 @@ def encode(directory: Path, megabytes: float) -> None:
     import numpy as np
     from tokenizers import Tokenizer
 
-    from apr.data.encode import EncodeOptions
     from apr.data.encode import encode as to_shards
+    from apr.data.encode_options import EncodeOptions
     from apr.data.tokenizers import load_tokenizer
 
     corpus, nbytes = python_source(directory / "corpus", megabytes)

@@ -13,7 +13,8 @@ import pytest
 
 from apr.cli import main
 from apr.data import ShardDir
-from apr.data.encode import EncodeOptions, encode
+from apr.data.encode import encode
+from apr.data.encode_options import EncodeOptions
 from apr.errors import FormatError, RefusedError, UsageError
 
 IMPORTED = Path(__file__).parents[1] / "data" / "imported-0.72"
@@ -265,7 +266,8 @@ def test_resuming_something_else_is_refused(change, says, options, corpus):
     encode(options(shard_tokens=200))
     path = options().output / "manifest.json"
     manifest = json.loads(path.read_text())
-    from apr.data.encode import _Run, prepare
+    from apr.data.encode import _Run
+    from apr.data.encode_options import prepare
     from apr.data.shard_writer import Reached
 
     run = _Run(options(shard_tokens=200), *prepare(options(shard_tokens=200)))

@@ -18,7 +18,8 @@ from tests.conftest import LONG
 from apr.cli import main
 from apr.data.claim import claimed
 from apr.data.corpus import Corpus, Document, Place, Skipped
-from apr.data.encode import EncodeOptions, encode
+from apr.data.encode import encode
+from apr.data.encode_options import EncodeOptions
 from apr.data.sample import sample
 from apr.errors import RefusedError
 
@@ -426,7 +427,8 @@ def test_on_a_full_disk_whole_shards_stay_and_resume_goes_on_when_there_is_room(
 LARGE = """
 import resource, sys
 from pathlib import Path
-from apr.data.encode import EncodeOptions, encode
+from apr.data.encode import encode
+from apr.data.encode_options import EncodeOptions
 
 root, tokenizer = Path(sys.argv[1]), Path(sys.argv[2])
 def peak():

@@ -11,7 +11,8 @@ import apr
 from apr.cli import main
 from apr.data import ShardDir, repair
 from apr.data.byte_level import KINDS, Vocabulary
-from apr.data.encode import EncodeOptions, encode
+from apr.data.encode import encode
+from apr.data.encode_options import EncodeOptions
 from apr.data.manifest import check_manifest
 from apr.data.shards import list_shards
 from apr.errors import AprError, RefusedError

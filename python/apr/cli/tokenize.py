@@ -17,7 +17,8 @@ from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.cli._console import size
 from apr.data.corpus_files import STDIN
-from apr.data.encode import EncodeOptions, EncodeReport, Progress, encode, look_at, prepare
+from apr.data.encode import EncodeReport, Progress, encode, look_at
+from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.manifest import read_manifest
 from apr.errors import AprError, RefusedError, UsageError
 

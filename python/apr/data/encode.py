@@ -13,31 +13,29 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 
 from apr._core import Encoder
 from apr.data.claim import check_kept, claimed, clear, existing, refuse_changed, refuse_difference
 from apr.data.corpus import START, Batch, Corpus, Document, Place, Skipped
+from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.manifest import write_manifest
 from apr.data.missing_manifest import MANIFEST, SCHEMA
-from apr.data.sample import Normalization, Sample, sample, self_test
+from apr.data.sample import Sample, sample, self_test
 from apr.data.scan import corpus_sha256
 from apr.data.shard_writer import Reached, ShardWriter
-from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
-from apr.errors import FormatError, RefusedError, UsageError
+from apr.errors import FormatError, RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    Found = tuple[bytes, bytes, int]
+    from apr.data.tokenizers import LoadedTokenizer
 
-EosPolicy = Literal["none", "between", "after"]
+    Found = tuple[bytes, bytes, int]
 
 # Batches encoded at once: when the last text of one keeps one core busy, the next has work for the others.
 _AT_ONCE = 2
@@ -45,40 +43,6 @@ _AT_ONCE = 2
 _SIX_DIGITS_FROM = 90_000
 # Documents that are skipped are all counted; this many are named.
 _NAMED = 20
-
-
-@dataclass(frozen=True)
-class EncodeOptions:
-    """What to encode, with what, and where to; the flags of `apr tokenize encode` have the same names."""
-
-    corpus: tuple[str, ...]
-    """Text files, directories, .jsonl(.gz|.zst), .parquet; - reads JSONL from standard input."""
-    tokenizer: Path
-    """A directory (tokenizer.json, or vocab.json and merges.txt), a tokenizer.json, an .apr or .gguf."""
-    output: Path
-    """The shard directory."""
-    pattern: tuple[str, ...] = ()
-    """Globs that a file below a directory has to match one of."""
-    exclude: tuple[str, ...] = ()
-    """Globs below each directory that are left out, such as 'test/*'."""
-    content_field: str = "content"
-    """The key or column of JSONL and parquet that holds the text."""
-    eos_policy: EosPolicy = "between"
-    """Where the end of text stands: between two documents, after each, or nowhere."""
-    eos_token: str | None = None
-    """The token that ends a text, against what the tokenizer's configuration says."""
-    normalization: Normalization = "none"
-    """The Unicode form texts are brought into."""
-    shard_tokens: int = 10_000_000
-    """A shard is closed after the document that reaches this many tokens."""
-    workers: Annotated[int | None, tyro.conf.arg(aliases=["--num-workers"])] = None
-    """Threads (default: one for each core); they decide nothing but the time."""
-    strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Refuse the corpus if a document is no UTF-8 or lacks the field."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Continue an encoding that was cut off; not one of standard input, which cannot be compared."""
-    force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Replace the shards that are already there."""
 
 
 @dataclass(frozen=True)
@@ -110,38 +74,6 @@ class EncodeReport:
     seconds: float
     skipped: tuple[Skipped, ...]
     """The first documents that were skipped; the manifest counts all of them."""
-
-
-def prepare(options: EncodeOptions) -> tuple[LoadedTokenizer, Corpus]:
-    """The tokenizer and the corpus of an encoding.
-
-    Raises:
-        UsageError: options that contradict themselves; no known end of text; standard input to be resumed.
-    """
-    if options.resume and options.force:
-        raise UsageError("--resume keeps what --force replaces: choose one")
-    for flag, value in (("--shard-tokens", options.shard_tokens), ("--workers", options.workers)):
-        if value is not None and value < 1:
-            raise UsageError(f"{flag} {value}: at least 1 is needed")
-    tokenizer = load_tokenizer(options.tokenizer, eos_token=options.eos_token)
-    if tokenizer.eos_id is None and options.eos_policy != "none":
-        raise UsageError(
-            f"{options.tokenizer}: nothing says which token ends a text: name it with --eos-token, "
-            "or use --eos-policy none"
-        )
-    corpus = Corpus(
-        options.corpus,
-        patterns=options.pattern,
-        exclude=options.exclude,
-        content_field=options.content_field,
-        without=options.output,
-    )
-    if options.resume and corpus.nbytes is None:
-        raise UsageError(
-            "--resume with standard input: it cannot be told from another input: "
-            "encode it anew with --force, or put it into a file and name that"
-        )
-    return tokenizer, corpus
 
 
 def look_at(options: EncodeOptions, tokenizer: LoadedTokenizer, corpus: Corpus) -> Sample:
