@@ -477,7 +477,8 @@ def test_the_plain_case_is_the_same_without_loading_anything(directory, tmp_path
         assert without_time(ours) == without_time(theirs)
     code = (
         "import sys; from apr.data.missing_manifest import write_missing_manifest as w; "
-        "assert w(sys.argv[1:]); heavy = {'numpy', 'tyro', 'dataclasses', 'typing', 're', 'json', 'pathlib'}; "
+        "assert w(sys.argv[1:]); "
+        "heavy = {'numpy', 'tyro', 'dataclasses', 'typing', 're', 'json', 'pathlib'}; "
         "assert not heavy & sys.modules.keys()"
     )
     (other / "manifest.json").unlink()
