@@ -30,8 +30,8 @@ NO_MOUNT = 77
 
 
 def start(target, *arguments):
-    """Call a function of this module in a child."""
-    child = _CONTEXT.Process(target=target, args=arguments)
+    """Call a function of this module in a child, which a test that fails leaves to end with this process."""
+    child = _CONTEXT.Process(target=target, args=arguments, daemon=True)
     child.start()
     return child
 
