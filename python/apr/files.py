@@ -42,7 +42,7 @@ def replacing(path: AnyPath) -> Iterator[BinaryIO]:
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, f".{name}.tmp")  # noqa: PTH118
     try:
-        with _named(path, temporary), _alone(temporary) as file:
+        with naming(path, temporary), _alone(temporary) as file:
             try:
                 yield file
                 file.flush()
@@ -90,38 +90,7 @@ def _is_at(file: BinaryIO, path: str) -> bool:
 
 
 @contextmanager
-def replacing_directory(path: Path) -> Iterator[Path]:
-    """An empty directory that takes the place of `path` at the end, with the files that were put into it.
-
-    What stood there before goes only then. A process killed on the way leaves `.NAME.tmp`, or between two
-    renames `.NAME.old`, which is what stood there; the next attempt removes both. Of a link, what it names is
-    replaced.
-    """
-    import shutil
-
-    path = path.resolve()
-    temporary, old = (path.with_name(f".{path.name}.{suffix}") for suffix in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with _named(path, temporary):
-            temporary.mkdir(parents=True)
-            yield temporary
-            sync_directory(temporary)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        temporary.rename(path)
-    except BaseException:  # Ctrl-C too
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise
-    sync_directory(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def _named(path: AnyPath, temporary: AnyPath) -> Iterator[None]:
+def naming(path: AnyPath, temporary: AnyPath) -> Iterator[None]:
     """Errors of writing name what is to be written, where they name the temporary or nothing at all."""
     try:
         yield

@@ -247,7 +247,8 @@ def test_pairs_that_make_no_sense_are_wrong_usage(tmp_path, capsys):
 def test_a_directory_that_is_there_is_replaced_only_by_force_and_as_a_whole(tmp_path, monkeypatch):
     target = tmp_path / "hf"
     target.mkdir()
-    (target / "mine.txt").write_text("kept")
+    (target / "config.json").write_text("kept")
+    (target / "vocab.txt").touch()
     model = IMPORTED / "from_safetensors_qwen2_tied.apr"
     with pytest.raises(RefusedError, match="--force replaces it"):
         convert(model, target)
@@ -260,10 +261,10 @@ def test_a_directory_that_is_there_is_replaced_only_by_force_and_as_a_whole(tmp_
         patch.setattr(safetensors, "write", full)
         with pytest.raises(OSError, match="No space"):
             convert(model, target, ConvertOptions(force=True))
-    assert (target / "mine.txt").read_text() == "kept"
+    assert (target / "config.json").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
     convert(model, target, ConvertOptions(force=True))
-    assert not (target / "mine.txt").exists()
+    assert not (target / "vocab.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
@@ -474,7 +475,7 @@ def test_a_directory_is_not_replaced_under_what_it_holds(tmp_path, monkeypatch, 
 def test_of_a_link_what_it_names_is_replaced(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "real")
-    (tmp_path / "real" / "old").touch()
+    (tmp_path / "real" / "model.safetensors").touch()
     convert(IMPORTED / "from_gguf_llama_tied.apr", tmp_path / "link", ConvertOptions(force=True))
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "config.json").exists()
@@ -515,18 +516,18 @@ def test_ctrl_c_leaves_what_was_there(source, target, flags, tmp_path, monkeypat
 def test_ctrl_c_between_two_renames_leaves_what_was_there(tmp_path, monkeypatch):
     target = tmp_path / "hf"
     target.mkdir()
-    (target / "mine").write_text("kept")
+    (target / "config.json").write_text("kept")
     rename = Path.rename
 
     def interrupted(path, new):
-        if path.name.endswith(".tmp"):
+        if path.name.startswith("new-"):
             raise KeyboardInterrupt
         return rename(path, new)
 
     monkeypatch.setattr(Path, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert(IMPORTED / "from_gguf_llama_tied.apr", target, ConvertOptions(force=True))
-    assert (target / "mine").read_text() == "kept"
+    assert (target / "config.json").read_text() == "kept"
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 

@@ -58,7 +58,7 @@ class Command:
     no_tokenizer: Annotated[bool, Flag] = False
     """Leave the tokenizer out."""
     force: Annotated[bool, Flag] = False
-    """Replace a directory that is already there."""
+    """Replace a directory that is there and holds a model: files that conversions write, no others."""
     json: Annotated[bool, Flag] = False
     """Print one JSON object on standard output."""
 

@@ -25,6 +25,18 @@ VOCABULARY = "tokenizer.vocabulary"
 # What `apr convert` keeps of a transformers directory: config.json and generation_config.json as objects, the
 # tokenizer's files as they were (name: text).
 HF_CONFIG, HF_GENERATION, HF_TOKENIZER = "hf_config", "hf_generation_config", "hf_tokenizer"
+# The names of those files; what is no text is kept as {"base64": …}.
+TOKENIZER_TEXTS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+)
+TOKENIZER_BINARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 SHARDING = "sharding"
 
 

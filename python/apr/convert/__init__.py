@@ -14,9 +14,10 @@ from apr.container.file import load
 from apr.container.metadata import SHARDING, encode
 from apr.container.save import TensorSpec, write
 from apr.container.sharded import INDEX_SUFFIX
+from apr.convert.directory import check_replaceable, replacing_directory
 from apr.convert.stream import FloatDtype, Item, Model, OnTensor, from_apr
-from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError
-from apr.files import replacing_directory, write_json
+from apr.errors import FormatError, UnsupportedError, UsageError
+from apr.files import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -55,7 +56,7 @@ class ConvertOptions:
     tokenizer: bool = True
     """Take the tokenizer along."""
     force: bool = False
-    """Replace a directory that is already there."""
+    """Replace a directory that is there and holds a model: files that conversions write, no others."""
 
 
 def convert(
@@ -80,7 +81,8 @@ def convert(
 
     Raises:
         UsageError: a pair of formats that makes no sense, or options that do not belong to it.
-        RefusedError: a directory that is there, without `force`.
+        RefusedError: a directory that is there, without `force`; one that holds more than a model; one that
+            another conversion is writing.
         FormatError, UnsupportedError: the source lies, or holds what the target has no form for.
         WeightsError: tensors that are not those of the model that the metadata describe.
         OSError: reading or writing failed; what was at `target` is as it was.
@@ -106,7 +108,7 @@ def convert(
         size = target.stat().st_size
     else:
         assert options.max_shard_size is not None  # `_check` has seen to it
-        size = _write_shards(target, model.metadata, items, options.max_shard_size)
+        size = _write_shards(target, model.metadata, items, options.max_shard_size, force=options.force)
     return _made(source, target, items, size, model.notes)
 
 
@@ -161,14 +163,11 @@ def _check(source: Path, target: Path, kind: str, options: ConvertOptions) -> No
         raise UsageError(
             f"{target}: name a file that ends in .apr, or give --max-shard-size for a directory of several"
         )
-    if target.exists() and not target.is_dir():
-        raise NotADirectoryError(20, "not a directory", str(target))
     whole = target.resolve()
     for path, what in ((source.resolve(), f"holds {source}"), (Path.cwd(), "holds the current directory")):
         if path.is_relative_to(whole):
             raise UsageError(f"{target}: {what}, and would be replaced as a whole: name another directory")
-    if target.is_dir() and any(target.iterdir()) and not options.force:
-        raise RefusedError(f"{target}: is there and not empty: --force replaces it")
+    check_replaceable(target, force=options.force)
 
 
 def _read(source: Path, kind: str, options: ConvertOptions) -> Model:
@@ -206,6 +205,7 @@ def _from_apr(source: Path, target: Path, options: ConvertOptions, on_tensor: On
             dtype=options.dtype,
             max_shard_size=size,
             tokenizer=options.tokenizer,
+            force=options.force,
             on_tensor=on_tensor,
         )
     total = sum(path.stat().st_size for path in target.iterdir())
@@ -221,7 +221,9 @@ def _write_apr(target: Path, metadata: Mapping[str, Any], items: list[Item]) -> 
     write(target, metadata, [item.spec for item in items], values)
 
 
-def _write_shards(target: Path, metadata: Mapping[str, Any], items: list[Item], most: int) -> int:
+def _write_shards(
+    target: Path, metadata: Mapping[str, Any], items: list[Item], most: int, *, force: bool
+) -> int:
     from apr._core import nbytes
 
     groups: list[list[Item]] = [[]]
@@ -239,7 +241,7 @@ def _write_shards(target: Path, metadata: Mapping[str, Any], items: list[Item], 
         "pattern": "model-{index:05}-of-{count:05}.apr",
     }
     where: dict[str, str] = {}
-    with replacing_directory(target) as made:
+    with replacing_directory(target, force=force) as made:
         for i, group in enumerate(groups):
             name = f"model-{i + 1:05}-of-{len(groups):05}.apr"
             _write_apr(made / name, {**metadata, SHARDING: {**sharding, "shard_index": i}}, group)

@@ -17,11 +17,18 @@ import numpy as np
 
 from apr.container.file import HEADS, TRAINING_PREFIX
 from apr.container.gguf import hf_name, unpermute
-from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER
+from apr.container.metadata import (
+    HF_CONFIG,
+    HF_GENERATION,
+    HF_TOKENIZER,
+    TOKENIZER_BINARIES,
+    TOKENIZER_TEXTS,
+)
 from apr.convert import safetensors
+from apr.convert.directory import CONFIG, GENERATION, replacing_directory
 from apr.convert.stream import Item, Model, from_apr, json_object, stretches
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
-from apr.files import replacing_directory, write_atomically, write_json
+from apr.files import write_atomically, write_json
 from apr.model.config import ModelConfig
 from apr.model.names import check_layers, parameter_shapes
 
@@ -36,20 +43,7 @@ if TYPE_CHECKING:
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-_GENERATION = "generation_config.json"
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# What belongs to a tokenizer.
-_TEXTS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "chat_template.jinja",
-)
-_BINARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _BASE64 = "base64"
 # The format's limit of 16 MiB on what is written, with room for the sizes.
 _MOST_TEXT = 15 << 20
@@ -75,7 +69,7 @@ def read(directory: Path, *, tokenizer: bool) -> Model:
         WeightsError: a head that is said to be tied and differs from the embedding.
         UsageError: tokenizer files beyond what metadata may hold.
     """
-    config = json_object(directory / "config.json")
+    config = json_object(directory / CONFIG)
     items = [item for item in _weights(directory) if not item.spec.name.endswith(_BUFFERS)]
     metadata, notes = _metadata(directory, config, head_present=any(i.spec.name == HEAD for i in items))
     if metadata.get("tie_word_embeddings"):
@@ -85,8 +79,8 @@ def read(directory: Path, *, tokenizer: bool) -> Model:
         "param_count": sum(item.values for item in items),
         HF_CONFIG: config,
     }
-    if (directory / _GENERATION).is_file():
-        metadata[HF_GENERATION] = json_object(directory / _GENERATION)
+    if (directory / GENERATION).is_file():
+        metadata[HF_GENERATION] = json_object(directory / GENERATION)
     if tokenizer:
         metadata |= _texts(directory)
     return Model(metadata, items, notes)
@@ -99,6 +93,7 @@ def write(
     dtype: FloatDtype | None,
     max_shard_size: int,
     tokenizer: bool,
+    force: bool,
     on_tensor: OnTensor | None,
 ) -> tuple[list[Item], tuple[str, ...]]:
     """Write the model of an .apr file as a directory that transformers loads.
@@ -119,10 +114,10 @@ def write(
     texts, about = _tokenizer_files(file) if tokenizer else ({}, ())
     shards = _sharded(items, max_shard_size)
     config |= _dtype(config, items)
-    with replacing_directory(directory) as made:
-        write_json(made / "config.json", config)
+    with replacing_directory(directory, force=force) as made:
+        write_json(made / CONFIG, config)
         if isinstance(file.metadata.get(HF_GENERATION), dict):
-            write_json(made / _GENERATION, file.metadata[HF_GENERATION])
+            write_json(made / GENERATION, file.metadata[HF_GENERATION])
         for name, text in texts.items():
             write_atomically(made / name, text)
         for name, shard in shards.items():
@@ -209,10 +204,10 @@ def _texts(directory: Path) -> dict[str, Any]:
     """The tokenizer's files: text as it is, anything else as {"base64": …}."""
     found: dict[str, Any] = {
         name: {_BASE64: base64.b64encode((directory / name).read_bytes()).decode()}
-        for name in _BINARIES
+        for name in TOKENIZER_BINARIES
         if (directory / name).is_file()
     }
-    for name in _TEXTS:
+    for name in TOKENIZER_TEXTS:
         path = directory / name
         if not path.is_file():
             continue
@@ -396,9 +391,9 @@ def _tokenizer_files(file: AprFile) -> tuple[dict[str, bytes], tuple[str, ...]]:
 def _content(path: str, name: str, value: object) -> bytes:
     """The bytes of a tokenizer's file that the metadata hold."""
     try:
-        if name in _TEXTS and isinstance(value, str):
+        if name in TOKENIZER_TEXTS and isinstance(value, str):
             return value.encode()
-        if name in _BINARIES and isinstance(value, dict) and isinstance(value.get(_BASE64), str):
+        if name in TOKENIZER_BINARIES and isinstance(value, dict) and isinstance(value.get(_BASE64), str):
             return base64.b64decode(value[_BASE64], validate=True)
     except ValueError as error:
         raise RefusedError(f"{path}: metadata key {HF_TOKENIZER}: {name}: {error}") from None
