@@ -229,7 +229,10 @@ def test_a_tokenizer_beyond_what_metadata_hold_is_compacted_or_refused(tmp_path)
 def test_pairs_that_make_no_sense_are_wrong_usage(tmp_path, capsys):
     model = IMPORTED / "from_safetensors_qwen2_tied.apr"
     for arguments, code, says in [
-        ([model, tmp_path / "b.apr"], 2, "is an .apr already"),
+        ([model, model], 2, "is what is read"),
+        ([model, tmp_path / "other.apr.index.json"], 2, "is called model.apr.index.json or"),
+        ([model, tmp_path / "b", "--keep-quantized"], 2, "no --keep-quantized"),
+        ([model, tmp_path / "b.safetensors", "--keep-quantized"], 2, "to .apr targets"),
         ([model, tmp_path / "b.gguf"], 2, "GGUF is read, not written"),
         ([IMPORTED / "hf_llama_tied", tmp_path / "b"], 2, "ends in .apr, or give --max-shard-size"),
         ([IMPORTED / "hf_llama_tied", tmp_path / "b.apr", "--keep-quantized"], 2, "belongs to GGUF"),
@@ -536,4 +539,6 @@ def test_a_model_of_no_known_family_is_refused_by_its_path_with_what_to_do(tmp_p
     assert main(["convert", str(tmp_path / "m.apr"), str(tmp_path / "hf")]) == 5
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"apr convert: error: {tmp_path / 'm.apr'}: the metadata name no architecture")
-    assert line.endswith("(tensors alone go to a file that ends in .safetensors)")
+    assert line.endswith("to a file that ends in .safetensors, or to several: --max-shard-size)")
+    several = ["convert", str(tmp_path / "m.apr"), str(tmp_path / "hf"), "--max-shard-size", "1MB"]
+    assert main(several) == 0  # what is said to do works

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.convert.memory import memory_of_conversions
 
@@ -42,6 +42,8 @@ def tensors(draw):
     return torch.from_numpy(raw).view(dtype).reshape(shape) if size else torch.empty(shape, dtype=dtype)
 
 
+NAME = st.characters(exclude_categories=["Cs"])
+INDEX = "model.safetensors.index.json"
 TEXTS = st.dictionaries(NAMES, st.text(st.characters(exclude_categories=["Cs"]), max_size=9), max_size=3)
 
 
@@ -87,11 +89,124 @@ def test_what_is_longer_than_a_stretch_is_whole(tmp_path, monkeypatch):
     )
 
 
-def test_metadata_other_than_text_are_json_in_safetensors(tmp_path):
-    apr.save({"a": np.zeros(2, "<f4")}, tmp_path / "a.apr", {"name": "x", "layers": 3, "none": None})
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | st.text(NAME),
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(NAME), below, max_size=3),
+    max_leaves=6,
+).filter(lambda value: "Infinity" not in json.dumps(value))
+
+
+@given(st.dictionaries(NAMES, JSON, max_size=5))
+@example({"layers": 3, "said": "3", "none": None, "null": "null", "list": [1.0, {"a": "b"}]})
+def test_any_metadata_come_back_from_safetensors_as_they_were(tmp_path, metadata):
+    before, middle, after = (tmp_path / name for name in ("a.apr", "b.safetensors", "c.apr"))
+    apr.save({"a": np.arange(3.0)}, before, metadata)
+    convert(before, middle)
+    convert(middle, after)
+    assert apr.diff(before, after).same
+    with apr.load(before) as one, apr.load(after) as two:
+        assert list(one.metadata) == list(two.metadata)
+    with safetensors.safe_open(middle, "np") as file:  # others read text, numbers as JSON
+        found = file.metadata() or {}
+    assert {key: found[key] for key in metadata} == {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in metadata.items()
+    }
+
+
+def test_a_model_that_went_through_safetensors_is_still_one(tmp_path, data):
+    convert(data / "imported-0.72" / "hf_qwen2_tied", tmp_path / "a.apr")
     convert(tmp_path / "a.apr", tmp_path / "b.safetensors")
-    with safetensors.safe_open(tmp_path / "b.safetensors", "np") as file:
-        assert file.metadata() == {"name": "x", "layers": "3", "none": "null"}
+    convert(tmp_path / "b.safetensors", tmp_path / "c.apr")
+    assert main(["diff", str(tmp_path / "a.apr"), str(tmp_path / "c.apr")]) == 0
+    convert(tmp_path / "c.apr", tmp_path / "hf")
+    for name in ("config.json", "tokenizer.json"):
+        made, source = tmp_path / "hf" / name, data / "imported-0.72" / "hf_qwen2_tied" / name
+        assert json.loads(made.read_text()) == json.loads(source.read_text())
+
+
+@pytest.mark.parametrize("said", ["layers", "[", "3", '{"layers": 0}'])
+def test_texts_that_only_look_like_ours_stay_texts(said, tmp_path):
+    texts = {"apr.json_keys": said, "layers": "3"}
+    safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors", texts)
+    convert(tmp_path / "a.safetensors", tmp_path / "b.apr")
+    with apr.load(tmp_path / "b.apr") as file:
+        assert dict(file.metadata) == texts
+    with pytest.raises(apr.UnsupportedError, match=r"apr\.json_keys"):
+        convert(tmp_path / "b.apr", tmp_path / "c.safetensors")
+
+
+def test_tensors_alone_go_to_several_safetensors_files_and_back(tmp_path):
+    model = {f"t{n}": torch.full((100,), float(n)) for n in range(5)}
+    apr.save(model, tmp_path / "a.apr", {"steps": 7})
+    for name, flags in (("dir", "1000"), (f"named/{INDEX}", "1000"), (f"whole/{INDEX}", "9MB")):
+        target = tmp_path / name
+        arguments = [str(tmp_path / "a.apr"), str(target), "--max-shard-size", flags]
+        assert main(["convert", *arguments]) == 0
+        directory = target if target.suffix != ".json" else target.parent
+        files = sorted(directory.glob("*.safetensors"))
+        assert len(files) == (1 if flags == "9MB" else 3)
+        found = {}
+        for path in files:
+            found |= safetensors.torch.load_file(path)
+        assert found.keys() == model.keys()
+        assert all(torch.equal(found[name], model[name]) for name in model)
+        convert(directory / INDEX, tmp_path / "back.apr")
+        assert apr.diff(tmp_path / "a.apr", tmp_path / "back.apr").same
+    assert main(["convert", *arguments]) == 5  # is there
+    assert main(["convert", *arguments, "--force"]) == 0
+
+
+def test_several_apr_files_become_one_and_one_several(tmp_path, data, capsys):
+    one = tmp_path / "one.apr"
+    source = data / "aprender-0.72" / "every_dtype.apr"
+    assert main(["convert", str(source), str(one)]) == 0
+    assert apr.diff(source, one).same
+    with apr.load(source) as a, apr.load(one) as b:
+        assert {name: (a.info(name).dtype, bytes(a.raw(name))) for name in a} == {
+            name: (b.info(name).dtype, bytes(b.raw(name))) for name in b
+        }  # quantised tensors are as they were stored
+    index = tmp_path / "several" / "model.apr.index.json"
+    assert main(["convert", str(one), str(index), "--max-shard-size", "500"]) == 0
+    assert len(list(index.parent.glob("*.apr"))) > 2
+    assert apr.diff(one, index).same
+    back = tmp_path / "back.apr"
+    assert main(["convert", str(index.parent), str(back)]) == 0
+    assert back.read_bytes() == one.read_bytes()
+    capsys.readouterr()
+    shard = next(index.parent.glob("model-00002-of-*.apr"))
+    assert main(["convert", str(index), str(shard)]) == 2
+    assert "is one of the files that are read" in capsys.readouterr().err
+    assert apr.verify(index).ok
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_dtype_is_that_of_every_number_of_the_model_but_of_no_training_state(keep, tmp_path, capsys):
+    state = "__training__.optimizer.m.a"
+    values = torch.linspace(-1, 1, 512).reshape(2, 256)
+    tensors = {"a": values, "i": torch.arange(3), "q": apr.quantize(values, "q8"), state: values}
+    apr.save(tensors, tmp_path / "a.apr", {"hf_tokenizer": {}, "tokenizer.x": 1, "y": 2})
+    flags = ["--dtype", "bf16", "--no-tokenizer", *(["--keep-quantized"] if keep else [])]
+    assert main(["convert", str(tmp_path / "a.apr"), str(tmp_path / "b.apr"), *flags]) == 0
+    assert "training state" in capsys.readouterr().err
+    with apr.load(tmp_path / "a.apr") as a, apr.load(tmp_path / "b.apr") as b:
+        assert [b.info(name).dtype for name in b] == ["f32", "bf16", "i64", "q8" if keep else "bf16"]
+        assert torch.equal(b["q"].float(), a["q"] if keep else a["q"].bfloat16().float())
+        assert torch.equal(b["a"], values.bfloat16())
+        assert torch.equal(b[state], values)
+        assert dict(b.metadata) == {"y": 2}
+    assert main(["convert", str(tmp_path / "a.apr"), str(tmp_path / "c.safetensors")]) == 0
+    assert "training state go along" in capsys.readouterr().err
+
+
+def test_of_a_payload_without_described_tensors_no_file_is_made(tmp_path, data, capsys):
+    """Such a v1 file has no tensors, and would be an empty model in any other format."""
+    source = data / "aprender-0.72" / "v1_kmeans.apr"
+    for target in ("a.safetensors", "b.apr", "hf"):
+        assert main(["convert", str(source), str(tmp_path / target)]) == 4
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(source) in line
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_quantised_tensors_are_dequantised(tmp_path, data):

@@ -32,7 +32,8 @@ _UNITS = {
 class Command:
     """Convert a model: GGUF, safetensors or a transformers directory to .apr, and .apr back.
 
-    TARGET decides what is written: a name that ends in .apr or .safetensors is that file, any other a
+    TARGET decides what is written. A name that ends in .apr or .safetensors is that file;
+    model.apr.index.json and model.safetensors.index.json are several in that directory. Any other name is a
     directory: a transformers one where SOURCE is .apr, several .apr files where it is not. Tokenizer and
     configuration go along; a file of any size takes some tens of megabytes of memory.
 
@@ -43,6 +44,8 @@ class Command:
     Example: apr convert run/ckpt/epoch-004.apr my-model/
 
     Example: apr convert model.safetensors model.apr
+
+    Example: apr convert large.apr several/model.apr.index.json --max-shard-size 2GB
     """
 
     source: Annotated[Path, tyro.conf.Positional]
@@ -50,11 +53,12 @@ class Command:
     target: Annotated[Path, tyro.conf.Positional]
     """The file or directory to write."""
     dtype: FloatDtype | None = None
-    """Store floating-point tensors in this dtype (default: as stored; f32 where GGUF quantises)."""
+    """Store floating-point tensors in this dtype, quantised ones too (default: as stored; f32 for those that
+    the target does not hold or that come from GGUF)."""
     keep_quantized: Annotated[bool, Flag] = False
-    """From GGUF: leave q4_k and q6_k tensors as they are."""
+    """To .apr: leave quantised tensors as they are, of GGUF's q4_k and q6_k, whatever the dtype."""
     max_shard_size: str | None = None
-    """Write files of at most this size: 2GB, 500MiB, or bytes."""
+    """Write several files of at most this size: 2GB, 500MiB, or bytes."""
     no_tokenizer: Annotated[bool, Flag] = False
     """Leave the tokenizer out."""
     force: Annotated[bool, Flag] = False

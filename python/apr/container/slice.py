@@ -81,6 +81,12 @@ class TensorSlice:
             self._container.read([(at, values.view(np.uint8).data)])
         return values
 
+    def stored(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """The stored bytes from the `start`th to before the `stop`th."""
+        found = np.empty(stop - start, np.uint8)
+        self._container.read([(self._info.offset + start, found.data)])
+        return found
+
     @property
     def _row_bytes(self) -> int:
         return prod(self.shape[1:]) * NUMPY.get(self.dtype, NUMPY["f32"]).itemsize

@@ -6,16 +6,17 @@ with its tokenizer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr.container.file import load
-from apr.container.metadata import SHARDING, encode
+from apr.container.dtypes import QUANTISED
+from apr.container.file import TRAINING_PREFIX, load
+from apr.container.metadata import HF_TOKENIZER, SHARDING, encode
 from apr.container.save import TensorSpec, write
 from apr.container.sharded import INDEX_SUFFIX
 from apr.convert.directory import check_replaceable, replacing_directory
-from apr.convert.stream import FloatDtype, Item, Model, OnTensor, from_apr
+from apr.convert.stream import FloatDtype, Item, Model, OnTensor, from_apr, stored_in
 from apr.errors import FormatError, UnsupportedError, UsageError
 from apr.files import write_json
 
@@ -25,9 +26,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["Conversion", "FloatDtype", "convert"]
+    from apr.container.file import AprFile
+
+__all__ = ["Conversion", "ConvertOptions", "FloatDtype", "OnTensor", "convert"]
 
 _INDEX = f"model{INDEX_SUFFIX}"
+# What a target's name asks for.
+_APR, _SAFETENSORS, _DIRECTORY = ".apr", ".safetensors", "directory"
+_APR_FILES, _SAFETENSORS_FILES = "several .apr", "several .safetensors"
+_SEVERAL = {_INDEX: _APR_FILES, "model.safetensors.index.json": _SAFETENSORS_FILES}
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,12 @@ class ConvertOptions:
     """How to convert; the flags of `apr convert` have the same names."""
 
     dtype: FloatDtype | None = None
-    """Store floating-point tensors in this dtype (default: as stored; f32 where the source is quantised)."""
+    """Store floating-point tensors in this dtype, quantised ones too (default: as stored; f32 for those that
+    the target does not hold or the source is GGUF). Training state stays as it is."""
     keep_quantized: bool = False
-    """From GGUF: leave q4_k and q6_k tensors as they are."""
+    """To .apr: leave quantised tensors as they are, of GGUF's q4_k and q6_k, whatever the dtype."""
     max_shard_size: int | None = None
-    """Bytes of a file of several; a .apr model is written as several files only where this is given."""
+    """Bytes of a file of several (default: 5 GB, where several are written or transformers reads them)."""
     tokenizer: bool = True
     """Take the tokenizer along."""
     force: bool = False
@@ -68,9 +76,10 @@ def convert(
 ) -> Conversion:
     """Convert a model, atomically; memory holds some tens of megabytes of it, however large it is.
 
-    What is written follows from the names: a `target` that ends in .apr or .safetensors is one file;
-    any other is a directory, a transformers one where `source` is .apr, and one of several .apr files (with
-    `max_shard_size`) where it is something else.
+    What is written follows from the names. A `target` that ends in .apr or .safetensors is one file; one that
+    is called model.apr.index.json or model.safetensors.index.json is several, in that directory. Any other is
+    a directory: a transformers one where `source` is .apr (with `max_shard_size`, several safetensors files
+    where it names no architecture), one of several .apr files (with `max_shard_size`) where it is not.
 
     Args:
         source: a GGUF or safetensors file, a transformers directory, an .apr (an index or directory of
@@ -97,19 +106,8 @@ def convert(
         encode(model.metadata)
     except (TypeError, ValueError) as error:  # NaN, for example, which JSON lacks but Python's reader takes
         raise FormatError(f"{source}: {error}", path=source) from None
-    items = [
-        item.cast(options.dtype).reported(n, len(model.items), on_tensor)
-        for n, item in enumerate(model.items)
-    ]
-    if target.suffix == ".safetensors":
-        raise UsageError(f"{source} to {target}: go through an .apr file")
-    if target.suffix == ".apr":
-        _write_apr(target, model.metadata, items)
-        size = target.stat().st_size
-    else:
-        assert options.max_shard_size is not None  # `_check` has seen to it
-        size = _write_shards(target, model.metadata, items, options.max_shard_size, force=options.force)
-    return _made(source, target, items, size, model.notes)
+    items = [item.cast(options.dtype) for item in model.items]
+    return _write(source, target, replace(model, items=items), options, on_tensor)
 
 
 def _kind(source: Path) -> str:
@@ -143,31 +141,47 @@ def _kind(source: Path) -> str:
     )
 
 
-def _check(source: Path, target: Path, kind: str, options: ConvertOptions) -> None:
+def _layout(target: Path) -> tuple[str, Path]:
+    """What a target's name asks for, and the directory that it is in, or is."""
+    if target.suffix in {_APR, _SAFETENSORS}:
+        return target.suffix, target.parent
+    if target.name in _SEVERAL:
+        return _SEVERAL[target.name], target.parent
+    if target.name.endswith(".index.json"):
+        raise UsageError(f"{target}: the index of several files is called {' or '.join(_SEVERAL)}")
     if target.suffix == ".gguf":
         raise UsageError(f"{target}: GGUF is read, not written")
-    if options.keep_quantized and kind != "gguf":
-        raise UsageError("--keep-quantized belongs to GGUF sources")
-    if not options.tokenizer and (kind == "safetensors" or target.suffix == ".safetensors"):
+    return _DIRECTORY, target
+
+
+def _check(source: Path, target: Path, kind: str, options: ConvertOptions) -> None:
+    layout, directory = _layout(target)
+    to_safetensors = layout in {_SAFETENSORS, _SAFETENSORS_FILES}
+    if options.keep_quantized and (to_safetensors or kind not in {"gguf", "apr"}):
+        raise UsageError("--keep-quantized belongs to GGUF and .apr sources, and to .apr targets")
+    if not options.tokenizer and (kind == "safetensors" or to_safetensors):
         raise UsageError(f"--no-tokenizer: there is none between {source} and {target}")
     if options.max_shard_size is not None and options.max_shard_size < 1:
         raise UsageError(f"--max-shard-size {options.max_shard_size}: at least one byte")
-    is_file = target.suffix in {".apr", ".safetensors"}
-    if is_file and options.max_shard_size is not None:
+    if layout in {_APR, _SAFETENSORS} and options.max_shard_size is not None:
         raise UsageError(f"--max-shard-size writes several files: name a directory instead of {target}")
-    if kind == "apr" and target.suffix == ".apr":
-        raise UsageError(f"{source} is an .apr already: apr stamp changes its metadata")
-    if is_file:
+    if kind != "apr" and to_safetensors:
+        raise UsageError(f"{source} to {target}: go through an .apr file")
+    if layout == _APR and target.exists() and target.samefile(source):
+        raise UsageError(f"{target}: is what is read: name another file")
+    if layout in {_APR, _SAFETENSORS}:
         return
-    if kind != "apr" and options.max_shard_size is None:
+    if layout == _DIRECTORY and kind != "apr" and options.max_shard_size is None:
         raise UsageError(
             f"{target}: name a file that ends in .apr, or give --max-shard-size for a directory of several"
         )
-    whole = target.resolve()
+    if layout == _DIRECTORY and kind == "apr" and options.keep_quantized:
+        raise UsageError(f"{target}: transformers reads no quantised tensors of .apr: no --keep-quantized")
+    whole = directory.resolve()
     for path, what in ((source.resolve(), f"holds {source}"), (Path.cwd(), "holds the current directory")):
         if path.is_relative_to(whole):
-            raise UsageError(f"{target}: {what}, and would be replaced as a whole: name another directory")
-    check_replaceable(target, force=options.force)
+            raise UsageError(f"{directory}: {what}, and would be replaced as a whole: name another directory")
+    check_replaceable(directory, force=options.force)
 
 
 def _read(source: Path, kind: str, options: ConvertOptions) -> Model:
@@ -180,36 +194,90 @@ def _read(source: Path, kind: str, options: ConvertOptions) -> Model:
 
         several = source.name.endswith(".json")
         texts, items = safetensors.read_several(source) if several else safetensors.read(source)
-        return Model(dict(texts), items)
+        return Model(safetensors.from_texts(texts), items)
     from apr.convert import hf
 
     return hf.read(source, tokenizer=options.tokenizer)
 
 
 def _from_apr(source: Path, target: Path, options: ConvertOptions, on_tensor: OnTensor | None) -> Conversion:
-    from apr.container.metadata import as_texts
-    from apr.convert import hf, safetensors
+    from apr.convert import hf
 
+    layout, _ = _layout(target)
     with load(source, verify="full") as file:  # what is damaged would be whole in the next format
         file.require_tensors()
-        if target.suffix == ".safetensors":
-            names = [name for name in file if not file.info(name).tied]
-            items = [from_apr(file, name).cast(options.dtype) for name in names]
-            items = [item.reported(n, len(items), on_tensor) for n, item in enumerate(items)]
-            safetensors.write(target, items, as_texts(file.metadata))
-            return _made(source, target, items, target.stat().st_size, ())
-        size = options.max_shard_size or hf.SHARD_SIZE
+        alone = options.max_shard_size is not None and not hf.is_described(file.metadata)
+        if layout != _DIRECTORY or alone:
+            return _write(source, target, _stored(file, target, options), options, on_tensor)
         items, notes = hf.write(
             file,
             target,
             dtype=options.dtype,
-            max_shard_size=size,
+            max_shard_size=options.max_shard_size or hf.SHARD_SIZE,
             tokenizer=options.tokenizer,
             force=options.force,
             on_tensor=on_tensor,
         )
-    total = sum(path.stat().st_size for path in target.iterdir())
-    return _made(source, target, items, total, notes)
+    return _made(source, target, items, _size(target), notes)
+
+
+def _stored(file: AprFile, target: Path, options: ConvertOptions) -> Model:
+    """Everything that is in an .apr file, as its next file holds it."""
+    if target.exists() and any(target.samefile(one.path) for one in getattr(file, "files", [file])):
+        raise UsageError(f"{target}: is one of the files that are read: name another file")
+    to_apr = _layout(target)[0] in {_APR, _APR_FILES}
+    quantised = stored_in if to_apr and (options.keep_quantized or options.dtype is None) else from_apr
+    names = [name for name in file if not file.info(name).tied]
+    state = [name for name in names if name.startswith(TRAINING_PREFIX)]
+    items = [
+        (quantised if file.info(name).dtype in QUANTISED else from_apr)(file, name).cast(
+            None if name.startswith(TRAINING_PREFIX) else options.dtype
+        )
+        for name in names
+    ]
+    metadata = {
+        key: value
+        for key, value in file.metadata.items()
+        if key != SHARDING
+        and (options.tokenizer or not (key == HF_TOKENIZER or key.startswith("tokenizer.")))
+    }
+    notes = [
+        f"{file.path}: {count} {what}"
+        for count, what in (
+            (len(file) - len(names), "empty head, tied to the embedding, is left out"),
+            (len(state), "tensors of a run's training state go along (a directory leaves them out)"),
+        )
+        if count
+    ]
+    return Model(metadata, items, tuple(notes))
+
+
+def _write(
+    source: Path, target: Path, model: Model, options: ConvertOptions, on_tensor: OnTensor | None
+) -> Conversion:
+    """Write a model in the form that the target's name asks for, or safetensors where the source is .apr."""
+    from apr.convert import hf, safetensors
+
+    metadata = model.metadata
+    items = [item.reported(n, len(model.items), on_tensor) for n, item in enumerate(model.items)]
+    most, force = options.max_shard_size or hf.SHARD_SIZE, options.force
+    layout, directory = _layout(target)
+    if layout == _APR:
+        _write_apr(target, metadata, items)
+    elif layout == _SAFETENSORS:
+        safetensors.write(target, items, safetensors.to_texts(metadata))
+    elif layout == _SAFETENSORS_FILES or (layout == _DIRECTORY and _kind(source) == "apr"):
+        texts = safetensors.to_texts(metadata)
+        with replacing_directory(directory, force=force) as made:
+            safetensors.write_several(made, safetensors.grouped(items, most), texts, {})
+    else:
+        _write_shards(directory, metadata, items, most, force=force)
+    size = target.stat().st_size if layout in {_APR, _SAFETENSORS} else _size(directory)
+    return _made(source, target, items, size, model.notes)
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
 
 
 def _write_apr(target: Path, metadata: Mapping[str, Any], items: list[Item]) -> None:
@@ -223,7 +291,7 @@ def _write_apr(target: Path, metadata: Mapping[str, Any], items: list[Item]) -> 
 
 def _write_shards(
     target: Path, metadata: Mapping[str, Any], items: list[Item], most: int, *, force: bool
-) -> int:
+) -> None:
     from apr._core import nbytes
 
     groups: list[list[Item]] = [[]]
@@ -247,7 +315,6 @@ def _write_shards(
             _write_apr(made / name, {**metadata, SHARDING: {**sharding, "shard_index": i}}, group)
             where |= {item.spec.name: name for item in group}
         write_json(made / _INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": where})
-    return sum(path.stat().st_size for path in target.iterdir())
 
 
 def _made(source: Path, target: Path, items: list[Item], size: int, notes: tuple[str, ...]) -> Conversion:

@@ -29,7 +29,7 @@ from apr.convert.directory import CONFIG, GENERATION, replacing_directory
 from apr.convert.stream import Item, Model, from_apr, json_object, stretches
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
 from apr.files import write_atomically, write_json
-from apr.model.config import ModelConfig
+from apr.model.config import ModelConfig, names_family
 from apr.model.names import check_layers, parameter_shapes
 
 if TYPE_CHECKING:
@@ -42,11 +42,13 @@ if TYPE_CHECKING:
     from apr.convert.stream import FloatDtype, OnTensor
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS, INDEX = "model.safetensors", safetensors.INDEX
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _BASE64 = "base64"
 # The format's limit of 16 MiB on what is written, with room for the sizes.
 _MOST_TEXT = 15 << 20
+# What transformers says in each file of weights, and asks for.
+_EACH = {"format": "pt"}
 # As transformers does.
 SHARD_SIZE = 5_000_000_000
 # Parameters of Llama whose rows GGUF keeps in another order.
@@ -86,6 +88,11 @@ def read(directory: Path, *, tokenizer: bool) -> Model:
     return Model(metadata, items, notes)
 
 
+def is_described(metadata: Mapping[str, Any]) -> bool:
+    """Whether the metadata say of which architecture the tensors are."""
+    return isinstance(metadata.get(HF_CONFIG), dict) or names_family(metadata)
+
+
 def write(
     file: AprFile,
     directory: Path,
@@ -112,7 +119,7 @@ def write(
     items, config, notes = _as_hf(file)
     items = [item.cast(dtype).reported(n, len(items), on_tensor) for n, item in enumerate(items)]
     texts, about = _tokenizer_files(file) if tokenizer else ({}, ())
-    shards = _sharded(items, max_shard_size)
+    groups = safetensors.grouped(items, max_shard_size)
     config |= _dtype(config, items)
     with replacing_directory(directory, force=force) as made:
         write_json(made / CONFIG, config)
@@ -120,14 +127,10 @@ def write(
             write_json(made / GENERATION, file.metadata[HF_GENERATION])
         for name, text in texts.items():
             write_atomically(made / name, text)
-        for name, shard in shards.items():
-            safetensors.write(made / name, shard, {"format": "pt"})
-        if len(shards) > 1:
-            where = {item.spec.name: name for name, shard in shards.items() for item in shard}
-            total = sum(safetensors.nbytes(item) for item in items)
-            write_json(
-                made / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-            )
+        if len(groups) == 1:
+            safetensors.write(made / WEIGHTS, items, _EACH)
+        else:
+            safetensors.write_several(made, groups, {}, _EACH)
     return items, (*notes, *about)
 
 
@@ -246,7 +249,7 @@ def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
         config = ModelConfig.from_metadata(file.metadata, head_present=head_present)
     except RefusedError as error:
         if not isinstance(kept, dict):
-            hint = "tensors alone go to a file that ends in .safetensors"
+            hint = "tensors alone go to a file that ends in .safetensors, or to several: --max-shard-size"
             raise type(error)(f"{file.path}: {error} ({hint})") from None
         # Of a family that is only stored: what transformers wrote is what it gets back.
         return [from_apr(file, name) for name in names], dict(kept), ()
@@ -398,18 +401,3 @@ def _content(path: str, name: str, value: object) -> bytes:
     except ValueError as error:
         raise RefusedError(f"{path}: metadata key {HF_TOKENIZER}: {name}: {error}") from None
     raise RefusedError(f"{path}: metadata key {HF_TOKENIZER} holds {name!r}, no file of a tokenizer")
-
-
-def _sharded(items: Sequence[Item], most: int) -> dict[str, list[Item]]:
-    """File name to its tensors, in order, none larger than `most` bytes unless one tensor is."""
-    groups: list[list[Item]] = [[]]
-    size = 0
-    for item in items:
-        if groups[-1] and size + safetensors.nbytes(item) > most:
-            groups.append([])
-            size = 0
-        groups[-1].append(item)
-        size += safetensors.nbytes(item)
-    if len(groups) == 1:
-        return {WEIGHTS: groups[0]}
-    return {f"model-{i:05}-of-{len(groups):05}.safetensors": group for i, group in enumerate(groups, 1)}

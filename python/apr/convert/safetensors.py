@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 import numpy as np
 
 from apr.container.dtypes import NUMPY
+from apr.container.metadata import as_texts
 from apr.container.save import TensorSpec
 from apr.convert.stream import Item, json_object, stretches
 from apr.errors import FormatError, UnsupportedError
-from apr.files import replacing
+from apr.files import replacing, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +42,9 @@ _NAMES = {ours: theirs for theirs, ours in _DTYPES.items()}
 # The package writes wide dtypes first, so that all are aligned; in this order.
 _ORDER = ("i64", "f64", "f32", "i32", "bf16", "f16", "i8", "u8")
 _METADATA = "__metadata__"
+# Among the texts under it, says which of them are JSON: numbers, for example, and not texts that look so.
+_MARK = "apr.json_keys"
+INDEX = "model.safetensors.index.json"
 _MAX_HEADER = 100_000_000
 # Characters of an entry in an error.
 _SHOWN = 120
@@ -139,6 +143,74 @@ def write(path: Path, items: Sequence[Item], texts: Mapping[str, str]) -> None:
         for item in ordered:
             for part in item.stored():
                 file.write(part.data)
+
+
+def write_several(
+    directory: Path, groups: Sequence[Sequence[Item]], first: Mapping[str, str], each: Mapping[str, str]
+) -> None:
+    """Write a model in several files and their index, as transformers names them; errors as in `write`.
+
+    Args:
+        directory: it must be there.
+        groups: the tensors of each file.
+        first: the texts of the first file.
+        each: the texts of every file.
+    """
+    where: dict[str, str] = {}
+    for n, group in enumerate(groups, 1):
+        name = f"model-{n:05}-of-{len(groups):05}.safetensors"
+        write(directory / name, group, {**each, **(first if n == 1 else {})})
+        where |= {item.spec.name: name for item in group}
+    total = sum(nbytes(item) for group in groups for item in group)
+    write_json(
+        directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    )
+
+
+def grouped(items: Sequence[Item], most: int) -> list[list[Item]]:
+    """The tensors of each file, in order, none larger than `most` bytes unless one tensor is."""
+    groups: list[list[Item]] = [[]]
+    size = 0
+    for item in items:
+        if groups[-1] and size + nbytes(item) > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(item)
+        size += nbytes(item)
+    return groups
+
+
+def to_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata as safetensors holds them, text to text: other values as JSON, and which ones these are.
+
+    Raises:
+        UnsupportedError: metadata that have the key under which that is said.
+    """
+    if _MARK in metadata:
+        raise UnsupportedError(
+            f"metadata key {_MARK!r} says in safetensors which texts are JSON: remove it with apr stamp"
+        )
+    others = [key for key, value in metadata.items() if not isinstance(value, str)]
+    said = {_MARK: json.dumps(others, ensure_ascii=False)} if others else {}
+    return as_texts(metadata) | said
+
+
+def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The metadata that `to_texts` was given; texts that it did not make are texts.
+
+    A text that was changed since, so that it is no JSON, stays as it is.
+    """
+    others = _json(texts.get(_MARK, ""))
+    if not isinstance(others, list):
+        return dict(texts)
+    return {key: _json(text, text) if key in others else text for key, text in texts.items() if key != _MARK}
+
+
+def _json(text: str, otherwise: object = None) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return otherwise
 
 
 def nbytes(item: Item) -> int:

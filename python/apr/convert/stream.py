@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from apr._core import nbytes
 from apr.container.dtypes import NUMPY
 from apr.container.save import TensorSpec
 from apr.errors import FormatError
@@ -105,6 +106,23 @@ def stretches(values: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
     step = max(1, _STRETCH // multiple) * multiple
     for start in range(0, values, step):
         yield start, min(start + step, values)
+
+
+def stored_in(file: AprFile, name: str) -> Item:
+    """A tensor of an .apr file as it is stored, a quantised one too.
+
+    One that is quantised without the padding of its rows, as old files may be, is dequantised.
+    """
+    info = file.info(name)
+    if info.dtype in NUMPY or nbytes(info.dtype, info.shape) != info.nbytes:
+        return from_apr(file, name)
+    stored = file.slice(name)
+
+    def parts() -> Iterator[NDArray[Any]]:
+        for start, stop in stretches(info.nbytes):
+            yield stored.stored(start, stop)
+
+    return Item(TensorSpec(name, info.dtype, info.shape), parts)
 
 
 def from_apr(file: AprFile, name: str) -> Item:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from apr.container.metadata import canonical, same_value
 from apr.errors import RefusedError
@@ -159,10 +159,19 @@ class ModelConfig:
         return metadata
 
 
+def names_family(metadata: Mapping[str, Any]) -> bool:
+    """Whether the metadata say of which architecture a model is, one that is read or not."""
+    return any(_says_something(metadata.get(key)) for key in _FAMILY_KEYS)
+
+
+def _says_something(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value.lower() not in _SAY_NOTHING
+
+
 def _family(facts: dict[str, Any]) -> Family:
     for key in _FAMILY_KEYS:
         value = facts.get(key)
-        if not isinstance(value, str) or value.lower() in _SAY_NOTHING:
+        if not _says_something(value):
             continue
         family = _FAMILIES.get(value.lower())
         if family is not None:
