@@ -1,6 +1,9 @@
 """apr inspect, tensors and verify on files that open."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +174,73 @@ def test_help_has_an_example(command, run):
     code, out, _ = run(command, "--help")
     assert code == 0
     assert f"Example: apr {command} " in out
+
+
+def apr_in(environment, *arguments, **keywords):
+    command = [sys.executable, "-m", "apr", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, env=os.environ | environment, check=False, **keywords)
+
+
+def test_what_standard_output_cannot_encode_is_escaped(tmp_path):
+    apr.save({"ünï…": np.zeros(2)}, tmp_path / "m.apr", {"said": "ü" * 100})
+    for command, shown in (("inspect", b"\\xfc"), ("tensors", b"\\xfcn\\xef\\u2026"), ("verify", b"ok")):
+        done = apr_in({"PYTHONIOENCODING": "ascii"}, command, tmp_path / "m.apr")
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert shown in done.stdout
+    assert apr_in({"PYTHONIOENCODING": "ascii"}).stdout.startswith(b"usage: apr COMMAND \\u2026")
+
+
+def test_a_closed_standard_output_is_no_error_of_ours():
+    done = apr_in({}, "tensors", QWEN, preexec_fn=lambda: os.close(1))
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_file_name_cannot_steer_the_terminal(run, tmp_path):
+    path = tmp_path / "\x1b[31mred.apr"
+    apr.save({"a": np.zeros(2)}, path)
+    damaged = tmp_path / "\x1b[32mgreen.apr"
+    damaged.write_bytes(b"APR\0")
+    for command in ("inspect", "verify", "tensors"):
+        for given in (path, damaged):
+            _, out, err = run(command, given)
+            assert "\x1b" not in out + err
+    _, out, _ = run("convert", path, tmp_path / "\x1b[31m.safetensors")
+    assert "\\x1b[31m.safetensors: 1 tensors" in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("command", ["inspect", "tensors", "stamp", "convert", "diff"])
+def test_a_refusal_is_json_too_where_json_is_asked_for(command, run, tmp_path):
+    others = {"stamp": ["a=1", "-o", tmp_path / "b.apr"], "convert": [tmp_path / "b.apr"], "diff": [QWEN]}
+    code, out, err = run(command, tmp_path / "gone.apr", *others.get(command, []), "--json")
+    assert code == 3
+    said = json.loads(out)
+    assert said == {"error": f"{tmp_path / 'gone.apr'}: No such file or directory", "exit_code": 3}
+    assert err == f"apr {command}: error: {said['error']}\n"
+
+
+def test_columns_are_aligned_whatever_their_number_and_width(run, tmp_path):
+    names = ["a", "日本", "long.name"]
+    apr.save({name: np.zeros(n + 1, "<f4") for n, name in enumerate(names)}, tmp_path / "m.apr")
+    _, out, _ = run("tensors", tmp_path / "m.apr")
+    heading, *rows = out.splitlines()
+    assert heading.split() == ["name", "dtype", "shape", "bytes", "offset"]
+    assert [row.split() for row in rows] == [
+        [name, "f32", f"[{n + 1}]", str(4 * n + 4), str(apr.load(tmp_path / "m.apr").info(name).offset)]
+        for n, name in sorted(enumerate(names), key=lambda pair: pair[1])
+    ]
+    from rich.cells import cell_len
+
+    starts = {cell_len(row[: row.index("f32")]) for row in rows} | {heading.index("dtype")}
+    ends = {cell_len(row) for row in rows} | {len(heading)}
+    assert (len(starts), len(ends)) == (1, 1)
+
+
+def test_many_tensors_are_listed_without_a_table_that_measures_each(run, tmp_path, monkeypatch):
+    """rich takes a millisecond a row."""
+    import rich.table
+
+    apr.save({f"t{n:04}": np.zeros(1, "u1") for n in range(2000)}, tmp_path / "m.apr")
+    monkeypatch.setattr(rich.table.Table, "add_row", lambda *_: pytest.fail("a row of a rich table"))
+    code, out, _ = run("tensors", tmp_path / "m.apr")
+    assert (code, len(out.splitlines())) == (0, 2001)

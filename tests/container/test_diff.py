@@ -166,11 +166,11 @@ print(found.tensors[0].differing, (peak() - before) * 1024)
 @pytest.mark.parametrize("atol", [-1, NAN])
 def test_a_tolerance_below_zero_is_refused(atol, run, tmp_path):
     apr.save({}, tmp_path / "m.apr")
-    with pytest.raises(ValueError, match="atol must be 0 or more"):
+    with pytest.raises(ValueError, match="atol must be a finite number, 0 or more"):
         apr.diff(tmp_path / "m.apr", tmp_path / "m.apr", atol=atol)
     code, _, err = run("diff", tmp_path / "m.apr", tmp_path / "m.apr", f"--atol={atol}")
     assert code == 2
-    assert "--atol must be 0 or more" in err
+    assert "--atol must be a finite number, 0 or more" in err
 
 
 def test_the_command_prints_what_differs_and_exits_5(run, tmp_path):

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 import apr
 from apr.cli import main
+from apr.convert import ConvertOptions, convert
+from apr.data.tokenizers import load_tokenizer
 from apr.errors import AprError, RefusedError
 from apr.model import ModelConfig
+from apr.model.names import parameter_shapes
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 JSON = st.recursive(
@@ -82,6 +85,52 @@ def test_one_wrong_fact_makes_a_model_or_is_refused_in_one_line(wrong):
         assert len(str(error).splitlines()) == 1
         return
     assert ModelConfig.from_metadata(config.to_metadata()) == config
+
+
+TOKENIZER = {
+    "tokenizer.vocabulary": [chr(ord("a") + n) for n in range(14)] + ["ab", "<|endoftext|>"],
+    "tokenizer.merges": ["a b"],
+    "tokenizer.token_type": [1] * 15 + [3],
+    "tokenizer.model_type": "BPE",
+    "tokenizer.pre_type": "gpt-2",
+    "tokenizer.bos_token_id": 15,
+    "tokenizer.eos_token_id": 15,
+    "chat_template": "{{ messages }}",
+}
+KEPT = ["hf_tokenizer", "hf_config", "hf_generation_config"]
+# What replaces a fact: anything, or a list as long as the vocabulary, or files of a tokenizer.
+ODD = (
+    JSON
+    | st.lists(JSON, min_size=16, max_size=16)
+    | st.dictionaries(st.sampled_from(["tokenizer.json", "tokenizer_config.json", "tokenizer.model"]), JSON)
+)
+
+
+@given(st.dictionaries(st.sampled_from([*TOKENIZER, *KEPT, *COMPLETE]), ODD, min_size=1, max_size=2))
+@example({"tokenizer.token_type": 1})
+@example({"tokenizer.merges": [None]})
+@example({"tokenizer.merges": [["a", 1]]})
+@example({"tokenizer.vocabulary": [None] * 16})
+@example({"tokenizer.pre_type": ["gpt-2"]})
+@example({"tokenizer.eos_token_id": [15]})
+@example({"hf_tokenizer": {"tokenizer.json": "[]"}})
+@example({"hf_tokenizer": {"tokenizer.json": '{"model": {}}', "tokenizer_config.json": 3}})
+def test_a_model_with_odd_facts_converts_or_is_refused_in_one_line(tmp_path, wrong):
+    shapes = parameter_shapes(ModelConfig.from_metadata(COMPLETE, head_present=False))
+    path = tmp_path / "m.apr"
+    metadata = COMPLETE | TOKENIZER | wrong
+    apr.save({name: np.zeros(shape, "<f4") for name, shape in shapes.items()}, path, metadata)
+    for read in (
+        lambda: convert(path, tmp_path / "hf", ConvertOptions(force=True)),
+        lambda: convert(path, tmp_path / "m.safetensors"),
+        lambda: load_tokenizer(path),
+    ):
+        try:
+            read()
+        except (AprError, RefusedError) as error:
+            assert len(str(error).splitlines()) == 1
+    convert(tmp_path / "m.safetensors", tmp_path / "back.apr")
+    assert apr.load(tmp_path / "back.apr").metadata == metadata
 
 
 def test_a_file_larger_than_memory_opens_and_gives_its_last_bytes(tmp_path):

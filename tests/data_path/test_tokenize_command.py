@@ -185,7 +185,9 @@ def test_standard_input_is_encoded_but_not_estimated(tmp_path, monkeypatch, caps
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
         argv = ["tokenize", "encode", "--corpus", "-", "--tokenizer", str(TOKENIZER)]
         assert main([*argv, "--output", str(tmp_path / "stdin"), "--json", *flags]) == code
-    assert json.loads(capsys.readouterr().out)["total_documents"] == 9
+    made, refused = map(json.loads, capsys.readouterr().out.splitlines())
+    assert made["total_documents"] == 9
+    assert "could not be read again" in refused["error"]
 
 
 def test_standard_input_is_not_resumed_for_it_cannot_be_told_from_another(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,7 @@
 
 Each module beside this one holds one command: a dataclass (or a union of them, for subcommands) named
 `Command`, whose fields are the flags, whose docstring is the help, and whose `run()` gives the exit code. It
-may have `flags_from_file`, flags that come before those that were typed, and `refusal`, an error as JSON.
+may have `flags_from_file`, flags that come before those that were typed, and `refusal`, an error as its JSON.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from apr.errors import EXIT_UNFORESEEN, EXIT_USAGE, AprError, RefusedError, exit_code, messages
@@ -47,6 +48,7 @@ class Runnable(Protocol):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `apr ARGV…` and return the exit code."""
+    _take_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(_overview())
@@ -65,11 +67,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one command by its name; `argv` defaults to the process's own arguments."""
+    _take_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
     code = _run(name, arguments)
     for stream in (sys.stdout, sys.stderr):
         _let_go(stream)
     return code
+
+
+def _take_any_text() -> None:
+    """Let standard output take what its encoding lacks, escaped, and nothing at all where it is closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (a device, for as long as we run)
+        elif isinstance(stream, TextIOWrapper) and stream.errors in {"strict", "surrogateescape"}:
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _let_go(stream: TextIO) -> None:
@@ -98,10 +111,19 @@ def _run(name: str, arguments: list[str]) -> int:
         with suppress(BrokenPipeError):
             for line in messages(error):
                 print(f"apr {name}: error: {line}", file=sys.stderr)
-            module = import_module(COMMANDS[name][0])
-            if "--json" in arguments and hasattr(module, "refusal"):
-                print(module.refusal(error))
+            if "--json" in arguments:
+                print(_refusal(name, error))
         return code
+
+
+def _refusal(name: str, error: Exception) -> str:
+    """An error as the JSON object that takes the place of a result."""
+    module = import_module(COMMANDS[name][0])
+    if hasattr(module, "refusal"):
+        return str(module.refusal(error))
+    import json
+
+    return json.dumps({"error": "; ".join(messages(error)), "exit_code": exit_code(error)})
 
 
 def _parse(name: str, arguments: list[str]) -> Runnable:

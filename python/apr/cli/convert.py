@@ -102,8 +102,9 @@ class Command:
         for note in made.notes:
             print(f"apr convert: note: {printable(note)}", file=sys.stderr)
         print(
-            f"{made.target}: {made.tensors} tensors, {made.parameters / 1e6:.1f} M parameters, "
-            f"{made.nbytes / 1e6:.1f} MB, from {made.source.name} in {seconds:.1f} s"
+            f"{printable(str(made.target))}: {made.tensors} tensors, "
+            f"{made.parameters / 1e6:.1f} M parameters, {made.nbytes / 1e6:.1f} MB, "
+            f"from {printable(made.source.name)} in {seconds:.1f} s"
         )
         return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -35,8 +36,8 @@ class Command:
 
     def run(self) -> int:
         """Print what differs."""
-        if self.atol is not None and not self.atol >= 0:
-            raise UsageError(f"--atol must be 0 or more, not {self.atol}")
+        if self.atol is not None and not 0 <= self.atol < inf:
+            raise UsageError(f"--atol must be a finite number, 0 or more, not {self.atol}")
         found = diff(self.a, self.b, atol=self.atol)
         if self.json:
             print(json.dumps(found.to_dict()))

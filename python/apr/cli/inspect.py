@@ -43,7 +43,9 @@ class Command(KeyFlags):
             print(json.dumps(found))
             return 0
         verdict = "valid" if found["valid"] else "NOT VALID: apr verify says what is wrong"
-        console().print(f"{self.file}: {verdict}", style="bold green" if found["valid"] else "bold red")
+        console().print(
+            f"{printable(str(self.file))}: {verdict}", style="bold green" if found["valid"] else "bold red"
+        )
         rows = table()
         for label, text in _rows(found):
             rows.add_row(f"  {printable(label)}", printable(text))

@@ -10,7 +10,7 @@ from typing import Annotated, TypeAlias
 
 import tyro
 
-from apr.cli._console import printable, show, table
+from apr.cli._console import listing, printable
 from apr.cli._keys import KeyFlags
 from apr.container.file import AprFile, TensorInfo, load
 from apr.container.sharded import ShardedFile
@@ -47,11 +47,15 @@ class Command(KeyFlags):
             print(json.dumps({"tensors": [asdict(info) | place | stats for info, place, stats in rows]}))
             return 0
         numbers = ["bytes", "offset", *(_STATS if self.stats else ())]
-        listing = table(*places, "name", "dtype", "shape", numbers=numbers)
-        for info, place, stats in rows:
-            said = ("-" if v is None else f"{v:.6g}" for v in stats.values())
-            listing.add_row(*map(printable, place.values()), *_cells(info), *said)
-        show(listing)
+        cells = [
+            [
+                *map(printable, place.values()),
+                *_cells(info),
+                *("-" if value is None else f"{value:.6g}" for value in stats.values()),
+            ]
+            for info, place, stats in rows
+        ]
+        listing([*places, "name", "dtype", "shape"], numbers, cells)
         return 0
 
     def _rows(self) -> tuple[list[str], list[_Row]]:

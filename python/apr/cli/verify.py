@@ -53,7 +53,7 @@ class Command(KeyFlags):
             rows.append(report.to_dict())
             if not report.opened:
                 wrong = report.checks[-1]
-                print(f"apr verify: error: {file}: {printable(wrong.detail)}", file=sys.stderr)
+                print(f"apr verify: error: {printable(f'{file}: {wrong.detail}')}", file=sys.stderr)
             elif not self.json:
                 _show(report)
         if self.json:
@@ -67,7 +67,7 @@ def _code(report: Report) -> int:
 
 def _show(report: Report) -> None:
     verdict = "ok" if report.ok else "FAILED"
-    console().print(f"{report.path}: {verdict}", style="bold green" if report.ok else "bold red")
+    console().print(f"{printable(report.path)}: {verdict}", style="bold green" if report.ok else "bold red")
     rows = table()
     for check in report.checks:
         mark, style = _STYLES[check.passed]

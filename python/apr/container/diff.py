@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
-from math import prod
+from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,11 +144,11 @@ def diff(a: str | PathLike[str], b: str | PathLike[str], *, atol: float | None =
     Raises:
         AprError: a file that does not open; with path, tensor and byte.
         UnsupportedError: a v1 file whose payload is not described as tensors.
-        ValueError: `atol` is negative or NaN.
+        ValueError: `atol` is negative, infinite or NaN.
         OSError: as `open` would.
     """
-    if atol is not None and not atol >= 0:
-        raise ValueError(f"atol must be 0 or more, not {atol}")
+    if atol is not None and not 0 <= atol < inf:
+        raise ValueError(f"atol must be a finite number, 0 or more, not {atol}")
     with load(a) as one, load(b) as two:
         one.require_tensors()
         two.require_tensors()

@@ -206,15 +206,16 @@ def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | Non
         for name in ("eos", "bos", "unknown")
     }
     types = metadata.get("tokenizer.token_type") or [_NORMAL] * len(tokens)
+    if not isinstance(types, list):
+        raise FormatError(f"{path}: tokenizer.token_type is no list of a type for each token", path=path)
     special = {token for token, type_ in zip(tokens, types, strict=False) if type_ == _CONTROL}
     special |= {token for token in (named["eos"], named["bos"]) if token is not None}
     ids: dict[str, int] = {}
     for id_, token in enumerate(tokens):
         ids.setdefault(token, id_)
-    pairs = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in merges]
     vocabulary = Vocabulary(
         ids=ids,
-        merges=[_pair(f"{path}: tokenizer.merges[{n}]", pair) for n, pair in enumerate(pairs)],
+        merges=[_merge(f"{path}: tokenizer.merges[{n}]", merge) for n, merge in enumerate(merges)],
         pre_type=pre_type,
         special=tuple(sorted(special, key=ids.__getitem__)),
         unknown=None,
@@ -341,6 +342,12 @@ def _merges(path: Path, content: bytes) -> list[tuple[str, str]]:
         for number, line in enumerate(lines, start=1)
         if line.strip() and not line.startswith("#version")
     ]
+
+
+def _merge(where: str, merge: object) -> tuple[str, str]:
+    """A merge of metadata: a text with one blank, or a list of two tokens."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge if isinstance(merge, list) else [merge]
+    return _pair(where, tuple(parts))
 
 
 def _pair(where: str, parts: tuple[Any, ...]) -> tuple[str, str]:
