@@ -1,6 +1,7 @@
 """What is wrong with a file is one line, a typed error with tensor and byte, and an exit code."""
 
 import json
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -307,13 +308,41 @@ def test_the_documentation_lists_every_lie(tmp_path):
     assert documented("Version 2") == table(lies, parts)
 
 
+# Lies of the metadata themselves, not of where they are: opening does not look at those.
+OF_METADATA = {
+    "metadata an array",
+    "metadata a null",
+    "metadata blank",
+    "metadata after a byte order mark",
+    "metadata two objects",
+    "metadata and a NUL",
+    "metadata key no string",
+    "metadata cut off",
+    "metadata NaN",
+    "metadata Infinity",
+    "metadata number too large",
+    "metadata number with a zero before",
+    "metadata lone surrogate",
+    "metadata line break in a string",
+    "metadata not UTF-8",
+    "metadata nested too deep",
+    "metadata with too many values",
+}
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_loading_raises_a_typed_error_that_names_tensor_and_byte(case, tmp_path):
+@pytest.mark.parametrize("depth", ["structure", "full"])
+def test_loading_raises_a_typed_error_that_names_tensor_and_byte(depth, case, tmp_path):
     content, kind, tensor, offset, says = CASES[case]
     path = tmp_path / "bad.apr"
     path.write_bytes(content)
+    if case in OF_METADATA and depth == "structure":
+        file = apr.load(path)
+        act = lambda: file.metadata  # noqa: E731
+    else:
+        act = lambda: apr.load(path, verify=depth)  # noqa: E731
     with pytest.raises(apr.AprError) as caught:
-        apr.load(path)
+        act()
     error = caught.value
     assert type(error).__name__ == kind
     assert (error.path, error.tensor, error.offset) == (str(path), tensor, offset)
@@ -321,11 +350,77 @@ def test_loading_raises_a_typed_error_that_names_tensor_and_byte(case, tmp_path)
     assert len(str(error).splitlines()) == 1
 
 
+NO_JSON = forge(Entry(b"a"), Entry(b"model.embed_tokens.weight"), metadata=b'{"a":\xff}')
+
+
+def test_metadata_that_are_none_keep_nobody_from_the_tensors(tmp_path):
+    """Neither opening nor any way to a tensor reads the metadata: those of a tokenizer are 12 MB."""
+    import safetensors.torch  # noqa: F401 (apr.torch has its signatures)
+
+    import apr.torch as apr_torch
+
+    path = tmp_path / "bad.apr"
+    path.write_bytes(NO_JSON)
+    file = apr.load(path)
+    assert list(dict(file)) == ["a", "model.embed_tokens.weight"]
+    assert file["a"].shape == file.numpy("a").shape == file.slice("a")[:].shape == (4,)
+    assert list(file.to_torch()) == list(apr_torch.load_file(path)) == list(file)
+    with apr.safe_open(path, "pt") as opened:
+        assert opened.get_tensor("a").shape == opened.get_slice("a")[:].shape == (4,)
+    assert main(["tensors", str(path)]) == 0
+    for _ in range(2):
+        with pytest.raises(apr.FormatError) as caught:
+            assert file.metadata
+        assert caught.value.offset == 64 + len(b'{"a":')
+
+
+def test_metadata_that_are_none_are_a_check_that_failed(tmp_path):
+    path = tmp_path / "bad.apr"
+    path.write_bytes(NO_JSON)
+    for report in (apr.verify(path), apr.load(path).verify()):
+        assert report.opened
+        assert [(check.name, check.offset) for check in report.checks if not check.passed] == [
+            ("metadata", 69)
+        ]
+    for act in (
+        lambda: apr.load(path, verify="full"),
+        lambda: apr.inspect(path),
+        lambda: apr.diff(path, path),
+        lambda: apr.stamp(path, {"a": 1}, tmp_path / "out.apr"),
+    ):
+        with pytest.raises(apr.FormatError, match="not UTF-8"):
+            act()
+    assert not (tmp_path / "out.apr").exists()
+
+
+def test_wrong_metadata_are_reported_beside_what_keeps_the_file_from_opening(tmp_path):
+    path = tmp_path / "bad.apr"
+    path.write_bytes(forge(Entry(b"b"), Entry(b"a"), metadata=b"{]"))
+    report = apr.verify(path)
+    assert not report.opened
+    assert [check.name for check in report.checks if not check.passed] == ["metadata", "tensor index"]
+
+
+def test_metadata_of_a_file_that_was_cut_short_since_are_truncated(tmp_path):
+    path = tmp_path / "cut.apr"
+    path.write_bytes(forge(Entry(b"a"), metadata=b'{"a":"' + b"x" * 1000 + b'"}'))
+    file = apr.load(path)
+    os.truncate(path, 500)
+    with pytest.raises(apr.TruncatedError) as caught:
+        assert file.metadata
+    assert caught.value.offset == 500
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("command", ["inspect", "tensors", "verify"])
 def test_commands_say_it_in_one_line_and_exit_4(command, case, tmp_path, capsys):
     path = tmp_path / "bad.apr"
     path.write_bytes(CASES[case][0])
+    if case in OF_METADATA and command != "inspect":
+        # It opens: the tensors are listed, and verify shows the check that failed.
+        assert main([command, str(path)]) == (5 if command == "verify" else 0)
+        assert (CASES[case][-1] in capsys.readouterr().out) == (command == "verify")
+        return
     assert main([command, str(path)]) == 4
     printed = capsys.readouterr()
     assert printed.out == ""

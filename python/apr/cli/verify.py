@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -14,6 +14,9 @@ from apr.cli._console import console, printable, show, table
 from apr.cli._keys import KeyFlags
 from apr.container.verify import Report, verify
 from apr.errors import EXIT_NOT_VALID, EXIT_REFUSED, UsageError, exit_code, message
+
+if TYPE_CHECKING:
+    from apr.container.keys import Keys
 
 _STYLES = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("-", "yellow")}
 
@@ -43,7 +46,7 @@ class Command(KeyFlags):
         rows, code, keys = [], 0, self.keys()
         for file in self.files:
             try:
-                report = verify(file, **keys)
+                report = _verify(file, keys)
             except OSError as error:
                 code = max(code, exit_code(error))
                 rows.append({"file": str(file), "ok": False, "opened": False, "error": message(error)})
@@ -59,6 +62,17 @@ class Command(KeyFlags):
         if self.json:
             print(json.dumps({"ok": code == 0, "files": rows}))
         return code
+
+
+def _verify(file: Path, keys: Keys) -> Report:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(printable(str(file)), total=None)
+        return verify(
+            file, on_progress=lambda read, total: bar.update(task, completed=read, total=total), **keys
+        )
 
 
 def _code(report: Report) -> int:

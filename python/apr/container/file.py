@@ -99,11 +99,15 @@ def load(
     recipient_key: bytes | None = None,
     trusted_key: bytes | None = None,
 ) -> AprFile:
-    """Open an `.apr` file of any form; header, metadata and index are read, tensors are mapped on first use.
+    """Open an `.apr` file of any form: header and index are read, tensors are mapped on first use.
+
+    The metadata of a current file (v2) are read and checked when they are first asked for: a tokenizer in
+    them takes no time from those who want tensors.
 
     Args:
         path: the file; or, for a model in several files, its index (`model.apr.index.json`) or directory.
-        verify: "structure" checks header, metadata, index and bounds; "full" also the CRC32 of every byte.
+        verify: "structure" checks header, index and bounds; "full" also the metadata and the CRC32 of every
+            byte.
         password: decrypts a v1 file that was encrypted with it.
         recipient_key: the X25519 secret key, 32 bytes, of the one whom a v1 file is encrypted for.
         trusted_key: the Ed25519 public key, 32 bytes, by which a v1 file must be signed.
@@ -130,7 +134,7 @@ def load(
         )
     container = Container(os.fspath(path), password, recipient_key, trusted_key)
     if verify == "full":
-        container.check_footer()
+        container.check_rest()
     if container.form != "APR v1":
         return AprFile(path, container)
     from apr.container.v1 import V1File
@@ -288,10 +292,15 @@ class AprFile(Mapping[str, "torch.Tensor"]):
 
     @cached_property
     def metadata(self) -> Metadata:
-        """The metadata, key order kept; of duplicate keys the last wins."""
+        """The metadata, key order kept; of duplicate keys the last wins. Read at the first use.
+
+        Raises:
+            FormatError: they are no JSON object within the format's limits; with path and byte.
+            TruncatedError: the file was cut short since it was opened.
+        """
         import json
 
-        return Metadata(json.loads(self._container.metadata))
+        return Metadata(json.loads(self._container.metadata()))
 
     @property
     def form(self) -> str:
@@ -312,7 +321,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         """Check every byte anew; never raises for what it finds."""
         from apr.container.verify import report
 
-        return report(self._path, self._container.verify())
+        return report(self._path, self._container.verify(None))
 
     def close(self) -> None:
         """Let go of the file. Tensors that were taken from it stay valid."""

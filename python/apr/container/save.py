@@ -62,7 +62,8 @@ def save(
             no form for.
         ValueError: a name with a lone surrogate.
         AprError: a name or shape that the format cannot hold.
-        OSError: the file cannot be written; what was at `path` is as it was.
+        OSError: the file cannot be written; what was at `path` is as it was, unless the message says that the
+            new file is there but its directory was not flushed.
     """
     _save(tensors, os.fspath(path), metadata)
 
@@ -102,7 +103,8 @@ def write(
 
     Raises:
         AprError: a name, shape or dtype that the format cannot hold, or values of the wrong size.
-        OSError: the file cannot be written; what was at `path` is as it was.
+        OSError: the file cannot be written; what was at `path` is as it was, unless the message says that the
+            new file is there but its directory was not flushed.
     """
     rows = [(spec.name, spec.dtype, spec.shape) for spec in specs]
     writer = Writer(path, rows, encode(metadata), flags(metadata or {}))

@@ -16,11 +16,11 @@ from apr._core import verify_file
 from apr.container.file import AprFile, Flags, Header, TensorInfo, load
 from apr.container.keys import refuse
 from apr.container.metadata import SHARDING, Metadata
-from apr.container.verify import Check, Report, report
+from apr.container.verify import Check, Report, report, verify
 from apr.errors import AprError, FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from os import PathLike
 
     import numpy as np
@@ -83,7 +83,7 @@ class ShardedFile(AprFile):
             }
             if verify == "full":
                 for file in opened.values():
-                    file._container.check_footer()  # noqa: SLF001 (a subclass)
+                    file._container.check_rest()  # noqa: SLF001 (a subclass)
             self.files = _in_order(index, opened)
             _check_names(index, weight_map, opened)
             stack.pop_all()
@@ -96,7 +96,8 @@ class ShardedFile(AprFile):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """The tensor, on the pages of its file; errors as in `AprFile`."""
-        return self.file_of(self._values(name))[self._values(name)]
+        stored = self._values(name)
+        return self.file_of(stored)[stored]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._homes)
@@ -111,7 +112,8 @@ class ShardedFile(AprFile):
 
     def numpy(self, name: str) -> np.ndarray:
         """The tensor as a NumPy array on the pages of its file."""
-        return self.file_of(self._values(name)).numpy(self._values(name))
+        stored = self._values(name)
+        return self.file_of(stored).numpy(stored)
 
     def raw(self, name: str) -> memoryview:
         """The stored bytes, read-only."""
@@ -119,7 +121,8 @@ class ShardedFile(AprFile):
 
     def slice(self, name: str) -> TensorSlice:
         """Part of a tensor, as `AprFile.slice`."""
-        return self.file_of(self._values(name)).slice(self._values(name))
+        stored = self._values(name)
+        return self.file_of(stored).slice(stored)
 
     def to_torch(
         self,
@@ -214,15 +217,22 @@ class ShardedFile(AprFile):
         return _EMBEDDING
 
 
-def verify_several(path: str | PathLike[str], **keys: Unpack[Keys]) -> Report:
+def verify_several(
+    path: str | PathLike[str], on_progress: Callable[[int, int], None] | None = None, **keys: Unpack[Keys]
+) -> Report:
     """Check an index and every byte of its files: one report, which ends at a file that does not open.
+
+    Args:
+        path: the index, or its directory.
+        on_progress: called with the bytes read so far and the bytes in all.
+        keys: a model in several files has none.
 
     Raises:
         OSError: as `open` would, of the index as of its files.
     """
     found = _found(Path(path))
     if found.name.endswith(".apr"):
-        return report(os.fspath(path), verify_file(found, **keys))
+        return replace(verify(found, on_progress=on_progress, **keys), path=os.fspath(path))
     name = os.fspath(path)
     try:
         refuse(found, keys)
@@ -231,8 +241,12 @@ def verify_several(path: str | PathLike[str], **keys: Unpack[Keys]) -> Report:
         return Report(name, opened=False, checks=(_failed(error),))
     files = sorted(set(weight_map.values()))
     checks = [Check("index", True, f"{found.name}: {len(weight_map)} tensors in {len(files)} files")]
+    sizes = {file: found.with_name(file).stat().st_size for file in files}
+    done, total = 0, sum(sizes.values())
     for file in files:
-        one = report(file, verify_file(found.with_name(file)))
+        tell = None if on_progress is None else _after(done, total, on_progress)
+        one = report(file, verify_file(found.with_name(file), tell))
+        done += sizes[file]
         checks += [replace(check, detail=f"{file}: {check.detail}") for check in one.checks]
         if not one.opened:
             return Report(name, opened=False, checks=tuple(checks))
@@ -241,6 +255,10 @@ def verify_several(path: str | PathLike[str], **keys: Unpack[Keys]) -> Report:
     except AprError as error:
         return Report(name, opened=False, checks=(*checks, _failed(error)))
     return Report(name, opened=True, checks=tuple(checks))
+
+
+def _after(done: int, total: int, on_progress: Callable[[int, int], None]) -> Callable[[int], None]:
+    return lambda read: on_progress(done + read, total)
 
 
 def _failed(error: AprError) -> Check:
@@ -316,7 +334,9 @@ def _in_order(index: Path, opened: dict[str, AprFile]) -> tuple[AprFile, ...]:
     """The files by their `shard_index`, which together are all that there are."""
     places: dict[int, AprFile] = {}
     for name, file in opened.items():
-        sharding = file.metadata.get(SHARDING)
+        # Alone: other writers repeat the metadata, a tokenizer and all, in every file.
+        member = file._container.member(SHARDING)  # noqa: SLF001 (a subclass)
+        sharding = None if member is None else json.loads(member)
         if Flags.SHARDED not in file.header.flags or not isinstance(sharding, dict):
             _refuse(
                 index,

@@ -41,7 +41,7 @@ def stamp(path: str | PathLike[str], changes: Mapping[str, object], out: str | P
     """
     encode(changes)  # refused by key, also where the value is None
     source = Stamp(path)
-    metadata = json.loads(source.metadata) | changes
+    metadata = json.loads(source.metadata()) | changes
     metadata = {key: value for key, value in metadata.items() if key not in changes or value is not None}
     stale = int(reduce(or_, (flag for key, flag in SAID_BY_FLAG.items() if key in changes), _UNTRUE))
     kept = source.flags & ~stale  # of an int: the negation of a flag would drop bits without a name

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from apr._core import verify_file
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
     from typing import Unpack
 
@@ -59,11 +60,22 @@ class Report:
         return "\n".join([f"{self.path}: {verdict}", *(f"  {check}" for check in self.checks)])
 
 
-def verify(path: str | PathLike[str], **keys: Unpack[Keys]) -> Report:
+def verify(
+    path: str | PathLike[str],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+    **keys: Unpack[Keys],
+) -> Report:
     """Check a file byte for byte, or each file of an index or a directory.
 
-    A file that does not open is reported, not raised. The keys are those of `apr.load`: without one, the
-    payload of an encrypted file is not checked, and a signature proves integrity alone.
+    A file that does not open is reported, not raised. Ctrl-C ends it soon.
+
+    Args:
+        path: the file, or the index or directory of a model in several.
+        on_progress: called now and then with the bytes read so far and the bytes in all; what it raises ends
+            the check.
+        keys: as `apr.load` takes them: without one, the payload of an encrypted file is not checked, and a
+            signature proves integrity alone.
 
     Raises:
         OSError: as `open` would.
@@ -72,8 +84,15 @@ def verify(path: str | PathLike[str], **keys: Unpack[Keys]) -> Report:
     if path.endswith(".index.json") or os.path.isdir(path):  # noqa: PTH112 (a Path costs more)
         from apr.container.sharded import verify_several
 
-        return verify_several(path, **keys)
-    return report(path, verify_file(path, **keys))
+        return verify_several(path, on_progress, **keys)
+    tell = None
+    if on_progress is not None:
+        total = os.stat(path).st_size  # noqa: PTH116 (a Path costs more)
+
+        def tell(read: int) -> None:
+            on_progress(min(read, total), total)
+
+    return report(path, verify_file(path, tell, **keys))
 
 
 def report(path: str, findings: _Findings) -> Report:

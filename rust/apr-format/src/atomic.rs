@@ -24,6 +24,8 @@ pub struct AtomicFile {
     temporary: PathBuf,
     target: PathBuf,
     directory: PathBuf,
+    /// Held open for the flush at the end: that it cannot be is known before anything is written.
+    entries: File,
     committed: bool,
 }
 
@@ -32,7 +34,8 @@ impl AtomicFile {
     /// private one stays private; a new one's follows the umask.
     ///
     /// # Errors
-    /// The operating system's; `target` is a directory or no regular file.
+    /// The operating system's; `target` is a directory or no regular file, or the directory that it is in
+    /// cannot be read.
     pub fn create(target: &Path) -> io::Result<Self> {
         let target = through_links(target)?;
         let name = target.file_name().ok_or(io::ErrorKind::IsADirectory)?;
@@ -40,6 +43,7 @@ impl AtomicFile {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
+        let entries = File::open(&directory)?;
         let prefix = prefix(name);
         remove_leftovers(&directory, &prefix);
         let replaced = fs::metadata(&target).ok();
@@ -56,7 +60,7 @@ impl AtomicFile {
             let _ = file.lock();
             // Another writer may have taken it for a leftover before the lock was there.
             if file.metadata()?.nlink() > 0 {
-                let made = Self { file, temporary, target, directory, committed: false };
+                let made = Self { file, temporary, target, directory, entries, committed: false };
                 if let Some(replaced) = replaced {
                     made.file.set_permissions(replaced.permissions())?;
                 }
@@ -92,12 +96,17 @@ impl AtomicFile {
     /// Flush to disk, take the target's place, and flush the directory.
     ///
     /// # Errors
-    /// The operating system's; the target is then as it was.
+    /// The operating system's; the target is then as it was, or the error's text says that it is the new file.
     pub fn commit(mut self) -> io::Result<()> {
         self.file.sync_all()?;
         fs::rename(&self.temporary, &self.target)?;
         self.committed = true;
-        File::open(&self.directory)?.sync_all()
+        // Under no number of the system's, so that this text is what the user reads.
+        self.entries.sync_all().map_err(|error| {
+            let what = "the new file is there and whole, but its directory was not flushed to the disk, so that \
+                        a loss of power may bring back the old one";
+            io::Error::new(error.kind(), format!("{what}: {error}"))
+        })
     }
 }
 
@@ -202,6 +211,21 @@ mod tests {
         assert_eq!(names(directory.path()).len(), 2);
         living.commit().unwrap();
         other.commit().unwrap();
+        assert_eq!(names(directory.path()), ["a.apr"]);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_flushed_is_said_of_the_new_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("a.apr");
+        fs::write(&target, b"old").unwrap();
+        let mut file = AtomicFile::create(&target).unwrap();
+        file.write_all(b"new").unwrap();
+        file.entries = File::open("/dev/null").unwrap(); // which cannot be flushed
+        let error = file.commit().unwrap_err();
+        assert!(error.to_string().starts_with("the new file is there and whole"), "{error}");
+        assert!(error.raw_os_error().is_none());
+        assert_eq!(fs::read(&target).unwrap(), b"new");
         assert_eq!(names(directory.path()), ["a.apr"]);
     }
 

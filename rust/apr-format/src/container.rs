@@ -1,6 +1,7 @@
 //! Any form of `.apr` file, opened.
 
 use std::{
+    borrow::Cow,
     io,
     sync::{Arc, OnceLock},
 };
@@ -13,10 +14,12 @@ use crate::{
     source::{Source, read_vec},
     v1::{self, keys::Keys, read::Opened},
     v2::{
+        metadata,
         read::{self, Contents},
-        verify::{self, Findings},
+        verify::{self, Check, Findings},
     },
     variants::json,
+    watch::{Watch, Watched},
 };
 
 /// An open file: what it says it holds, and where the tensors' bytes are.
@@ -125,6 +128,22 @@ impl<S: Source> Container<S> {
         &self.contents
     }
 
+    /// The metadata's JSON text, checked.
+    ///
+    /// # Errors
+    /// [`Error::Metadata`], [`Error::CutShort`]; the operating system's.
+    pub fn metadata(&self) -> Result<Cow<'_, str>> {
+        self.contents.metadata(&self.source)
+    }
+
+    /// The JSON text of one key's value, without what else the metadata hold; of duplicate keys the last counts.
+    ///
+    /// # Errors
+    /// As [`Self::metadata`].
+    pub fn member(&self, key: &str) -> Result<Option<String>> {
+        Ok(metadata::member(&self.metadata()?, key).map(Into::into))
+    }
+
     /// The file.
     #[must_use]
     pub fn source(&self) -> &S {
@@ -188,10 +207,12 @@ impl<S: Source> Container<S> {
     ///
     /// # Errors
     /// [`Error::FooterChecksum`], [`Error::CutShort`]; the operating system's.
-    pub fn check_footer(&self) -> Result<Option<u32>> {
+    pub fn check_footer(&self, watch: &Watch) -> Result<Option<u32>> {
         match &self.form {
             Form::Wrapped(_, pages) => verify::footer(pages.as_ref(), &self.contents),
-            Form::V2 | Form::Json | Form::V1(..) => verify::footer(&self.source, &self.contents),
+            Form::V2 | Form::Json | Form::V1(..) => {
+                verify::footer(&Watched { source: &self.source, watch }, &self.contents)
+            }
         }
     }
 
@@ -241,22 +262,30 @@ pub fn verify(source: &(impl Source + ?Sized)) -> io::Result<Findings> {
 /// # Errors
 /// As [`verify`].
 pub fn verify_with(source: &(impl Source + ?Sized), keys: &Keys) -> io::Result<Findings> {
-    let (parts, opened) = match kind(source) {
-        Err(error) => (V2, Err(error)),
-        Ok(kind) => {
-            let parts = match kind {
-                Kind::V2(_) | Kind::Json => V2,
-                Kind::Wrapped(_) => WRAPPED,
-                Kind::V1 => v1::verify::PARTS,
-            };
-            (parts, Container::of_kind(source, &kind, keys))
-        }
+    let kind = match kind(source) {
+        Ok(kind) => kind,
+        Err(Error::Io(error)) => return Err(error),
+        Err(error) => return Ok(Findings::unopened(&error, V2)),
     };
-    match opened {
-        Err(Error::Io(error)) => Err(error),
-        Err(error) => Ok(Findings::unopened(&error, parts)),
-        Ok(container) => container.verify(keys),
+    let error = match Container::of_kind(source, &kind, keys) {
+        Ok(container) => return container.verify(keys),
+        Err(Error::Io(error)) => return Err(error),
+        Err(error) => error,
+    };
+    let parts = match kind {
+        Kind::V2(_) | Kind::Json => V2,
+        Kind::Wrapped(_) => WRAPPED,
+        Kind::V1 => v1::verify::PARTS,
+    };
+    let mut findings = Findings::unopened(&error, parts);
+    if let Kind::V2(_) = kind {
+        // They come before what is wrong, but opening did not look at them.
+        let looked_over = |check: &&mut Check| check.part == Part::Metadata && check.passed == Some(true);
+        if let Some(check) = findings.checks.iter_mut().find(looked_over) {
+            *check = verify::metadata(read::metadata(source))?;
+        }
     }
+    Ok(findings)
 }
 
 /// The parts of the forms, in the order in which they are checked.

@@ -17,5 +17,6 @@ pub mod threads;
 pub mod v1;
 pub mod v2;
 pub mod variants;
+pub mod watch;
 
 pub use error::{Error, Kind, Result};

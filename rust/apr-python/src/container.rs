@@ -29,17 +29,19 @@ use apr_format::{
         verify::Findings,
         write,
     },
+    watch::Watched,
 };
 use pyo3::{
     buffer::{PyBuffer, PyUntypedBuffer},
     exceptions::{PyKeyError, PyValueError},
     prelude::*,
-    types::{PyBytes, PyTuple},
+    types::{PyBytes, PyString, PyTuple},
 };
 
 use crate::{
     buffer::{self, Mapping},
     errors::{os_error, raise},
+    watch::{in_silence, tell, watched},
 };
 
 /// An open file of any form: what its header, metadata and index say, and where to read from.
@@ -132,10 +134,15 @@ impl Container {
             .into_pyobject(py)
     }
 
-    /// The metadata's JSON text.
-    #[getter]
-    fn metadata(&self) -> &str {
-        &self.contents().metadata
+    /// The metadata's JSON text, read and checked now.
+    fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
+        let text = py.detach(|| self.opened.metadata()).map_err(|error| self.raise(py, error))?;
+        Ok(PyString::new(py, &text))
+    }
+
+    /// The JSON text of one key's value; None where the metadata do not have it.
+    fn member(&self, py: Python<'_>, key: &str) -> PyResult<Option<String>> {
+        py.detach(|| self.opened.member(key)).map_err(|error| self.raise(py, error))
     }
 
     /// Length of the file.
@@ -214,18 +221,23 @@ impl Container {
             .map_err(|error| self.raise(py, error))
     }
 
-    /// Compare the footer with every byte before it; whether there was one.
-    fn check_footer(&self, py: Python<'_>) -> PyResult<bool> {
-        py.detach(|| self.opened.check_footer())
-            .map(|crc| crc.is_some())
-            .map_err(|error| self.raise(py, error))
+    /// Check what opening leaves out: the metadata, and the footer against every byte before it.
+    fn check_rest(&self, py: Python<'_>) -> PyResult<()> {
+        watched(py, in_silence, |watch| {
+            self.opened.metadata()?;
+            self.opened.check_footer(watch).map(|_| ())
+        })?
+        .map_err(|error| self.raise(py, error))
     }
 
-    /// Check the file anew, from its first byte to its last.
-    fn verify<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        let findings = py
-            .detach(|| container::verify_with(self.opened.source(), &self.keys))
-            .map_err(|error| os_error(py, &error, &self.path))?;
+    /// Check the file anew, from its first byte to its last. `on_progress` is called with the bytes read so far;
+    /// what it raises ends the check.
+    fn verify<'py>(&self, py: Python<'py>, on_progress: Option<Py<PyAny>>) -> PyResult<Bound<'py, PyTuple>> {
+        let source = self.opened.source();
+        let findings = watched(py, tell(on_progress), |watch| {
+            container::verify_with(&Watched { source, watch }, &self.keys)
+        })?
+        .map_err(|error| os_error(py, &error, &self.path))?;
         report(py, findings)
     }
 }
@@ -245,20 +257,23 @@ impl Container {
     }
 }
 
-/// Check the file at `path`: (opened, ((check, passed, detail, tensor, offset), …)).
+/// Check the file at `path`: (opened, ((check, passed, detail, tensor, offset), …)). `on_progress` as in
+/// `Container.verify`.
 #[pyfunction]
-#[pyo3(signature = (path, password=None, recipient_key=None, trusted_key=None))]
+#[pyo3(signature = (path, on_progress=None, password=None, recipient_key=None, trusted_key=None))]
 fn verify_file<'py>(
     py: Python<'py>,
     path: PathBuf,
+    on_progress: Option<Py<PyAny>>,
     password: Option<&str>,
     recipient_key: Option<&[u8]>,
     trusted_key: Option<&[u8]>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     let keys = keys(password, recipient_key, trusted_key)?;
-    let findings = py
-        .detach(|| container::verify_with(&file::open(&path)?, &keys))
-        .map_err(|error| os_error(py, &error, &path))?;
+    let findings = watched(py, tell(on_progress), |watch| {
+        container::verify_with(&Watched { source: &file::open(&path)?, watch }, &keys)
+    })?
+    .map_err(|error| os_error(py, &error, &path))?;
     report(py, findings)
 }
 

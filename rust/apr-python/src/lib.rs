@@ -12,6 +12,7 @@ mod errors;
 mod quantise;
 mod shards;
 mod stamp;
+mod watch;
 mod whisper;
 
 /// The extension module; `python/apr/_core.pyi` describes what is in it.

@@ -5,22 +5,19 @@ use std::{
     fmt::Write,
     io::ErrorKind,
     path::{Path, PathBuf},
-    sync::mpsc::{self, RecvTimeoutError},
-    thread,
-    time::Duration,
 };
 
 use apr_format::{
     Error,
     shards::{
         order,
-        scan::{self, MAX_VOCAB, ShardScan, Totals, Wanted, Watch},
+        scan::{self, MAX_VOCAB, ShardScan, Wanted},
         stream::{Failure, Stream},
     },
 };
 use pyo3::{
     buffer::PyUntypedBuffer,
-    exceptions::{PyRuntimeError, PyValueError},
+    exceptions::PyValueError,
     prelude::*,
     types::{PyBytes, PyTuple},
 };
@@ -28,10 +25,8 @@ use pyo3::{
 use crate::{
     buffer,
     errors::{os_error, raise},
+    watch::{tell, watched},
 };
-
-/// How long a scan goes on before it looks for Ctrl-C and says how far it is.
-const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Scan shards, each with the ids it was listed with, in parallel; ids at or above `limit` are out of range.
 ///
@@ -48,41 +43,13 @@ fn scan_shards(
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<(Vec<Bound<'_, PyTuple>>, Bound<'_, PyBytes>, u64, u64)> {
     let wanted = Wanted { limit: limit.unwrap_or(MAX_VOCAB), hash: hashes };
-    let (scans, totals) = py
-        .detach(|| watched(&shards, wanted, on_progress.as_ref()))?
+    let tell = tell(on_progress);
+    let in_ids = move |py: Python<'_>, bytes| tell(py, bytes / 4);
+    let (scans, totals) = watched(py, in_ids, |watch| scan::scan_all(&shards, wanted, watch))?
         .map_err(|(i, error)| raise(py, &error, &shards[i].0))?;
     let counts: Vec<u8> = totals.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
     let rows = scans.iter().map(|scan| row(py, scan)).collect::<PyResult<_>>()?;
     Ok((rows, PyBytes::new(py, &counts), totals.windows, totals.different_windows))
-}
-
-/// The scan runs elsewhere, while this thread, which gets the signals, looks after it.
-#[allow(clippy::type_complexity)]
-fn watched(
-    shards: &[(PathBuf, u64)],
-    wanted: Wanted,
-    on_progress: Option<&Py<PyAny>>,
-) -> PyResult<Result<(Vec<ShardScan>, Totals), (usize, Error)>> {
-    let watch = Watch::default();
-    let (sender, receiver) = mpsc::channel();
-    thread::scope(|scope| {
-        scope.spawn(|| {
-            let _ = sender.send(scan::scan_all(shards, wanted, &watch));
-        });
-        loop {
-            match receiver.recv_timeout(PATIENCE) {
-                Ok(found) => return Ok(found),
-                Err(RecvTimeoutError::Timeout) => {}
-                // The scan panicked, which the end of the scope passes on.
-                Err(RecvTimeoutError::Disconnected) => return Err(PyRuntimeError::new_err("no scan")),
-            }
-            Python::attach(|py| {
-                py.check_signals()?;
-                on_progress.map_or(Ok(()), |call| call.call1(py, (watch.tokens(),)).map(|_| ()))
-            })
-            .inspect_err(|_| watch.stop())?;
-        }
-    })
 }
 
 fn row<'py>(py: Python<'py>, scan: &ShardScan) -> PyResult<Bound<'py, PyTuple>> {

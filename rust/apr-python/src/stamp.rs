@@ -1,7 +1,7 @@
 //! A file to be written anew with other metadata.
 #![allow(clippy::needless_pass_by_value)] // PyO3 extracts arguments by value
 
-use std::{fs::File, path::PathBuf};
+use std::{borrow::Cow, fs::File, path::PathBuf};
 
 use apr_format::{
     atomic::AtomicFile,
@@ -37,9 +37,9 @@ impl Stamp {
     }
 
     /// The metadata's JSON text.
-    #[getter]
-    fn metadata(&self) -> &str {
-        &self.contents.metadata
+    fn metadata(&self, py: Python<'_>) -> PyResult<String> {
+        py.detach(|| self.contents.metadata(&self.file).map(Cow::into_owned))
+            .map_err(|error| raise(py, &error, &self.path))
     }
 
     /// The header's flags.

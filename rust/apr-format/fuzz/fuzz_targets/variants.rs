@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use apr_format::{container::Container, source::read_vec};
+use apr_format::{container::Container, source::read_vec, watch::Watch};
 use apr_format_fuzz::{Number, look, on_this_thread, put};
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
@@ -105,9 +105,9 @@ fuzz_target!(init: on_this_thread(), |input: Input| {
         let bytes = read_vec(&image, found.offset, found.nbytes).expect("its bytes are there");
         assert_eq!(bytes, expected.bytes);
     }
-    assert!(matches!(opened.check_footer(), Ok(Some(_))));
+    assert!(matches!(opened.check_footer(&Watch::default()), Ok(Some(_))));
     let metadata: BTreeMap<String, String> =
-        serde_json::from_str(&opened.contents().metadata).expect("it was checked");
+        serde_json::from_str(&opened.metadata().expect("it was read at opening")).expect("it was checked");
     assert!(metadata.iter().all(|(key, text)| input.metadata.get(key.as_str()) == Some(&text.as_str())));
 });
 

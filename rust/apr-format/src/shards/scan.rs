@@ -6,10 +6,7 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Mutex, PoisonError},
 };
 
 use rayon::prelude::*;
@@ -21,7 +18,7 @@ use super::{
     repeats::Repeats,
     sha::{BLOCK, Sha},
 };
-use crate::{Error, source::Source, threads};
+use crate::{Error, source::Source, threads, watch::Watch};
 
 /// Bytes read at a time: they are counted and hashed while they still lie in the core's own cache. Repeated
 /// windows are looked for within such a piece, wherever a thread's part of a shard begins.
@@ -63,26 +60,6 @@ pub struct Wanted {
     pub limit: u32,
     /// Whether to hash: the bytes of a shard then have to go through one thread.
     pub hash: bool,
-}
-
-/// How far a scan is, for those who wait for it, and how they end it.
-#[derive(Debug, Default)]
-pub struct Watch {
-    read: AtomicU64,
-    stop: AtomicBool,
-}
-
-impl Watch {
-    /// Ids read so far.
-    #[must_use]
-    pub fn tokens(&self) -> u64 {
-        self.read.load(Ordering::Relaxed) / 4
-    }
-
-    /// Make the scan end soon, with an error of kind `Interrupted`.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Scan shards in parallel, each given with the ids that it was listed with.
@@ -324,11 +301,7 @@ impl<'a, S: Source + ?Sized> Lane<'a, S> {
         self.piece.resize(size, 0);
         self.shard.read_at(self.at, &mut self.piece)?;
         self.at += size as u64;
-        watch.read.fetch_add(size as u64, Ordering::Relaxed);
-        if watch.stop.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        Ok(())
+        watch.advance(size)
     }
 
     /// What was found, when everything has been read.
@@ -516,6 +489,6 @@ mod tests {
         watch.stop();
         let stopped = scan_all(&[(&path, 100_000)], Wanted { limit: 10, hash: false }, &watch);
         assert!(matches!(stopped, Err((0, Error::Io(error))) if error.kind() == io::ErrorKind::Interrupted));
-        assert_eq!(watch.tokens(), PIECE as u64 / 4);
+        assert_eq!(watch.bytes(), PIECE as u64);
     }
 }

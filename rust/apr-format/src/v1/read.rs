@@ -58,8 +58,13 @@ pub fn open(source: &(impl Source + ?Sized), keys: &Keys) -> Result<(Contents, O
             Described::Nothing => (Index::default(), None),
             Described::Otherwise(why) => (Index::default(), Some(why)),
         };
-    let contents =
-        Contents { header: common(&header, tensors.len()), metadata, tensors, footer: Some(footer), size };
+    let contents = Contents {
+        header: common(&header, tensors.len()),
+        json: Some(metadata),
+        tensors,
+        footer: Some(footer),
+        size,
+    };
     Ok((contents, Opened { header, signer, not_described, decrypted }))
 }
 

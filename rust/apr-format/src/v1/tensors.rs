@@ -6,15 +6,14 @@ use std::fmt;
 
 use serde::{
     Deserialize,
-    de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor},
+    de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor},
 };
-use serde_json::value::RawValue;
 
 use crate::{
     dtype::Dtype,
     v2::{
         index::{Index, Tensor, dims, wrong_name},
-        metadata::reason,
+        metadata::{member, reason},
     },
 };
 
@@ -55,42 +54,6 @@ fn tensors(raw: &str, size: u64, base: u64) -> std::result::Result<Index, String
     match found.index.sort() {
         Some((twice, _)) => Err(format!("{KEY} lists {twice:?} twice")),
         None => Ok(found.index),
-    }
-}
-
-/// A member of an object: its text. Of duplicate keys the last counts.
-fn member<'a>(object: &'a str, key: &str) -> Option<&'a str> {
-    let mut parser = serde_json::Deserializer::from_str(object);
-    Member(key).deserialize(&mut parser).ok()?.map(RawValue::get)
-}
-
-struct Member<'k>(&'k str);
-
-impl<'de> DeserializeSeed<'de> for Member<'_> {
-    type Value = Option<&'de RawValue>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Member<'_> {
-    type Value = Option<&'de RawValue>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut found = None;
-        while let Some(key) = map.next_key::<String>()? {
-            if key == self.0 {
-                found = Some(map.next_value()?);
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(found)
     }
 }
 

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
+use super::scan;
 use crate::error::{Error, Result};
 
 /// Largest metadata that are read.
@@ -38,6 +40,11 @@ pub fn check(bytes: Vec<u8>, start: u64) -> Result<String> {
 
 /// Check that a text is one JSON value within the limits; else where it is not, and what is wrong.
 pub(crate) fn walk(text: &str) -> std::result::Result<(), (usize, String)> {
+    if scan::passes(text) { Ok(()) } else { decode(text) }
+}
+
+/// As [`walk`], in serde's way, which knows what is wrong.
+pub(super) fn decode(text: &str) -> std::result::Result<(), (usize, String)> {
     let mut values = 0;
     let mut parser = serde_json::Deserializer::from_str(text);
     // The visitor counts depth itself; the parser's own limit of 128 never comes into play.
@@ -159,6 +166,45 @@ impl Visitor<'_> for Key {
 
     fn visit_str<E>(self, _: &str) -> std::result::Result<(), E> {
         Ok(())
+    }
+}
+
+/// A member of an object: its text. Of duplicate keys the last counts.
+pub(crate) fn member<'a>(object: &'a str, key: &str) -> Option<&'a str> {
+    let mut parser = serde_json::Deserializer::from_str(object);
+    Member(key).deserialize(&mut parser).ok()?.map(RawValue::get)
+}
+
+struct Member<'k>(&'k str);
+
+impl<'de> DeserializeSeed<'de> for Member<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn deserialize<D: Deserializer<'de>>(
+        self,
+        deserializer: D,
+    ) -> std::result::Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Member<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
+        let mut found = None;
+        while let Some(key) = map.next_key::<String>()? {
+            if key == self.0 {
+                found = Some(map.next_value()?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        Ok(found)
     }
 }
 

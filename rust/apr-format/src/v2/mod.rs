@@ -9,6 +9,7 @@ pub mod index;
 pub mod layout;
 pub mod metadata;
 pub mod read;
+mod scan;
 pub mod stamp;
 pub mod stream;
 pub mod verify;

@@ -1,6 +1,9 @@
-//! Opening a v2 file: every check of the format but the footer's, before a byte is handed out.
+//! Opening a v2 file: every check of what leads to the tensors, before a byte is handed out.
+//!
+//! The footer is checked by verification. The metadata are read and checked when they are asked for: nothing
+//! depends on them, and a tokenizer in them would be most of the time that opening takes.
 
-use std::io;
+use std::{borrow::Cow, io};
 
 use crate::{
     error::{Error, Part, Result},
@@ -14,13 +17,13 @@ use crate::{
     },
 };
 
-/// What a v2 file holds, but the tensors' bytes.
+/// What a file holds, but the tensors' bytes.
 #[derive(Debug, Clone)]
 pub struct Contents {
     /// The 64 bytes at the start.
     pub header: Header,
-    /// The metadata's JSON text.
-    pub metadata: String,
+    /// The metadata's JSON text, of forms in which opening needs it.
+    pub(crate) json: Option<String>,
     /// The tensors, sorted by name.
     pub tensors: Index,
     /// Where the footer is and the CRC32 it holds; None for an old file without one.
@@ -34,6 +37,19 @@ impl Contents {
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<Tensor> {
         self.tensors.get(name)
+    }
+
+    /// The metadata's JSON text, checked; of v2 it is read from the file that was opened.
+    ///
+    /// # Errors
+    /// [`Error::Metadata`], [`Error::CutShort`]; the operating system's.
+    pub fn metadata(&self, source: &(impl Source + ?Sized)) -> Result<Cow<'_, str>> {
+        match &self.json {
+            Some(json) => Ok(Cow::Borrowed(json)),
+            None => read_metadata(source, &self.header)
+                .map(Cow::Owned)
+                .map_err(|error| cut_short(source, self.size, error)),
+        }
     }
 
     /// The tensor whose bytes are this one's values: itself, or the embedding for an empty head.
@@ -65,7 +81,7 @@ pub fn cut_short(source: &(impl Source + ?Sized), need: u64, error: Error) -> Er
     }
 }
 
-/// Read and check header, metadata and index.
+/// Read and check header and index, and that the metadata lie inside the file.
 ///
 /// # Errors
 /// The first rule of the format that does not hold.
@@ -75,12 +91,23 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
     header.check()?;
     check_compression(source, &header, size)?;
     header.check_size(size)?;
-    let json = read_vec(source, header.metadata_offset, u64::from(header.metadata_size))?;
-    let metadata = metadata::check(json, header.metadata_offset)?;
     let tensors = read_index(source, &header, size)?;
     index::check_overlaps(&tensors)?;
     let footer = read_footer(source, header.data_offset, &tensors, size)?;
-    Ok(Contents { header, metadata, tensors, footer, size })
+    Ok(Contents { header, json: None, tensors, footer, size })
+}
+
+/// The metadata's JSON text, also of a file that does not open for what comes after them.
+///
+/// # Errors
+/// What is wrong with the header; [`Error::Metadata`]; the operating system's.
+pub fn metadata(source: &(impl Source + ?Sized)) -> Result<String> {
+    read_metadata(source, &read_header(source, source.size()?)?)
+}
+
+fn read_metadata(source: &(impl Source + ?Sized), header: &Header) -> Result<String> {
+    let json = read_vec(source, header.metadata_offset, u64::from(header.metadata_size))?;
+    metadata::check(json, header.metadata_offset)
 }
 
 fn read_header(source: &(impl Source + ?Sized), size: u64) -> Result<Header> {

@@ -110,7 +110,7 @@ mod tests {
         let new = stamped(&old).unwrap();
         let contents = read::open(new.as_slice()).unwrap();
         assert!(verify::footer(new.as_slice(), &contents).unwrap().is_some());
-        assert_eq!(contents.metadata, r#"{"k":[1,2,3]}"#);
+        assert_eq!(contents.metadata(new.as_slice()).unwrap(), r#"{"k":[1,2,3]}"#);
         assert_eq!(contents.header.flags, flags::SHARDED | flags::ROW_MAJOR);
         let offset =
             |contents: &Contents| usize::try_from(contents.tensors.iter().next().unwrap().offset).unwrap();

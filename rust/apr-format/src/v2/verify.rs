@@ -49,7 +49,7 @@ impl Findings {
 /// # Errors
 /// The operating system's alone: everything else is a finding.
 pub fn opened(source: &(impl Source + ?Sized), contents: &Contents, header: String) -> io::Result<Findings> {
-    let mut checks = structure(contents, header);
+    let mut checks = structure(contents, header, metadata(contents.metadata(source))?);
     let data = contents.tensors.iter().try_for_each(|tensor| contents.stored(tensor).map(|_| ()));
     checks.push(match data {
         Ok(()) => passed(Part::Data, format!("{} bytes, every tensor inside, none overlap", contents.size)),
@@ -86,14 +86,23 @@ pub fn footer(source: &(impl Source + ?Sized), contents: &Contents) -> Result<Op
     Err(Error::FooterChecksum { offset, stored, computed })
 }
 
-fn structure(contents: &Contents, checked: String) -> Vec<Check> {
+/// The check of the metadata, from what reading them gave.
+pub(crate) fn metadata(found: Result<impl AsRef<str>>) -> io::Result<Check> {
+    match found {
+        Ok(json) => Ok(passed(Part::Metadata, format!("{} bytes of JSON", json.as_ref().len()))),
+        Err(Error::Io(error)) => Err(error),
+        Err(error) => Ok(failed(Part::Metadata, &error)),
+    }
+}
+
+fn structure(contents: &Contents, checked: String, metadata: Check) -> Vec<Check> {
     let header = &contents.header;
     let magic = String::from_utf8_lossy(&header.magic).replace('\0', "\\0");
     let (major, minor) = header.version;
     vec![
         passed(Part::Magic, format!("{magic}, version {major}.{minor}")),
         passed(Part::Header, checked),
-        passed(Part::Metadata, format!("{} bytes of JSON", header.metadata_size)),
+        metadata,
         passed(Part::Index, format!("{} tensors", header.tensor_count)),
     ]
 }

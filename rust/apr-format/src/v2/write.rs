@@ -157,7 +157,7 @@ mod tests {
         ];
         let bytes = written(specs, r#"{"z":1,"a":2}"#);
         let contents = read::open(bytes.as_slice()).unwrap();
-        assert_eq!(contents.metadata, r#"{"z":1,"a":2}"#);
+        assert_eq!(contents.metadata(bytes.as_slice()).unwrap(), r#"{"z":1,"a":2}"#);
         let names: Vec<_> = contents.tensors.names().collect();
         assert_eq!(names, ["a", "b", "empty", "k"]);
         assert_eq!(contents.tensor("k").unwrap().nbytes, 3 * 2 * 210);

@@ -82,7 +82,7 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
         checksum: 0,
         reserved: [0; 20],
     };
-    Ok(Contents { header, metadata, tensors, footer: Some(footer), size })
+    Ok(Contents { header, json: Some(metadata), tensors, footer: Some(footer), size })
 }
 
 fn limit(offset: u64, what: &str, size: u32) -> Result<()> {
