@@ -32,8 +32,8 @@ def test_the_stub_is_the_module(tmp_path):
 
 
 def test_a_missing_method_and_one_too_many_are_found(tmp_path):
-    stub = STUB.read_text().replace("def check_footer(self)", "def check_header(self)")
+    stub = STUB.read_text().replace("def check_rest(self)", "def check_header(self)")
     done = stubtest(tmp_path, stub)
     assert done.returncode != 0
-    assert "apr._core.Container.check_footer is not present in stub" in done.stdout
+    assert "apr._core.Container.check_rest is not present in stub" in done.stdout
     assert "apr._core.Container.check_header is not present at runtime" in done.stdout

@@ -69,8 +69,8 @@ class Writer:
         Raises:
             TypeError, ValueError: metadata that JSON has no form for; they may be mended, and closed again.
             AprError: metadata above 16 MiB; or writing failed before.
-            OSError: the file cannot be written; what was at `path` is as it was, unless the message says that the
-                new file is there but its directory was not flushed.
+            OSError: the file cannot be written; what was at `path` is as it was, unless the message says
+                that the new file is there but its directory was not flushed.
         """
         if self._closed:
             return
