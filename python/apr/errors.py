@@ -100,6 +100,10 @@ class UnavailableError(RefusedError):
     exit_code = EXIT_UNAVAILABLE
 
 
+class DeviceError(UnavailableError, ValueError):
+    """A device that torch does not know, or that is not in this machine."""
+
+
 class PreflightError(RefusedError):
     """Several things that each keep a run from starting; a line for each.
 

@@ -62,7 +62,7 @@ def load_file(
 
     Raises:
         AprError: the file is damaged, cut off, or of a kind that is not read.
-        ValueError: a device or backend that is not there.
+        ValueError: a device (DeviceError) or backend that is not there.
         OSError: as `open` would.
     """
     with safe_open(filename, "pt", device, backend=backend) as file:

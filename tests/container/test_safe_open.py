@@ -1,5 +1,7 @@
 """safetensors' interface: what a script does with safetensors it does with apr after a changed import."""
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -7,11 +9,12 @@ import safetensors
 import safetensors.numpy
 import safetensors.torch
 import torch
+from forged import Entry, forge
 
 import apr
 import apr.numpy
 import apr.torch
-from apr.errors import UnavailableError
+from apr.errors import DeviceError, UnavailableError, exit_code
 
 BASE = torch.arange(24, dtype=torch.float32).reshape(4, 6)
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -395,5 +398,78 @@ def test_quantised_tensors_on_a_gpu_are_those_of_the_cpu(tmp_path):
 @pytest.mark.cuda
 def test_a_gpu_that_is_not_there_is_said(tmp_path):
     apr.torch.save_file({"a": BASE}, tmp_path / "m.apr")
-    with pytest.raises(UnavailableError, match=r"device cuda:\d+ is not there"):
+    with pytest.raises(DeviceError, match=r"device cuda:\d+ is not there"):
         apr.torch.load_file(tmp_path / "m.apr", torch.cuda.device_count())
+
+
+@pytest.mark.parametrize("device", ["tpu", "mps", "cuda:99", 99, -1, None])
+def test_a_device_that_is_not_there_is_refused_at_once_and_in_one_line(device, tmp_path):
+    apr.save({"a": torch.zeros(3)}, tmp_path / "m.apr")
+    for opened in (
+        lambda: apr.safe_open(tmp_path / "m.apr", "pt", device),
+        lambda: apr.torch.load_file(tmp_path / "m.apr", device),
+        lambda: apr.load(tmp_path / "m.apr").to_torch(device),
+    ):
+        with pytest.raises(ValueError, match=r"^device .* is not there: .+$") as caught:
+            opened()
+        assert isinstance(caught.value, UnavailableError)
+        assert exit_code(caught.value) == 9
+
+
+@pytest.mark.parametrize("framework", ["pt", "np"])
+def test_pread_gives_values_that_no_later_change_of_the_file_reaches(framework, tmp_path):
+    path = tmp_path / "m.apr"
+    apr.save({"a": np.arange(4096, dtype="<f4")}, path)
+    with apr.safe_open(path, framework, backend="pread") as file:
+        values = file.get_tensor("a")
+        with path.open("r+b") as changed:
+            changed.write(bytes(path.stat().st_size))
+        assert values.tolist() == list(range(4096))
+
+
+def test_offset_keys_are_in_the_order_of_the_data_and_keys_in_that_of_names(tmp_path):
+    path = tmp_path / "m.apr"
+    path.write_bytes(forge(*(Entry(name, offset=at) for name, at in ((b"a", 64), (b"b", 128), (b"c", 0)))))
+    with apr.safe_open(path, "np") as file:
+        assert file.keys() == ["a", "b", "c"]
+        assert file.offset_keys() == ["c", "a", "b"]
+
+
+def test_a_file_of_bytes_leaves_no_descriptor_behind():
+    data = apr.torch.save({"a": torch.zeros(3)})
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        assert apr.torch.load(data)["a"].tolist() == [0, 0, 0]
+    for _ in range(3):
+        with pytest.raises(apr.AprError):
+            apr.torch.load(data[:-9])
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize("backend", ["mmap", "pread"])
+def test_a_slice_takes_lists_and_masks_whatever_the_backend(backend, tmp_path):
+    values = torch.arange(512.0).reshape(2, 256)
+    apr.save({"a": values, "q": apr.quantize(values, "q8")}, tmp_path / "m.apr")
+    for framework in ("pt", "np"):
+        with apr.safe_open(tmp_path / "m.apr", framework, backend=backend) as file:
+            for name in ("a", "q"):
+                whole = file.get_tensor(name)
+                for index in ([1, 0], whole[:, 0] > 3, (slice(None), [5, 6]), None):
+                    assert (file.get_slice(name)[index] == whole[index]).all()
+                with pytest.raises(IndexError):
+                    file.get_slice(name)[5]
+
+
+def test_an_index_of_safetensors_files_says_what_makes_an_apr_of_them(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text('{"weight_map": {"a": "model.safetensors"}}')
+    with pytest.raises(apr.UnsupportedError, match="apr convert makes"):
+        apr.load(path)
+    with pytest.raises(FileNotFoundError):
+        apr.load(tmp_path / "gone.safetensors.index.json")
+
+
+def test_tensors_of_a_locked_file_are_refused_with_what_unlocks_them(data):
+    path = data / "aprender-0.72" / "v1_encrypted_password.apr"
+    with pytest.raises(apr.DecryptionError, match="password"):
+        apr.diff(path, path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from apr._core import Container
 from apr.container.metadata import Metadata
+from apr.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -129,6 +130,7 @@ def load(
     if os.fspath(path).endswith(".index.json") or os.path.isdir(path):  # noqa: PTH112 (a Path costs more)
         from apr.container.sharded import load_several
 
+        _refuse_safetensors(os.fspath(path))
         return load_several(
             path, verify=verify, password=password, recipient_key=recipient_key, trusted_key=trusted_key
         )
@@ -140,6 +142,13 @@ def load(
     from apr.container.v1 import V1File
 
     return V1File(path, container)
+
+
+def _refuse_safetensors(path: str) -> None:
+    if path.endswith(".safetensors.index.json") and os.path.isfile(path):  # noqa: PTH113 (as above)
+        raise UnsupportedError(
+            f"{path}: the index of safetensors files: apr convert makes an .apr file of them", path=path
+        )
 
 
 class AprFile(Mapping[str, "torch.Tensor"]):
@@ -261,7 +270,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
             KeyError: no such tensor; names close matches.
             TruncatedError: the file was cut short since it was opened.
             TypeError: `names` is one name, or `dtype` is none of torch's.
-            UnavailableError: there is no such device.
+            DeviceError: there is no such device.
         """
         from apr.container.to_device import to_device
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from os import PathLike
     from types import TracebackType
 
-    import torch
-
     from apr.container.file import TensorInfo
 
 # As safetensors takes them.
@@ -36,7 +34,7 @@ class safe_open:  # noqa: N801 (safetensors' name)
 
     Raises:
         AprError: the file is damaged, cut off, or of a kind that is not read.
-        ValueError: a framework, device or backend that is not there.
+        ValueError: a framework, device (DeviceError) or backend that is not there.
         OSError: as `open` would.
     """
 
@@ -55,7 +53,9 @@ class safe_open:  # noqa: N801 (safetensors' name)
         self._is_torch = framework in _TORCH
         self._in_place = backend == "mmap"
         if self._is_torch:
-            self._device = _device(device)
+            from apr.container.to_device import known
+
+            self._device = known(device)
             self._in_place = self._in_place and self._device.type == "cpu"
         elif device != "cpu":
             raise ValueError(f"device {device!r} is not there for NumPy: 'cpu' is")
@@ -113,7 +113,10 @@ class safe_open:  # noqa: N801 (safetensors' name)
         if self._in_place and self._file.info(name).dtype not in QUANTISED:
             return self.get_tensor(name)[index]
         part = self._file.slice(name)
-        return part[index].to(self._device) if self._is_torch else part.numpy(index)
+        try:
+            return part[index].to(self._device) if self._is_torch else part.numpy(index)
+        except (TypeError, ValueError):  # lists, masks, steps back: only the whole tensor takes them
+            return self.get_tensor(name)[index]
 
 
 class Slice:
@@ -132,18 +135,9 @@ class Slice:
         return self._info.dtype.upper()
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 (what torch and NumPy take)
-        """The values under the index; only the rows that are asked for are read."""
+        """The values under the index; of integers and slices only the rows that are asked for are read."""
         return self._opened._part(self._name, index)  # noqa: SLF001 (same module)
 
     @property
     def _info(self) -> TensorInfo:
         return self._opened._file.info(self._name)  # noqa: SLF001
-
-
-def _device(device: str | int) -> torch.device:
-    import torch
-
-    try:
-        return torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device {device!r} is not there") from None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from apr.container.torch_dtypes import TORCH, empty
-from apr.errors import UnavailableError
+from apr.errors import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Page-locked buffers on the way to a GPU: while one is copied the next is read. Locking pages is dear (a
 # second for a gigabyte), so there are few, and torch's allocator keeps them for the next call.
 _BUFFERS, _BUFFER = 2, 32 << 20
+# Characters of what a backend of torch says.
+_SAID = 120
 
 
 def to_device(
@@ -30,7 +32,7 @@ def to_device(
     dtype: torch.dtype | None,
 ) -> dict[str, torch.Tensor]:
     """Read tensors into memory of a device, as `AprFile.to_torch`; `stored` says where their values lie."""
-    device = _known(device)
+    device = known(device)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, not {dtype!r}")
     infos = {info.name: info for info in stored.values()}
@@ -43,19 +45,29 @@ def to_device(
     return {name: found[info.name] for name, info in stored.items()}
 
 
-def _known(device: torch.device | str) -> torch.device:
-    """The device, if it is there."""
+def known(device: torch.device | str | int) -> torch.device:
+    """The device, if it is there.
+
+    Raises:
+        DeviceError: torch knows none of that name, or this machine has none.
+    """
     try:
-        known = torch.device(device)
-    except RuntimeError:
-        raise UnavailableError(f"device {device!r} is not there: torch knows none of that name") from None
-    if known.type == "cuda":
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise DeviceError(f"device {device!r} is not there: torch knows none of that name") from None
+    if found.type == "cuda":
         count = torch.cuda.device_count()
         if not count:
-            raise UnavailableError(f"device {known} is not there: torch sees no CUDA device on this machine")
-        if (known.index or 0) >= count:
-            raise UnavailableError(f"device {known} is not there: torch sees cuda:0 to cuda:{count - 1}")
-    return known
+            raise DeviceError(f"device {found} is not there: torch sees no CUDA device on this machine")
+        if (found.index or 0) >= count:
+            raise DeviceError(f"device {found} is not there: torch sees cuda:0 to cuda:{count - 1}")
+    elif found.type != "cpu":
+        try:
+            torch.empty(0, device=found)
+        except Exception as error:  # noqa: BLE001 (each backend has errors of its own)
+            said = str(error).partition("\n")[0].strip()[:_SAID]
+            raise DeviceError(f"device {found} is not there: {said}") from None
+    return found
 
 
 def _read(container: Container, infos: list[TensorInfo]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from apr._core import Container
 from apr.container.file import AprFile
-from apr.errors import UnsupportedError
+from apr.errors import DecryptionError, UnsupportedError
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -169,6 +169,12 @@ class V1File(AprFile):
 
     def require_tensors(self) -> None:
         """Refuse a file whose metadata describe no tensors; errors as in `AprFile`."""
+        if self.locked:
+            raise DecryptionError(
+                f"{self._path}: an encrypted v1 file whose tensors are locked: open it with its password or "
+                "recipient_key",
+                path=self._path,
+            )
         if not len(self):
             raise UnsupportedError(
                 f"{self._path}: a v1 file ({self.header.model_type_name}) whose payload is not described as "
