@@ -1,4 +1,4 @@
-"""`apr evaluate`: the held-out loss of a model file."""
+"""`apr evaluate`: the loss of a model file on token shards."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Command:
     """Mean cross entropy of a model file on token shards, the number that `apr pretrain` reports.
 
     Sequence length, tokens and held-out range are those in a checkpoint's metadata where no flag is given.
+    Text that the checkpoint was trained on is called so.
 
     Example: apr evaluate runs/first/ckpt/epoch-004.apr --dataset shards
     """
@@ -27,7 +28,7 @@ class Command:
     dataset: Annotated[Path, tyro.conf.arg(aliases=("--shards-dir",))]
     """Shard directory."""
     held_out: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Only what training on this directory would hold out."""
+    """Only what training on this directory holds out; refused where the model was trained on all of it."""
     seq_length: int | None = None
     """Tokens in a window (default: the checkpoint's, else 1024)."""
     val_tokens: int | None = None
@@ -43,7 +44,7 @@ class Command:
 
     def run(self) -> int:
         """Evaluate, and print the loss."""
-        from apr.train.file_evaluation import evaluate_file
+        from apr.train.file_evaluation import WORDS, evaluate_file
         from apr.train.report import Report
 
         with Report(sys.stderr) as report:
@@ -63,7 +64,7 @@ class Command:
         if self.json:
             print(json_text({"file": str(self.file), **asdict(made), "val_ppl": made.val_ppl, **what}))
         else:
-            words = ", ".join(f"{key} {value}" for key, value in what.items())
-            print(f"{self.file}: held-out loss {made.val_loss:.4f}, perplexity {made.val_ppl:.2f}, "
+            words = ", ".join(f"{key} {value}" for key, value in what.items() if key != "text")
+            print(f"{self.file}: {WORDS[what['text']]} {made.val_loss:.4f}, perplexity {made.val_ppl:.2f}, "
                   f"{made.val_tokens:,} tokens ({words})")  # fmt: skip
         return 0

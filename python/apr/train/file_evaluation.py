@@ -1,8 +1,8 @@
-"""The held-out loss of a model file on a shard directory."""
+"""The loss of a model file on a shard directory, and whether its training could have seen that text."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 _SEQ_LENGTH, _VAL_TOKENS = 1024, 262_144
 
+Text = Literal["held_out", "training", "other"]
+"""What the text is to the model: held out from its training, a part of it, or none that the file knows of."""
+WORDS: dict[Text, str] = {
+    "held_out": "held-out loss",
+    "training": "loss on training text",
+    "other": "loss",
+}
+
 
 def evaluate_file(
     path: Path,
@@ -42,7 +50,8 @@ def evaluate_file(
     Args:
         path: the .apr file.
         dataset: shard directory; of the one that the checkpoint held out from, only the held-out range.
-        held_out: apply the split rule of training to `dataset`.
+        held_out: only what is held out: by the checkpoint's own training where it held out from `dataset`,
+            else by the rule of training.
         seq_length: tokens of a window.
         val_tokens: tokens to take at most.
         batch_size: windows at a time.
@@ -51,10 +60,11 @@ def evaluate_file(
         on_progress: called with (windows done, windows in all).
 
     Returns:
-        The evaluation, and under which conditions it was made.
+        The evaluation, and under which conditions it was made; `text` says what the text is to the model.
 
     Raises:
-        AprError, OSError, RefusedError: something is not what it should be.
+        AprError, OSError, RefusedError: something is not what it should be; `held_out` of text that the
+            checkpoint was trained on.
     """
     where = choose_device(device)
     with load(path) as file:
@@ -77,17 +87,7 @@ def evaluate_file(
             f"{dataset}: id {scan.max_id} is beyond the model's vocabulary of {model.config.vocab_size}: "
             "encode with the model's tokenizer"
         )
-    kept = training.get("held_out")
-    if not (isinstance(kept, dict) and all(isinstance(kept.get(key), int) for key in ("start", "stop"))):
-        kept = {}
-    if held_out:
-        parts = split(shards, None, length, tokens)
-        windows, ids = parts.held_out, parts.what
-    elif kept.get("corpus_sha256") == scan.corpus_sha256:
-        windows = Windows(shards, length, kept["start"], kept["stop"])
-        ids = f"the held-out ids {kept['start']:,} to {kept['stop']:,}"
-    else:
-        windows, ids = Windows(shards, length), "all"
+    windows, text, ids = _choose(shards, scan.corpus_sha256, training, length, tokens, held_out=held_out)
     if len(windows) == 0:
         raise RefusedError(
             f"{dataset}: {windows.stop - windows.start} tokens are less than one window of {length} + 1"
@@ -100,4 +100,39 @@ def evaluate_file(
         made = evaluate(
             model, windows, val_tokens=tokens, batch_size=batch_size, precision=kind, on_progress=on_progress
         )
-    return made, {"seq_length": length, "device": str(where), "precision": kind, "ids": ids}
+    return made, {"text": text, "seq_length": length, "device": str(where), "precision": kind, "ids": ids}
+
+
+def _choose(
+    shards: ShardDir,
+    corpus_sha256: str | None,
+    training: dict[str, Any],
+    length: int,
+    tokens: int,
+    *,
+    held_out: bool,
+) -> tuple[Windows, Text, str]:
+    """Which windows to take, what they are to the model, and the same for people."""
+    kept, data = (_facts(training, key) for key in ("held_out", "data"))
+    if kept.get("corpus_sha256", "") == corpus_sha256 and all(
+        isinstance(kept.get(key), int) for key in ("start", "stop")
+    ):
+        # Training ended before them, or had another corpus.
+        windows = Windows(shards, length, kept["start"], kept["stop"])
+        return windows, "held_out", f"the held-out ids {kept['start']:,} to {kept['stop']:,}"
+    if data.get("corpus_sha256", "") == corpus_sha256:
+        if held_out:
+            raise RefusedError(
+                f"{shards.path}: the model was trained on all of it, nothing of it is held out: name what "
+                "the run had as --val-dataset, or leave --held-out away for the loss on training text"
+            )
+        return Windows(shards, length), "training", "all"
+    if held_out:
+        parts = split(shards, None, length, tokens)
+        return parts.held_out, "held_out", parts.what
+    return Windows(shards, length), "other", "all"
+
+
+def _facts(training: dict[str, Any], key: str) -> dict[str, Any]:
+    inside = training.get(key)
+    return inside if isinstance(inside, dict) else {}

@@ -1,0 +1,54 @@
+"""`apr evaluate` says what it measured: held-out text, text that was trained on, or neither."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def evaluate(capsys):
+    """Exit code, line and JSON of an evaluation."""
+    from apr.cli import main
+
+    def run(model, dataset, *arguments):
+        command = ["evaluate", str(model), "--dataset", str(dataset), "--device", "cpu", *arguments]
+        code = main(command)
+        line, error = capsys.readouterr()
+        if code:
+            return code, error.splitlines()[-1], None
+        assert main([*command, "--json"]) == 0
+        return code, line, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_text_that_was_trained_on_is_never_called_held_out(options, train, make_shards, evaluate, tmp_path):
+    """With a --val-dataset all of --dataset is trained on, under whatever name it lies by now."""
+    val = make_shards("val", tokens=700, seed=5)
+    config = options(val_dataset=val, num_steps=2, steps_per_epoch=2, save_dtype="bf16")
+    result = train(config)
+    moved = config.dataset.rename(tmp_path / "elsewhere")
+    for model in (config.run_dir / result.last_checkpoint, config.run_dir / "final.apr"):
+        _, line, found = evaluate(model, moved)
+        assert found["text"] == "training"
+        assert "loss on training text" in line
+        assert "held" not in line
+        code, error, _ = evaluate(model, moved, "--held-out")
+        assert code == 5
+        assert "trained on all of it" in error
+        for arguments in ([], ["--held-out"]):
+            _, line, found = evaluate(model, val, *arguments)
+            assert (found["text"], found["val_tokens"]) == ("held_out", 640)
+            assert ": held-out loss " in line
+    assert evaluate(config.init, moved, "--seq-length", "32")[2]["text"] == "other"
+    assert ": loss " in evaluate(config.run_dir / "final.apr", make_shards("third", seed=6))[1]
+
+
+def test_only_what_was_held_out_however_many_tokens_are_asked_for(options, train, evaluate):
+    config = options(num_steps=2, steps_per_epoch=2)
+    result = train(config)
+    last = config.run_dir / result.last_checkpoint
+    for arguments in ([], ["--held-out"]):
+        _, _, found = evaluate(last, config.dataset, "--val-tokens", "6400", *arguments)
+        assert (found["text"], found["val_tokens"]) == ("held_out", 640)
+        assert found["val_loss"] == pytest.approx(result.final_val_loss, abs=1e-6)
