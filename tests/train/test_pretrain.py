@@ -299,11 +299,11 @@ def test_the_picture_names_what_it_shows(tmp_path):
         patched.setattr(
             Figure, "savefig", lambda self, *a, **k: (drawn.append(self), original(self, *a, **k))
         )
-        plot_losses(records, tmp_path / "a.png", target=2.2, title="m on d")
+        plot_losses(records, tmp_path / "a.png", target=2.2, title="m on $_$ d")
         plot_losses(records[:1], tmp_path / "b.png", target=2.2, title="m on d")
     axes = drawn[0].axes[0]
     assert isinstance(axes, Axes)
-    assert axes.get_title(loc="left") == "m on d"
+    assert axes.get_title(loc="left") == "m on $_$ d"  # a name may hold what sets formulas
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == [
         "train, each step",

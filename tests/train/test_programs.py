@@ -159,6 +159,28 @@ def test_the_last_lines_say_what_was_achieved_and_where_it_is(short):
     assert "\x1b" not in out.getvalue()
 
 
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "loss.png"), ValueError("one\ntwo")], ids=["disk", "any"]
+)
+def test_a_picture_that_fails_is_a_line_and_no_verdict(short, monkeypatch, data, error):
+    from apr.train import pretrain, run
+
+    def failing(*_, **__):
+        raise error
+
+    monkeypatch.setattr(run, "plot_losses", failing)
+    out, contract = io.StringIO(), data.parents[1] / "contracts" / "apr-pretrain-init-finetune-v1.yaml"
+    config = short(contract=contract)
+    result = pretrain(config, out=out)
+    assert (result.status, result.exit_code) == ("BUDGET_SPENT", 0)
+    assert result.contract["falsifiers"]
+    assert json.loads((config.run_dir / "result.json").read_text())["contract"]["falsifiers"]
+    lines = out.getvalue().splitlines()
+    (warning,) = [line for line in lines if line.startswith("warning: no loss.png: ")]
+    assert warning.endswith(("No space left on device", "one two"))
+    assert lines.index(warning) < lines.index(f"BUDGET_SPENT: {result.detail}")
+
+
 def test_lines_come_at_a_steady_rhythm_and_at_the_end_of_an_epoch(monkeypatch):
     from apr.train import report
 

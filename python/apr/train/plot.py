@@ -48,7 +48,7 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float, tit
             axes.annotate(f"{point[1]:.3f}", point, textcoords="offset points", xytext=(0, 9), ha="center",
                           fontsize=8, color=_RED)  # fmt: skip
     axes.axhline(target, color="#555555", lw=0.9, ls="--", label=f"target: {target:g}")
-    axes.set_title(title, fontsize=10, loc="left")
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)  # a name may have dollar signs
     axes.set_xlabel("training tokens seen")
     axes.set_ylabel("cross entropy, nats a token")
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))

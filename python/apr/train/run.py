@@ -164,14 +164,22 @@ class _Run:
         records = read_metrics(metrics) if metrics.exists() else []
         made = self._describe(loop, end, records)
         write_json(self._dir / rundir.RESULT, made.to_dict())
-        if records:
-            plot_losses(records, self._dir / rundir.PLOT, target=self._target, title=self._title)
+        self._draw(records)
         if self._config.contract is not None:
             made = self._judge(made)
         self._report.line(f"{made.status}: {made.detail}")
         for line in self._where(made):
             self._report.line(line)
         return made
+
+    def _draw(self, records: list[dict[str, Any]]) -> None:
+        """The picture; one that fails costs a line, never the run's verdict."""
+        if not records:
+            return
+        try:
+            plot_losses(records, self._dir / rundir.PLOT, target=self._target, title=self._title)
+        except Exception as error:  # noqa: BLE001 (whatever a drawing library raises)
+            self._report.line(f"warning: no {rundir.PLOT}: {message(error) or type(error).__name__}")
 
     def _where(self, made: Result) -> list[str]:
         """What was spent, and where things are."""
