@@ -7,8 +7,10 @@ process's resident set during one call, mapped pages included.
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -100,6 +102,38 @@ def write(directory: Path, model: dict[str, Tensor]) -> tuple[Path, Path, Path]:
     return paths
 
 
+def tokenizer() -> dict[str, object]:
+    """A tokenizer.json of Qwen's size, as metadata: 150 000 tokens and as many merges, 12 MB."""
+    rng = random.Random(0)
+    tokens = [
+        "".join(rng.choices("abcdefghijklmnopqrstuvwxyzĠ", k=rng.randint(4, 23))) for _ in range(150_000)
+    ]
+    model = {
+        "type": "BPE",
+        "vocab": {f"{token}{n}": n for n, token in enumerate(tokens)},
+        "merges": [f"{a} {b}" for a, b in zip(tokens, reversed(tokens), strict=True)],
+    }
+    return {"hf_tokenizer": {"tokenizer.json": json.dumps({"model": model}, ensure_ascii=False, indent=1)}}
+
+
+def with_tokenizer(directory: Path, model: dict[str, Tensor]) -> tuple[Path, list[Path]]:
+    """The .apr with a tokenizer, beside it a directory of several; and as many safetensors files."""
+    import safetensors.torch
+
+    import apr
+    from apr.convert import ConvertOptions, convert
+
+    one = directory / "told.apr"
+    apr.save(model, one, tokenizer())
+    several = one.with_suffix("")
+    convert(one, several / "model.apr.index.json", ConvertOptions(max_shard_size=150_000_000))
+    shards = []
+    for shard in sorted(several.glob("*.apr")):
+        shards.append(directory / f"{shard.stem}.safetensors")
+        safetensors.torch.save_file({name: model[name] for name in apr.load(shard)}, shards[-1])
+    return one, shards
+
+
 def times(row: Row) -> list[float]:
     """Median seconds of each side, taking turns, after one round that does not count."""
     sides = [row.ours, *row.peers.values()]
@@ -186,6 +220,7 @@ def rows(directory: Path) -> list[Row]:
         )
     ours, theirs, pickled = (directory / f"290.{suffix}" for suffix in ("apr", "safetensors", "pt"))
     name, model = "model.norm.weight", decoder()
+    told, shards = with_tokenizer(directory, model)
 
     def safe_tensor() -> object:
         with safetensors.safe_open(theirs, "pt") as file:
@@ -198,6 +233,7 @@ def rows(directory: Path) -> list[Row]:
         safetensors.torch.save_file(model, theirs)
         synced(theirs)
 
+    text = json.dumps(dict(apr.load(told).metadata), ensure_ascii=False)
     q4_k = np.random.default_rng(0).integers(0, 256, (4096, 16, 144), np.uint8)
     q4_k[..., :4] = [0, 20, 0, 18]  # finite scales
     quantised = directory / "q4_k.apr"
@@ -209,6 +245,34 @@ def rows(directory: Path) -> list[Row]:
     k_quant = gguf.GGMLQuantizationType.Q4_K
     return [
         *found,
+        Row(
+            "open + dict of 290 tensors, 12 MB of tokenizer in ours",
+            lambda: dict(apr.load(told)),
+            {"safetensors.load_file": lambda: safetensors.torch.load_file(theirs)},
+            15,
+            0.25,
+        ),
+        Row(
+            "open + one tensor of 1 GB, 12 MB of tokenizer in ours",
+            lambda: apr.load(told)[name],
+            {"safe_open": safe_tensor},
+            50,
+            0.7,
+        ),
+        Row(
+            f"open + dict of 290 tensors in {len(shards)} files, tokenizer in ours",
+            lambda: dict(apr.load(told.with_suffix(""))),
+            {"load_file of each": lambda: [safetensors.torch.load_file(shard) for shard in shards]},
+            15,
+            None,
+        ),
+        Row(
+            "metadata of 12 MB, read, checked and parsed",
+            lambda: apr.load(told).metadata,
+            {"json.loads of the same text": lambda: json.loads(text)},
+            7,
+            None,
+        ),
         Row(
             "open + one tensor of 1 GB",
             lambda: apr.load(ours)[name],

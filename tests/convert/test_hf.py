@@ -133,6 +133,14 @@ def test_several_files_on_each_side(tmp_path):
     with apr.load(tmp_path / "several") as file:
         assert file.verify().ok
         assert "sharding" not in file.metadata
+        convert(source, tmp_path / "one.apr")
+        assert file.metadata == apr.load(tmp_path / "one.apr").metadata
+        first, *others = file.files
+        assert dict(first.metadata) == {**file.metadata, "sharding": first.metadata["sharding"]}
+        for place, other in enumerate(others, 1):
+            assert other.metadata["sharding"]["shard_index"] == place
+            assert other.metadata["hidden_size"] == file.metadata["hidden_size"]
+            assert not {"hf_tokenizer", "hf_config", "tokenizer.vocabulary"} & set(other.metadata)
     for target in (tmp_path / "several", tmp_path / "several" / "model.apr.index.json"):
         convert(target, tmp_path / "hf", ConvertOptions(max_shard_size=150_000, force=True))
         assert (tmp_path / "hf" / "model.safetensors.index.json").exists()

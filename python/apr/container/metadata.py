@@ -22,6 +22,15 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "tie_word_embeddings": ("tied_embeddings",),
 }
 VOCABULARY = "tokenizer.vocabulary"
+_WHICH_MODEL = (
+    "name",
+    "version",
+    "license",
+    "model_type",
+    "architecture",
+    "hf_architecture",
+    "hf_model_type",
+)
 # What `apr convert` keeps of a transformers directory: config.json and generation_config.json as objects, the
 # tokenizer's files as they were (name: text).
 HF_CONFIG, HF_GENERATION, HF_TOKENIZER = "hf_config", "hf_generation_config", "hf_tokenizer"
@@ -116,6 +125,15 @@ def canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:
                 )
             plain[key] = found[first]
     return plain
+
+
+def of_a_later_file(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """What the second and later files of several repeat: what model they are a part of, and its sizes.
+
+    A tokenizer and configurations stand in the first file alone, whose metadata are those of the model.
+    """
+    sizes = {spelling for key, others in ALIASES.items() for spelling in (key, *others)}
+    return {key: value for key, value in metadata.items() if key in sizes or key in _WHICH_MODEL}
 
 
 def spellings(metadata: Mapping[str, Any], key: str) -> dict[str, Any]:

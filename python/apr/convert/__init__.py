@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr.container.dtypes import QUANTISED
 from apr.container.file import TRAINING_PREFIX, load
-from apr.container.metadata import HF_TOKENIZER, SHARDING, encode
+from apr.container.metadata import HF_TOKENIZER, SHARDING, encode, of_a_later_file
 from apr.container.save import TensorSpec, write
 from apr.container.sharded import INDEX_SUFFIX
 from apr.convert.directory import check_replaceable, replacing_directory
@@ -312,7 +312,8 @@ def _write_shards(
     with replacing_directory(target, force=force) as made:
         for i, group in enumerate(groups):
             name = f"model-{i + 1:05}-of-{len(groups):05}.apr"
-            _write_apr(made / name, {**metadata, SHARDING: {**sharding, "shard_index": i}}, group)
+            said = metadata if i == 0 else of_a_later_file(metadata)
+            _write_apr(made / name, {**said, SHARDING: {**sharding, "shard_index": i}}, group)
             where |= {item.spec.name: name for item in group}
         write_json(made / _INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": where})
 
