@@ -436,3 +436,36 @@ def test_progress_ends_at_the_whole_corpus(options, corpus):
     encode(options(), seen.append)
     assert (seen[-1].read, seen[-1].total) == (corpus.stat().st_size, corpus.stat().st_size)
     assert seen[-1].text == sum(len(text.encode()) for text in TEXTS)
+
+
+@pytest.mark.parametrize(
+    "name", ["shard-old-backup.bin", "shard-7.bin", "shard-00099.bin/", "shard-00099.bin@"]
+)
+@pytest.mark.parametrize("flag", [{"force": True}, {"resume": True}, {}], ids=str)
+def test_what_is_no_shard_is_named_before_anything_is_removed(name, flag, options):
+    encode(options(shard_tokens=100))
+    output = options().output
+    odd = output / name.rstrip("/@")
+    if name.endswith("/"):
+        odd.mkdir()
+    elif name.endswith("@"):
+        odd.symlink_to("shard-00000.bin")
+    else:
+        odd.write_bytes(b"kept")
+    before = sorted(path.name for path in output.iterdir()), (output / "manifest.json").read_bytes()
+    with pytest.raises(RefusedError, match=f"{odd.name}: no .*move it away"):
+        encode(options(shard_tokens=100, **flag))
+    assert (sorted(path.name for path in output.iterdir()), (output / "manifest.json").read_bytes()) == before
+
+
+def test_what_appears_while_the_text_is_looked_at_is_not_removed_either(options, monkeypatch):
+    encode(options(shard_tokens=100))
+    output = options().output
+
+    def meanwhile(*_):
+        (output / "shard-old-backup.bin").write_bytes(b"kept")
+
+    monkeypatch.setattr("apr.data.encode.self_test", meanwhile)
+    with pytest.raises(RefusedError, match=r"shard-old-backup\.bin"):
+        encode(options(shard_tokens=100, force=True))
+    assert {"manifest.json", "shard-00000.bin", "shard-old-backup.bin"} <= {p.name for p in output.iterdir()}

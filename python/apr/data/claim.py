@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import re
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from apr.data.corpus import START
 from apr.data.corpus_files import STDIN
 from apr.data.manifest import check_manifest, read_manifest, shard_rows
 from apr.data.missing_manifest import MANIFEST, SHARD_WRITERS
-from apr.data.shards import list_shards
+from apr.data.shards import SHARD_NAME, list_shards
 from apr.errors import FormatError, RefusedError
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
     from apr.data.corpus import Corpus
 
+# What a shard is called while it is written.
+_HALF_WRITTEN = re.compile(r"^\.shard-[0-9]{4,6}\.bin\.tmp$")
 # Characters of a value in an error: a list of files may be long.
 _SHOWN = 120
 # Files that an error names.
@@ -43,15 +47,11 @@ def existing(output: Path, *, resume: bool, force: bool) -> dict[str, Any] | Non
     """The manifest of the encoding that is to be continued, or None for a new one.
 
     Raises:
-        RefusedError: shards are there and neither flag is given, or nothing says where to resume.
+        RefusedError: shards are there and neither flag is given, or nothing says where to resume; a file that
+            no encoding writes bears a name that ends in .bin.
     """
-    foreign = [path for path in output.glob("*.bin") if not path.name.startswith("shard-")]
-    if foreign:
-        raise RefusedError(
-            f"{foreign[0]}: no shard, and a directory of shards holds no other .bin: move it away"
-        )
+    has_shards = bool(_shards_alone(output))
     has_manifest = (output / MANIFEST).exists()
-    has_shards = any(output.glob("*.bin"))
     if force or not (has_shards or (has_manifest and not _nothing_yet(output))):
         return None
     if not resume:
@@ -156,13 +156,38 @@ def check_kept(output: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def clear(output: Path, *, keep: bool) -> None:
-    """Remove what a killed encoding left half written; unless `keep`, the manifest and the shards too."""
+    """Remove what a killed encoding left half written; unless `keep`, the manifest and the shards too.
+
+    Raises:
+        RefusedError: something there is no shard; nothing has been removed then.
+    """
+    gone = [] if keep else _shards_alone(output)
+    gone += [path for path in output.glob(".*.tmp") if _HALF_WRITTEN.match(path.name) and not path.is_dir()]
     if not keep:
         (output / MANIFEST).unlink(missing_ok=True)
-        for path in output.glob("shard-*.bin"):
-            path.unlink()
-    for path in output.glob(".shard-*.bin.tmp"):
+    for path in gone:
         path.unlink()
+
+
+def _shards_alone(output: Path) -> list[Path]:
+    """The files of a directory that are called as shards are, where no other .bin is beside them.
+
+    Raises:
+        RefusedError: there is one, or something under a shard's name is no file; names it.
+    """
+    found = []
+    with os.scandir(output) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if not entry.name.endswith(".bin"):
+                continue
+            if not SHARD_NAME.match(entry.name):
+                raise RefusedError(
+                    f"{entry.path}: no shard, and a directory of shards holds no other .bin: move it away"
+                )
+            if not entry.is_file(follow_symlinks=False):
+                raise RefusedError(f"{entry.path}: no regular file under a shard's name: move it away")
+            found.append(output / entry.name)
+    return found
 
 
 def _check_unfinished(path: Path, found: dict[str, Any]) -> None:

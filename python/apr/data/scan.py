@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import re
+from collections.abc import Callable  # noqa: TC003 (a table of them is annotated)
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +14,7 @@ import numpy as np
 from apr._core import scan_shards
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
 TOKEN = np.dtype("<u4")
 # Every id with at least a hundredth of all tokens is among them.
 _TOP = 100
+# Ids from here on are those of no vocabulary, and are not counted.
+MAX_COUNTED = 1 << 22
+# What adding up in another order may make of an entropy, in bits.
+_ROUNDING = 1e-6
+_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,30 +84,98 @@ class Scan:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, kept: dict[str, Any]) -> Scan:
+    def from_dict(cls, kept: object) -> Scan:
         """What `to_dict` gave.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            ValueError: it is something else, or its numbers are not those of one corpus.
         """
-        if not kept["most_frequent"] and kept["distinct_ids"]:
-            raise ValueError("no most frequent id among those that there are")
-        return cls(
-            tuple(ShardScan(**shard) for shard in kept["shards"]),
-            int(kept["total_tokens"]),
-            float(kept["entropy_bits"]),
-            int(kept["distinct_ids"]),
-            int(kept["windows"]),
-            int(kept["different_windows"]),
-            tuple((int(token), int(count)) for token, count in kept["most_frequent"]),
+        row = _typed(cls, kept)
+        found = cls(
+            **row
+            | {
+                "shards": tuple(ShardScan(**_typed(ShardScan, shard)) for shard in row["shards"]),
+                "most_frequent": tuple(_pair(pair) for pair in row["most_frequent"]),
+            }
         )
+        if not found._adds_up():
+            raise ValueError("the numbers are not those of one corpus")
+        return found
+
+    def _adds_up(self) -> bool:
+        """Whether one corpus can have all of these numbers."""
+        counts = [count for _, count in self.most_frequent]
+        counted, rest = sum(counts), self.total_tokens - sum(counts)
+        ids = {token for token, _ in self.most_frequent}
+        order = [(count, token) for token, count in self.most_frequent]
+        return (
+            0 < 4 * self.total_tokens == sum(shard.size for shard in self.shards)
+            and len(ids) == len(counts) == min(_TOP, self.distinct_ids)
+            and all(token <= self.max_id for token in ids)
+            and order == sorted(order, reverse=True)
+            and min(counts, default=0) > 0 <= rest
+            and self.distinct_ids - len(ids) <= rest
+            and self.different_windows <= self.windows <= self.total_tokens
+            # Ids that no vocabulary has are in none of the counts.
+            and (self.max_id >= MAX_COUNTED or self._entropy_fits(counts, counted))
+        )
+
+    def _entropy_fits(self, counts: Sequence[int], counted: int) -> bool:
+        """Whether the entropy is one that these counts and so many other ids leave open."""
+        total, rest, others = self.total_tokens, self.total_tokens - counted, self.distinct_ids - len(counts)
+        if (rest == 0) != (others == 0) or rest > others * min(counts):
+            return False
+        known = sum(count / total * math.log2(total / count) for count in counts)
+        least = known + rest / total * math.log2(total / min(counts))
+        most = known + (rest / total * math.log2(total * others / rest) if rest else 0.0)
+        return least - _ROUNDING <= self.entropy_bits <= most + _ROUNDING
+
+
+def _typed(of: type, kept: object) -> dict[str, Any]:
+    """The fields of a dataclass as JSON keeps them, each of its kind and no number below 0."""
+    if not isinstance(kept, dict):
+        raise ValueError("no JSON object")  # noqa: TRY004 (all of this is one error)
+    row = {field.name: kept.get(field.name) for field in fields(of)}
+    if kept.keys() != row.keys() or not all(_KINDS[field.name](row[field.name]) for field in fields(of)):
+        raise ValueError(f"no {of.__name__}")
+    return row
+
+
+def _pair(value: object) -> tuple[int, int]:
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(_is_count, value)):
+        raise ValueError("no id with its count")
+    return value[0], value[1]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 64
+
+
+def _is_time(value: object) -> bool:
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "name": lambda value: isinstance(value, str),
+    "size": lambda value: _is_count(value) and value > 0 and value % TOKEN.itemsize == 0,
+    "mtime_ns": _is_time,
+    "max_id": lambda value: _is_count(value) and value < 1 << 32,
+    "sha256": lambda value: value is None or (isinstance(value, str) and bool(_SHA256.match(value))),
+    "shards": lambda value: isinstance(value, list | tuple) and len(value) > 0,
+    "total_tokens": _is_count,
+    "entropy_bits": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
+    "distinct_ids": _is_count,
+    "windows": _is_count,
+    "different_windows": _is_count,
+    "most_frequent": lambda value: isinstance(value, list | tuple),
+}
 
 
 def kept_scan(manifest: Mapping[str, Any]) -> Scan | None:
     """The scan that a manifest keeps, whether or not it still holds; None without one that can be read."""
     try:
-        return Scan.from_dict(manifest["scan"])
-    except (KeyError, TypeError, ValueError):
+        return Scan.from_dict(manifest.get("scan"))
+    except ValueError:
         return None
 
 
