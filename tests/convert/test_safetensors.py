@@ -132,8 +132,11 @@ def test_texts_that_only_look_like_ours_stay_texts(said, tmp_path):
     convert(tmp_path / "a.safetensors", tmp_path / "b.apr")
     with apr.load(tmp_path / "b.apr") as file:
         assert dict(file.metadata) == texts
-    with pytest.raises(apr.UnsupportedError, match=r"apr\.json_keys"):
+    with pytest.raises(apr.UnsupportedError, match=r"b\.apr: .* apr stamp apr\.json_keys=null removes it"):
         convert(tmp_path / "b.apr", tmp_path / "c.safetensors")
+    stamped = ["stamp", str(tmp_path / "b.apr"), "apr.json_keys=null", "-o", str(tmp_path / "d.apr")]
+    assert main(stamped) == 0
+    convert(tmp_path / "d.apr", tmp_path / "c.safetensors")
 
 
 def test_tensors_alone_go_to_several_safetensors_files_and_back(tmp_path):

@@ -333,7 +333,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         return report(self._path, self._container.verify(None))
 
     def close(self) -> None:
-        """Let go of the file. Tensors that were taken from it stay valid."""
+        """Let go of the file. What was taken from it stays: tensors; names, header, metadata once read."""
         self._open = self._mapped = None
 
     def __enter__(self) -> Self:

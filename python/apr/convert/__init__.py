@@ -265,9 +265,9 @@ def _write(
     if layout == _APR:
         _write_apr(target, metadata, items)
     elif layout == _SAFETENSORS:
-        safetensors.write(target, items, safetensors.to_texts(metadata))
+        safetensors.write(target, items, safetensors.to_texts(source, metadata))
     elif layout == _SAFETENSORS_FILES or (layout == _DIRECTORY and _kind(source) == "apr"):
-        texts = safetensors.to_texts(metadata)
+        texts = safetensors.to_texts(source, metadata)
         with replacing_directory(directory, force=force) as made:
             safetensors.write_several(made, safetensors.grouped(items, most), texts, {})
     else:

@@ -180,15 +180,17 @@ def grouped(items: Sequence[Item], most: int) -> list[list[Item]]:
     return groups
 
 
-def to_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata as safetensors holds them, text to text: other values as JSON, and which ones these are.
+def to_texts(path: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata of `path` as safetensors holds them, text to text: others as JSON, and which ones these are.
 
     Raises:
         UnsupportedError: metadata that have the key under which that is said.
     """
     if _MARK in metadata:
         raise UnsupportedError(
-            f"metadata key {_MARK!r} says in safetensors which texts are JSON: remove it with apr stamp"
+            f"{path}: metadata key {_MARK!r} would say in safetensors which texts are JSON: "
+            f"apr stamp {_MARK}=null removes it",
+            path=path,
         )
     others = [key for key, value in metadata.items() if not isinstance(value, str)]
     said = {_MARK: json.dumps(others, ensure_ascii=False)} if others else {}
