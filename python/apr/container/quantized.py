@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import TYPE_CHECKING
 
 from apr._core import nbytes
@@ -25,7 +26,8 @@ class Quantized:
             given (bytes, memoryview, array; C-contiguous) is kept, not copied, as a read-only memoryview.
 
     Raises:
-        ValueError: another dtype, or bytes that are too many or too few for the shape.
+        ValueError: another dtype, or bytes that are too many or too few for the shape, as those of a K-quant
+            that an old file holds flat, without that padding: it is read, but not written.
         TypeError: data that are no C-contiguous buffer.
     """
 
@@ -42,7 +44,13 @@ class Quantized:
         data = (view.cast("B") if view.nbytes else memoryview(b"")).toreadonly()
         needed = nbytes(self.dtype, shape)
         if data.nbytes != needed:
-            raise ValueError(f"{data.nbytes} bytes given, but {self.dtype} {list(shape)} takes {needed}")
+            said = f"{data.nbytes} bytes given, but {self.dtype} {list(shape)} takes {needed}"
+            if len(shape) == 2 and data.nbytes == nbytes(self.dtype, (prod(shape),)):
+                said += (
+                    ": the flat layout, without padding at the end of each row, is read but not written; "
+                    "give the values instead, as f.numpy(name) has them"
+                )
+            raise ValueError(said)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "data", data)
 
