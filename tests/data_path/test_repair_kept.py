@@ -177,3 +177,92 @@ def test_unknown_text_is_judged_without_its_tokenizer_where_the_manifest_says_it
     edit(directory, unk_token_id="seven")
     assert main(["repair-manifest", str(directory)]) == 5
     assert "unk_token_id is 'seven'" in capsys.readouterr().err
+
+
+@pytest.fixture
+def encoded(tmp_path):
+    """A directory as `encode` leaves it, five documents in two shards or more."""
+    from apr.data.encode import encode
+    from apr.data.encode_options import EncodeOptions
+
+    corpus = tmp_path / "corpus.jsonl"
+    texts = [f"def f{i}(x):\n    return [x * {i}, 'wörd', {i * 17}]\n" * 5 for i in range(5)]
+    corpus.write_text("".join(json.dumps({"content": text}) + "\n" for text in texts))
+    output = tmp_path / "encoded"
+    encode(EncodeOptions((str(corpus),), TOKENIZER, output, shard_tokens=100))
+    return output
+
+
+@pytest.mark.parametrize("more", [[], ["--tokenizer", str(TOKENIZER)]], ids=["bare", "tokenizer"])
+@pytest.mark.parametrize(
+    ("lie", "says"),
+    [
+        ({"eos_token_count": 12345}, "eos_token_count is 12345, the shards hold id 0 4 times"),
+        ({"eos_token_count": 3}, "eos_token_count is 3, the shards hold id 0 4 times"),
+        ({"corpus_sha256": "0" * 64}, "corpus_sha256 is '000"),
+        ({"total_documents": 99, "shards": None}, "total_documents is 99, that would be 98 ends of text"),
+    ],
+    ids=str,
+)
+def test_what_a_manifest_says_of_the_ids_is_compared_with_them(encoded, lie, says, more, capsys):
+    command = ["repair-manifest", str(encoded), "--verify", *more]
+    assert main(command) == 0
+    true = manifest(encoded)
+    edit(encoded, **lie)
+    before = files(encoded)
+    capsys.readouterr()
+    assert main(command) == 5
+    said = capsys.readouterr()
+    assert says in said.err
+    assert "agrees" not in said.out
+    assert files(encoded) == before
+    assert main([*command, "--force"]) == 0
+    capsys.readouterr()
+    assert main(command) == 0
+    made = manifest(encoded)
+    for key in lie:
+        assert made.get(key) in (true[key], None)
+    assert (made["eos_token_count"], made["corpus_sha256"]) == (4, true["corpus_sha256"])
+
+
+@pytest.mark.parametrize(
+    ("lie", "says"),
+    [
+        ({"total_documents": 99}, "total_documents is 99, its shards have 5"),
+        ({"total_documents": "x"}, "total_documents is 'x'"),
+        ({"eos_token_count": -3}, "eos_token_count is -3"),
+        ({"skipped_documents": True}, "skipped_documents is True"),
+        ({"corpus_sha256": 5}, "corpus_sha256 is 5"),
+    ],
+    ids=str,
+)
+def test_counts_that_no_corpus_has_are_a_difference_without_reading(encoded, lie, says, capsys):
+    edit(encoded, **lie)
+    assert main(["repair-manifest", str(encoded)]) == 5
+    assert says in capsys.readouterr().err
+    assert main(["repair-manifest", str(encoded), "--force"]) == 0
+    assert not lie.keys() & manifest(encoded).keys()
+
+
+@pytest.mark.usefixtures("encoded")
+def test_an_end_of_text_that_stands_in_texts_too_is_no_lie(tmp_path):
+    from apr.data.encode import encode
+    from apr.data.encode_options import EncodeOptions
+
+    output = tmp_path / "ordinary"
+    encode(EncodeOptions((str(tmp_path / "corpus.jsonl"),), TOKENIZER, output, eos_token="x"))
+    eos_id = manifest(output)["eos_token_id"]
+    found = np.concatenate([np.fromfile(path, "<u4") for path in sorted(output.glob("*.bin"))])
+    assert (found == eos_id).sum() > manifest(output)["eos_token_count"] == 4
+    assert main(["repair-manifest", str(output), "--verify"]) == 0
+    assert main(["repair-manifest", str(output), "--verify", "--tokenizer", str(TOKENIZER)]) == 0
+
+
+def test_an_honest_manifest_of_shards_that_are_none_is_not_said_to_be_at_fault(encoded, capsys):
+    repair(encoded, verify=True)
+    for path in encoded.glob("*.bin"):
+        np.full(path.stat().st_size // 4, 7, "<u4").tofile(path)
+    assert main(["repair-manifest", str(encoded), "--verify"]) == 5
+    said = capsys.readouterr().out
+    assert "NOT fit to train on" in said
+    assert "agrees with the files, left alone" not in said

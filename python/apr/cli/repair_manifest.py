@@ -16,6 +16,7 @@ from apr.data.rebuild import RepairReport, repair
 from apr.errors import EXIT_REFUSED, UsageError
 
 _LEFT_ALONE = "agrees with the files, left alone"
+_NOT_AT_FAULT = "left alone; its counts agree with the files, what is wrong is in the shards"
 _SCAN_KEPT = "agrees with the files; what was read is kept in it (scan), for the run that trains on them"
 # Shards that get a line each; of more, the first and the last.
 _ROWS = 6
@@ -138,5 +139,6 @@ def _outcome(report: RepairReport) -> str:
     if report.outcome == "written":
         how = "finished: its encoding was cut off" if report.manifest.get("truncated") else "rebuilt"
         return outcome(how, report.manifest["shard_count"], report.manifest["total_tokens"])
-    said = {"left alone": _LEFT_ALONE, "scan kept": _SCAN_KEPT}.get(report.outcome, report.outcome)
+    alone = _LEFT_ALONE if report.ok else _NOT_AT_FAULT
+    said = {"left alone": alone, "scan kept": _SCAN_KEPT}.get(report.outcome, report.outcome)
     return f"{MANIFEST}: {said}"

@@ -26,6 +26,8 @@ _COUNTS = {
     "corpus_sha256",
     "scan",
 }
+# Of those that may be absent or null, the ones that are numbers of something.
+_NUMBERS = ("total_documents", "skipped_documents", "eos_token_count")
 
 
 def read_manifest(directory: str | PathLike[str]) -> dict[str, Any]:
@@ -84,10 +86,35 @@ def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list
     ]
     if not isinstance(manifest.get("complete"), bool | None):
         found.append(f"complete is {manifest['complete']!r}, neither true nor false")
+    found += _wrong_counts(manifest).values()
     rows = shard_rows(manifest)
     if rows:
         found += _row_problems(rows, shards)
     return found
+
+
+def _wrong_counts(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Keys that say how much there is of something and cannot be true, whatever the shards hold."""
+    found = {
+        key: f"{key} is {manifest[key]!r}, no number of anything"
+        for key in _NUMBERS
+        if manifest.get(key) is not None and not _is_count(manifest[key])
+    }
+    if not isinstance(manifest.get("corpus_sha256"), str | None):
+        found["corpus_sha256"] = f"corpus_sha256 is {manifest['corpus_sha256']!r}, no text"
+    documents = [row.get("documents") for row in shard_rows(manifest)]
+    total = manifest.get("total_documents")
+    if documents and total is not None and all(map(_is_count, documents)):
+        counted = sum(row["documents"] for row in shard_rows(manifest))
+        # Without ends of text, empty documents at the end are in no shard.
+        open_end = manifest.get("eos_policy") not in ("between", "after")
+        if total != counted and not (open_end and _is_count(total) and total > counted):
+            found["total_documents"] = f"total_documents is {total!r}, its shards have {counted}"
+    return found
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def agreeing(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
@@ -114,7 +141,8 @@ def agreeing(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, 
     counted = (manifest.get("shard_count"), manifest.get("total_tokens")) == (len(shards), total)
     if not counted or kept.get("shards") != manifest.get("shards"):
         kept = {key: value for key, value in kept.items() if key not in _COUNTS}
-    return kept
+    wrong = _wrong_counts(kept)
+    return {key: value for key, value in kept.items() if key not in wrong}
 
 
 def shard_rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

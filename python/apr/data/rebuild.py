@@ -132,7 +132,10 @@ def _repair(path: Path, how: _How, on_progress: Callable[[int, int], None] | Non
     if how.verify:
         limit = loaded.vocab_size if loaded is not None else found.get("vocab_size")
         scanned = tidy.scan(vocab_size=limit, hashes=how.hashes, on_progress=on_progress)
+    lies = {} if scanned is None else _lies(scanned, loaded, found)
     wrong = () if scanned is None else tuple(_wrong(scanned, loaded, found | {"scan": old.get("scan")}))
+    if not force:
+        wrong += tuple(f"{MANIFEST}: {lie}: --force writes what is so" for lie in lies.values())
     if not dry_run and not wrong:
         tidy.apply()
         scanned = None if scanned is None else tidy.stamped(scanned)
@@ -141,8 +144,10 @@ def _repair(path: Path, how: _How, on_progress: Callable[[int, int], None] | Non
     unfinished = old.get("complete") is False
     lacks = loaded is not None and any(found.get(key) is None for key in _of_tokenizer(loaded, how.tokenizer))
     if found and not unfinished and not force and not lacks:
+        if lies:
+            return replace(report, outcome="not written")
         return report if wrong or dry_run else _scan_kept(report)
-    base = {key: value for key, value in found.items() if key != "progress"}
+    base = {key: value for key, value in found.items() if key != "progress" and key not in lies}
     report = replace(report, manifest=_rebuilt(base, report, how.tokenizer, unfinished=unfinished))
     if wrong:
         return replace(report, outcome="not written")
@@ -279,6 +284,48 @@ def _found(
     return found, differences
 
 
+def _lies(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[str, Any]) -> dict[str, str]:
+    """What a manifest says of the contents that they are not, a line for each key."""
+    found = {}
+    recorded, sha256 = manifest.get("corpus_sha256"), scanned.corpus_sha256
+    if recorded is not None and sha256 is not None and recorded != sha256:
+        found["corpus_sha256"] = f"corpus_sha256 is {recorded!r}, the shards' hashes give {sha256!r}"
+    ends, eos_id = manifest.get("eos_token_count"), _eos_id(tokenizer, manifest)
+    if ends is not None and eos_id is not None:
+        counted = _count(scanned, eos_id)
+        # A token that stands in texts too, where it was named as their end, is there more often.
+        if ends > counted or (ends < counted and ends != _ends(manifest)):
+            found["eos_token_count"] = (
+                f"eos_token_count is {ends}, the shards hold id {eos_id} {counted} times"
+            )
+        ends = counted if "eos_token_count" in found else ends
+    if ends is not None and _ours(manifest) and ends != _ends(manifest):
+        found["total_documents"] = (
+            f"total_documents is {manifest['total_documents']}, that would be {_ends(manifest)} ends of text "
+            f"(eos_policy {manifest['eos_policy']!r}), not {ends}"
+        )
+    return found
+
+
+def _ours(manifest: dict[str, Any]) -> bool:
+    return str(manifest.get("producer_version")).startswith("apr ") and _ends(manifest) is not None
+
+
+def _ends(manifest: dict[str, Any]) -> int | None:
+    """How many ends of text an encoding of so many documents writes; None where it does not say."""
+    documents = manifest.get("total_documents")
+    if documents is None:
+        return None
+    ends = {"none": 0, "between": max(0, documents - 1), "after": documents}
+    return ends.get(str(manifest.get("eos_policy")))
+
+
+def _eos_id(tokenizer: LoadedTokenizer | None, manifest: dict[str, Any]) -> int | None:
+    """The id that ends a text here: what it was encoded with, else its tokenizer's."""
+    recorded: int | None = manifest.get("eos_token_id")
+    return recorded if recorded is not None or tokenizer is None else tokenizer.eos_id
+
+
 def _wrong(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[str, Any]) -> list[str]:
     """What is wrong with the contents of the shards."""
     found = [
@@ -317,8 +364,9 @@ def _rebuilt(
         made["scan"] = scanned.to_dict()
         if scanned.corpus_sha256 is not None:
             made["corpus_sha256"] = scanned.corpus_sha256
-        if loaded is not None and loaded.eos_id is not None:
-            made["eos_token_count"] = _count(scanned, loaded.eos_id)
+        eos_id = made.get("eos_token_id", base.get("eos_token_id"))
+        if eos_id is not None and base.get("eos_token_count") is None:
+            made["eos_token_count"] = _count(scanned, eos_id)
     if unfinished or base.get("truncated"):
         made["truncated"] = True
     note = _FINISHED if made.get("truncated") else _KEPT if "total_documents" in base else REBUILT
