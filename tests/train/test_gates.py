@@ -58,6 +58,52 @@ def test_a_loss_that_is_no_number_stops_before_the_update(options, train, train_
     assert saved.read_bytes() == expected.read_bytes()
 
 
+@pytest.mark.parametrize(("rate", "status"), [(1e30, "NUMERICAL_INSTABILITY"), (1e3, "DIVERGENCE")])
+def test_weights_that_exploded_are_not_gone_on_from(options, train, monkeypatch, tmp_path, rate, status):
+    """The good checkpoint before is the last one, and --resume takes it."""
+    from apr.train import loop
+
+    usual = loop.learning_rate
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "learning_rate", lambda step, **k: rate if step == 7 else usual(step, **k))
+        result = train(options())
+    assert (result.status, result.exit_code) == (status, 5)
+    if status == "NUMERICAL_INSTABILITY":
+        assert result.last_checkpoint == "ckpt/epoch-000.apr"
+        assert "spoiled too and are not saved" in result.detail
+        assert not list((tmp_path / "run" / "ckpt").glob("step-*"))
+    resumed = train(options(resume=True))
+    assert (resumed.status, resumed.resumed_from) == ("BUDGET_SPENT", "ckpt/epoch-000.apr")
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert ("weights of a run that exploded" in log) == (status == "DIVERGENCE")
+
+
+def test_a_held_out_loss_that_is_no_number_ends_the_run_and_keeps_what_was_trained(
+    options, train, monkeypatch, tmp_path
+):
+    from dataclasses import replace
+
+    from apr.train import loop
+
+    evaluate = loop.evaluate
+    for n, (losses, saved) in enumerate(
+        (([float("nan")], None), ([5.0, float("nan")], "ckpt/step-00000006.apr"))
+    ):
+        left = iter(losses)
+        with monkeypatch.context() as patched:
+            patched.setattr(
+                loop, "evaluate", lambda *a, left=left, **k: replace(evaluate(*a, **k), val_loss=next(left))
+            )
+            config = options(run_dir=tmp_path / str(n))
+            result = train(config)
+        assert (result.status, result.exit_code) == ("NUMERICAL_INSTABILITY", 5)
+        assert "held-out loss nan" in result.detail
+        assert not gate(result, "numerics").passed
+        assert result.last_checkpoint == saved
+        resumed = train(replace(config, resume=True))
+        assert (resumed.status, resumed.resumed_from) == ("BUDGET_SPENT", saved)
+
+
 def test_paths_that_disagree_are_refused_before_the_first_update(options, train, monkeypatch):
     from apr.train import loop
 

@@ -71,3 +71,29 @@ def test_the_evaluations_losses_are_torchs(monkeypatch):
         expected = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
         monkeypatch.setattr(loss, "rows_at_a_time", lambda *_: 64)
         torch.testing.assert_close(loss.token_losses(model, ids), expected)
+
+
+def test_losses_of_an_evaluation_are_summed_in_float64(monkeypatch):
+    """Two batches, each of a loss whose next float32 is 2 away, and ones that float32 would drop."""
+    from types import SimpleNamespace
+
+    import numpy as np
+    import torch
+
+    from apr.train import evaluation
+
+    class Windows:
+        seq_length = 4
+
+        def __len__(self):
+            return 2
+
+        def in_order(self, count, batch_size):
+            return (np.zeros((batch_size, 5), np.int64) for _ in range(count))
+
+    losses = torch.tensor([2.0**24, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(evaluation, "token_losses", lambda *_: losses)
+    model = SimpleNamespace(head_weight=losses)
+    made = evaluation.evaluate(model, Windows(), val_tokens=8, batch_size=1, precision="fp32")
+    assert made.val_loss == (2**24 + 3) / 4
+    assert made.val_tokens == 8

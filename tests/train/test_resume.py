@@ -210,6 +210,50 @@ def test_a_damaged_best_checkpoint_is_named_and_another_is_the_best(options, tra
     assert "epoch-001.apr, held-out loss 4.1000" in log
 
 
+def test_what_does_not_read_back_is_no_checkpoint_and_nothing_is_pruned_for_it(
+    options, train, monkeypatch, tmp_path
+):
+    """A disk that takes a bit for another."""
+    from apr.train import checkpoint
+
+    write = checkpoint.write
+
+    def writing(path, *arguments):
+        write(path, *arguments)
+        if path.name == "epoch-001.apr":
+            path.write_bytes(flipped(path.read_bytes()))
+
+    monkeypatch.setattr(checkpoint, "write", writing)
+    result = train(options(keep=1))
+    assert (result.status, result.last_checkpoint) == ("FAILED", "ckpt/epoch-000.apr")
+    assert "epoch-001.apr" in result.detail
+    assert (tmp_path / "run" / "ckpt" / "epoch-000.apr").exists()
+    assert not (tmp_path / "run" / "ckpt" / "epoch-001.metadata.json").exists()
+
+
+def test_held_out_text_that_changed_is_refused(options, train, train_until, make_shards):
+    import shutil
+
+    from apr.errors import RefusedError
+
+    val = make_shards("val", tokens=700, seed=5)
+    train_until(options(val_dataset=val), 3)
+    shutil.rmtree(val)
+    make_shards("val", tokens=700, seed=6)
+    with pytest.raises(RefusedError, match=r"no longer those.*\(held_out\)"):
+        train(options(val_dataset=val, resume=True))
+
+
+def test_a_resumed_process_compares_both_paths_anew(options, train, train_until, monkeypatch):
+    from apr.train import loop
+
+    train_until(options(), 3)
+    losses = loop.token_losses
+    monkeypatch.setattr(loop, "token_losses", lambda model, ids: losses(model, ids) * 1.01)
+    resumed = train(options(resume=True))
+    assert (resumed.status, resumed.exit_code, resumed.steps_completed) == ("REFUSED", 5, 4)
+
+
 def test_where_no_checkpoint_verifies_all_are_named(options, train, tmp_path):
     from apr.errors import RefusedError
 

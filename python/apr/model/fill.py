@@ -12,6 +12,8 @@ from apr.errors import WeightsError
 from apr.model.names import check_layers, parameter_shapes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from torch import Tensor
 
     from apr.container.file import AprFile
@@ -142,6 +144,15 @@ def implausible(name: str, values: Tensor) -> str | None:
     # Zeros are left out: pruned weights are no sign of anything.
     if float((sample[sample > 0] < _TINY).float().mean()) > _MOST_TINY:
         return "most values next to nothing beside a few, as of f16 bytes tagged bf16"
+    return None
+
+
+def spoiled(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The first of named tensors whose values no weights have, and why; None if all are good."""
+    for name, values in tensors:
+        problem = implausible(name, values)
+        if problem is not None:
+            return f"{name}: {problem}"
     return None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,14 +11,16 @@ import torch
 from apr.data.loader import Loader, LoaderState, fingerprint
 from apr.data.windows import TrainingOrder
 from apr.errors import RefusedError
+from apr.model.fill import spoiled
 from apr.train import gates, resume, rundir
 from apr.train.checkpoint import export_weights, restore
 from apr.train.device import computing
+from apr.train.ends import Ended, after_epoch, budget_spent
 from apr.train.evaluation import Evaluation, evaluate
 from apr.train.loss import token_losses
 from apr.train.optimizer import make_optimizer, set_learning_rate
 from apr.train.recording import Recorder
-from apr.train.result import Gate, Status
+from apr.train.result import Gate
 from apr.train.saver import Saver
 from apr.train.schedule import learning_rate
 from apr.train.state import RunState
@@ -42,14 +43,6 @@ if TYPE_CHECKING:
 _AGREEMENT = {"fp32": 1e-4, "bf16": 2e-2}
 # Windows that a sentence names; the record has them all.
 _NAMED_WINDOWS = 8
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The loop came to an end of its own."""
-
-    status: Status
-    detail: str
 
 
 class DisagreementError(RefusedError):
@@ -91,12 +84,6 @@ class Loop:
         self._saver = Saver(prepared, model, self._optimizer, report, self._recorder)
 
     # what the result asks for
-
-    @property
-    def final_val_loss(self) -> float | None:
-        """Held-out loss of the weights as they are at the end, if it was measured."""
-        state = self.state
-        return state.val_loss_history[-1] if state.epochs and state.evaluated_step == state.step else None
 
     @property
     def agreement(self) -> Gate:
@@ -166,12 +153,15 @@ class Loop:
 
     def _to_the_end(self) -> Ended:
         if self.state.initial_val_loss is None:
-            self.state.initial_val_loss = self._evaluate("before the first step").val_loss
+            before = self._evaluate("before the first step").val_loss
+            if not math.isfinite(before):
+                return self._bad_evaluation(before)
+            self.state.initial_val_loss = before
         ended = None
         if self._evaluation_is_due():
             ended = self._end_of_epoch()
-        elif self.final_val_loss is not None:  # gone on from the end of an epoch: what ended it ends it again
-            ended = self._epoch_gates()
+        elif self.state.final_val_loss is not None:  # at the end of an epoch: what ended it ends it again
+            ended = after_epoch(self._config, self.state, self._cap)
         while ended is None and self.state.step < self._config.num_steps:
             self._stop.check()
             self._saver.look()
@@ -180,7 +170,7 @@ class Loop:
                 ended = self._end_of_epoch()
             elif ended is None and self._config.saves_on_the_way(self.state.step):
                 self._saver.save_step(self.state)
-        return ended or self._budget_spent()
+        return ended or budget_spent(self._config, self.state)
 
     def _batches(self) -> Loader:
         """The training windows that were not visited yet."""
@@ -278,7 +268,7 @@ class Loop:
         )
 
     def _bad_numbers(self, made: StepOutcome, lr: float, seconds: float) -> Ended:
-        """Save the state before the step, which is as it was, and say which windows it came from."""
+        """Save the state before the step if it is good, and say which windows it came from."""
         self.finite = False
         step = self.state.step
         order = TrainingOrder(len(self._train), self._config.seed, self._config.shuffle)
@@ -287,13 +277,27 @@ class Loop:
         named = ", ".join(map(str, windows[:_NAMED_WINDOWS])) + " …" * (len(windows) > _NAMED_WINDOWS)
         if step:
             set_learning_rate(self._optimizer, self._rate(step - 1))  # a part of that state too
-        saved = self.save_the_rest()
         return Ended(
             "NUMERICAL_INSTABILITY",
             f"train_loss {made.train_loss}, grad_norm {made.grad_norm} at step {step}, from the "
-            f"training windows {named}: no update was made from it; "
-            + (f"the state before it is {saved.name}" if saved else "nothing was trained yet"),
+            f"training windows {named}: no update was made from it; {self._save_if_good()}",
         )
+
+    def _bad_evaluation(self, val_loss: float) -> Ended:
+        self.finite = False
+        when = f"at step {self.state.step}" if self.state.step else "before the first step"
+        return Ended("NUMERICAL_INSTABILITY", f"held-out loss {val_loss} {when}; {self._save_if_good()}")
+
+    def _save_if_good(self) -> str:
+        """Save what was trained since the last checkpoint, unless its weights are none; what is there."""
+        problem = spoiled(self._model.named_parameters())
+        if problem is None:
+            saved = self.save_the_rest()
+            return f"the state before it is {saved.name}" if saved else "nothing was trained yet"
+        self._saver.wait()
+        last = self._saver.last
+        kept = f"the last checkpoint is {last.path.name}" if last else "there is no checkpoint"
+        return f"the weights are spoiled too and are not saved ({problem}): {kept}"
 
     def _next_windows_are_there(self) -> Ended | None:
         """Whether the stream has the next step's windows, or may be cycled for them."""
@@ -338,45 +342,10 @@ class Loop:
     def _end_of_epoch(self) -> Ended | None:
         evaluation = self._evaluate(f"epoch {self.state.epochs}")
         if not math.isfinite(evaluation.val_loss):
-            self.finite = False
-            return Ended(
-                "NUMERICAL_INSTABILITY", f"held-out loss {evaluation.val_loss} at step {self.state.step}"
-            )
+            return self._bad_evaluation(evaluation.val_loss)
         self.state.end_epoch(evaluation.val_loss)
         self._saver.save_epoch(self.state)
-        return self._epoch_gates()
-
-    def _epoch_gates(self) -> Ended | None:
-        config, history = self._config, self.state.val_loss_history
-        divergence = gates.divergence(history, self._cap)
-        if not divergence.passed:
-            return Ended(
-                "DIVERGENCE", f"held-out loss {divergence.value:.4f} is above {divergence.threshold:.4f}"
-            )
-        assert config.target_val_loss is not None
-        met = history[-1] <= config.target_val_loss
-        if met and config.stop_at_target and config.contract is None:
-            return self._budget_spent()
-        patience = gates.patience(
-            history, self.state.best_epoch, epochs=config.patience, min_epochs=config.min_epochs
-        )
-        if not patience.passed and not met:
-            return Ended(
-                "EARLY_STOP", f"no new best held-out loss in {patience.value} epochs; {self._change()}"
-            )
-        return None
-
-    def _budget_spent(self) -> Ended:
-        target, final = self._config.target_val_loss, self.final_val_loss
-        assert target is not None
-        met = final is not None and final <= target
-        words = f"target {target:g} {'met' if met else 'not met'}"
-        return Ended("TARGET_MET" if met else "BUDGET_SPENT", f"{self._change()}; {words}")
-
-    def _change(self) -> str:
-        initial, final = self.state.initial_val_loss, self.final_val_loss
-        after = "not measured" if final is None else f"{final:.4f}"
-        return f"held-out loss {initial:.4f} before, {after} after {self.state.step} steps"
+        return after_epoch(self._config, self.state, self._cap)
 
     def _evaluate(self, when: str) -> Evaluation:
         started = time.perf_counter()

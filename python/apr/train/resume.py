@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from apr.container.file import load
-from apr.errors import AprError, RefusedError, message
+from apr.container.file import TRAINING_PREFIX, load
+from apr.errors import AprError, RefusedError, WeightsError, message
+from apr.model.fill import spoiled
 from apr.train import rundir
 from apr.train.checkpoint import Checkpoint, best_of, list_checkpoints, mark, state_of
 from apr.train.metrics import cut_back
@@ -14,6 +15,7 @@ from apr.train.metrics import cut_back
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from apr.container.file import AprFile
     from apr.train.report import Report
     from apr.train.state import RunState
 
@@ -37,10 +39,13 @@ class Found:
 
 
 def find(run_dir: Path) -> Found:
-    """The checkpoints of a run, without those that do not verify; nothing is written.
+    """The checkpoints of a run, without those that cannot be gone on from; nothing is written.
+
+    Of the one to go on from, every byte is verified, and that its weights are such as models have: those of a
+    run that exploded are not.
 
     Raises:
-        RefusedError: there are some and none verifies.
+        RefusedError: there are some, and none to go on from.
     """
     there, damaged = list_checkpoints(run_dir)
     found = Found(there, damaged)
@@ -48,7 +53,8 @@ def find(run_dir: Path) -> Found:
         try:
             with load(found.last.path, verify="full") as file:
                 state = state_of(file)
-        except (AprError, OSError) as error:
+                _check_weights(file)
+        except (AprError, WeightsError, OSError) as error:
             damaged[there.pop().path] = message(error)
             continue
         _pass_over_damaged_best(found, state.val_loss_history)
@@ -59,6 +65,12 @@ def find(run_dir: Path) -> Found:
             "bring one back, or take --force to start anew"
         )
     return found
+
+
+def _check_weights(file: AprFile) -> None:
+    problem = spoiled((name, file[name]) for name in file if not name.startswith(TRAINING_PREFIX))
+    if problem is not None:
+        raise WeightsError(f"{file.path}: weights of a run that exploded: {problem}")
 
 
 def _pass_over_damaged_best(found: Found, val_losses: list[float]) -> None:

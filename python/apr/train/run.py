@@ -256,7 +256,7 @@ class _Run:
             wall_seconds=round(loop.wall_before + time.monotonic() - self._started, 3),
             step0_train_loss=state.step0_train_loss,
             initial_val_loss=state.initial_val_loss,
-            final_val_loss=loop.final_val_loss,
+            final_val_loss=state.final_val_loss,
             best_val_loss=state.best_val_loss,
             spikes=state.spikes,
             skipped_steps=state.skipped_steps,
@@ -285,7 +285,7 @@ class _Run:
             gates.patience(state.val_loss_history, state.best_epoch, epochs=config.patience,
                            min_epochs=config.min_epochs),
             Gate("exhaustion", not loop.exhausted, loop.windows_seen, loop.windows_allowed),
-            gates.target(loop.final_val_loss, self._target),
+            gates.target(state.final_val_loss, self._target),
         )  # fmt: skip
 
     def _judge(self, made: Result) -> Result:

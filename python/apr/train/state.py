@@ -51,6 +51,11 @@ class RunState:
         return None if self.best_epoch is None else self.val_loss_history[self.best_epoch]
 
     @property
+    def final_val_loss(self) -> float | None:
+        """Held-out loss of the weights as they are now, if it was measured."""
+        return self.val_loss_history[-1] if self.epochs and self.evaluated_step == self.step else None
+
+    @property
     def updates(self) -> int:
         """Updates of the optimiser: the steps that were not skipped."""
         return self.step - self.skipped_steps
