@@ -286,6 +286,32 @@ def test_force_moves_it_away(options, train, tmp_path):
     assert (tmp_path / "run.bak-1" / "result.json").read_bytes() == first
 
 
+@pytest.mark.parametrize("name", ["init", "dataset", "val_dataset", "tokenizer", "contract"])
+def test_force_does_not_move_away_what_it_needs(options, train, tmp_path, name):
+    from apr.errors import RefusedError
+
+    config = options()
+    train(config)
+    inside = tmp_path / "run" / "inside"
+    inside.mkdir()
+    with pytest.raises(RefusedError, match=f"--{name.replace('_', '-')} .*inside: lies in the run"):
+        rundir_check(options(force=True, **{name: inside}))
+    assert not (tmp_path / "run.bak-1").exists()
+
+
+def rundir_check(config):
+    from apr.train.rundir import check_free
+
+    check_free(config)
+
+
+def test_a_contract_that_no_run_decides_is_refused_before_the_run(refused, data, tmp_path):
+    line, code = refused(contract=data.parents[1] / "contracts" / "apr-container-v2.yaml")
+    assert code == 2
+    assert "none of its falsifiers names a check" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_refusal_stands_in_the_run_directory_and_is_no_run(refused, options, train, tmp_path):
     (tmp_path / "run").mkdir()
     assert refused(num_steps=100)[1] == 5

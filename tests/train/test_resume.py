@@ -70,6 +70,39 @@ def test_extend_goes_on_from_a_partial_epoch(options, train, tmp_path, num_steps
     assert all(gate.passed for gate in further.gates if gate.name in {"metrics", "artefacts"})
 
 
+def test_wall_seconds_are_one_clock_over_all_parts(options, train, monkeypatch, tmp_path):
+    """From the call on, what was before the first record too, and never back."""
+    from types import SimpleNamespace
+
+    from apr.train import recording, run
+
+    now = [0.0]
+
+    def ticking():
+        now[0] += 1
+        return now[0]
+
+    for module in (recording, run):
+        monkeypatch.setattr(
+            module, "time", SimpleNamespace(monotonic=ticking, perf_counter=module.time.perf_counter)
+        )
+    prepare = run.prepare
+
+    def slowly(config):
+        now[0] += 100
+        return prepare(config)
+
+    monkeypatch.setattr(run, "prepare", slowly)
+    ends = [train(options(resume=resume, num_steps=6)).wall_seconds for resume in (False, True, True)]
+    walls = [json.loads(line)["wall_seconds"] for line in (tmp_path / "run" / "train.jsonl").open()]
+    assert 100 < walls[0] < walls[-1] < ends[0]
+    assert [b - a > 100 for a, b in zip([0, *ends], ends, strict=False)] == [True] * 3
+    train(options(resume=True, extend=True, num_steps=7))
+    walls = [json.loads(line)["wall_seconds"] for line in (tmp_path / "run" / "train.jsonl").open()]
+    assert walls == sorted(walls)
+    assert walls[-1] > ends[-1]
+
+
 def test_what_ended_a_run_ends_it_again_when_it_is_resumed(options, train, monkeypatch, tmp_path):
     from apr.train import gates
 
@@ -101,9 +134,65 @@ def test_shards_that_changed_are_refused(options, train, train_until, make_shard
     shutil.rmtree(tmp_path / "shards")
     make_shards(seed=9)
     before = (tmp_path / "run" / "result.json").read_bytes()
-    with pytest.raises(RefusedError, match="no longer those"):
+    with pytest.raises(RefusedError, match="of --dataset are no longer those"):
         train(options(resume=True))
     assert (tmp_path / "run" / "result.json").read_bytes() == before
+
+
+def test_what_moved_is_taken_where_it_is_the_same(options, train, train_until, make_shards, tmp_path):
+    """Data, base file and sizes by what they hold; config.yaml has where they lie now."""
+    import yaml
+
+    base, data, val = tmp_path / "base.apr", make_shards(), make_shards("val", tokens=700, seed=5)
+    base.write_bytes(BASE.read_bytes())
+    config = options(init=base, dataset=data, val_dataset=val)
+    train(options(init=base, dataset=data, val_dataset=val, run_dir=tmp_path / "alone"))
+    train_until(config, 7)
+    (tmp_path / "new").mkdir()
+    moved = {
+        "init": base.rename(tmp_path / "new" / "other.apr"),
+        "dataset": data.rename(tmp_path / "new" / "shards"),
+        "val_dataset": val.rename(tmp_path / "new" / "val"),
+    }
+    assert train(options(**moved, resume=True)).status == "BUDGET_SPENT"
+    assert checkpoints(tmp_path / "run") == checkpoints(tmp_path / "alone")
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert {name: written[name] for name in moved} == {name: str(path) for name, path in moved.items()}
+
+
+def test_one_path_written_in_two_ways_is_one(options, train, train_until, tmp_path):
+    """Of a run without a checkpoint too, which knows nothing but paths."""
+    from apr.errors import RefusedError
+
+    config = options()
+    train_until(config, 0, field="val_loss")
+    with pytest.raises(RefusedError, match="--dataset"):
+        train(options(dataset=tmp_path / "elsewhere", resume=True))
+    again = options(dataset=tmp_path / "run" / ".." / "shards", resume=True)
+    assert train(again).status == "BUDGET_SPENT"
+
+
+def test_config_yaml_names_the_sizes_absolutely_and_others_are_refused(options, train, monkeypatch, tmp_path):
+    import yaml
+
+    from apr.errors import RefusedError
+
+    sizes = (
+        "{{architecture: llama, hidden_size: 32, num_layers: {}, num_heads: 4, num_kv_heads: 2, "
+        "intermediate_size: 64, max_position_embeddings: 64, rope_theta: 10000.0, "
+        "rms_norm_eps: 1.0e-6, tie_word_embeddings: false}}"
+    )
+    (tmp_path / "sizes.yaml").write_text(sizes.format(2))
+    (tmp_path / "others.yaml").write_text(sizes.format(3))
+    monkeypatch.chdir(tmp_path)
+    scratch = {"init": None, "mode": "from-scratch", "num_steps": 3, "steps_per_epoch": 3}
+    train(options(**scratch, arch="sizes.yaml"))
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["arch"] == str(tmp_path / "sizes.yaml")
+    for arch in ("sizes.yaml", str(tmp_path / "sizes.yaml")):
+        assert train(options(**scratch, arch=arch, resume=True)).steps_completed == 3
+    with pytest.raises(RefusedError, match=r"--arch others\.yaml is not what the run was started with"):
+        train(options(**scratch, arch="others.yaml", resume=True))
 
 
 def test_a_base_file_that_changed_is_refused(options, train, tmp_path):
@@ -240,7 +329,7 @@ def test_held_out_text_that_changed_is_refused(options, train, train_until, make
     train_until(options(val_dataset=val), 3)
     shutil.rmtree(val)
     make_shards("val", tokens=700, seed=6)
-    with pytest.raises(RefusedError, match=r"no longer those.*\(held_out\)"):
+    with pytest.raises(RefusedError, match=r"of --val-dataset are no longer those"):
         train(options(val_dataset=val, resume=True))
 
 

@@ -96,7 +96,7 @@ def test_the_gradient_of_micro_batches_is_that_of_one_batch(options, split):
     def accumulated(batch_size, grad_accum):
         prepared = prepare(options(batch_size=batch_size, grad_accum=grad_accum, grad_clip=1e9))
         model = prepared.build_model()
-        loop = Loop(prepared, model, Report(io.StringIO()), StopRequest())
+        loop = Loop(prepared, model, Report(io.StringIO()), StopRequest(), started=0.0)
         with loop._batches() as loop._loader:
             loop._accumulate()
         gradients = {name: p.grad for name, p in model.named_parameters()}

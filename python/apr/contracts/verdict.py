@@ -86,18 +86,30 @@ def check(contract: Contract | str | PathLike[str], run_dir: str | PathLike[str]
         FormatError: the contract is none.
         UsageError: no falsifier of it can be decided from a run directory.
     """
-    if not isinstance(contract, Contract):
-        contract = load_contract(contract)
+    contract = load_decidable(contract)
     directory = Path(run_dir)
     if not directory.is_dir():
         raise FileNotFoundError(2, "no such run directory", str(directory))
-    if not any(f.check for f in contract.falsifiers):
-        raise UsageError(f"{contract.path}: none of its falsifiers names a check: only its tests decide it")
     run = Run(directory)
     decisions = tuple(
         Decision(f.id, f.rule, f.blocking, _decide(f, run)) for f in contract.falsifiers if f.check
     )
     return Verdict(contract.name, *_conditions(contract, run), decisions)
+
+
+def load_decidable(contract: Contract | str | PathLike[str]) -> Contract:
+    """A contract that a run directory can decide at all.
+
+    Raises:
+        FileNotFoundError: there is no such contract.
+        FormatError: the contract is none.
+        UsageError: no falsifier of it can be decided from a run directory.
+    """
+    if not isinstance(contract, Contract):
+        contract = load_contract(contract)
+    if not any(f.check for f in contract.falsifiers):
+        raise UsageError(f"{contract.path}: none of its falsifiers names a check: only its tests decide it")
+    return contract
 
 
 def _decide(falsifier: Falsifier, run: Run) -> Outcome:

@@ -209,8 +209,10 @@ def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any])
         state = state_of(file)
         for part, key in (("data", "corpus_sha256"), ("held_out", "corpus_sha256"), ("held_out", "start")):
             if file.metadata["training"].get(part, {}).get(key) != facts["training"][part][key]:
+                flag = "--dataset" if part == "data" else "--val-dataset"
                 raise RefusedError(
-                    f"{path}: the shards are no longer those that this run was started on ({part})"
+                    f"{path}: the shards of {flag} are no longer those that this run was started on: "
+                    "name where they lie now, or take --force to start anew"
                 )
         step = _state_tensor(file, "optimizer.step")
         for name, parameter in model.named_parameters():

@@ -182,7 +182,11 @@ class PretrainConfig:
 
     def to_yaml(self) -> dict[str, Any]:
         """Everything needed to run it again: paths made absolute; not how an earlier run was met."""
+        from apr.model.init import PRESETS
+
         values = {key: value for key, value in asdict(self).items() if key not in _ABOUT_EARLIER_RUNS}
+        if self.arch is not None and self.arch not in PRESETS:
+            values["arch"] = Path(self.arch)
         return {
             key: str(value.absolute()) if isinstance(value, Path) else value for key, value in values.items()
         }

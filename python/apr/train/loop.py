@@ -59,6 +59,8 @@ class Loop:
         report: Report,
         stop: StopRequest,
         callbacks: Sequence[Callbacks] = (),
+        *,
+        started: float,
     ) -> None:
         self._prepared, self._config, self._model = prepared, prepared.config, model
         self._report, self._stop = report, stop
@@ -80,7 +82,7 @@ class Loop:
             grad_clip=self._config.grad_clip,
             compiled=self._config.compile,
         )
-        self._recorder = Recorder(prepared, report, callbacks)
+        self._recorder = Recorder(prepared, report, callbacks, started)
         self._saver = Saver(prepared, model, self._optimizer, report, self._recorder)
 
     # what the result asks for
@@ -117,9 +119,9 @@ class Loop:
         return None if last is None else last.path
 
     @property
-    def wall_before(self) -> float:
-        """Seconds of the run's earlier parts."""
-        return self._recorder.wall_before
+    def wall(self) -> float:
+        """Seconds since `pretrain` was called, and those of the run's earlier parts."""
+        return self._recorder.wall
 
     @property
     def windows_seen(self) -> int:
@@ -214,11 +216,12 @@ class Loop:
             self._report.line(f"wrote {path.name}: the weights in bfloat16, read back and verified")
 
     def take_up(self) -> None:
-        """Restore what the checkpoint to go on from has beyond the weights; nothing is written.
+        """Restore what the run has beyond the weights; nothing is written.
 
         Raises:
             RefusedError: it is of another run or of other shards.
         """
+        self._recorder.wall_before = resume.seconds_before(self._dir)
         if self.resumed_from is not None:
             self.state = restore(self.resumed_from, self._model, self._optimizer, self._prepared.facts)
 
@@ -227,7 +230,7 @@ class Loop:
         found = self._prepared.found
         if found is None:
             return
-        self._recorder.wall_before = resume.settle(self._dir, found, self.state, self._report)
+        resume.settle(self._dir, found, self.state, self._report)
         if found.checkpoints:
             self._saver.take_over(found.checkpoints, self.state)
 

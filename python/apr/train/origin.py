@@ -12,7 +12,7 @@ from apr.container.metadata import HF_TOKENIZER, VOCABULARY
 from apr.errors import RefusedError
 from apr.model.config import ModelConfig
 from apr.model.fill import check_values, has_head, match
-from apr.model.init import load_arch
+from apr.model.init import PRESETS, load_arch
 
 if TYPE_CHECKING:
     from apr.container.file import AprFile
@@ -67,12 +67,13 @@ def from_file(path: Path, tokenizer: LoadedTokenizer | None) -> Origin:
         return Origin(model, _carried(file, tokenizer), _base(file), path)
 
 
-def from_checkpoint(path: Path, init: Path | None) -> Origin:
+def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
     """The model of a run that is taken up; the file that it was started from need not be there any more.
 
     Args:
         path: the checkpoint to go on from, verified.
-        init: the file that it was started from, if it was from one.
+        init: the file that it was started from, if it was from one; wherever it lies by now.
+        arch: the preset or the file of sizes, if it was started from scratch.
 
     Raises:
         RefusedError: it is there, and another one by now.
@@ -83,11 +84,17 @@ def from_checkpoint(path: Path, init: Path | None) -> Origin:
     if init is not None and init.exists():
         with load(init) as file:
             now = _base(file)
-        if now != base:
+        if base is None or {**now, "name": base["name"]} != base:
             raise RefusedError(
                 f"{path}: the run was started from {_named(base)}, --init is now {_named(now)}: "
                 "bring that file back, or take --force to start anew"
             )
+    there = arch is not None and (arch in PRESETS or Path(arch).exists())
+    if arch is not None and there and load_arch(arch, model.vocab_size) != model:
+        raise RefusedError(
+            f"{path}: --arch {arch} is not what the run was started with: "
+            "bring those sizes back, or take --force to start anew"
+        )
     return Origin(model, carried, base, path)
 
 

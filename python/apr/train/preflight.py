@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 
 from apr.container.file import load
-from apr.contracts.schema import load_contract
+from apr.contracts.verdict import load_decidable
 from apr.data.corpus_check import problems
 from apr.data.scan import Scan, common_shards
 from apr.data.shards import ShardDir
@@ -104,7 +104,7 @@ def prepare(config: PretrainConfig) -> Prepared:
     config = attempt(config.resolved) or config
     device = attempt(choose_device, config.device)
     if config.contract is not None:
-        attempt(load_contract, config.contract)
+        attempt(load_decidable, config.contract)
     if config.tensorboard:
         attempt(check_tensorboard)
     found = attempt(find, config.run_dir) if config.resume else None
@@ -254,7 +254,7 @@ def _attempt_origin(
 ) -> Origin | None:
     """The model, or None where it is refused, or where what would give its vocabulary was."""
     if found is not None and found.last is not None:
-        return refusals.attempt(origin.from_checkpoint, found.last.path, config.init)
+        return refusals.attempt(origin.from_checkpoint, found.last.path, config.init, config.arch)
     if config.init is not None:
         return refusals.attempt(origin.from_file, config.init, tokenizer)
     if dataset is None or (tokenizer is None and config.tokenizer is not None):

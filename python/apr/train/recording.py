@@ -31,16 +31,18 @@ _RECENT_STEPS = 20
 class Recorder:
     """Within it, `train.jsonl` is open and records go to it."""
 
-    def __init__(self, prepared: Prepared, report: Report, callbacks: Sequence[Callbacks]) -> None:
+    def __init__(
+        self, prepared: Prepared, report: Report, callbacks: Sequence[Callbacks], started: float
+    ) -> None:
         self._prepared, self._config = prepared, prepared.config
         self._report, self._callbacks = report, callbacks
         self._utilisation = Utilisation(prepared.device)
         self._peak_flops = peak_flops(prepared.device, prepared.precision)
-        self._started = time.monotonic()
+        self._started = started
         self._step_seconds: list[float] = []
         self._evaluation_seconds = 0.0
         self.wall_before = 0.0
-        """Seconds of the run's earlier parts."""
+        """Seconds of the run's earlier parts, with what was lost of them."""
 
     def __enter__(self) -> Self:
         self._metrics = MetricsFile(self._config.run_dir / rundir.METRICS)
@@ -53,7 +55,7 @@ class Recorder:
 
     @property
     def wall(self) -> float:
-        """Seconds since the run began, over all its parts."""
+        """Seconds since `pretrain` was called, and those of the run's earlier parts."""
         return round(self.wall_before + time.monotonic() - self._started, 3)
 
     def step(self, state: RunState, made: StepOutcome, lr: float, seconds: float, **more: object) -> None:

@@ -33,7 +33,7 @@ class Result:
     epochs_completed: int = 0
     tokens_seen: int = 0
     wall_seconds: float = 0.0
-    """Of all parts of a resumed run."""
+    """Since `pretrain` was called, over all parts of a resumed run; the same clock as in `train.jsonl`."""
     step0_train_loss: float | None = None
     initial_val_loss: float | None = None
     final_val_loss: float | None = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +12,7 @@ from apr.errors import AprError, RefusedError, WeightsError, message
 from apr.model.fill import spoiled
 from apr.train import rundir
 from apr.train.checkpoint import Checkpoint, best_of, list_checkpoints, mark, state_of
-from apr.train.metrics import cut_back
+from apr.train.metrics import cut_back, read_metrics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,12 +87,20 @@ def _pass_over_damaged_best(found: Found, val_losses: list[float]) -> None:
         return
 
 
-def settle(run_dir: Path, found: Found, state: RunState, report: Report) -> float:
-    """Bring a run's files to where the checkpoint is; what is damaged is set aside.
+def seconds_before(run_dir: Path) -> float:
+    """Seconds that the run's parts took, whether or not what they did was kept.
 
-    Returns:
-        Seconds that the run had taken by then.
+    Of a part that was killed they are counted to its last record.
     """
+    metrics = run_dir / rundir.METRICS
+    said = [record.get("wall_seconds") for record in read_metrics(metrics)[-1:]] if metrics.exists() else []
+    with suppress(OSError, ValueError, KeyError, TypeError):  # a part that was killed wrote none
+        said.append(json.loads((run_dir / rundir.RESULT).read_text(encoding="utf-8"))["wall_seconds"])
+    return max((seconds for seconds in said if isinstance(seconds, (int, float))), default=0.0)
+
+
+def settle(run_dir: Path, found: Found, state: RunState, report: Report) -> None:
+    """Bring a run's files to where the checkpoint is; what is damaged is set aside."""
     for path, reason in found.damaged.items():
         aside = path.replace(path.with_name(f"{path.name}.damaged"))
         mark(path, "damaged")
@@ -104,7 +114,6 @@ def settle(run_dir: Path, found: Found, state: RunState, report: Report) -> floa
             state.step if "train_loss" in record else state.evaluated_step + 1
         )
 
-    records = cut_back(run_dir / rundir.METRICS, known)
+    cut_back(run_dir / rundir.METRICS, known)
     name = "the start: no checkpoint was written" if found.last is None else found.last.path.name
     report.line(f"resumed at step {state.step} from {name}")
-    return records[-1]["wall_seconds"] if records else 0.0

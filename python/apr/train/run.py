@@ -94,7 +94,7 @@ def pretrain(
             forget_peak_memory(prepared.device)
             told = [] if callbacks is None else [callbacks]
             with building(prepared):
-                loop = Loop(prepared, prepared.build_model(), report, stop, told)
+                loop = Loop(prepared, prepared.build_model(), report, stop, told, started=started)
                 if config.resume:
                     loop.take_up()
         except (AprError, RefusedError, OSError) as error:
@@ -103,7 +103,7 @@ def pretrain(
             raise
         # A run that is stopped at once leaves a thread that may still write.
         context.callback(lambda: loop.when_saved(holds.pop_all().close))
-        run = _Run(prepared, loop, report, stop, started, holds)
+        run = _Run(prepared, loop, report, stop, holds)
         if config.tensorboard:
             metrics = config.run_dir / rundir.METRICS
             events = EventFiles(
@@ -140,10 +140,9 @@ class _Run:
         loop: Loop,
         report: Report,
         stop: StopRequest,
-        started: float,
         holds: ExitStack,
     ) -> None:
-        self._started, self._first_step = started, loop.state.step
+        self._first_step = loop.state.step
         self._prepared, self._loop, self._report, self._stop = prepared, loop, report, stop
         self._config, self._dir = prepared.config, prepared.config.run_dir
         if self._config.force and rundir.holds_run(self._dir):
@@ -253,7 +252,7 @@ class _Run:
             steps_completed=state.step,
             epochs_completed=state.epochs,
             tokens_seen=state.tokens_seen,
-            wall_seconds=round(loop.wall_before + time.monotonic() - self._started, 3),
+            wall_seconds=loop.wall,
             step0_train_loss=state.step0_train_loss,
             initial_val_loss=state.initial_val_loss,
             final_val_loss=state.final_val_loss,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr import held
@@ -14,7 +15,6 @@ from apr.train.config import PretrainConfig
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
 RESULT, CONFIG, METRICS, LOG, PLOT = "result.json", "config.yaml", "train.jsonl", "run.log", "loss.png"
 EVENTS, EXPORT = "tensorboard", "final.apr"
@@ -22,6 +22,8 @@ EVENTS, EXPORT = "tensorboard", "final.apr"
 # What a resumed run may do otherwise: none of it changes what is computed.
 _FREE = {"run_dir", "device", "keep", "contract", "patience", "min_epochs", "target_val_loss",
          "stop_at_target", "tensorboard", "force_under_provisioned", "save_every", "save_dtype"}  # fmt: skip
+# Where they lie is free: a checkpoint knows by hashes and sizes what they held.
+_IDENTIFIED = {"dataset", "val_dataset", "init", "tokenizer", "arch"}
 # Windows of a step may be cut otherwise into micro-batches: the order of data stays.
 _CUT = ("batch_size", "grad_accum")
 # Left open, these follow from the mode or the device: the run keeps what it had.
@@ -60,11 +62,20 @@ def check_free(config: PretrainConfig) -> None:
         raise RefusedError(f"{config.run_dir}: holds a run: --resume goes on with it, --force moves it away")
     if config.resume and not there:
         raise RefusedError(f"{config.run_dir}: holds no run to resume")
-    if there and config.force and config.init is not None:
-        inside = config.run_dir.resolve() in config.init.resolve().parents
-        if inside:
+    if there and config.force:
+        _check_nothing_needed_inside(config)
+
+
+def _check_nothing_needed_inside(config: PretrainConfig) -> None:
+    """Whether what the run is to read stays where it is when the run directory is moved away."""
+    run_dir = config.run_dir.resolve()
+    for name in ("init", "dataset", "val_dataset", "tokenizer", "arch", "contract"):
+        value = getattr(config, name)
+        path = None if value is None else Path(value).resolve()
+        if path is not None and path.exists() and (run_dir == path or run_dir in path.parents):
             raise RefusedError(
-                f"{config.init}: lies in the run that --force would move away: copy it out first"
+                f"--{name.replace('_', '-')} {value}: lies in the run that --force would move away: "
+                "copy it out first"
             )
 
 
@@ -93,8 +104,9 @@ def as_before(config: PretrainConfig) -> PretrainConfig:
     config = replace(config, **left_open)
     now = config.to_yaml()
     was = PretrainConfig(**before).to_yaml()
+    free = _FREE | _IDENTIFIED if any((config.run_dir / "ckpt").glob("*.apr")) else _FREE
     for name, value in now.items():
-        if value == was[name] or name in _FREE:
+        if value == was[name] or name in free or (name in _IDENTIFIED and _same_path(value, was[name])):
             continue
         if name in _CUT:
             _check_windows_a_step(config, was)
@@ -107,6 +119,10 @@ def as_before(config: PretrainConfig) -> PretrainConfig:
             f"a resumed run keeps it{hint}"
         )
     return config
+
+
+def _same_path(a: str | None, b: str | None) -> bool:
+    return a is not None and b is not None and Path(a).resolve() == Path(b).resolve()
 
 
 def _check_windows_a_step(config: PretrainConfig, was: dict[str, Any]) -> None:
