@@ -2,6 +2,9 @@
 
 import gc
 import json
+import os
+import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -161,6 +164,131 @@ def test_a_shard_that_shrinks_or_goes_is_named_where_the_batch_is_taken(director
     (directory / "shard-00001.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"shard-00001\.bin"):
         take(later, 30)
+
+
+@pytest.fixture
+def always_looking(monkeypatch):
+    monkeypatch.setattr("apr.data.watch.PAUSE", 0.0)
+
+
+def written_over(path):
+    with path.open("r+b") as file:  # never shorter meanwhile
+        file.write(b"\7\0\0\0" * (path.stat().st_size // 4))
+
+
+def grown(path):
+    with path.open("ab") as file:
+        file.write(bytes(4))
+
+
+def put_in_its_place(path):
+    other = path.with_suffix(".new")
+    np.full(path.stat().st_size // 4, 7, "<u4").tofile(other)
+    other.rename(path)
+
+
+@pytest.mark.usefixtures("always_looking")
+@pytest.mark.parametrize(
+    ("happens", "error", "says"),
+    [
+        (lambda path: path.unlink(), FileNotFoundError, "shard-00001"),
+        (written_over, RefusedError, "shard-00001.bin: changed while a run reads it"),
+        (put_in_its_place, RefusedError, "shard-00001.bin: changed while a run reads it"),
+        (lambda path: path.write_bytes(bytes(8)), apr.TruncatedError, "shard-00001"),
+        (grown, RefusedError, "shard-00001.bin: changed while a run reads it"),
+    ],
+    ids=["goes", "written over", "replaced", "shrinks", "grows"],
+)
+def test_a_shard_that_is_open_and_goes_or_changes_is_named(directory, happens, error, says):
+    expected = take(Loader(windows(directory), 10, seed=1), 30)
+    with Loader(windows(directory), 10, seed=1) as loader:
+        found = [next(loader) for _ in range(12)]  # every shard is open
+        happens(directory / "shard-00001.bin")
+        with pytest.raises(error, match=re.escape(says)):
+            found += [next(loader) for _ in range(18)]
+        assert torch.equal(torch.cat(found), expected[: 10 * len(found)])
+        with pytest.raises(error, match=re.escape(says)):  # nor does the next call pass it over
+            [next(loader) for _ in range(18)]
+
+
+@pytest.mark.usefixtures("always_looking")
+def test_a_shard_that_is_copied_or_touched_goes_on(directory):
+    expected = take(Loader(windows(directory), 10, seed=1), 30)
+    with Loader(windows(directory), 10, seed=1) as loader:
+        found = [next(loader)]
+        path = directory / "shard-00001.bin"
+        other = path.with_suffix(".new")
+        other.write_bytes(path.read_bytes())
+        other.rename(path)
+        os.utime(path, ns=(1, 1))
+        found += [next(loader) for _ in range(29)]
+    assert torch.equal(torch.cat(found), expected)
+
+
+FORKED = """
+import os, signal, sys
+from apr.data import Loader, ShardDir, Windows
+loader = Loader(Windows(ShardDir(sys.argv[1]), 8), 4, seed=1)
+next(loader)
+child = os.fork()
+signal.alarm(60)  # a child that waits for a thread it does not have ends the test
+found = [next(loader).tolist() for _ in range(5)]
+if child:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print(found, flush=True)
+"""
+
+
+def test_a_loader_that_was_used_goes_on_in_a_fork_where_it_was(directory):
+    command = [sys.executable, "-c", FORKED, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    parent, child = done.stdout.splitlines()
+    assert parent == child
+    expected = take(Loader(windows(directory), 4, seed=1), 6)[4:]
+    assert json.loads(parent) == expected.reshape(5, 4, T + 1).tolist()
+
+
+def test_pickling_depends_on_no_history(directory):
+    shards = ShardDir(directory)
+    fresh = pickle.dumps(shards)
+    expected = shards.read(0, 1003)
+    assert pickle.dumps(shards) == fresh
+    assert np.array_equal(pickle.loads(fresh).read(0, 1003), expected)
+    with Loader(windows(directory), 10, seed=1) as loader:
+        next(loader)
+        copy = pickle.loads(pickle.dumps(loader))
+        assert copy.state == loader.state
+        assert torch.equal(take(copy, 3), take(loader, 3))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"position": 125}, {"position": 10**9}, {"epoch": 2**63}, {"epoch": 2**70}, {"seed": 2**64}],
+    ids=str,
+)
+def test_a_place_that_no_loader_has_is_refused_at_once(directory, change):
+    kept = LoaderState.from_dict(Loader(windows(directory), 10).state.to_dict() | change)
+    ((name, value),) = change.items()
+    with pytest.raises(RefusedError, match=f"{name} {value}"):
+        Loader(windows(directory), 10, state=kept)
+
+
+def test_seeds_and_states_that_are_none_are_refused(directory):
+    for seed in (-1, 2**64):
+        with pytest.raises(RefusedError, match=f"seed {seed}"):
+            Loader(windows(directory), 10, seed=seed)
+    take(Loader(windows(directory), 10, seed=2**64 - 1), 1)
+    for kept in (None, [], "x", 3):
+        with pytest.raises(RefusedError, match="no object of fields"):
+            LoaderState.from_dict(kept)
+
+
+def test_ids_from_two_to_the_31_on_are_what_they_are(directory):
+    ids = np.fromfile(directory / "shard-00000.bin", "<u4")
+    ids[:300] = 2**32 - 1 - np.arange(300)
+    ids.tofile(directory / "shard-00000.bin")
+    found = take(Loader(windows(directory), 10, shuffle=False), 1)
+    assert found[0].tolist() == [2**32 - 1 - n for n in range(T + 1)]
 
 
 def test_an_error_is_raised_after_the_batches_before_it_and_the_next_call_tries_again(directory, monkeypatch):

@@ -151,3 +151,23 @@ def test_read_gives_any_part_of_the_stream(shards):
         assert directory.read(start, 25 - start).tolist() == list(range(start, 25))
     with pytest.raises(IndexError):
         directory.read(20, 6)
+
+
+def test_ranges_that_are_not_in_the_stream_are_refused_as_such(shards):
+    from apr.data.windows import Windows
+    from apr.errors import RefusedError
+
+    stream = shards(7, 3, 15)
+    total = stream.total_tokens
+    for start, stop in ((0, 10**9), (-5, None), (0, total + 1)):
+        with pytest.raises(IndexError, match=f"of a stream of {total}"):
+            Windows(stream, 4, start, stop)
+    for seq_length in (0, -1):
+        with pytest.raises(RefusedError, match="at least 1"):
+            Windows(stream, seq_length)
+    out = np.empty((1, 10), "<u4")
+    for starts in ([total - 3], [-1]):
+        with pytest.raises(IndexError, match=f"of a stream of {total}"):
+            stream.gather(starts, out)
+    with pytest.raises(IndexError, match=f"of a stream of {total}"):
+        stream.read_into(total - 3, out[0])

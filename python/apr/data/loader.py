@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import weakref
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
 
+from apr.data.watch import Watch
 from apr.data.windows import TrainingOrder
 from apr.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from apr.data.scan import Scan
     from apr.data.windows import Windows
 
 # Batches that wait for the consumer: while one is copied to the device, the next is read.
@@ -27,6 +31,8 @@ _AHEAD = 2
 # A reader that is stuck in a disk that does not answer is left behind: it dies with the process.
 _SECONDS_TO_END = 1.0
 _LOW_BITS = 0xFFFF_FFFF
+# The order takes seeds below this, and positions below half of it: nobody gets through the other half.
+_SEEDS = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ class LoaderState:
         Raises:
             RefusedError: it is something else; names the field.
         """
+        if not isinstance(kept, Mapping):
+            raise RefusedError(f"the state of a loader: {kept!r} is no object of fields")
         inside = _checked(
             LoaderState, {"fingerprint": dict, "epoch": int, "position": int, "seed": int}, kept
         )
@@ -112,7 +120,8 @@ class Loader:
         state: where to go on; its seed counts then.
 
     Raises:
-        RefusedError: no windows; a `state` of other data: says what differs.
+        RefusedError: no windows; a `state` of other data: says what differs; a seed or a position that no
+            loader has.
         OSError, AprError: the shards cannot be read: without a scan in the manifest they are, once, for the
             fingerprint.
     """
@@ -133,16 +142,21 @@ class Loader:
             raise RefusedError(f"{windows.shards.path}: not one window of {windows.seq_length} + 1 ids")
         if not (0 <= rank < world_size and batch_size > 0):
             raise ValueError(f"rank {rank} of {world_size}, batches of {batch_size}")
-        self.fingerprint = fingerprint(windows, shuffle=shuffle)
+        scan = windows.shards.scan()
+        self.fingerprint = _fingerprint(windows, scan, shuffle=shuffle)
         if state is not None:
             _check_same(state.fingerprint, self.fingerprint, windows)
         count = len(windows)
-        self._order = TrainingOrder(count, seed if state is None else state.seed, shuffle)
-        self._next = 0 if state is None else state.epoch * count + state.position
+        seed = seed if state is None else state.seed
+        if not 0 <= seed < _SEEDS:
+            raise RefusedError(f"seed {seed} of a loader: it must be at least 0 and below 2^64")
+        self._order = TrainingOrder(count, seed, shuffle)
+        self._next = 0 if state is None else _place(state, count)
         self._step = batch_size * world_size
         self._offset = batch_size * rank
         self._batch_size = batch_size
         self._windows = windows
+        self._watch = Watch(windows.shards, scan)
         self._device = torch.device(device)
         self._reader: _Reader | None = None
 
@@ -160,10 +174,14 @@ class Loader:
 
         Raises:
             TruncatedError: a shard became shorter; names it.
+            RefusedError: a shard no longer holds what it did; names it.
             OSError: a shard cannot be read; FileNotFoundError where it is gone.
         """
+        if self._reader is not None and self._reader.process != os.getpid():
+            self._reader.forget()
+            self._reader = None
         if self._reader is None:
-            source = _Source(self._windows, self._order, self._batch_size, self._step)
+            source = _Source(self._windows, self._order, self._batch_size, self._step, self._watch)
             self._reader = _Reader(source, self._next + self._offset, self._device)
         try:
             batch = self._reader.take()
@@ -179,11 +197,26 @@ class Loader:
             self._reader.close()
             self._reader = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the thread: the copy goes on where this loader is."""
+        return self.__dict__ | {"_reader": None}
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _place(state: LoaderState, count: int) -> int:
+    """Windows handed out in all."""
+    place = state.epoch * count + state.position
+    if not (0 <= state.position < count and 0 <= place < _SEEDS // 2):
+        raise RefusedError(
+            f"the state of a loader: epoch {state.epoch}, position {state.position}: no place in data of "
+            f"{count} windows"
+        )
+    return place
 
 
 def fingerprint(windows: Windows, *, shuffle: bool) -> Fingerprint:
@@ -192,8 +225,11 @@ def fingerprint(windows: Windows, *, shuffle: bool) -> Fingerprint:
     Raises:
         OSError, AprError: the shards cannot be read.
     """
-    shards = windows.shards
-    sha256 = shards.scan().corpus_sha256
+    return _fingerprint(windows, windows.shards.scan(), shuffle=shuffle)
+
+
+def _fingerprint(windows: Windows, scan: Scan, *, shuffle: bool) -> Fingerprint:
+    shards, sha256 = windows.shards, scan.corpus_sha256
     assert sha256 is not None  # a scan for a run hashes every shard
     return Fingerprint(
         len(shards.shards),
@@ -226,10 +262,14 @@ class _Source:
     order: TrainingOrder
     batch_size: int
     step: int
+    watch: Watch
 
     def fill(self, position: int, out: NDArray[np.uint32]) -> None:
         """The windows at `position` and after it, into [batch_size, seq_length + 1]."""
-        self.windows.gather(self.order.windows(position, self.batch_size), out)
+        chosen = self.order.windows(position, self.batch_size)
+        self.windows.gather(chosen, out)
+        # After reading: what was read is then what the shard held.
+        self.watch.look(self.windows, chosen)
 
 
 class _Reader:
@@ -242,6 +282,7 @@ class _Reader:
         for _ in range(_AHEAD):
             room.put(None)
         self._ready, self._room = ready, room
+        self.process = os.getpid()
         # The thread knows nothing of this object: one that is dropped is collected, which ends the thread.
         thread = threading.Thread(
             target=_read,
@@ -263,6 +304,10 @@ class _Reader:
     def close(self) -> None:
         """End the thread."""
         self._finish()
+
+    def forget(self) -> None:
+        """Leave the thread to the process that has it: this one is a fork of that."""
+        self._finish.detach()
 
 
 def _end(thread: threading.Thread, room: queue.SimpleQueue[None], stop: threading.Event) -> None:

@@ -7,10 +7,9 @@ import json
 import os
 import re
 from contextlib import suppress
-from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -137,6 +136,7 @@ class ShardDir:
                 f"or take what is there with apr repair-manifest {self.path}"
             )
         self._starts = [0, *accumulate(shard.tokens for shard in self.shards)]
+        self._opened: tuple[int, TokenStream] | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -165,24 +165,31 @@ class ShardDir:
         Raises:
             IndexError: they are not all in the stream.
         """
-        if start < 0 or n < 0 or start + n > self.total_tokens:
-            raise IndexError(f"{self.path}: ids {start} to {start + n} of a stream of {self.total_tokens}")
+        self._check_range(start, start, n)
         out = np.empty(n, TOKEN)
         self.read_into(start, out)
         return out.astype(np.uint32, copy=False)
 
     def read_into(self, start: int, out: NDArray[np.uint32]) -> None:
-        """Fill `out` [n], C-contiguous, with the ids from `start` on; the caller has checked the range.
+        """Fill `out` [n], C-contiguous, with the ids from `start` on.
 
         Raises:
+            IndexError: they are not all in the stream.
             TruncatedError: a shard is shorter than it was; names it.
             OSError: a shard cannot be read; FileNotFoundError where it is gone.
         """
+        self._check_range(start, start, len(out))
         self._stream.read(start, out.data)
 
     def gather(self, starts: Sequence[int], out: NDArray[np.uint32]) -> None:
         """Fill the rows of `out` [len(starts), n], C-contiguous, with ids from each start on: `read_into`."""
+        if starts:
+            self._check_range(min(starts), max(starts), out.size // len(starts))
         self._stream.gather(starts, out.reshape(-1).data)
+
+    def _check_range(self, first: int, last: int, n: int) -> None:
+        if first < 0 or n < 0 or last + n > self.total_tokens:
+            raise IndexError(f"{self.path}: ids {first} to {last + n} of a stream of {self.total_tokens}")
 
     def scan(self, on_progress: Callable[[int, int], None] | None = None) -> Scan:
         """Every id, read once: the scan that the manifest keeps where all sizes and times still agree.
@@ -216,6 +223,15 @@ class ShardDir:
         same = now == [(s.name, s.size, s.mtime_ns) for s in kept.shards]
         return kept if same and kept.corpus_sha256 is not None else None
 
-    @cached_property
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the open files: whether it was read from before decides nothing."""
+        return self.__dict__ | {"_opened": None}
+
+    @property
     def _stream(self) -> TokenStream:
-        return TokenStream([(f"{self.path}/{name}", tokens) for name, _, tokens in self.shards])
+        # A fork copies it as it stands, perhaps locked by a thread that the child does not have.
+        opened, process = self._opened, os.getpid()
+        if opened is None or opened[0] != process:
+            files = [(f"{self.path}/{name}", tokens) for name, _, tokens in self.shards]
+            opened = self._opened = (process, TokenStream(files))
+        return opened[1]

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apr._core import window_order
+from apr.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
@@ -23,9 +24,18 @@ if TYPE_CHECKING:
 
 
 class Windows:
-    """The windows of ids `start` … `stop` (exclusive) of a shard directory."""
+    """The windows of ids `start` … `stop` (exclusive) of a shard directory.
+
+    Raises:
+        RefusedError: a `seq_length` below 1.
+        IndexError: a range that is not in the stream.
+    """
 
     def __init__(self, shards: ShardDir, seq_length: int, start: int = 0, stop: int | None = None) -> None:
+        if seq_length < 1:
+            raise RefusedError(f"{shards.path}: windows of {seq_length} ids: at least 1 is needed")
+        if start < 0 or (stop is not None and stop > shards.total_tokens):
+            raise IndexError(f"{shards.path}: ids {start} to {stop} of a stream of {shards.total_tokens}")
         self.shards = shards
         self.seq_length = seq_length
         self.start = start
@@ -53,7 +63,11 @@ class Windows:
         chosen = indices.tolist()  # of a batch's few numbers, lists take a third of the time
         if chosen and not 0 <= min(chosen) <= max(chosen) < len(self):
             raise IndexError(f"windows {min(chosen)} to {max(chosen)} of {len(self)}")
-        self.shards.gather([self.start + index * self.seq_length for index in chosen], out)
+        self.shards.gather(self.starts(chosen), out)
+
+    def starts(self, indices: Iterable[int]) -> list[int]:
+        """The place in the stream of each window's first id."""
+        return [self.start + index * self.seq_length for index in indices]
 
     def in_order(self, count: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
         """The first `count` windows in stream order, `batch_size` at a time."""
