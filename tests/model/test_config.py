@@ -99,6 +99,12 @@ def test_other_decoders_and_no_architecture_are_refused():
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
         ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "linear"),
+        ({"rope_scaling": {"rope_type": "default", "type": "linear"}}, "type is 'linear'"),
+        ({"rope_scaling": {"factor": 8.0}}, "8.0 has no type"),
+        (
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"rope_type": "llama3"}},
+            "rope_scaling.rope_type is 'llama3'",
+        ),
     ],
 )
 def test_features_that_are_not_read_are_refused_by_name(changes, name):

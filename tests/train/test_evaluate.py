@@ -52,3 +52,11 @@ def test_only_what_was_held_out_however_many_tokens_are_asked_for(options, train
         _, _, found = evaluate(last, config.dataset, "--val-tokens", "6400", *arguments)
         assert (found["text"], found["val_tokens"]) == ("held_out", 640)
         assert found["val_loss"] == pytest.approx(result.final_val_loss, abs=1e-6)
+
+
+def test_windows_are_no_longer_than_a_model_that_was_asked_for_none(options, make_shards, evaluate):
+    """A flag that nobody gave is not named."""
+    shards = make_shards()
+    _, _, found = evaluate(options().init, shards)
+    assert found["seq_length"] == 256
+    assert "--seq-length 300 is beyond" in evaluate(options().init, shards, "--seq-length", "300")[1]

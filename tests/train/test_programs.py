@@ -82,6 +82,82 @@ def test_a_run_leaves_the_process_as_it_was(short, train, tmp_path):
     assert {thread.name for thread in threading.enumerate()} <= threads
 
 
+def test_what_a_caller_set_of_torch_changes_nothing(short, train, tmp_path):
+    import torch
+
+    def bytes_of(name):
+        config = short(run_dir=tmp_path / name)
+        train(config)
+        return (config.run_dir / "ckpt/epoch-001.apr").read_bytes()
+
+    expected = bytes_of("plain")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert bytes_of("float64") == expected
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        assert bytes_of("no_grad") == expected
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert bytes_of("inference") == expected
+
+
+def test_a_disk_that_takes_no_more_keeps_no_verdict_back(short, monkeypatch):
+    """Neither `result.json` nor `run.log` can be written: what came of the run is said, and it failed."""
+    from apr.train import pretrain, report, run
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", "result.json")
+
+    monkeypatch.setattr(run, "write_json", full)
+
+    class Full(io.StringIO):
+        name = "run.log"
+
+        def write(self, _):
+            full()
+
+    keep = report.Report.keep
+
+    def keeping(self, path):
+        keep(self, path)
+        self._log.close()
+        self._log = Full()
+
+    monkeypatch.setattr(report.Report, "keep", keeping)
+    out = io.StringIO()
+    result = pretrain(short(), out=out)
+    assert (result.status, result.exit_code) == ("FAILED", 7)
+    lines = out.getvalue().splitlines()
+    assert "warning: run.log: No space left on device" in lines
+    (verdict,) = [line for line in lines if line.startswith("FAILED: ")]
+    assert "No space left on device" in verdict
+    assert "by then BUDGET_SPENT: held-out loss" in verdict
+
+
+def test_options_in_numpys_and_torchs_types_are_the_same_options(options):
+    import numpy as np
+    import torch
+
+    made = options(device=torch.device("cpu"), num_steps=np.int64(12), lr=np.float32(0.5))
+    assert made == options(device="cpu", num_steps=12, lr=0.5)
+    assert type(made.num_steps) is int
+    assert type(made.lr) is float
+
+
+@pytest.mark.parametrize(
+    "change", [{"shuffle": "no"}, {"dataset": ["a"]}, {"init": 5}, {"arch": 1}, {"save_every": "3"},
+               {"run_dir": None}, {"num_steps": True}]
+)  # fmt: skip
+def test_options_of_other_types_are_named(options, change):
+    from apr.errors import UsageError
+
+    with pytest.raises(UsageError, match="--" + next(iter(change)).replace("_", "-")):
+        options(**change)
+
+
 def test_in_another_thread_and_under_a_running_event_loop(short, train, tmp_path):
     """As in a notebook: there a loop runs in the main thread, and standard output is no terminal."""
 

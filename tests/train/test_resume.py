@@ -343,6 +343,60 @@ def test_a_resumed_process_compares_both_paths_anew(options, train, train_until,
     assert (resumed.status, resumed.exit_code, resumed.steps_completed) == ("REFUSED", 5, 4)
 
 
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"{}", b"[1]", b"garbage"])
+def test_records_that_are_none_are_named_and_nothing_is_moved(options, train, tmp_path, line):
+    from apr.errors import RefusedError
+
+    train(options())
+    run = tmp_path / "run"
+    metrics = (run / "train.jsonl").read_bytes()
+    (run / "train.jsonl").write_bytes(line + b"\n" + metrics)
+    before = {path.name for path in run.iterdir()}
+    with pytest.raises(RefusedError, match=r"train\.jsonl: line 1 is no record"):
+        train(options(resume=True))
+    assert {path.name for path in run.iterdir()} == before
+    (run / "train.jsonl").write_bytes(metrics + line)  # cut off
+    assert train(options(resume=True)).status == "BUDGET_SPENT"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "lacks dataset, run_dir"),
+        ("dataset: [a, b]\nrun_dir: r", r"config\.yaml: --dataset is \['a', 'b'\]: it must be a path"),
+        ("dataset: d\nrun_dir: r\ninit: 5", r"config\.yaml: --init is 5: it must be a path"),
+    ],
+)
+def test_a_config_yaml_that_holds_no_run_is_one_line(options, train, tmp_path, capsys, text, words):
+    import re
+
+    from apr.cli import main
+    from apr.errors import UsageError
+
+    run = tmp_path / "run"
+    (run / "ckpt").mkdir(parents=True)
+    (run / "config.yaml").write_text(text)
+    with pytest.raises(UsageError, match=words):
+        train(options(resume=True))
+    if text:
+        assert main(["pretrain", "--config", str(run / "config.yaml")]) == 2
+        assert re.search(words, capsys.readouterr().err.splitlines()[0])
+
+
+def test_a_plan_of_a_resumed_run_counts_what_is_left(options, train):
+    from apr.train import plan
+
+    train(options())
+    more = {"num_steps": 18, "extend": True, "resume": True}
+    planned = plan(options(**more))
+    facts = planned.to_dict()
+    assert facts["steps_done"] == 12
+    assert planned.seconds == pytest.approx(
+        6 * planned.seconds_per_step + planned.seconds_per_evaluation + planned.seconds_per_checkpoint
+    )
+    assert "the 6 steps left: about" in str(planned)
+
+
 def test_where_no_checkpoint_verifies_all_are_named(options, train, tmp_path):
     from apr.errors import RefusedError
 
@@ -383,6 +437,9 @@ def test_the_weights_alone_in_bfloat16(options, train, tmp_path):
     from apr.train.file_evaluation import evaluate_file
 
     result = train(options(save_dtype="bf16"))
+    assert result.export == "final.apr"
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert f"weights alone, in bfloat16: {tmp_path / 'run' / 'final.apr'}" in log
     weights = apr.load(tmp_path / "run" / "final.apr")
     last = apr.load(tmp_path / "run" / result.last_checkpoint)
     names = {name for name in last if not name.startswith("__training__")}

@@ -30,7 +30,7 @@ class Command:
     held_out: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Only what training on this directory holds out; refused where the model was trained on all of it."""
     seq_length: int | None = None
-    """Tokens in a window (default: the checkpoint's, else 1024)."""
+    """Tokens in a window (default: the checkpoint's, else 1024 or as many as the model has positions)."""
     val_tokens: int | None = None
     """Tokens to take at most (default: the checkpoint's, else 262144)."""
     batch_size: int = 1

@@ -254,12 +254,23 @@ def _rope(facts: dict[str, Any]) -> tuple[float, RopeScaling | None]:
                 f"metadata contradict themselves: rope_theta is {merged['rope_theta']!r}, "
                 f"rope_parameters.rope_theta is {theta!r}"
             )
+    for key in parameters.keys() & scaling.keys():
+        if not same_value(parameters[key], scaling[key]):
+            raise RefusedError(
+                f"metadata contradict themselves: rope_parameters.{key} is {parameters[key]!r}, "
+                f"rope_scaling.{key} is {scaling[key]!r}"
+            )
     return _number(merged, "rope_theta"), _scaling({**parameters, **scaling})
 
 
 def _scaling(found: dict[str, Any]) -> RopeScaling | None:
-    kind = found.get("rope_type", found.get("type", "default"))
+    kind, again = (found.get(key) for key in ("rope_type", "type"))
+    if kind is not None and again is not None and kind != again:
+        raise RefusedError(f"metadata contradict themselves: rope_type is {kind!r}, type is {again!r}")
+    kind = kind or again or "default"
     if kind == "default":
+        if found.get("factor") not in (None, 1, 1.0):
+            raise RefusedError(f"rope scaling by {found['factor']!r} has no type (rope_type): llama3 is read")
         return None
     if kind != "llama3":
         raise RefusedError(f"rope scaling of type {kind!r} is not read (llama3 is)")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Real
+from operator import index
+from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, SupportsIndex, get_args
 
 import tyro
 
@@ -128,10 +131,8 @@ class PretrainConfig:
     """Move a run that is already there to RUN_DIR.bak-N."""
 
     def __post_init__(self) -> None:
-        for name in _PATHS:
-            value = getattr(self, name)
-            if isinstance(value, str):
-                object.__setattr__(self, name, Path(value))
+        for field in fields(PretrainConfig):
+            object.__setattr__(self, field.name, _plain(field.name, getattr(self, field.name)))
         _check_types(self)
         _check_ranges(self)
 
@@ -205,12 +206,14 @@ class PretrainConfig:
         unknown = sorted(options.keys() - names)
         if unknown:
             raise UsageError(f"{path}: no such option: {', '.join(unknown)}")
-        return {
-            key: Path(value) if key in _PATHS and value is not None else value
-            for key, value in options.items()
-        }
+        try:
+            return {key: _plain(key, value) for key, value in options.items()}
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
 
 
+_SWITCHES = ("stop_at_target", "shuffle", "allow_shard_cycle", "force_under_provisioned", "compile",
+             "skip_spikes", "tensorboard", "deterministic", "resume", "extend", "force")  # fmt: skip
 _PATHS = ("dataset", "run_dir", "init", "val_dataset", "tokenizer", "contract")
 _ABOUT_EARLIER_RUNS = {"resume", "extend", "force"}
 _AT_LEAST_ONE = ("num_steps", "batch_size", "grad_accum", "seq_length", "steps_per_epoch", "patience", "keep",
@@ -235,7 +238,36 @@ _ALIASES = {
 _MAX_SEED = 2**63 - 1  # torch's generators take no more
 
 
+def _plain(name: str, value: object) -> object:
+    """A value in the option's own type, where it is one: NumPy's numbers, torch's devices, paths as text.
+
+    Raises:
+        UsageError: it is no path, or neither true nor false.
+    """
+    flag = f"--{name.replace('_', '-')}"
+    if value is None:
+        return None
+    if name in _PATHS:
+        if not isinstance(value, (str, PathLike)):
+            raise UsageError(f"{flag} is {value!r}: it must be a path")
+        return Path(value)
+    if name in _SWITCHES and not isinstance(value, bool):
+        raise UsageError(f"{flag} is {value!r}: it must be true or false")
+    if name == "arch" and not isinstance(value, (str, PathLike)):
+        raise UsageError(f"{flag} is {value!r}: it must be a preset or a path")
+    if name in {"device", "arch"}:
+        return str(value)
+    if isinstance(value, SupportsIndex) and not isinstance(value, (bool, str)) and name in _INTEGERS:
+        return index(value)
+    return (
+        float(value) if name in _NUMBERS and isinstance(value, Real) and not isinstance(value, int) else value
+    )
+
+
 def _check_types(config: PretrainConfig) -> None:
+    for name in ("dataset", "run_dir"):
+        if getattr(config, name) is None:
+            raise UsageError(f"--{name.replace('_', '-')} is missing: it must be a path")
     for names, kinds, what in ((_INTEGERS, (int,), "a whole number"), (_NUMBERS, (int, float), "a number")):
         for name in names:
             value = getattr(config, name)

@@ -1,4 +1,4 @@
-"""Sums in a fixed order on a GPU, for as long as a run lasts."""
+"""What a run needs torch to be set to, for as long as it lasts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,18 @@ if TYPE_CHECKING:
 _WORKSPACE, _FIXED = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 # cuDNN's attention adds up its gradients in any order; of these, torch takes the ways that do not.
 _ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """Within it, torch keeps gradients and makes float32 tensors, whatever the caller had set."""
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

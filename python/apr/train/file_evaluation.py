@@ -70,12 +70,12 @@ def evaluate_file(
     with load(path) as file:
         inside = file.metadata.get("training")
     training: dict[str, Any] = inside if isinstance(inside, dict) else {}
-    length = training.get("seq_length", _SEQ_LENGTH) if seq_length is None else seq_length
-    tokens = training.get("val_tokens", _VAL_TOKENS) if val_tokens is None else val_tokens
-    for name, value in (("--seq-length", length), ("--val-tokens", tokens), ("--batch-size", batch_size)):
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"{name} is {value}: it must be at least 1")
+    tokens = _count(path, training, "val_tokens", val_tokens) or _VAL_TOKENS
+    length = _count(path, training, "seq_length", seq_length)
+    _count(path, {}, "batch_size", batch_size)
     model = Decoder.from_apr(path, where)
+    if length is None:
+        length = min(_SEQ_LENGTH, model.config.max_position_embeddings)
     if length > model.config.max_position_embeddings:
         raise RefusedError(
             f"--seq-length {length} is beyond the model's {model.config.max_position_embeddings} positions"
@@ -131,6 +131,16 @@ def _choose(
         parts = split(shards, None, length, tokens)
         return parts.held_out, "held_out", parts.what
     return Windows(shards, length), "other", "all"
+
+
+def _count(path: Path, training: dict[str, Any], name: str, given: int | None) -> int | None:
+    """A flag's value, else the checkpoint's, else None."""
+    value, flag = training.get(name) if given is None else given, f"--{name.replace('_', '-')}"
+    if value is None or (isinstance(value, int) and value >= 1):
+        return value
+    if given is None:
+        raise UsageError(f"{path}: training.{name} is {value!r}, no count: give {flag}")
+    raise UsageError(f"{flag} is {value}: it must be at least 1")
 
 
 def _facts(training: dict[str, Any], key: str) -> dict[str, Any]:

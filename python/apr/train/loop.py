@@ -73,6 +73,7 @@ class Loop:
         self._disagreement: float | None = None
         self.finite = True
         self.exhausted = False
+        self.exported: Path | None = None
         torch.manual_seed(self._config.seed)
         self._optimizer = make_optimizer(model, self._config)
         self._training_step = Step(
@@ -213,6 +214,7 @@ class Loop:
         if self._config.save_dtype == "bf16":
             path = self._dir / rundir.EXPORT
             export_weights(path, self._model, self._prepared.facts, torch.bfloat16)
+            self.exported = path
             self._report.line(f"wrote {path.name}: the weights in bfloat16, read back and verified")
 
     def take_up(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from apr.errors import RefusedError
 from apr.files import json_text, write_atomically
 
 if TYPE_CHECKING:
@@ -31,14 +32,30 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All records; a last line that was cut off is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
+    """All records; a last line that was cut off is left out.
+
+    Raises:
+        RefusedError: another line is no record.
+    """
+    records: list[dict[str, Any]] = []
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
+        record = _record(line)
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):
+            raise RefusedError(
+                f"{path}: line {number} is no record of a step or an evaluation: bring it back"
+            )
     return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
 
 
 def cut_back(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:

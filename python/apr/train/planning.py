@@ -15,7 +15,7 @@ from apr.container.file import load
 from apr.container.save import save
 from apr.errors import RefusedError
 from apr.train import rundir
-from apr.train.determinism import determinism
+from apr.train.determinism import determinism, own_settings
 from apr.train.device import computing
 from apr.train.loss import token_losses
 from apr.train.needs import decimal, existing
@@ -44,11 +44,18 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of all steps, evaluations and the checkpoints of epochs, as if none of it went on side by side."""
-        config = self.prepared.config
-        steps = config.num_steps * self.seconds_per_step
-        evaluations = (config.epochs + 1) * self.seconds_per_evaluation
-        return steps + evaluations + config.epochs * self.seconds_per_checkpoint
+        """Of what is left: steps, evaluations and checkpoints of epochs, as if none went on side by side."""
+        config, done = self.prepared.config, self.steps_done
+        steps = (config.num_steps - done) * self.seconds_per_step
+        epochs = config.epochs - done // config.steps_per_epoch
+        evaluations = (epochs + (done == 0)) * self.seconds_per_evaluation
+        return steps + evaluations + epochs * self.seconds_per_checkpoint
+
+    @property
+    def steps_done(self) -> int:
+        """Of a run that is resumed, by its last checkpoint; else 0."""
+        found = self.prepared.found
+        return found.last.step if found is not None and found.last is not None else 0
 
     @property
     def data_epochs(self) -> float:
@@ -67,6 +74,7 @@ class Plan:
             "device": str(made.device),
             "precision": made.precision,
             "num_steps": config.num_steps,
+            "steps_done": self.steps_done,
             "tokens_per_step": config.tokens_per_step,
             "tokens": config.num_steps * config.tokens_per_step,
             "training_windows": len(made.split.train),
@@ -114,7 +122,8 @@ class Plan:
                 f"speed: {self.seconds_per_step:.2f} s a step ({speed:,.0f} tokens/s), "
                 f"{self.seconds_per_evaluation:.1f} s an evaluation, "
                 f"{self.seconds_per_checkpoint:.1f} s a checkpoint (measured just now)",
-                f"in all: about {clock(self.seconds)}",
+                f"{f'the {config.num_steps - self.steps_done} steps left' if self.steps_done else 'in all'}: "
+                f"about {clock(self.seconds)}",
             ]
         )
 
@@ -129,7 +138,7 @@ def plan(config: PretrainConfig) -> Plan:
         rundir.check_free(config)
         config = rundir.as_before(config)
     prepared = prepare(config)
-    with determinism(asked=config.deterministic):
+    with own_settings(), determinism(asked=config.deterministic):
         with building(prepared):
             model = prepared.build_model()
         try:

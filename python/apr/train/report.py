@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Self, TextIO
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Report:
     def __init__(self, out: TextIO) -> None:
         self._out = Outlet(out)
         self._log: TextIO | None = None
+        self._log_failed = False
         self._bar: tuple[Progress, TaskID] | None = None
         self._said = -_RHYTHM_SECONDS
         self._early: list[str] = []
@@ -61,8 +63,19 @@ class Report:
         if self._log is None:
             self._early.append(text)
         else:
+            self._write_log(text)
+
+    def _write_log(self, text: str) -> None:
+        """A log that cannot be written, on a full disk, costs a line: what is said goes on."""
+        assert self._log is not None
+        if self._log_failed:
+            return
+        try:
             self._log.write(text + "\n")
             self._log.flush()
+        except OSError as error:
+            self._log_failed = True
+            self._out.line(f"warning: {self._log.name}: {error.strerror}")
 
     def progress(self, text: str, done: int, total: int, *, due: bool = False) -> None:
         """Say how far it is: a line every few seconds, and a bar that moves on a terminal.
@@ -111,7 +124,8 @@ class Report:
     ) -> None:
         self._hide()
         if self._log is not None:
-            self._log.close()
+            with suppress(OSError):  # what a full disk did not take
+                self._log.close()
 
 
 def clock(seconds: float) -> str:

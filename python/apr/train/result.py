@@ -46,6 +46,8 @@ class Result:
     val_loss_history: tuple[float, ...] = ()
     best_checkpoint: str | None = None
     last_checkpoint: str | None = None
+    export: str | None = None
+    """The weights alone, where --save-dtype asked for them."""
     gates: tuple[Gate, ...] = ()
     contract: dict[str, object] | None = None
     """The verdict, if one was asked for."""

@@ -8,7 +8,7 @@ import statistics
 import sys
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -18,7 +18,7 @@ import torch
 from apr.errors import EXIT_REFUSED, EXIT_UNFORESEEN, AprError, RefusedError, exit_code, message, messages
 from apr.files import write_json
 from apr.train import gates, rundir
-from apr.train.determinism import determinism
+from apr.train.determinism import determinism, own_settings
 from apr.train.device import forget_peak_memory, peak_memory_bytes
 from apr.train.loop import DisagreementError, Loop
 from apr.train.metrics import read_metrics
@@ -66,9 +66,10 @@ def pretrain(
 ) -> Result:
     """Train, and write all that the run directory promises whatever the end.
 
-    Runs in any thread, in a notebook, and again in the same process: torch's random numbers and the handlers
-    of signals are afterwards as they were before. In the main thread, SIGINT and SIGTERM save and end the run
-    (status INTERRUPTED); in another one no signal reaches it.
+    Runs in any thread, in a notebook, and again in the same process: what a caller set of torch's random
+    numbers, default dtype and gradient mode, and of handlers of signals, is afterwards as it was and changes
+    nothing of the run. In the main thread, SIGINT and SIGTERM save and end the run (status INTERRUPTED); in
+    another one no signal reaches it.
 
     Args:
         config: the options.
@@ -85,6 +86,7 @@ def pretrain(
         holds = context.enter_context(ExitStack())
         holds.enter_context(rundir.claimed(config.run_dir))
         try:
+            context.enter_context(own_settings())
             if config.resume:
                 rundir.check_free(config)
                 config = rundir.as_before(config)
@@ -160,9 +162,12 @@ class _Run:
         loop = self._loop
         end = self._run(loop)
         metrics = self._dir / rundir.METRICS
-        records = read_metrics(metrics) if metrics.exists() else []
-        made = self._describe(loop, end, records)
-        write_json(self._dir / rundir.RESULT, made.to_dict())
+        try:
+            records = read_metrics(metrics) if metrics.exists() else []
+        except (RefusedError, OSError) as error:
+            self._report.line(f"warning: {message(error)}")
+            records = []
+        made = self._write(self._describe(loop, end, records))
         self._draw(records)
         if self._config.contract is not None:
             made = self._judge(made)
@@ -194,6 +199,8 @@ class _Run:
             lines.append(f"best model: {self._dir / made.best_checkpoint}, held-out loss {loss:.4f}")
         if made.last_checkpoint not in {None, made.best_checkpoint}:
             lines.append(f"last model: {self._dir / str(made.last_checkpoint)}")
+        if made.export is not None:
+            lines.append(f"weights alone, in bfloat16: {self._dir / made.export}")
         names = [
             n for n in (rundir.RESULT, rundir.METRICS, rundir.PLOT, rundir.LOG) if (self._dir / n).exists()
         ]
@@ -221,7 +228,8 @@ class _Run:
             if is_out_of_memory(error):
                 self._report.line(f"out of memory: {str(error).splitlines()[0]}")
                 return _End("FAILED", EXIT_UNFORESEEN, out_of_memory(self._config, self._prepared.device))
-            (self._dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            with suppress(OSError):  # a full disk must not hide what went wrong
+                (self._dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
             first = str(error).splitlines()[0] if str(error) else ""
             return _End("FAILED", EXIT_UNFORESEEN, f"{type(error).__name__}: {first} (see traceback.txt)")
 
@@ -262,6 +270,7 @@ class _Run:
             val_loss_history=tuple(state.val_loss_history),
             best_checkpoint=self._relative(loop.best_checkpoint),
             last_checkpoint=self._relative(loop.last_checkpoint),
+            export=self._relative(loop.exported),
             gates=decided,
             device=str(self._prepared.device),
             peak_memory_bytes=peak_memory_bytes(self._prepared.device),
@@ -302,7 +311,18 @@ class _Run:
         else:
             self._report.line(str(verdict))
             made = replace(made, contract=verdict.to_dict())
-        write_json(self._dir / rundir.RESULT, made.to_dict())
+        return self._write(made)
+
+    def _write(self, made: Result) -> Result:
+        """Write `result.json`; where that fails, the run failed, and says so all the same."""
+        try:
+            write_json(self._dir / rundir.RESULT, made.to_dict())
+        except OSError as error:
+            if made.status == "FAILED":
+                self._report.line(f"warning: {message(error)}")
+                return made
+            detail = f"{message(error)} (by then {made.status}: {made.detail})"
+            return replace(made, status="FAILED", exit_code=exit_code(error), detail=detail)
         return made
 
     def _relative(self, path: Path | None) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr import held
-from apr.errors import RefusedError
+from apr.errors import RefusedError, UsageError
 from apr.files import write_atomically
 from apr.train.config import PretrainConfig
 
@@ -100,6 +100,9 @@ def as_before(config: PretrainConfig) -> PretrainConfig:
         RefusedError: an option differs that must not; names it with both values.
     """
     before = PretrainConfig.from_yaml(config.run_dir / CONFIG)
+    lost = sorted({"dataset", "run_dir"} - before.keys())
+    if lost:
+        raise UsageError(f"{config.run_dir / CONFIG}: lacks {', '.join(lost)}: bring the run's own file back")
     left_open = {name: before[name] for name in _FOLLOWS if getattr(config, name) is None and name in before}
     config = replace(config, **left_open)
     now = config.to_yaml()
