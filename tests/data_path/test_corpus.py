@@ -201,3 +201,32 @@ def test_the_fingerprint_tells_a_changed_file(tree):
     assert Corpus([str(tree)]).fingerprint() == before
     (tree / "a.py").write_text("longer")
     assert Corpus([str(tree)]).fingerprint() != before
+
+
+LINES = b'{"content": "one"}\n\n{"content": "two"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "field", "texts"),
+    [
+        ("a.ndjson", LINES, "content", ["one", "two"]),
+        ("a.json", LINES, "content", ["one", "two"]),
+        ("a.JSON.gz", gzip.compress(LINES), "content", ["one", "two"]),
+        ("c4-train.00000-of-01024.json.gz", gzip.compress(LINES), "content", ["one", "two"]),
+        ("a.ndjson.gz", gzip.compress(LINES), "content", ["one", "two"]),
+        ("a.json", LINES, "text", []),  # skipped and said, never taken with its wrapper
+        ("a.json", LINES.splitlines()[0], "content", ["one"]),
+        ("package.json", b'{"name": "x"}\n', "content", ['{"name": "x"}\n']),
+        ("a.json", b'{\n  "content": "x"\n}\n', "content", ['{\n  "content": "x"\n}\n']),
+        ("a.json", b"[1, 2]\n[3]\n", "content", ["[1, 2]\n[3]\n"]),
+        ("a.json", b"", "content", [""]),
+    ],
+)
+def test_json_of_lines_is_told_from_a_json_document(name, content, field, texts, tmp_path):
+    from apr.data.corpus import Corpus, Document
+
+    (tmp_path / name).write_bytes(content)
+    corpus = Corpus([str(tmp_path)], content_field=field)
+    found = [item for _, item in corpus.items()]
+    assert [item.text for item in found if isinstance(item, Document)] == texts
+    assert len(found) == (len(texts) or 2)

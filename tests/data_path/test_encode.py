@@ -233,8 +233,38 @@ def test_resuming_with_another_set_of_files_is_refused(options, tmp_path):
     (roots / "a.txt").write_text("one text\n")
     encode(options(corpus=(str(roots),)))
     (roots / "b.txt").write_text("")
-    with pytest.raises(RefusedError, match="input_files was"):
+    with pytest.raises(RefusedError, match=r"b\.txt: added to the corpus"):
         encode(options(corpus=(str(roots),), resume=True))
+
+
+@pytest.mark.parametrize(
+    ("happens", "says"),
+    [
+        (lambda path: path.unlink(), r"b\.txt: removed from the corpus"),
+        (lambda path: path.with_name("c.txt").write_text("more"), r"c\.txt: added to the corpus"),
+        (lambda path: path.write_text("changed"), r"b\.txt: changed since it was encoded"),
+    ],
+    ids=["removed", "added", "changed"],
+)
+def test_what_happened_to_a_file_of_an_unfinished_encoding_is_named(happens, says, options, tmp_path):
+    roots = tmp_path / "texts"
+    roots.mkdir()
+    for number in range(20):
+        (roots / f"a{number}.txt").write_text(TEXTS[number] or "empty")
+    (roots / "b.txt").write_text("the last text\n")
+    unfinished(lambda **more: options(corpus=(str(roots),), **more), 50)
+    happens(roots / "b.txt")
+    with pytest.raises(RefusedError, match=says):
+        encode(options(corpus=(str(roots),), shard_tokens=50, resume=True))
+
+
+def test_a_corpus_of_another_size_is_found_where_times_tell_nothing(options, corpus):
+    encode(options())
+    corpus.write_text(corpus.read_text() + '{"content": "more"}\n')
+    for path in options().output.glob("*.bin"):
+        os.utime(path, (2**32, 2**32))  # as if the shards were copied afterwards
+    with pytest.raises(RefusedError, match="input_bytes was"):
+        encode(options(resume=True))
 
 
 @pytest.mark.parametrize(

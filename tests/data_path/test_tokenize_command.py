@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from apr.cli import main
@@ -253,6 +254,7 @@ def test_decode_takes_the_tokenizer_of_the_manifest_and_shards_that_are_not_fini
     assert (code, said.out[:7]) == (0, "def f0(")
     first = made["shards"][:1]
     short = {"shards": first, "shard_count": 1, "total_tokens": first[0]["tokens"], "complete": False}
+    short["total_documents"] = first[0]["documents"]
     assert decoded(**short) == (code, said)
     for changes, exit_code, says in (
         ({"tokenizer_sha256": "0" * 64}, 5, "its tokenizer_sha256 differs"),
@@ -271,6 +273,44 @@ def test_decode_with_another_vocabulary_is_refused(encode, tmp_path, capsys):
     argv = ["tokenize", "decode", str(tmp_path / "out"), "--tokenizer", str(tmp_path / "small")]
     assert main([*argv, "--tokens", "2000"]) == 2
     assert "name the tokenizer they were made with" in capsys.readouterr().err
+
+
+def test_decode_shows_an_id_beyond_the_vocabulary_and_says_where_it_is(encode, tmp_path, capsys):
+    assert encode("--shard-tokens", "50") == 0
+    argv = ["tokenize", "decode", str(tmp_path / "out"), "--start", "0", "--count", "90"]
+    capsys.readouterr()
+    assert main(argv) == 0
+    before = capsys.readouterr().out
+    shard = tmp_path / "out" / "shard-00000.bin"
+    ids = np.fromfile(shard, "<u4")
+    ids[3] = 2**32 - 1
+    ids.tofile(shard)
+    assert main(argv) == 0
+    said = capsys.readouterr()
+    text, odd, rest = said.out.partition("<id 4294967295>")
+    assert odd
+    assert before.startswith(text)
+    assert before.endswith(rest)
+    assert f"{shard}: id 4294967295 at byte 12 (token 3) is beyond" in said.err
+
+
+def test_counts_of_one_and_texts_of_nothing_are_said_as_they_are(tmp_path, capsys):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("")
+    argv = ["tokenize", "encode", "--tokenizer", str(TOKENIZER), "--output", str(tmp_path / "out")]
+    argv += ["--corpus", str(tmp_path), "--pattern", "*.txt"]
+    assert main(argv) == 0
+    assert "out: 1 token of 2 documents in 1 shard, from 0 B of text" in capsys.readouterr().out
+    assert main([*argv, "--resume"]) == 0
+    assert "out: 1 token of 2 documents in 1 shard, all there already" in capsys.readouterr().out
+    assert main(["repair-manifest", str(tmp_path / "out")]) == 0
+    assert "1 shard, 1 token," in capsys.readouterr().out
+
+
+def test_standard_input_is_named_once(tmp_path, capsys):
+    argv = ["tokenize", "encode", "--tokenizer", str(TOKENIZER), "--output", str(tmp_path / "out")]
+    assert main([*argv, "--corpus", "-", "-"]) == 2
+    assert "standard input (-) is named twice" in capsys.readouterr().err
 
 
 def test_train_says_what_it_made(corpus, tmp_path, capsys):

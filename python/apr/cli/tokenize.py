@@ -7,8 +7,10 @@ import signal
 import sys
 import threading
 import time
+from bisect import bisect_right
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +22,7 @@ from apr.data.corpus_files import STDIN
 from apr.data.encode import EncodeReport, Progress, encode, look_at
 from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.manifest import read_manifest
+from apr.data.missing_manifest import counted
 from apr.errors import AprError, RefusedError, UsageError
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ class Train:
     """
 
     corpus: tuple[str, ...]
-    """Text files, directories, .jsonl(.gz|.zst), .parquet; - reads JSONL from standard input."""
+    """Text files, folders, JSON lines (.jsonl, .ndjson, .json; .gz, .zst), .parquet; - is standard input."""
     vocab_size: int
     """Tokens in all, <|endoftext|> among them."""
     output: Path
@@ -89,7 +92,7 @@ class Train:
             print(json.dumps(found))
         else:
             print(
-                f"{made.output}: {made.vocab_size} tokens from {made.documents:,} documents, "
+                f"{made.output}: {made.vocab_size} tokens from {counted(made.documents, 'document')}, "
                 f"{size(made.text_bytes)} of text, in {time.monotonic() - started:.1f} s"
             )
         return 0
@@ -141,8 +144,9 @@ class Encode(EncodeOptions):
             print(json.dumps({"estimate": True, **rows, "corpus_bytes": corpus.nbytes}))
         else:
             print(
-                f"about {tokens:,} tokens of {documents:,} documents ({size(corpus.nbytes)} in "
-                f"{len(corpus.files):,} files): {shards:,} shard{'s' * (shards != 1)}, {size(4 * tokens)}"
+                f"about {counted(tokens, 'token')} of {counted(documents, 'document')} "
+                f"({size(corpus.nbytes)} in {counted(len(corpus.files), 'file')}): "
+                f"{counted(shards, 'shard')}, {size(4 * tokens)}"
             )
         _print_notes(tokenizer.note, (), 0)
         return 0
@@ -179,15 +183,32 @@ class Decode:
                 f"{shards.total_tokens - 1}"
             )
         ids = shards.read(self.start, min(self.count, shards.total_tokens - self.start)).tolist()
-        beyond = next((id_ for id_ in ids if id_ >= tokenizer.vocab_size), None)
-        if beyond is not None:
-            raise UsageError(
-                f"{tokenizer.source}: the shards hold id {beyond}, its vocabulary ends at "
-                f"{tokenizer.vocab_size - 1}: name the tokenizer they were made with"
-            )
-        text = tokenizer.decode(ids)
+        odd = next((place for place, id_ in enumerate(ids, self.start) if id_ >= tokenizer.vocab_size), None)
+        if odd is not None:
+            _beyond(shards, tokenizer, odd, ids[odd - self.start])
+        text = "".join(
+            tokenizer.decode(list(run)) if known else "".join(f"<id {id_}>" for id_ in run)
+            for known, run in groupby(ids, lambda id_: id_ < tokenizer.vocab_size)
+        )
         print(json.dumps({"start": self.start, "ids": ids, "text": text}) if self.json else text)
         return 0
+
+
+def _beyond(shards: ShardDir, tokenizer: LoadedTokenizer, place: int, id_: int) -> None:
+    """Say where the first id is that the vocabulary does not have.
+
+    Raises:
+        UsageError: it is not the vocabulary that the shards were made with.
+    """
+    starts = shards.starts()
+    number = bisect_right(starts, place) - 1
+    where = f"{shards.shards[number].path}: id {id_} at byte {4 * (place - starts[number])} (token {place})"
+    if (made_with := shards.manifest.get("tokenizer_sha256")) not in (None, tokenizer.sha256):
+        raise UsageError(
+            f"{where} is beyond {tokenizer.source}, whose vocabulary ends at {tokenizer.vocab_size - 1}: "
+            f"name the tokenizer they were made with (its tokenizer_sha256 is {made_with})"
+        )
+    print(f"note: {where} is beyond the vocabulary of {tokenizer.source}", file=sys.stderr)
 
 
 def _tokenizer_of(shards: ShardDir) -> LoadedTokenizer:
@@ -214,10 +235,11 @@ def _tokenizer_of(shards: ShardDir) -> LoadedTokenizer:
 def _encoded(made: EncodeReport, output: Path) -> str:
     manifest = made.manifest
     what = (
-        f"{output}: {manifest['total_tokens']:,} tokens of {manifest['total_documents']:,} documents in "
-        f"{manifest['shard_count']:,} shard{'s' * (manifest['shard_count'] != 1)}"
+        f"{output}: {counted(manifest['total_tokens'], 'token')} of "
+        f"{counted(manifest['total_documents'] or 0, 'document')} in "
+        f"{counted(manifest['shard_count'], 'shard')}"
     )
-    if not made.text_bytes:
+    if made.complete_before:
         return f"{what}, all there already"
     speed = made.text_bytes / 1e6 / max(made.seconds, 1e-9)
     return f"{what}, from {size(made.text_bytes)} of text in {made.seconds:.1f} s ({speed:.1f} MB/s)"
@@ -229,7 +251,7 @@ def _print_notes(note: str | None, skipped: tuple[Skipped, ...], count: int) -> 
     for item in skipped[:_SHOWN]:
         print(f"skipped: {item.name}: {item.reason}", file=sys.stderr)
     if count:
-        print(f"{count:,} document{'s' * (count != 1)} skipped in all", file=sys.stderr)
+        print(f"{counted(count, 'document')} skipped in all", file=sys.stderr)
 
 
 def _speed(at: Progress) -> Callable[[float], str]:
@@ -237,7 +259,8 @@ def _speed(at: Progress) -> Callable[[float], str]:
 
     def text(seconds: float) -> str:
         return (
-            f"{at.documents:,} documents, {at.tokens / 1e6:,.1f} M tokens, {at.shards:,} shards, "
+            f"{counted(at.documents, 'document')}, {at.tokens / 1e6:,.1f} M tokens, "
+            f"{counted(at.shards, 'shard')}, "
             f"{at.text / 1e6 / seconds:.1f} MB/s, {at.encoded / seconds:,.0f} tokens/s"
         )
 
@@ -253,9 +276,8 @@ def _kept(output: Path, corpus: tuple[str, ...]) -> str | None:
     shards, tokens = manifest.get("shard_count"), manifest.get("total_tokens")
     if manifest.get("complete") is not False or not shards:
         return None
-    whole = "1 whole shard" if shards == 1 else f"{shards:,} whole shards"
     on = "standard input is not resumed, --force encodes anew" if STDIN in corpus else "--resume continues"
-    return f"{output}: kept, {whole} with {tokens:,} tokens: {on}"
+    return f"{output}: kept, {counted(shards, 'whole shard')} with {counted(tokens or 0, 'token')}: {on}"
 
 
 @contextmanager

@@ -94,12 +94,19 @@ def refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any]
         was |= found["progress"]["options"]
         now |= asked["progress"]["options"]
     different = [key for key in was | now if was.get(key) != now.get(key)]
-    # A changed file is told by its name; of a list of files only that it differs could be said.
-    of_corpus = set(different) <= {"corpus_files", "input_bytes"}
+    # What happened to a file is told by its name; of a list of files only that it differs could be said.
+    of_corpus = set(different) <= {"corpus_files", "input_files", "input_bytes"}
+    if of_corpus and different and (moved := _came_or_went(found.get("input_files"), asked["input_files"])):
+        raise RefusedError(f"{moved}: --force encodes the corpus anew")
     newer = _newer(corpus, output) if of_corpus and (complete or different) else []
     if newer:
         raise RefusedError(
             f"{newer[0]}: changed since it was encoded{_and_more(newer)}: --force encodes the corpus anew"
+        )
+    if "corpus_files" in different and of_corpus:
+        raise RefusedError(
+            f"{', '.join(corpus.roots)}: a file has another size or time than when the encoding began: "
+            "--force encodes the corpus anew"
         )
     for key in different:
         raise RefusedError(
@@ -230,6 +237,19 @@ def _is_count(value: object) -> bool:
 
 def _unusable(path: Path, key: str, value: object, why: str = "") -> RefusedError:
     return RefusedError(f"{path}: does not say where to resume: {key} is {_short(value)}{why}: use --force")
+
+
+def _came_or_went(before: object, now: list[str]) -> str | None:
+    """The first file that is only in one of two lists, and what happened to it; None without one."""
+    if not isinstance(before, list) or not all(isinstance(name, str) for name in before):
+        return None
+    for names, others, what in (
+        (before, set(now), "removed from the corpus since the encoding began"),
+        (now, set(before), "added to the corpus since the encoding began"),
+    ):
+        if only := [name for name in names if name not in others]:
+            return f"{only[0]}: {what}{_and_more(only)}"
+    return None
 
 
 def _newer(corpus: Corpus, output: Path) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from apr.data.corpus_files import STDIN, CorpusFile, corpus_files
-from apr.errors import FormatError, RefusedError
+from apr.errors import FormatError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -103,7 +103,7 @@ class Corpus:
 
     Raises:
         OSError: a path is not there or cannot be read.
-        UsageError: a path is neither a file nor a directory.
+        UsageError: a path is neither a file nor a directory; standard input is named twice.
         RefusedError: no file matches.
     """
 
@@ -117,9 +117,13 @@ class Corpus:
         without: Path | None = None,
     ) -> None:
         self.roots = list(roots)
+        if self.roots.count(STDIN) > 1:
+            raise UsageError("standard input (-) is named twice, and can be read once")
         self.content_field = content_field
         self.files = [
-            file for root in roots for file in corpus_files(root, tuple(patterns), tuple(exclude), without)
+            file
+            for root in roots
+            for file in corpus_files(root, tuple(patterns), tuple(exclude), without, content_field)
         ]
         if not self.files:
             raise RefusedError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apr.errors import UsageError
 
@@ -16,7 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STDIN = "-"
-_JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+# A compressed .json is one of lines, as in C4.
+_JSONL = (
+    *(".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    *(".ndjson", ".ndjson.gz", ".ndjson.zst"),
+    *(".json.gz", ".json.zst"),
+)
+# One that is not may be either, and is looked into.
+_JSON = ".json"
 _PARQUET = ".parquet"
 # A link that leads nowhere, or to itself, is no file.
 _NOWHERE = (errno.ENOENT, errno.ELOOP)
@@ -46,7 +54,11 @@ class CorpusFile:
 
 
 def corpus_files(
-    root: str, patterns: tuple[str, ...], exclude: tuple[str, ...], without: Path | None
+    root: str,
+    patterns: tuple[str, ...],
+    exclude: tuple[str, ...],
+    without: Path | None,
+    content_field: str,
 ) -> Iterator[CorpusFile]:
     """The files of one root; `without` is a directory that is not entered.
 
@@ -65,7 +77,7 @@ def corpus_files(
                     raise entry
                 yield CorpusFile(path / relative, "unreadable", 0, 0, f"cannot be listed: {entry.strerror}")
             elif not patterns or any(_matches(relative, pattern) for pattern in patterns):
-                yield from _listed(entry)
+                yield from _listed(entry, content_field)
     else:
         # Without O_NONBLOCK the opening of a pipe waits for someone to write to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -75,14 +87,14 @@ def corpus_files(
             raise UsageError(
                 f"{path}: neither a file nor a directory: what comes through a pipe is given as -"
             )
-        yield _file(path, status)
+        yield _file(path, status, content_field)
 
 
 def _below(root: Path, directory: Path) -> str | None:
     return directory.relative_to(root).as_posix() if directory.is_relative_to(root) else None
 
 
-def _listed(entry: os.DirEntry[str]) -> Iterator[CorpusFile]:
+def _listed(entry: os.DirEntry[str], content_field: str) -> Iterator[CorpusFile]:
     """A file that was met in a directory; sockets, pipes and links that lead nowhere are none."""
     try:
         status = entry.stat()
@@ -91,13 +103,36 @@ def _listed(entry: os.DirEntry[str]) -> Iterator[CorpusFile]:
             yield CorpusFile(Path(entry.path), "unreadable", 0, 0, f"cannot be read: {error.strerror}")
         return
     if stat.S_ISREG(status.st_mode):
-        yield _file(Path(entry.path), status)
+        yield _file(Path(entry.path), status, content_field)
 
 
-def _file(path: Path, status: os.stat_result) -> CorpusFile:
+def _file(path: Path, status: os.stat_result, content_field: str) -> CorpusFile:
     name = path.name.lower()
-    kind = "jsonl" if name.endswith(_JSONL) else "parquet" if name.endswith(_PARQUET) else "text"
+    lines = name.endswith(_JSONL) or (name.endswith(_JSON) and _is_lines(path, content_field))
+    kind = "jsonl" if lines else "parquet" if name.endswith(_PARQUET) else "text"
     return CorpusFile(path, kind, status.st_size, status.st_mtime_ns)
+
+
+def _is_lines(path: Path, content_field: str) -> bool:
+    """Whether a .json file holds a JSON object a line: two of them, or one with the field."""
+    try:
+        with path.open("rb") as file:
+            lines = (line for line in file if line.strip())
+            first = _object(next(lines, b""))
+            return first is not None and (content_field in first or _object(next(lines, b"")) is not None)
+    except OSError:
+        return False  # which is said where it is read
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    line = line.strip()
+    if not (line.startswith(b"{") and line.endswith(b"}")):
+        return None
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _walk(

@@ -74,6 +74,8 @@ class EncodeReport:
     seconds: float
     skipped: tuple[Skipped, ...]
     """The first documents that were skipped; the manifest counts all of them."""
+    complete_before: bool = False
+    """Whether nothing was left to do."""
 
 
 def look_at(options: EncodeOptions, tokenizer: LoadedTokenizer, corpus: Corpus) -> Sample:
@@ -108,7 +110,7 @@ def encode(options: EncodeOptions, on_progress: Callable[[Progress], None] = lam
         if found is not None:
             refuse_difference(options.output, found, run.manifest([], Reached(), complete=False), corpus)
             if found.get("complete") is not False:
-                return EncodeReport(found, tokenizer, 0, time.monotonic() - started, ())
+                return EncodeReport(found, tokenizer, 0, time.monotonic() - started, (), complete_before=True)
             rows = found["shards"]
             check_kept(options.output, rows)
             run.resume(found)

@@ -21,7 +21,7 @@ class EncodeOptions:
     """What to encode, with what, and where to; the flags of `apr tokenize encode` have the same names."""
 
     corpus: tuple[str, ...]
-    """Text files, directories, .jsonl(.gz|.zst), .parquet; - reads JSONL from standard input."""
+    """Text files, folders, JSON lines (.jsonl, .ndjson, .json; .gz, .zst), .parquet; - is standard input."""
     tokenizer: Path
     """A directory (tokenizer.json, or vocab.json and merges.txt), a tokenizer.json, an .apr or .gguf."""
     output: Path

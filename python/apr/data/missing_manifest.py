@@ -93,12 +93,17 @@ def _plain_bytes(manifest: Mapping[str, object]) -> bytes:
 def summary(path: str | os.PathLike[str], shards: int, tokens: int) -> str:
     """What is there, in a line."""
     size = f"{TOKEN_SIZE * tokens / 1e6:,.1f} MB"
-    return f"{os.fspath(path)}: {shards:,} shard{'s' * (shards != 1)}, {tokens:,} tokens, {size}"
+    return f"{os.fspath(path)}: {counted(shards, 'shard')}, {counted(tokens, 'token')}, {size}"
 
 
 def outcome(how: str, shards: int, tokens: int) -> str:
     """What was done, in a line."""
-    return f"{MANIFEST}: {how}, {shards:,} shards, {tokens:,} tokens"
+    return f"{MANIFEST}: {how}, {counted(shards, 'shard')}, {counted(tokens, 'token')}"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _directory(arguments: list[str]) -> str | None:
