@@ -16,7 +16,7 @@ from apr.container.metadata import HF_TOKENIZER, SHARDING, encode, of_a_later_fi
 from apr.container.save import TensorSpec, write
 from apr.container.sharded import INDEX_SUFFIX
 from apr.convert.directory import check_replaceable, replacing_directory
-from apr.convert.stream import FloatDtype, Item, Model, OnTensor, from_apr, stored_in
+from apr.convert.stream import FloatDtype, Item, Model, OnTensor, from_apr, grouped, stored_in
 from apr.errors import FormatError, UnsupportedError, UsageError
 from apr.files import write_json
 
@@ -269,7 +269,7 @@ def _write(
     elif layout == _SAFETENSORS_FILES or (layout == _DIRECTORY and _kind(source) == "apr"):
         texts = safetensors.to_texts(source, metadata)
         with replacing_directory(directory, force=force) as made:
-            safetensors.write_several(made, safetensors.grouped(items, most), texts, {})
+            safetensors.write_several(made, grouped(items, most), texts, {})
     else:
         _write_shards(directory, metadata, items, most, force=force)
     size = target.stat().st_size if layout in {_APR, _SAFETENSORS} else _size(directory)
@@ -292,20 +292,11 @@ def _write_apr(target: Path, metadata: Mapping[str, Any], items: list[Item]) -> 
 def _write_shards(
     target: Path, metadata: Mapping[str, Any], items: list[Item], most: int, *, force: bool
 ) -> None:
-    from apr._core import nbytes
-
-    groups: list[list[Item]] = [[]]
-    sizes = [0]
-    for item in sorted(items, key=lambda item: item.spec.name):
-        size = nbytes(item.spec.dtype, item.spec.shape)
-        if groups[-1] and sizes[-1] + size > most:
-            groups.append([])
-            sizes.append(0)
-        groups[-1].append(item)
-        sizes[-1] += size
+    groups = grouped(sorted(items, key=lambda item: item.spec.name), most)
+    total = sum(item.nbytes for item in items)
     sharding = {
         "shard_count": len(groups),
-        "total_size": sum(sizes),
+        "total_size": total,
         "pattern": "model-{index:05}-of-{count:05}.apr",
     }
     where: dict[str, str] = {}
@@ -315,7 +306,7 @@ def _write_shards(
             said = metadata if i == 0 else of_a_later_file(metadata)
             _write_apr(made / name, {**said, SHARDING: {**sharding, "shard_index": i}}, group)
             where |= {item.spec.name: name for item in group}
-        write_json(made / _INDEX, {"metadata": {"total_size": sum(sizes)}, "weight_map": where})
+        write_json(made / _INDEX, {"metadata": {"total_size": total}, "weight_map": where})
 
 
 def _made(source: Path, target: Path, items: list[Item], size: int, notes: tuple[str, ...]) -> Conversion:

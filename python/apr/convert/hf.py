@@ -26,7 +26,7 @@ from apr.container.metadata import (
 )
 from apr.convert import safetensors
 from apr.convert.directory import CONFIG, GENERATION, replacing_directory
-from apr.convert.stream import Item, Model, from_apr, json_object, stretches
+from apr.convert.stream import Item, Model, from_apr, grouped, json_object, stretches
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
 from apr.files import write_atomically, write_json
 from apr.model.config import ModelConfig, names_family
@@ -119,7 +119,7 @@ def write(
     items, config, notes = _as_hf(file)
     items = [item.cast(dtype).reported(n, len(items), on_tensor) for n, item in enumerate(items)]
     texts, about = _tokenizer_files(file) if tokenizer else ({}, ())
-    groups = safetensors.grouped(items, max_shard_size)
+    groups = grouped(items, max_shard_size)
     config |= _dtype(config, items)
     with replacing_directory(directory, force=force) as made:
         write_json(made / CONFIG, config)

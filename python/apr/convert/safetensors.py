@@ -130,7 +130,7 @@ def write(path: Path, items: Sequence[Item], texts: Mapping[str, str]) -> None:
     end = 0
     for item in ordered:
         spec = item.spec
-        start, end = end, end + nbytes(item)
+        start, end = end, end + item.nbytes
         header[spec.name] = {
             "dtype": _NAMES[spec.dtype],
             "shape": list(spec.shape),
@@ -161,23 +161,10 @@ def write_several(
         name = f"model-{n:05}-of-{len(groups):05}.safetensors"
         write(directory / name, group, {**each, **(first if n == 1 else {})})
         where |= {item.spec.name: name for item in group}
-    total = sum(nbytes(item) for group in groups for item in group)
+    total = sum(item.nbytes for group in groups for item in group)
     write_json(
         directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
     )
-
-
-def grouped(items: Sequence[Item], most: int) -> list[list[Item]]:
-    """The tensors of each file, in order, none larger than `most` bytes unless one tensor is."""
-    groups: list[list[Item]] = [[]]
-    size = 0
-    for item in items:
-        if groups[-1] and size + nbytes(item) > most:
-            groups.append([])
-            size = 0
-        groups[-1].append(item)
-        size += nbytes(item)
-    return groups
 
 
 def to_texts(path: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -213,11 +200,6 @@ def _json(text: str, otherwise: object = None) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         return otherwise
-
-
-def nbytes(item: Item) -> int:
-    """Bytes that a tensor takes in a safetensors file."""
-    return item.values * NUMPY[item.spec.dtype].itemsize
 
 
 def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:

@@ -15,7 +15,7 @@ from apr.container.save import TensorSpec
 from apr.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -71,6 +71,11 @@ class Item:
         """Number of values."""
         return prod(self.spec.shape)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it is stored in."""
+        return nbytes(self.spec.dtype, self.spec.shape)
+
 
 @dataclass(frozen=True)
 class Model:
@@ -96,6 +101,19 @@ def json_object(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise FormatError(f"{path}: no JSON object", path=path)
     return found
+
+
+def grouped(items: Sequence[Item], most: int) -> list[list[Item]]:
+    """The tensors of each file, in order, none larger than `most` bytes unless one tensor is."""
+    groups: list[list[Item]] = [[]]
+    size = 0
+    for item in items:
+        if groups[-1] and size + item.nbytes > most:
+            groups.append([])
+            size = 0
+        groups[-1].append(item)
+        size += item.nbytes
+    return groups
 
 
 def stretches(values: int, multiple: int = 1) -> Iterator[tuple[int, int]]:

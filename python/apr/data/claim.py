@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from apr import held
 from apr.data.corpus import START
 from apr.data.corpus_files import STDIN
-from apr.data.manifest import check_manifest, read_manifest, shard_rows
+from apr.data.manifest import check_manifest, is_count, read_manifest, shard_rows
 from apr.data.missing_manifest import MANIFEST, SHARD_WRITERS
 from apr.data.shards import SHARD_NAME, list_shards
 from apr.errors import FormatError, RefusedError
@@ -208,7 +208,7 @@ def _check_unfinished(path: Path, found: dict[str, Any]) -> None:
         raise _unusable(path, "shards", rows)
     for key in ("tokens", "documents"):
         for n, row in enumerate(rows):
-            if not _is_count(row.get(key)):
+            if not is_count(row.get(key)):
                 raise _unusable(path, f"shards[{n}].{key}", row.get(key))
     expected = {
         "shard_count": len(rows),
@@ -216,9 +216,9 @@ def _check_unfinished(path: Path, found: dict[str, Any]) -> None:
         "total_documents": sum(row["documents"] for row in rows),
     }
     for key, value in expected.items():
-        if not _is_count(found.get(key)) or found[key] != value:
+        if not is_count(found.get(key)) or found[key] != value:
             raise _unusable(path, key, found.get(key), f", its shards say {value}")
-    if not _is_count(found.get("skipped_documents")):
+    if not is_count(found.get("skipped_documents")):
         raise _unusable(path, "skipped_documents", found.get("skipped_documents"))
     seconds = found.get("elapsed_seconds")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
@@ -227,12 +227,8 @@ def _check_unfinished(path: Path, found: dict[str, Any]) -> None:
     if not isinstance(progress, dict) or not isinstance(progress.get("options"), dict):
         raise _unusable(path, "progress", progress)
     place = progress.get("place")
-    if not isinstance(place, list) or len(place) != len(START) or not all(map(_is_count, place)):
+    if not isinstance(place, list) or len(place) != len(START) or not all(map(is_count, place)):
         raise _unusable(path, "progress.place", place)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _unusable(path: Path, key: str, value: object, why: str = "") -> RefusedError:

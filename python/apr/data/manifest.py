@@ -98,22 +98,23 @@ def _wrong_counts(manifest: Mapping[str, Any]) -> dict[str, str]:
     found = {
         key: f"{key} is {manifest[key]!r}, no number of anything"
         for key in _NUMBERS
-        if manifest.get(key) is not None and not _is_count(manifest[key])
+        if manifest.get(key) is not None and not is_count(manifest[key])
     }
     if not isinstance(manifest.get("corpus_sha256"), str | None):
         found["corpus_sha256"] = f"corpus_sha256 is {manifest['corpus_sha256']!r}, no text"
     documents = [row.get("documents") for row in shard_rows(manifest)]
     total = manifest.get("total_documents")
-    if documents and total is not None and all(map(_is_count, documents)):
+    if documents and total is not None and all(map(is_count, documents)):
         counted = sum(row["documents"] for row in shard_rows(manifest))
         # Without ends of text, empty documents at the end are in no shard.
         open_end = manifest.get("eos_policy") not in ("between", "after")
-        if total != counted and not (open_end and _is_count(total) and total > counted):
+        if total != counted and not (open_end and is_count(total) and total > counted):
             found["total_documents"] = f"total_documents is {total!r}, its shards have {counted}"
     return found
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether it is a whole number, not below 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 

@@ -357,9 +357,8 @@ def _rebuilt(
     if loaded is not None:
         made |= _of_tokenizer(loaded, tokenizer)
         if base.get("tokenizer_sha256") == loaded.sha256 and base.get("eos_token_id") is not None:
-            made["eos_token_id"] = base[
-                "eos_token_id"
-            ]  # it may have been encoded with another one than usual
+            # It may have been encoded with another one than usual.
+            made["eos_token_id"] = base["eos_token_id"]
     if scanned is not None:
         made["scan"] = scanned.to_dict()
         if scanned.corpus_sha256 is not None:
