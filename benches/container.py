@@ -236,11 +236,11 @@ def rows(directory: Path) -> list[Row]:
     text = json.dumps(dict(apr.load(told).metadata), ensure_ascii=False)
     q4_k = np.random.default_rng(0).integers(0, 256, (4096, 16, 144), np.uint8)
     q4_k[..., :4] = [0, 20, 0, 18]  # finite scales
-    quantised = directory / "q4_k.apr"
+    quantized = directory / "q4_k.apr"
     from apr.container.save import TensorSpec
     from apr.container.save import write as write_stored
 
-    write_stored(quantised, None, [TensorSpec("w", "q4_k", (4096, 4096))], lambda _: q4_k)
+    write_stored(quantized, None, [TensorSpec("w", "q4_k", (4096, 4096))], lambda _: q4_k)
     blocks = q4_k.reshape(4096, -1)
     k_quant = gguf.GGMLQuantizationType.Q4_K
     return [
@@ -311,8 +311,8 @@ def rows(directory: Path) -> list[Row]:
             1.1,
         ),
         Row(
-            "dequantise q4_k, 16.8 M values",
-            lambda: apr.load(quantised).numpy("w"),
+            "dequantize q4_k, 16.8 M values",
+            lambda: apr.load(quantized).numpy("w"),
             {"gguf.dequantize": lambda: gguf.dequantize(blocks, k_quant)},
             5,
             5.0,

@@ -53,10 +53,10 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(WARM_UP + options.steps):
         for name, step in sides.items():
-            synchronise(device)
+            synchronize(device)
             started = time.perf_counter()
             step()
-            synchronise(device)
+            synchronize(device)
             if turn >= WARM_UP:
                 seconds[name].append(time.perf_counter() - started)
     tokens = options.batch_size * options.seq_length
@@ -115,7 +115,7 @@ def their_step(ours: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[
     return step
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait for the GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize()

@@ -89,7 +89,7 @@ def our_step(model: Decoder, *, compiled: bool) -> Callable[[torch.Tensor], floa
 
 
 def their_step(ours: Decoder, *, fused: bool) -> Callable[[torch.Tensor], float]:
-    """The same with transformers' model and torch's optimiser."""
+    """The same with transformers' model and torch's optimizer."""
     model = transformers_model(ours)
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]

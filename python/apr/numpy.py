@@ -44,7 +44,7 @@ def save_file(
 def load_file(
     filename: str | PathLike[str], *, backend: Literal["mmap", "pread"] = "mmap"
 ) -> dict[str, NDArray[Any]]:
-    """Every tensor of a file as an array; quantised ones as float32.
+    """Every tensor of a file as an array; quantized ones as float32.
 
     Args:
         filename: the file.

@@ -52,7 +52,7 @@ def load_file(
     *,
     backend: Literal["mmap", "pread"] = "mmap",
 ) -> dict[str, torch.Tensor]:
-    """Every tensor of a file; quantised ones as float32.
+    """Every tensor of a file; quantized ones as float32.
 
     Args:
         filename: the file.

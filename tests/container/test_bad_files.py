@@ -13,7 +13,7 @@ from matrix import documented, part_of, table
 import apr
 from apr.cli import main
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 HUGE = 1 << 62
 GOOD = forge(Entry(b"a"), Entry(b"b"))
 # With metadata of two bytes the index starts at byte 128; an entry named by one byte and of rank 1 is

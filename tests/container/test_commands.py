@@ -11,7 +11,7 @@ import pytest
 
 import apr
 
-DATA = Path(__file__).parents[1] / "data" / "aprender-0.72"
+DATA = Path(__file__).parents[1] / "fixtures" / "aprender-0.72"
 QWEN = DATA / "qwen2_tied_bf16_streamed.apr"
 
 
@@ -49,7 +49,7 @@ def test_inspect_reads_the_other_spellings(run, tmp_path):
     assert found["architecture"] == "llama"
 
 
-def test_inspect_counts_no_optimiser_state_and_no_tied_copy(tmp_path):
+def test_inspect_counts_no_optimizer_state_and_no_tied_copy(tmp_path):
     weight = np.ones((4, 2), np.float32)
     tensors = {
         "model.embed_tokens.weight": weight,
@@ -121,7 +121,7 @@ def test_stats_are_of_the_finite_values(run, tmp_path):
     assert "-" in run("tensors", "--stats", tmp_path / "m.apr")[1]
 
 
-def test_stats_of_quantised_and_long_tensors_are_numpys_own(run, tmp_path):
+def test_stats_of_quantized_and_long_tensors_are_numpys_own(run, tmp_path):
     values = np.random.default_rng(0).standard_normal(3_000_000, np.float32)
     apr.save({"long": values}, tmp_path / "m.apr")
     (row,) = json.loads(run("tensors", "--json", "--stats", tmp_path / "m.apr")[1])["tensors"]

@@ -14,7 +14,7 @@ from tests.properties.test_container import METADATA, TENSORS, bits
 
 import apr
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 NAN, INF = float("nan"), float("inf")
 
 
@@ -133,7 +133,7 @@ def test_an_empty_head_is_the_embedding_that_it_is_tied_to(tmp_path):
     assert apr.diff(path, tmp_path / "full.apr").same
 
 
-def test_quantised_tensors_are_compared_by_their_values():
+def test_quantized_tensors_are_compared_by_their_values():
     directory = DATA / "aprender-0.72"
     found = apr.diff(directory / "qwen2_untied_f32.apr", directory / "qwen2_q4_q8.apr")
     assert {"q4", "q8"} <= {tensor.dtype[1] for tensor in found.tensors}

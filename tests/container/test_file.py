@@ -41,7 +41,7 @@ def test_a_missing_tensor_names_close_matches(path):
             look("model.norm.wieght")
 
 
-def test_of_many_names_a_missing_one_is_compared_with_its_neighbours_alone(tmp_path, monkeypatch):
+def test_of_many_names_a_missing_one_is_compared_with_its_neighbors_alone(tmp_path, monkeypatch):
     import difflib
 
     one = np.zeros(1, np.int8)

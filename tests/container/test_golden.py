@@ -9,7 +9,7 @@ import pytest
 
 import apr
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 WRITTEN = DATA / "aprender-0.72"
 OLD = DATA / "aprender-0.2x"
 IMPORTED = DATA / "imported-0.72"
@@ -138,7 +138,7 @@ def test_imports_from_gguf_hold_the_same_values(model):
 
 @pytest.mark.parametrize("model", ["llama_untied", "qwen2_tied"])
 @pytest.mark.parametrize(("kind", "dtype", "steps"), [("int8", "q8", 127), ("int4", "q4", 7)])
-def test_quantised_imports_are_near_their_source(model, kind, dtype, steps):
+def test_quantized_imports_are_near_their_source(model, kind, dtype, steps):
     with (
         apr.load(IMPORTED / f"from_safetensors_{model}.apr") as plain,
         apr.load(IMPORTED / f"from_safetensors_{model}_{kind}.apr", verify="full") as file,

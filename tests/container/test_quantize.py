@@ -1,4 +1,4 @@
-"""Writing the APR pair of quantised dtypes, against the ecosystem's own bytes and bounds of the error."""
+"""Writing the APR pair of quantized dtypes, against the ecosystem's own bytes and bounds of the error."""
 
 import ml_dtypes
 import numpy as np
@@ -22,19 +22,19 @@ def test_the_bytes_are_those_of_the_ecosystems_importer(model, dtype, suffix, da
         apr.load(folder / f"from_safetensors_{model}.apr") as source,
         apr.load(folder / f"from_safetensors_{model}_{suffix}.apr") as imported,
     ):
-        quantised = [name for name in imported if imported.info(name).dtype == dtype]
-        assert len(quantised) == 16
-        for name in quantised:
+        quantized = [name for name in imported if imported.info(name).dtype == dtype]
+        assert len(quantized) == 16
+        for name in quantized:
             assert bytes(apr.quantize(source[name], dtype).data) == bytes(imported.raw(name)), name
 
 
 @given(arrays.arrays("<f4", SHAPES, elements=FLOATS), st.sampled_from(["q8", "q4"]))
-def test_what_is_quantised_comes_back_within_half_a_step(tmp_path, values, dtype):
-    quantised = apr.quantize(values, dtype)
-    apr.save({"x": quantised}, tmp_path / "m.apr")
+def test_what_is_quantized_comes_back_within_half_a_step(tmp_path, values, dtype):
+    quantized = apr.quantize(values, dtype)
+    apr.save({"x": quantized}, tmp_path / "m.apr")
     with apr.load(tmp_path / "m.apr", verify="full") as file:
         found = file.numpy("x")
-        assert bytes(file.raw("x")) == bytes(quantised.data)
+        assert bytes(file.raw("x")) == bytes(quantized.data)
     assert found.shape == values.shape
     flat, back = values.ravel().astype("f8"), found.ravel().astype("f8")
     block, steps = (flat.size or 1, 127) if dtype == "q8" else (32, 7)
@@ -60,7 +60,7 @@ def test_every_kind_of_floating_point_tensor_is_taken():
     )
 
 
-def test_what_cannot_be_quantised_is_refused():
+def test_what_cannot_be_quantized_is_refused():
     for value, dtype, says in [
         (np.nan, "q8", "value 1 is NaN"),
         (np.inf, "q4", "value 1 is inf"),
@@ -68,7 +68,7 @@ def test_what_cannot_be_quantised_is_refused():
     ]:
         with pytest.raises(ValueError, match=says):
             apr.quantize(np.array([0, value], "<f4"), dtype)
-    with pytest.raises(ValueError, match="q4_k is not quantised to"):
+    with pytest.raises(ValueError, match="q4_k is not quantized to"):
         apr.quantize(np.zeros(2, "<f4"), "q4_k")
     with pytest.raises(TypeError, match="int64: only floating-point"):
         apr.quantize(torch.arange(3), "q8")

@@ -278,7 +278,7 @@ def test_slices_of_either_backend_are_the_same_values(backend, framework, tmp_pa
         assert file.get_tensor("a").tolist() == BASE.tolist()
 
 
-def test_quantised_tensors_come_as_float32(data):
+def test_quantized_tensors_come_as_float32(data):
     path = data / "aprender-0.72" / "qwen2_q4_q8.apr"
     plain_file = apr.load(path)
     name = next(name for name in plain_file if plain_file.info(name).dtype == "q4")
@@ -385,7 +385,7 @@ def test_a_script_on_a_gpu_gives_what_safetensors_gives(device, tmp_path):
 
 
 @pytest.mark.cuda
-def test_quantised_tensors_on_a_gpu_are_those_of_the_cpu(tmp_path):
+def test_quantized_tensors_on_a_gpu_are_those_of_the_cpu(tmp_path):
     path = tmp_path / "m.apr"
     apr.save({"q": apr.quantize(torch.rand(70, 300), "q4"), "r": apr.quantize(BASE, "q8")}, path)
     with apr.safe_open(path, "pt") as expected, apr.safe_open(path, "pt", device="cuda") as found:

@@ -219,17 +219,17 @@ def test_flags_say_what_the_metadata_hold(metadata, flag, is_set, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["row_padded_k_quants.apr", "qwen2_q4_q8.apr"])
-def test_quantised_bytes_are_saved_as_they_are_given(name, data, tmp_path):
+def test_quantized_bytes_are_saved_as_they_are_given(name, data, tmp_path):
     source = apr.load(data / "aprender-0.72" / name)
-    quantised = {name for name in source if source.info(name).dtype[0] == "q"}
+    quantized = {name for name in source if source.info(name).dtype[0] == "q"}
     given = {
         name: apr.Quantized(source.info(name).dtype, source.info(name).shape, source.raw(name))
-        for name in quantised
+        for name in quantized
     }
     apr.save(given, tmp_path / "m.apr")
     with apr.load(tmp_path / "m.apr") as saved:
-        assert quantised
-        for name in quantised:
+        assert quantized
+        for name in quantized:
             assert saved.raw(name) == source.raw(name)
             assert saved[name].equal(source[name])
             assert saved.header.flags & (1 << 5)
@@ -238,18 +238,18 @@ def test_quantised_bytes_are_saved_as_they_are_given(name, data, tmp_path):
 @pytest.mark.parametrize(
     ("dtype", "shape", "data", "says"),
     [
-        ("f32", (1,), b"1234", "'f32' is not quantised: one of q4"),
+        ("f32", (1,), b"1234", "'f32' is not quantized: one of q4"),
         ("q8", (4,), b"1234567", r"7 bytes given, but q8 \[4\] takes 8"),
         ("q4_k", (2, 257), bytes(144 * 3), r"takes 576"),
         ("q4", (2**62, 4), b"", "out of range"),
     ],
 )
-def test_quantised_bytes_that_do_not_fit_are_refused(dtype, shape, data, says):
+def test_quantized_bytes_that_do_not_fit_are_refused(dtype, shape, data, says):
     with pytest.raises(ValueError, match=says):
         apr.Quantized(dtype, shape, data)
 
 
-def test_quantised_bytes_are_read_only_and_pickle():
+def test_quantized_bytes_are_read_only_and_pickle():
     import pickle
 
     given = apr.Quantized("q8", [4], bytearray(8))

@@ -12,7 +12,7 @@ from tests.properties.test_container import TENSORS, bits
 
 import apr
 
-DATA = Path(__file__).parents[1] / "data" / "aprender-0.72"
+DATA = Path(__file__).parents[1] / "fixtures" / "aprender-0.72"
 TENSORS_OF = [
     {"b": np.arange(6, dtype=np.float32).reshape(2, 3), "d": np.ones(4, np.int8)},
     {"a": np.arange(5.0), "c": np.array(7, np.int64)},

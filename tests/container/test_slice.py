@@ -49,7 +49,7 @@ def test_a_slice_is_what_numpy_gives(tmp_path, case):
 
 
 @pytest.mark.parametrize("name", ["q4", "q8", "q4_k", "q6_k"])
-def test_rows_of_quantised_tensors_are_those_of_the_whole(name, data):
+def test_rows_of_quantized_tensors_are_those_of_the_whole(name, data):
     path = data / "aprender-0.72" / ("row_padded_k_quants.apr" if "k" in name else "qwen2_q4_q8.apr")
     with apr.load(path) as file:
         names = [n for n in file if file.info(n).dtype == name and len(file.info(n).shape) == 2]
@@ -174,7 +174,7 @@ def test_a_file_cut_short_while_open_is_an_error_and_not_a_signal(tmp_path):
     assert torch.equal(kept, torch.ones(8))
 
 
-def test_a_quantised_file_cut_short_while_open_is_an_error(tmp_path, data):
+def test_a_quantized_file_cut_short_while_open_is_an_error(tmp_path, data):
     path = tmp_path / "q.apr"
     path.write_bytes((data / "aprender-0.72" / "qwen2_q4_q8.apr").read_bytes())
     file = apr.load(path)

@@ -13,7 +13,7 @@ from tests.properties.test_container import METADATA, TENSORS
 import apr
 from apr.cli import main
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 
 
 def opens(path):

@@ -18,9 +18,9 @@ def entry(name=b"encoder.conv1.weight", dims=(3, 4), offset=300, size=24, count=
     return (name.ljust(48, b"\0") + packed).ljust(96, b"\0")
 
 
-def forge(*entries, quantisation=1, compressed=0, flags=3, count=None):
+def forge(*entries, quantization=1, compressed=0, flags=3, count=None):
     head = struct.pack(
-        "<HBBBHB", 1, 2, quantisation, compressed, len(entries) if count is None else count, flags
+        "<HBBBHB", 1, 2, quantization, compressed, len(entries) if count is None else count, flags
     )
     return with_crc(b"APR1" + head + u32(*range(1, 11)) + b"".join(entries) + bytes(24))
 
@@ -89,7 +89,7 @@ def test_values_are_refused_and_the_line_says_what_is_shown(path, tmp_path, caps
 
 def test_a_compressed_body_shows_its_header_alone(tmp_path, capsys):
     path = tmp_path / "whisper.apr"
-    path.write_bytes(forge(compressed=1, count=5, quantisation=3))
+    path.write_bytes(forge(compressed=1, count=5, quantization=3))
     found = apr.inspect(path)
     assert (found["tensor_count"], found["dtypes"], found["param_count"]) == (5, {"int4": 5}, 0)
     assert main(["tensors", str(path)]) == 4
@@ -99,7 +99,7 @@ def test_a_compressed_body_shows_its_header_alone(tmp_path, capsys):
 # id: (bytes, error, tensor, byte, what the line says); the index starts at 52, an entry has its count at 64
 CASES = {
     "header cut off": (forge()[:51], "TruncatedError", None, 51, "the header"),
-    "unknown quantisation": (forge(quantisation=4), "FormatError", None, 7, "quantisation 4"),
+    "unknown quantization": (forge(quantization=4), "FormatError", None, 7, "quantization 4"),
     "index beyond the file": (forge(count=3), "TruncatedError", None, 80, "the tensor index"),
     "empty name": (forge(entry(b"")), "FormatError", None, 52, "the name is empty"),
     "name not UTF-8": (forge(entry(b"\xff")), "FormatError", None, 52, "not UTF-8"),

@@ -45,7 +45,7 @@ def test_the_same_adds_are_the_same_bytes_and_in_name_order_those_of_save(tmp_pa
     assert first == (tmp_path / "2.apr").read_bytes() == (tmp_path / "3.apr").read_bytes()
 
 
-def test_torch_values_and_quantised_bytes_are_added(tmp_path):
+def test_torch_values_and_quantized_bytes_are_added(tmp_path):
     import torch
 
     q8 = apr.Quantized("q8", (4,), np.float32(0.5).tobytes() + bytes([1, 2, 3, 255]))

@@ -45,7 +45,7 @@ def test_evidence_is_kept_and_makes_the_contract_live(make_run, tmp_path):
     assert main(["contracts", "check", str(contract), "--run-dir", str(make_run()), "--record"]) == 0
     evidence = json.loads((tmp_path / "c.evidence.json").read_text())
     assert "  status: ACTIVE_RUNTIME\n" in contract.read_text()
-    assert set(evidence["artefacts"]) == {"result.json", "train.jsonl", "run.log", "ckpt/epoch-000.apr"}
+    assert set(evidence["artifacts"]) == {"result.json", "train.jsonl", "run.log", "ckpt/epoch-000.apr"}
 
 
 def test_evidence_of_a_failure_leaves_the_contract_a_draft(make_run, tmp_path):

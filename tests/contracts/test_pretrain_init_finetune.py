@@ -90,7 +90,7 @@ def test_cuda_errors_on_a_cpu_are_not_applicable_and_never_a_pass(make_run):
 
 
 @pytest.mark.parametrize("name", ["result.json", "train.jsonl", "run.log"])
-def test_a_missing_artefact_is_a_failure(make_run, name):
+def test_a_missing_artifact_is_a_failure(make_run, name):
     run = make_run()
     (run / name).unlink()
     _, found = outcomes(run)

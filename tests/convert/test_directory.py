@@ -12,7 +12,7 @@ from apr.cli import main
 from apr.convert import ConvertOptions, convert
 from apr.errors import RefusedError
 
-MODEL = Path(__file__).parents[1] / "data" / "imported-0.72" / "from_gguf_llama_tied.apr"
+MODEL = Path(__file__).parents[1] / "fixtures" / "imported-0.72" / "from_gguf_llama_tied.apr"
 FORCE = ConvertOptions(force=True)
 
 

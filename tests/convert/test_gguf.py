@@ -12,10 +12,10 @@ from tests.convert.memory import memory_of_conversions
 
 from apr.cli import main
 
-DATA = Path(__file__).parents[1] / "data" / "imported-0.72"
+DATA = Path(__file__).parents[1] / "fixtures" / "imported-0.72"
 MODELS = ["llama_tied", "llama_untied", "qwen2_tied", "qwen2_untied"]
 # (type, bytes of one row of 256 values)
-QUANTISED = {"Q4_0": 144, "Q4_1": 160, "Q5_0": 176, "Q8_0": 272, "Q4_K": 144, "Q6_K": 210}
+QUANTIZED = {"Q4_0": 144, "Q4_1": 160, "Q5_0": 176, "Q8_0": 272, "Q4_K": 144, "Q6_K": 210}
 
 
 EMBEDDING = [("token_embd.weight", np.ones((8, 256), np.float32))]
@@ -120,23 +120,23 @@ def test_sizes_and_tokenizer_go_along(model, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("kind", QUANTISED)
-def test_quantised_values_are_the_gguf_packages_own_bit_for_bit(kind, tmp_path):
+@pytest.mark.parametrize("kind", QUANTIZED)
+def test_quantized_values_are_the_gguf_packages_own_bit_for_bit(kind, tmp_path):
     import gguf
 
     import apr
 
-    quantisation = gguf.GGMLQuantizationType[kind]
+    quantization = gguf.GGMLQuantizationType[kind]
     rng = np.random.default_rng(0)
-    blocks = rng.integers(0, 256, size=(256, QUANTISED[kind]), dtype=np.uint8)
+    blocks = rng.integers(0, 256, size=(256, QUANTIZED[kind]), dtype=np.uint8)
     with np.errstate(invalid="ignore"):  # some scales are NaN
-        expected = gguf.dequantize(blocks, quantisation)
+        expected = gguf.dequantize(blocks, quantization)
     path = write_gguf(
         tmp_path / "q.gguf",
         tensors=[
-            ("token_embd.weight", blocks, quantisation),
-            ("blk.0.ffn_up.weight", blocks, quantisation),
-            ("blk.0.attn_q.weight", blocks, quantisation),
+            ("token_embd.weight", blocks, quantization),
+            ("blk.0.ffn_up.weight", blocks, quantization),
+            ("blk.0.attn_q.weight", blocks, quantization),
         ],
     )
     with np.errstate(invalid="ignore"):
@@ -235,16 +235,16 @@ def test_k_quants_are_kept_as_they_are_when_asked(kind, tmp_path):
 
     import apr
 
-    quantisation = gguf.GGMLQuantizationType[kind]
-    blocks = np.random.default_rng(0).integers(0, 256, (256, 3 * QUANTISED[kind]), np.uint8)
+    quantization = gguf.GGMLQuantizationType[kind]
+    blocks = np.random.default_rng(0).integers(0, 256, (256, 3 * QUANTIZED[kind]), np.uint8)
     vector = np.ones(768, np.float32)
     path = write_gguf(
         tmp_path / "q.gguf",
         embedding_length=768,
         **{"rope.dimension_count": 192},
         tensors=[
-            ("token_embd.weight", blocks, quantisation),
-            ("blk.0.attn_q.weight", blocks, quantisation),
+            ("token_embd.weight", blocks, quantization),
+            ("blk.0.attn_q.weight", blocks, quantization),
             ("output_norm.weight", vector),
         ],
     )
@@ -259,7 +259,7 @@ def test_k_quants_are_kept_as_they_are_when_asked(kind, tmp_path):
             assert kept.numpy(name).tobytes() == plain.numpy(name).tobytes(), name
 
 
-def test_every_type_that_the_package_dequantises_is_read(tmp_path):
+def test_every_type_that_the_package_dequantizes_is_read(tmp_path):
     import gguf
 
     import apr
@@ -275,7 +275,7 @@ def test_every_type_that_the_package_dequantises_is_read(tmp_path):
         except NotImplementedError:
             continue
         if size == 1:
-            continue  # not quantised
+            continue  # not quantized
         path = write_gguf(tmp_path / "m.gguf", tensors=[("token_embd.weight", blocks, kind)])
         with np.errstate(all="ignore"):
             assert convert(path, tmp_path / "m.apr") == 0
@@ -297,10 +297,10 @@ def test_every_type_that_the_package_dequantises_is_read(tmp_path):
 def test_memory_does_not_grow_with_the_file(kind, megabytes, tmp_path):
     import gguf
 
-    quantisation = gguf.GGMLQuantizationType[kind]
-    values, nbytes = gguf.GGML_QUANT_SIZES[quantisation]
+    quantization = gguf.GGMLQuantizationType[kind]
+    values, nbytes = gguf.GGML_QUANT_SIZES[quantization]
     rows = megabytes * 2**20 // (256 // values * nbytes)
-    path = write_gguf(tmp_path / "m.gguf", tensors=[("token_embd.weight", (rows, 256), quantisation)])
+    path = write_gguf(tmp_path / "m.gguf", tensors=[("token_embd.weight", (rows, 256), quantization)])
     assert path.stat().st_size > megabytes * 1_000_000
     grown = memory_of_conversions(path, tmp_path / "m.apr")
     assert grown < 250_000, f"{grown} kB"

@@ -15,7 +15,7 @@ from apr.convert import ConvertOptions, convert, stream
 from apr.errors import ChecksumError, FormatError, RefusedError, UsageError, WeightsError
 
 MODELS = ["qwen2_tied", "qwen2_untied", "llama_tied", "llama_untied"]
-IMPORTED = Path(__file__).parents[1] / "data" / "imported-0.72"
+IMPORTED = Path(__file__).parents[1] / "fixtures" / "imported-0.72"
 
 
 def transformers_model(directory):
@@ -62,7 +62,7 @@ def test_every_file_of_the_importer_becomes_a_directory_with_its_logits(path, tm
     plain = name.rsplit("_", 1)[0] if name.endswith(("int8", "int4", "fp16")) else name
     if name == plain:
         check_logits(model, IMPORTED / f"{plain}.logits.json")
-    # Quantised weights have logits of their own: those of the same file in our decoder.
+    # Quantized weights have logits of their own: those of the same file in our decoder.
     ours = logits_of_ours(Decoder.from_apr(path))
     assert torch.allclose(logits(model), ours, atol=1e-4, rtol=0)
     tokenizer = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())

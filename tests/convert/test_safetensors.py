@@ -168,7 +168,7 @@ def test_several_apr_files_become_one_and_one_several(tmp_path, data, capsys):
     with apr.load(source) as a, apr.load(one) as b:
         assert {name: (a.info(name).dtype, bytes(a.raw(name))) for name in a} == {
             name: (b.info(name).dtype, bytes(b.raw(name))) for name in b
-        }  # quantised tensors are as they were stored
+        }  # quantized tensors are as they were stored
     index = tmp_path / "several" / "model.apr.index.json"
     assert main(["convert", str(one), str(index), "--max-shard-size", "500"]) == 0
     assert len(list(index.parent.glob("*.apr"))) > 2
@@ -212,7 +212,7 @@ def test_of_a_payload_without_described_tensors_no_file_is_made(tmp_path, data, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_quantised_tensors_are_dequantised(tmp_path, data):
+def test_quantized_tensors_are_dequantized(tmp_path, data):
     convert(data / "aprender-0.72" / "every_dtype.apr", tmp_path / "b.safetensors")
     found = safetensors.torch.load_file(tmp_path / "b.safetensors")
     with apr.load(data / "aprender-0.72" / "every_dtype.apr") as file:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 REFERENCES = sorted(DATA.glob("*/*.logits.json"))
 
 
@@ -138,7 +138,7 @@ def test_random_models_agree_with_transformers(family, tied, changes, tmp_path):
         "from_safetensors_qwen2_tied_int4",
     ],
 )
-def test_quantised_imports_give_the_logits_of_their_own_weights(name):
+def test_quantized_imports_give_the_logits_of_their_own_weights(name):
     import torch
     from transformers import AutoModelForCausalLM
 

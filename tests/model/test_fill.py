@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "fixtures"
 FILE = DATA / "aprender-0.72" / "qwen2_untied_f32.apr"
 BIASES = [f"model.layers.{n}.self_attn.{p}_proj.bias" for n in (0, 1) for p in "qkv"]
 

@@ -11,7 +11,7 @@ from apr.cli import main
 from apr.convert import convert
 from apr.model import Decoder, ModelConfig
 
-TOKENIZER = Path(__file__).parents[1] / "data" / "imported-0.72" / "hf_qwen2_tied"
+TOKENIZER = Path(__file__).parents[1] / "fixtures" / "imported-0.72" / "hf_qwen2_tied"
 SMALL = ["--arch", "qwen2-4m", "--vocab-size", "512"]
 
 

@@ -17,7 +17,7 @@ from apr.data.manifest import check_manifest
 from apr.data.shards import list_shards
 from apr.errors import AprError, RefusedError
 
-# What pre-tokenisers treat apart: letters, digits, marks, every kind of white space, controls, emoji.
+# What pre-tokenizers treat apart: letters, digits, marks, every kind of white space, controls, emoji.
 SPECIAL = "aZ9 \t\n\r\x0b\x0c\x1c\x85\xa0\u2028\u3000'.,_<|>é\u0301İß東\u0660½\U0001f600\x00\ufeff"
 TEXT = st.text(st.one_of(st.sampled_from(SPECIAL), st.characters(exclude_categories=["Cs"])), max_size=60)
 MERGES = [("Ġ", "Ġ"), ("ĠĠ", "ĠĠ"), ("a", "a"), ("Ġ", "a"), ("9", "9"), ("Ċ", "Ċ"), (".", "Ċ"), ("Ã", "©")]

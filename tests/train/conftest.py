@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-DATA = Path(__file__).parents[1] / "data" / "imported-0.72"
+DATA = Path(__file__).parents[1] / "fixtures" / "imported-0.72"
 BASE = DATA / "from_safetensors_qwen2_tied.apr"
 VOCAB, SEQ = 512, 32
 

@@ -185,19 +185,19 @@ def test_steps_made_on_a_cpu_stay_complete_where_a_gpu_goes_on():
     assert not gates.metrics([first, second | {"gpu_util_pct": None}], 2).passed
 
 
-def test_an_epoch_without_its_file_fails_the_artefact_gate(tmp_path):
+def test_an_epoch_without_its_file_fails_the_artifact_gate(tmp_path):
     from apr.train import gates
 
     ckpt = tmp_path / "ckpt"
     ckpt.mkdir()
     (ckpt / "epoch-000.apr").write_bytes(b"x")
-    assert gates.artefacts(tmp_path, 1).value == "epoch-000.metadata.json missing"
+    assert gates.artifacts(tmp_path, 1).value == "epoch-000.metadata.json missing"
     (ckpt / "epoch-000.metadata.json").write_text("{}")
-    assert gates.artefacts(tmp_path, 1).passed
+    assert gates.artifacts(tmp_path, 1).passed
     (ckpt / "epoch-000.apr").unlink()
-    assert not gates.artefacts(tmp_path, 1).passed
+    assert not gates.artifacts(tmp_path, 1).passed
     (ckpt / "epoch-000.metadata.json").write_text('{"pruned": true}')
-    assert gates.artefacts(tmp_path, 1).passed
+    assert gates.artifacts(tmp_path, 1).passed
 
 
 @pytest.mark.parametrize(

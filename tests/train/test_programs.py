@@ -318,7 +318,7 @@ def test_tensorboard_keeps_the_held_out_point_where_a_run_goes_on(short, train):
     assert losses[3] == pytest.approx(first.final_val_loss, rel=1e-6)
 
 
-def test_a_gpu_that_does_not_measure_its_utilisation_is_refused_before_the_run(monkeypatch):
+def test_a_gpu_that_does_not_measure_its_utilization_is_refused_before_the_run(monkeypatch):
     from types import SimpleNamespace
 
     import torch
@@ -341,7 +341,7 @@ def test_a_gpu_that_does_not_measure_its_utilisation_is_refused_before_the_run(m
     monkeypatch.setitem(sys.modules, "pynvml", driver)
     monkeypatch.setattr(device, "_uuid", lambda _: "GPU-0")
     with pytest.raises(UnavailableError, match="cannot be measured"):
-        device.Utilisation(torch.device("cuda"))
+        device.Utilization(torch.device("cuda"))
 
 
 def test_tensorboard_that_is_missing_is_said_before_the_run(short, monkeypatch, tmp_path):

@@ -67,7 +67,7 @@ def test_extend_goes_on_from_a_partial_epoch(options, train, tmp_path, num_steps
     assert further.final_val_loss == further.val_loss_history[-1]
     records = list(map(json.loads, (tmp_path / "run" / "train.jsonl").open()))
     assert [r["step"] for r in records if "val_loss" in r] == [0, 5, 10, 12, num_steps]
-    assert all(gate.passed for gate in further.gates if gate.name in {"metrics", "artefacts"})
+    assert all(gate.passed for gate in further.gates if gate.name in {"metrics", "artifacts"})
 
 
 def test_wall_seconds_are_one_clock_over_all_parts(options, train, monkeypatch, tmp_path):
@@ -293,8 +293,8 @@ def test_a_damaged_best_checkpoint_is_named_and_another_is_the_best(options, tra
     assert json.loads((ckpt / "epoch-000.metadata.json").read_text())["damaged"] is True
     assert (resumed.status, resumed.exit_code) == ("FAILED", 5)
     assert "epoch-000.apr damaged" in resumed.detail
-    artefacts = next(gate for gate in resumed.gates if gate.name == "artefacts")
-    assert (artefacts.passed, artefacts.value) == (False, "epoch-000.apr damaged")
+    artifacts = next(gate for gate in resumed.gates if gate.name == "artifacts")
+    assert (artifacts.passed, artifacts.value) == (False, "epoch-000.apr damaged")
     assert "best model: " in (log := (tmp_path / "run" / "run.log").read_text())
     assert "epoch-001.apr, held-out loss 4.1000" in log
 
@@ -502,7 +502,7 @@ def test_pruning_keeps_the_best_and_says_what_went(options, train, tmp_path):
     }
     pruned = [json.loads(p.read_text()).get("pruned", False) for p in sorted(ckpt.glob("*.metadata.json"))]
     assert pruned == [not (ckpt / f"epoch-{n:03}.apr").exists() for n in range(5)]
-    assert next(g for g in result.gates if g.name == "artefacts").passed
+    assert next(g for g in result.gates if g.name == "artifacts").passed
 
 
 def test_a_base_file_is_never_a_checkpoint():

@@ -27,7 +27,7 @@ COMMANDS = {
     "diff": ("apr.cli.diff", "what differs between two files: metadata, tensors, values"),
     "stamp": ("apr.cli.stamp", "change the metadata of a file, and nothing else"),
     "convert": ("apr.cli.convert", "GGUF, safetensors and transformers directories to .apr, and back"),
-    "init": ("apr.cli.init", "a freshly initialised model file"),
+    "init": ("apr.cli.init", "a freshly initialized model file"),
     "tokenize": ("apr.cli.tokenize", "train a vocabulary, encode a corpus to shards"),
     "repair-manifest": ("apr.cli.repair_manifest", "rebuild the manifest of a shard directory"),
     "pretrain": ("apr.cli.pretrain", "train from an .apr file or from scratch"),

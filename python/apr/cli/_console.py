@@ -1,4 +1,4 @@
-"""How commands print for people: colours and wrapping in a terminal, plain whole lines in a pipe."""
+"""How commands print for people: colors and wrapping in a terminal, plain whole lines in a pipe."""
 
 from __future__ import annotations
 

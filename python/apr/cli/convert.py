@@ -53,10 +53,10 @@ class Command:
     target: Annotated[Path, tyro.conf.Positional]
     """The file or directory to write."""
     dtype: FloatDtype | None = None
-    """Store floating-point tensors in this dtype, quantised ones too (default: as stored; f32 for those that
+    """Store floating-point tensors in this dtype, quantized ones too (default: as stored; f32 for those that
     the target does not hold or that come from GGUF)."""
     keep_quantized: Annotated[bool, Flag] = False
-    """To .apr: leave quantised tensors as they are, of GGUF's q4_k and q6_k, whatever the dtype."""
+    """To .apr: leave quantized tensors as they are, of GGUF's q4_k and q6_k, whatever the dtype."""
     max_shard_size: str | None = None
     """Write several files of at most this size: 2GB, 500MiB, or bytes."""
     no_tokenizer: Annotated[bool, Flag] = False

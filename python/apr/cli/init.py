@@ -1,4 +1,4 @@
-"""`apr init`: a freshly initialised model file."""
+"""`apr init`: a freshly initialized model file."""
 
 from __future__ import annotations
 

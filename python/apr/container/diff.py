@@ -133,7 +133,7 @@ def diff(a: str | PathLike[str], b: str | PathLike[str], *, atol: float | None =
 
     Without `atol` values of the same dtype are compared by their bits: a NaN equals one of the same bits,
     and 0.0 differs from -0.0. With `atol`, and between dtypes, they are compared as numbers: every NaN
-    equals every other. Quantised tensors are compared by the float32 values they stand for. Metadata are
+    equals every other. Quantized tensors are compared by the float32 values they stand for. Metadata are
     compared as JSON (1 and 1.0 differ), the order of keys does not count.
 
     Args:

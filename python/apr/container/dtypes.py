@@ -1,4 +1,4 @@
-"""The format's dtypes as NumPy's; quantised ones have no counterpart and become float32."""
+"""The format's dtypes as NumPy's; quantized ones have no counterpart and become float32."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ NUMPY: dict[str, np.dtype[np.generic]] = {
     "i8": np.dtype(np.int8),
     "u8": np.dtype(np.uint8),
 }
-QUANTISED = frozenset({"q4", "q8", "q4_k", "q6_k"})
+QUANTIZED = frozenset({"q4", "q8", "q4_k", "q6_k"})
 NAMES = {dtype: name for name, dtype in NUMPY.items()}

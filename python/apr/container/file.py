@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # State of a training run; not of the model.
 TRAINING_PREFIX = "__training__."
-# Names that a missing one is compared with, its neighbours: of a hundred thousand it would take seconds.
+# Names that a missing one is compared with, its neighbors: of a hundred thousand it would take seconds.
 _COMPARED = 1000
 _LONGEST_NAME = 256
 # The output projection, in transformers' names and in GGUF's.
@@ -155,7 +155,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
     """Names to tensors, in index order. Made by `apr.load`.
 
     A tensor lies in the mapped pages and keeps them alive on its own; writing to it never changes the
-    file. A quantised tensor is dequantised to float32 each time it is asked for, and one that an old form
+    file. A quantized tensor is dequantized to float32 each time it is asked for, and one that an old form
     of the file keeps at a place where its values cannot stand is copied.
     """
 
@@ -182,7 +182,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
         return self._made(name) if capsule is None else self._from_dlpack(capsule)
 
     def _made(self, name: str) -> torch.Tensor:
-        """A tensor that is not on the pages as it is: empty, tied, quantised, at an unaligned place."""
+        """A tensor that is not on the pages as it is: empty, tied, quantized, at an unaligned place."""
         import torch
 
         from apr.container.torch_dtypes import TORCH, empty
@@ -192,7 +192,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
             return self[stored.name]
         values = empty(stored.shape, TORCH.get(stored.dtype, torch.float32))
         if stored.dtype not in TORCH:
-            self._container.dequantise(name, 0, values.view(-1).numpy().data)
+            self._container.dequantize(name, 0, values.view(-1).numpy().data)
         else:
             self._container.read([(stored.offset, values.view(-1).view(torch.uint8).numpy().data)])
         return values
@@ -232,7 +232,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
             return np.ndarray(stored.shape, plain, memoryview(self._pages), stored.offset)
         values = np.empty(stored.shape, plain or np.float32)
         if plain is None:
-            self._container.dequantise(stored.name, 0, values.reshape(-1).data)
+            self._container.dequantize(stored.name, 0, values.reshape(-1).data)
         else:
             self._container.read([(stored.offset, values.reshape(-1).view(np.uint8).data)])
         return values
@@ -262,7 +262,7 @@ class AprFile(Mapping[str, "torch.Tensor"]):
 
         Args:
             device: where the tensors go; to a CUDA device through a small ring of page-locked buffers.
-            dtype: what floating-point tensors become; by default they stay as stored, quantised ones
+            dtype: what floating-point tensors become; by default they stay as stored, quantized ones
                 become float32.
             names: which tensors, in this order; by default all of them.
 

@@ -44,7 +44,7 @@ _ROPE_FACTORS = "rope_freqs.weight"
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1, 4, 8192
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
-# Types that .apr stores as they are; every other one is dequantised to float32.
+# Types that .apr stores as they are; every other one is dequantized to float32.
 _PLAIN_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
 
 
@@ -79,7 +79,7 @@ class GgufTensor:
 
     name: str
     dtype: str
-    """As .apr names it: the stored type, or f32 where GGUF quantises."""
+    """As .apr names it: the stored type, or f32 where GGUF quantizes."""
     shape: tuple[int, ...]
     path: Path
     source: ReaderTensor
@@ -133,7 +133,7 @@ class GgufTensor:
 
     @property
     def _block(self) -> tuple[int, int]:
-        """Values and bytes of a block; of a type that is not quantised, of a value."""
+        """Values and bytes of a block; of a type that is not quantized, of a value."""
         from gguf import GGML_QUANT_SIZES
 
         values, nbytes = GGML_QUANT_SIZES[self.source.tensor_type]
@@ -353,7 +353,7 @@ def _contents(path: Path, field: ReaderField) -> Any:  # noqa: ANN401  (whatever
 
 
 def _is_read(kind: GGMLQuantizationType) -> bool:
-    """Whether .apr stores the type as it is, or the gguf package dequantises it."""
+    """Whether .apr stores the type as it is, or the gguf package dequantizes it."""
     from gguf import GGML_QUANT_SIZES, dequantize
 
     if kind.name in _PLAIN_TYPES:

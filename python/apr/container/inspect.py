@@ -113,14 +113,14 @@ def _whisper(path: str | PathLike[str], file: WhisperFile) -> dict[str, object]:
         "architecture": "whisper",
         **dict.fromkeys(_FACTS),
         "param_count": sum(prod(tensor.shape) for tensor in file.tensors),
-        "dtypes": {file.quantisation: file.tensor_count} if file.tensor_count else {},
+        "dtypes": {file.quantization: file.tensor_count} if file.tensor_count else {},
         "flags": {str(flag.name).lower(): flag in file.flags for flag in WhisperFlags},
         "unknown_flags": [bit for bit in range(2, 8) if file.flags & (1 << bit)],
         "reserved": None,
         "v1": None,
         "whisper": {
             "model": file.model,
-            "quantization": file.quantisation,
+            "quantization": file.quantization,
             "compressed": file.compressed,
             "sizes": list(file.sizes),
         },
@@ -158,7 +158,7 @@ def _kind(infos: list[TensorInfo], *, is_shard: bool) -> str:
 
 
 def _is_parameter(info: TensorInfo, metadata: Mapping[str, Any]) -> bool:
-    """Whether its values are parameters: optimiser state is not, nor a head that is tied."""
+    """Whether its values are parameters: optimizer state is not, nor a head that is tied."""
     says_tied = metadata.get("tie_word_embeddings") or metadata.get("tied_embeddings")
     is_tied = info.tied or (says_tied and info.name in HEADS)
     return not is_tied and not info.name.startswith(TRAINING_PREFIX)

@@ -1,4 +1,4 @@
-"""Values to APR's own quantised pair, byte for byte as the ecosystem's importer stores them."""
+"""Values to APR's own quantized pair, byte for byte as the ecosystem's importer stores them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from apr._core import quantise
+from apr import _core
 from apr.container.quantized import Quantized
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def quantize(tensor: torch.Tensor | np.ndarray, dtype: Literal["q8", "q4"]) -> Quantized:
-    """A tensor's values quantised, for `apr.save` and `Writer.add`.
+    """A tensor's values quantized, for `apr.save` and `Writer.add`.
 
     q8 keeps one float32 scale, the largest magnitude over 127, and an int8 for each value: no value is off
     by more than half the scale. q4 keeps a float16 scale, the largest magnitude over 7, for each 32 values
@@ -31,7 +31,7 @@ def quantize(tensor: torch.Tensor | np.ndarray, dtype: Literal["q8", "q4"]) -> Q
         ValueError: another dtype; a value that is NaN or infinite, or above 458,528 for q4.
     """
     values = _float32(tensor)
-    return Quantized(dtype, values.shape, quantise(dtype, np.ascontiguousarray(values).reshape(-1).data))
+    return Quantized(dtype, values.shape, _core.quantize(dtype, np.ascontiguousarray(values).reshape(-1).data))
 
 
 def _float32(tensor: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -44,5 +44,5 @@ def _float32(tensor: torch.Tensor | np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):  # what float32 cannot hold is refused as an infinity
             return tensor.astype(np.float32)
     raise TypeError(
-        f"{getattr(tensor, 'dtype', type(tensor).__name__)}: only floating-point tensors are quantised"
+        f"{getattr(tensor, 'dtype', type(tensor).__name__)}: only floating-point tensors are quantized"
     )

@@ -17,7 +17,7 @@ _DTYPES = ("q4", "q8", "q4_k", "q6_k")
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A quantised tensor as it is stored; `apr.save` and `Writer.add` take it in place of values.
+    """A quantized tensor as it is stored; `apr.save` and `Writer.add` take it in place of values.
 
     Attributes:
         dtype: "q4", "q8", "q4_k" or "q6_k".
@@ -37,7 +37,7 @@ class Quantized:
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype {self.dtype!r} is not quantised: one of {', '.join(_DTYPES)}")
+            raise ValueError(f"dtype {self.dtype!r} is not quantized: one of {', '.join(_DTYPES)}")
         shape = tuple(self.shape)
         view = memoryview(self.data)
         # A cast of an empty view with a zero in its shape is refused.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from apr.container.dtypes import QUANTISED
+from apr.container.dtypes import QUANTIZED
 from apr.container.file import load
 from apr.container.metadata import as_texts
 
@@ -23,7 +23,7 @@ class safe_open:  # noqa: N801 (safetensors' name)
     """Open an `.apr` file with safetensors' interface: a script changes its import and nothing else.
 
     On the CPU tensors lie in the mapped pages (copy-on-write), with `backend="pread"` in memory of their
-    own; on another device they are read into it. Quantised tensors come as float32. Where safetensors
+    own; on another device they are read into it. Quantized tensors come as float32. Where safetensors
     raises SafetensorError this raises AprError, KeyError (no such tensor) or ValueError.
 
     Args:
@@ -110,7 +110,7 @@ class safe_open:  # noqa: N801 (safetensors' name)
         self._file.close()
 
     def _part(self, name: str, index: Any) -> Any:  # noqa: ANN401
-        if self._in_place and self._file.info(name).dtype not in QUANTISED:
+        if self._in_place and self._file.info(name).dtype not in QUANTIZED:
             return self.get_tensor(name)[index]
         part = self._file.slice(name)
         try:
@@ -131,7 +131,7 @@ class Slice:
         return list(self._info.shape)
 
     def get_dtype(self) -> str:
-        """The stored dtype in safetensors' spelling: "F32", "BF16"; "Q4_K" where it is quantised."""
+        """The stored dtype in safetensors' spelling: "F32", "BF16"; "Q4_K" where it is quantized."""
         return self._info.dtype.upper()
 
     def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 (what torch and NumPy take)

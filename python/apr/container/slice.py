@@ -27,7 +27,7 @@ class TensorSlice:
     """What `AprFile.slice` gives: `f.slice(name)[5:9, :64]` reads rows 5 to 8 and no others.
 
     Indices are those of NumPy's basic indexing without new axes: integers, slices with a positive step,
-    an ellipsis. What comes back is a copy; of a quantised tensor, the rows' values in float32.
+    an ellipsis. What comes back is a copy; of a quantized tensor, the rows' values in float32.
     """
 
     def __init__(self, container: Container, info: TensorInfo) -> None:
@@ -75,7 +75,7 @@ class TensorSlice:
         plain = NUMPY.get(self.dtype)
         values: NDArray[Any] = np.empty(stop - start, plain or np.float32)
         if plain is None:
-            self._container.dequantise(self._info.name, start, values.data)
+            self._container.dequantize(self._info.name, start, values.data)
         else:
             at = self._info.offset + start * plain.itemsize
             self._container.read([(at, values.view(np.uint8).data)])

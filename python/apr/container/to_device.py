@@ -38,7 +38,7 @@ def to_device(
     infos = {info.name: info for info in stored.values()}
     plain = [info for info in infos.values() if info.dtype in TORCH]
     found = _through_pinned(container, plain, device) if device.type == "cuda" else _read(container, plain)
-    found |= {name: _dequantised(container, info) for name, info in infos.items() if name not in found}
+    found |= {name: _dequantized(container, info) for name, info in infos.items() if name not in found}
     for name, values in found.items():
         wanted = dtype if values.is_floating_point() else None
         found[name] = values.to(device, wanted)
@@ -77,9 +77,9 @@ def _read(container: Container, infos: list[TensorInfo]) -> dict[str, torch.Tens
     return found
 
 
-def _dequantised(container: Container, info: TensorInfo) -> torch.Tensor:
+def _dequantized(container: Container, info: TensorInfo) -> torch.Tensor:
     values = empty(info.shape, torch.float32)
-    container.dequantise(info.name, 0, values.view(-1).numpy().data)
+    container.dequantize(info.name, 0, values.view(-1).numpy().data)
     return values
 
 

@@ -29,7 +29,7 @@ _MODEL_TYPES = {
     0x0A: "SVM",
     0x10: "n-gram LM",
     0x11: "TF-IDF",
-    0x12: "count vectoriser",
+    0x12: "count vectorizer",
     0x20: "sequential net",
     0x21: "custom net",
     0x30: "recommender",

@@ -28,7 +28,7 @@ class WhisperFile:
     Attributes:
         version: of the container.
         model: the number of the model's kind.
-        quantisation: what all values are stored as: "f32", "f16", "int8" or "int4".
+        quantization: what all values are stored as: "f32", "f16", "int8" or "int4".
         compressed: whether the body is; `tensors` are then not known.
         tensor_count: the number of tensors.
         flags: whether a vocabulary and a filterbank follow the tensors.
@@ -39,7 +39,7 @@ class WhisperFile:
 
     version: int
     model: int
-    quantisation: str
+    quantization: str
     compressed: bool
     tensor_count: int
     flags: WhisperFlags
@@ -58,8 +58,8 @@ def whisper(path: str | PathLike[str]) -> WhisperFile | None:
     found = read_whisper(path) if os.path.isfile(path) else None  # noqa: PTH113 (as in `load`)
     if found is None:
         return None
-    (version, model, quantisation, compressed, count, flags, sizes), rows, nbytes = found
-    tensors = tuple(TensorInfo(name, quantisation, shape, size, offset) for name, shape, size, offset in rows)
+    (version, model, quantization, compressed, count, flags, sizes), rows, nbytes = found
+    tensors = tuple(TensorInfo(name, quantization, shape, size, offset) for name, shape, size, offset in rows)
     return WhisperFile(
-        version, model, quantisation, compressed, count, WhisperFlags(flags), tuple(sizes), tensors, nbytes
+        version, model, quantization, compressed, count, WhisperFlags(flags), tuple(sizes), tensors, nbytes
     )

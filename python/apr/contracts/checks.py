@@ -28,26 +28,26 @@ class Outcome:
     """What a check found.
 
     `passed` is None where the check does not apply; that is never a pass. `measured` and `threshold` are
-    what was compared, `artefact` is the file that it was read from, relative to the run directory.
+    what was compared, `artifact` is the file that it was read from, relative to the run directory.
     """
 
     passed: bool | None
     measured: object
     threshold: object
-    artefact: str
+    artifact: str
     detail: str = ""
 
 
-class MissingArtefactError(Exception):
+class MissingArtifactError(Exception):
     """The run left no such file, or it does not hold what it must. Always a failure of the promise."""
 
-    def __init__(self, artefact: str, problem: str) -> None:
-        super().__init__(f"{artefact}: {problem}")
-        self.artefact = artefact
+    def __init__(self, artifact: str, problem: str) -> None:
+        super().__init__(f"{artifact}: {problem}")
+        self.artifact = artifact
 
 
 class Run:
-    """The artefacts of one run directory, read when they are asked for."""
+    """The artifacts of one run directory, read when they are asked for."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -58,9 +58,9 @@ class Run:
         try:
             result = json.loads(self._text("result.json"))
         except (ValueError, RecursionError) as error:
-            raise MissingArtefactError("result.json", f"no JSON: {error}") from error
+            raise MissingArtifactError("result.json", f"no JSON: {error}") from error
         if not isinstance(result, dict):
-            raise MissingArtefactError("result.json", "no JSON object")
+            raise MissingArtifactError("result.json", "no JSON object")
         return result
 
     @cached_property
@@ -70,10 +70,10 @@ class Run:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise MissingArtefactError("train.jsonl", f"line {number} is no JSON") from error
+                raise MissingArtifactError("train.jsonl", f"line {number} is no JSON") from error
             if isinstance(record, dict) and "train_loss" in record:
                 return _number(record["train_loss"], "train.jsonl", "train_loss")
-        raise MissingArtefactError("train.jsonl", "no step has a train_loss")
+        raise MissingArtifactError("train.jsonl", "no step has a train_loss")
 
     @cached_property
     def log(self) -> str:
@@ -85,16 +85,16 @@ class Run:
         """The last checkpoint: its name in result.json, and its path."""
         name = self.result.get("last_checkpoint")
         if not isinstance(name, str):
-            raise MissingArtefactError("result.json", "names no last_checkpoint")
+            raise MissingArtifactError("result.json", "names no last_checkpoint")
         path = self.directory / name
         try:
             inside = path.resolve().is_relative_to(self.directory.resolve())
         except (OSError, ValueError) as error:
-            raise MissingArtefactError(name, f"no path: {error}") from error
+            raise MissingArtifactError(name, f"no path: {error}") from error
         if not inside:
-            raise MissingArtefactError(name, "outside the run directory: not a file of this run")
+            raise MissingArtifactError(name, "outside the run directory: not a file of this run")
         if not path.is_file():
-            raise MissingArtefactError(name, "no such file")
+            raise MissingArtifactError(name, "no such file")
         return name, path
 
     @cached_property
@@ -108,9 +108,9 @@ class Run:
             with load(path) as file:
                 vocab_size = file.metadata.get("vocab_size")
         except AprError as error:
-            raise MissingArtefactError(name, str(error)) from error
+            raise MissingArtifactError(name, str(error)) from error
         if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 2:
-            raise MissingArtefactError(name, f"vocab_size in its metadata is {vocab_size!r}")
+            raise MissingArtifactError(name, f"vocab_size in its metadata is {vocab_size!r}")
         return math.log(vocab_size)
 
     def number(self, key: str) -> float:
@@ -121,9 +121,9 @@ class Run:
         try:
             return (self.directory / name).read_text(encoding="utf-8")
         except FileNotFoundError as error:
-            raise MissingArtefactError(name, "no such file") from error
+            raise MissingArtifactError(name, "no such file") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise MissingArtefactError(name, f"not readable: {error}") from error
+            raise MissingArtifactError(name, f"not readable: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def no_cuda_errors(run: Run) -> Outcome:
     """The log has no CUDA out-of-memory, illegal address or launch error."""
     device = run.result.get("device")
     if not isinstance(device, str) or not device:
-        raise MissingArtefactError("result.json", "names no device")
+        raise MissingArtifactError("result.json", "names no device")
     if not device.startswith("cuda"):
         return Outcome(None, "not applicable", "0 errors", "run.log", f"the run was on {device}")
     errors = [line for line in run.log.splitlines() if _CUDA_ERRORS.search(line)]
@@ -202,10 +202,10 @@ CHECKS = {
 }
 
 
-def _number(value: object, artefact: str, key: str) -> float:
+def _number(value: object, artifact: str, key: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise MissingArtefactError(artefact, f"{key} is {value!r}, no number")
+        raise MissingArtifactError(artifact, f"{key} is {value!r}, no number")
     try:
         return float(value)
     except OverflowError:
-        raise MissingArtefactError(artefact, f"{key} is beyond every number of 64 bits") from None
+        raise MissingArtifactError(artifact, f"{key} is beyond every number of 64 bits") from None

@@ -8,7 +8,7 @@ import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from apr.contracts.checks import MissingArtefactError, Run
+from apr.contracts.checks import MissingArtifactError, Run
 from apr.files import write_atomically, write_json
 
 if TYPE_CHECKING:
@@ -22,17 +22,17 @@ def record(contract: Contract, verdict: Verdict, run_dir: Path) -> Path:
     """Write CONTRACT.evidence.json beside the contract.
 
     A contract that holds becomes ACTIVE_RUNTIME, if the run was what it was written for (`verdict.unmet`).
-    The evidence has the verdict, the SHA-256 of every artefact it was read from, the host's name, the device,
+    The evidence has the verdict, the SHA-256 of every artifact it was read from, the host's name, the device,
     the versions of the run and the date. Both files are replaced atomically.
     """
-    artefacts = sorted({d.outcome.artefact for d in verdict.decisions})
+    artifacts = sorted({d.outcome.artifact for d in verdict.decisions})
     try:
         result = Run(run_dir).result
-    except MissingArtefactError:  # the verdict says so too
+    except MissingArtifactError:  # the verdict says so too
         result = {}
     evidence = {
         "verdict": verdict.to_dict(),
-        "artefacts": {name: _sha256(run_dir / name) for name in artefacts if (run_dir / name).is_file()},
+        "artifacts": {name: _sha256(run_dir / name) for name in artifacts if (run_dir / name).is_file()},
         "host": platform.node(),
         "device": result.get("device"),
         "versions": result.get("versions"),

@@ -1,4 +1,4 @@
-"""Decide a contract from the artefacts of a run."""
+"""Decide a contract from the artifacts of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apr.contracts.checks import CHECKS, MissingArtefactError, Outcome, Run
+from apr.contracts.checks import CHECKS, MissingArtifactError, Outcome, Run
 from apr.contracts.schema import Contract, load_contract
 from apr.errors import UsageError
 
@@ -45,7 +45,7 @@ class Verdict:
         return all(d.outcome.passed is True for d in self.decisions if d.blocking)
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON: contract, ok, conditions, unmet, falsifiers (verdict, measured, threshold, artefact)."""
+        """For JSON: contract, ok, conditions, unmet, falsifiers (verdict, measured, threshold, artifact)."""
         return {
             "contract": self.contract,
             "ok": self.ok,
@@ -64,7 +64,7 @@ class Verdict:
                 _WORDS[d.outcome.passed] + ("" if d.blocking else " (advisory)"),
                 str(d.outcome.measured),
                 str(d.outcome.threshold),
-                d.outcome.artefact + (f": {d.outcome.detail}" if d.outcome.detail else ""),
+                d.outcome.artifact + (f": {d.outcome.detail}" if d.outcome.detail else ""),
             )
             for d in self.decisions
         ]
@@ -118,8 +118,8 @@ def _decide(falsifier: Falsifier, run: Run) -> Outcome:
     threshold = ", ".join(f"{key} {value:g}" for key, value in call.operands.items())
     try:
         return CHECKS[call.name].decide(run, **call.operands)
-    except MissingArtefactError as missing:
-        return Outcome(False, "missing", threshold, missing.artefact, str(missing).partition(": ")[2])
+    except MissingArtifactError as missing:
+        return Outcome(False, "missing", threshold, missing.artifact, str(missing).partition(": ")[2])
 
 
 def _conditions(contract: Contract, run: Run) -> tuple[dict[str, object], tuple[str, ...]]:
@@ -129,7 +129,7 @@ def _conditions(contract: Contract, run: Run) -> tuple[dict[str, object], tuple[
     for ours in dict.fromkeys(("steps", "device", *contract.conditions)):
         try:
             value = run.result.get("steps_completed" if ours == "steps" else ours, "unknown")
-        except MissingArtefactError:
+        except MissingArtifactError:
             value = "unknown"
         wanted = contract.conditions.get(ours)
         matches = (

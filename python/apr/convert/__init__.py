@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr.container.dtypes import QUANTISED
+from apr.container.dtypes import QUANTIZED
 from apr.container.file import TRAINING_PREFIX, load
 from apr.container.metadata import HF_TOKENIZER, SHARDING, encode, of_a_later_file
 from apr.container.save import TensorSpec, write
@@ -55,10 +55,10 @@ class ConvertOptions:
     """How to convert; the flags of `apr convert` have the same names."""
 
     dtype: FloatDtype | None = None
-    """Store floating-point tensors in this dtype, quantised ones too (default: as stored; f32 for those that
+    """Store floating-point tensors in this dtype, quantized ones too (default: as stored; f32 for those that
     the target does not hold or the source is GGUF). Training state stays as it is."""
     keep_quantized: bool = False
-    """To .apr: leave quantised tensors as they are, of GGUF's q4_k and q6_k, whatever the dtype."""
+    """To .apr: leave quantized tensors as they are, of GGUF's q4_k and q6_k, whatever the dtype."""
     max_shard_size: int | None = None
     """Bytes of a file of several (default: 5 GB, where several are written or transformers reads them)."""
     tokenizer: bool = True
@@ -176,7 +176,7 @@ def _check(source: Path, target: Path, kind: str, options: ConvertOptions) -> No
             f"{target}: name a file that ends in .apr, or give --max-shard-size for a directory of several"
         )
     if layout == _DIRECTORY and kind == "apr" and options.keep_quantized:
-        raise UsageError(f"{target}: transformers reads no quantised tensors of .apr: no --keep-quantized")
+        raise UsageError(f"{target}: transformers reads no quantized tensors of .apr: no --keep-quantized")
     whole = directory.resolve()
     for path, what in ((source.resolve(), f"holds {source}"), (Path.cwd(), "holds the current directory")):
         if path.is_relative_to(whole):
@@ -226,11 +226,11 @@ def _stored(file: AprFile, target: Path, options: ConvertOptions) -> Model:
     if target.exists() and any(target.samefile(one.path) for one in getattr(file, "files", [file])):
         raise UsageError(f"{target}: is one of the files that are read: name another file")
     to_apr = _layout(target)[0] in {_APR, _APR_FILES}
-    quantised = stored_in if to_apr and (options.keep_quantized or options.dtype is None) else from_apr
+    quantized = stored_in if to_apr and (options.keep_quantized or options.dtype is None) else from_apr
     names = [name for name in file if not file.info(name).tied]
     state = [name for name in names if name.startswith(TRAINING_PREFIX)]
     items = [
-        (quantised if file.info(name).dtype in QUANTISED else from_apr)(file, name).cast(
+        (quantized if file.info(name).dtype in QUANTIZED else from_apr)(file, name).cast(
             None if name.startswith(TRAINING_PREFIX) else options.dtype
         )
         for name in names

@@ -22,7 +22,7 @@ _KEPT = {"Q4_K": "q4_k", "Q6_K": "q6_k"}
 
 
 def read(path: Path, *, keep_quantized: bool, tokenizer: bool) -> Model:
-    """A GGUF file of the Llama or Qwen2 family; quantised values as float32, bit for bit the gguf package's.
+    """A GGUF file of the Llama or Qwen2 family; quantized values as float32, bit for bit the gguf package's.
 
     Args:
         path: the file.

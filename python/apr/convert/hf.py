@@ -106,7 +106,7 @@ def write(
     """Write the model of an .apr file as a directory that transformers loads.
 
     Training state is left out, GGUF's names are translated and Llama's rows of q and k with them, a copy of
-    a tied embedding is dropped, quantised tensors are written as float32.
+    a tied embedding is dropped, quantized tensors are written as float32.
 
     Returns:
         The tensors that were written, and what a user should know, a line each.
@@ -270,8 +270,8 @@ def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
             )
         del items[HEAD]
     _check(file.path, items, shapes)
-    dequantised = sum(1 for name in names if file.info(name).dtype.startswith("q"))
-    notes = (f"{dequantised} quantised tensors were written as float32",) if dequantised else ()
+    dequantized = sum(1 for name in names if file.info(name).dtype.startswith("q"))
+    notes = (f"{dequantized} quantized tensors were written as float32",) if dequantized else ()
     return (
         list(items.values()),
         _config(config, file.metadata, kept if isinstance(kept, dict) else {}),

@@ -120,7 +120,7 @@ def write(path: Path, items: Sequence[Item], texts: Mapping[str, str]) -> None:
     """Write a file as the safetensors package would: the same bytes for the same tensors. Atomic.
 
     Raises:
-        UnsupportedError: a tensor whose bytes are quantised, or whose name means something else there.
+        UnsupportedError: a tensor whose bytes are quantized, or whose name means something else there.
         OSError: the file cannot be written; what was there is as it was.
     """
     for item in items:

@@ -36,7 +36,7 @@ class Item:
 
     spec: TensorSpec
     parts: Callable[[], Iterator[NDArray[Any]]]
-    """Its values in stretches of any shape, row-major, in `spec.dtype`; of a quantised dtype the bytes."""
+    """Its values in stretches of any shape, row-major, in `spec.dtype`; of a quantized dtype the bytes."""
 
     def stored(self) -> Iterator[NDArray[np.uint8]]:
         """The bytes of the stretches."""
@@ -127,9 +127,9 @@ def stretches(values: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
 
 
 def stored_in(file: AprFile, name: str) -> Item:
-    """A tensor of an .apr file as it is stored, a quantised one too.
+    """A tensor of an .apr file as it is stored, a quantized one too.
 
-    One that is quantised without the padding of its rows, as old files may be, is dequantised.
+    One that is quantized without the padding of its rows, as old files may be, is dequantized.
     """
     info = file.info(name)
     if info.dtype in NUMPY or nbytes(info.dtype, info.shape) != info.nbytes:
@@ -144,7 +144,7 @@ def stored_in(file: AprFile, name: str) -> Item:
 
 
 def from_apr(file: AprFile, name: str) -> Item:
-    """A tensor of an .apr file under its name; a quantised one dequantised."""
+    """A tensor of an .apr file under its name; a quantized one dequantized."""
     stored = file.slice(name)
     dtype = stored.dtype if stored.dtype in NUMPY else "f32"
 

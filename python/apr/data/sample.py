@@ -36,7 +36,7 @@ class Sample:
     """Some documents of a corpus, and what they say about all of it."""
 
     documents: tuple[Document, ...]
-    """Normalised."""
+    """Normalized."""
     ids: list[NDArray[np.uint32]]
     """Of each document."""
     batches: Iterator[Batch]
@@ -64,12 +64,12 @@ def sample(corpus: Corpus, encode: Encode, normalization: Normalization, start: 
         first = next(everything, None)
         head = [] if first is None else [first]
         looked_at = [item for batch in head for item in corpus.looks(batch) if isinstance(item, Document)]
-        documents = tuple(_normalised(document, normalization) for document in _few(looked_at))
+        documents = tuple(_normalized(document, normalization) for document in _few(looked_at))
         ids = encode([document.text for document in documents])
         return Sample(documents, ids, chain(head, everything), None, None)
     chosen = range(0, len(corpus.files), max(1, len(corpus.files) // _FILES))
     heads = [corpus.head(index, _CHARACTERS) for index in chosen]
-    found = [[_normalised(document, normalization) for document in some] for some, _ in heads]
+    found = [[_normalized(document, normalization) for document in some] for some, _ in heads]
     encoded = [encode([document.text for document in some]) for some in found]
     # What was read of a file stands for the rest of it, what was read of the files for the others.
     scale = corpus.nbytes / max(1, sum(corpus.files[index].nbytes for index in chosen))
@@ -102,7 +102,7 @@ def self_test(tokenizer: LoadedTokenizer, looked_at: Sample) -> None:
             f"vocabulary (id {tokenizer.unk_id}): use the tokenizer that fits the text"
         )
     for document, ids in zip(looked_at.documents, looked_at.ids, strict=True):
-        # A tokenizer may normalise (Qwen2's does); what it must not do is lose text.
+        # A tokenizer may normalize (Qwen2's does); what it must not do is lose text.
         back = tokenizer.decode(ids.tolist())
         text, back = (unicodedata.normalize("NFC", t) for t in (document.text, back))
         if text != back:
@@ -114,7 +114,7 @@ def self_test(tokenizer: LoadedTokenizer, looked_at: Sample) -> None:
             )
 
 
-def _normalised(document: Document, normalization: Normalization) -> Document:
+def _normalized(document: Document, normalization: Normalization) -> Document:
     if normalization == "none":
         return document
     return Document(document.name, unicodedata.normalize("NFC", document.text))

@@ -26,7 +26,7 @@ CHAT_ENDS = frozenset(
     {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>"}
 )
 _NO_PRE_TYPE = (
-    "the file does not name its pre-tokeniser (tokenizer.pre_type): text is cut as GPT-2's cuts it; "
+    "the file does not name its pre-tokenizer (tokenizer.pre_type): text is cut as GPT-2's cuts it; "
     "--tokenizer DIR, with the model's tokenizer.json, is sure to cut it as the model expects"
 )
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # GGUF's token types
@@ -63,7 +63,7 @@ class LoadedTokenizer:
     def metadata(self) -> dict[str, object]:
         """The `tokenizer.*` keys that rebuild it from an .apr file.
 
-        Empty for what those keys have no form for: other models than byte-level BPE, unknown pre-tokenisers.
+        Empty for what those keys have no form for: other models than byte-level BPE, unknown pre-tokenizers.
         """
         spec = json.loads(self.tokenizer.to_str())
         pre_type = pre_type_of(spec)
@@ -197,7 +197,7 @@ def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | Non
     pre_type = metadata.get("tokenizer.pre_type") or "gpt-2"
     if pre_type not in KINDS:
         raise UnsupportedError(
-            f"{path}: pre-tokeniser {pre_type!r} is not read (read are: {', '.join(KINDS)})", path=path
+            f"{path}: pre-tokenizer {pre_type!r} is not read (read are: {', '.join(KINDS)})", path=path
         )
     if not all(isinstance(token, str) for token in tokens):
         raise FormatError(f"{path}: tokenizer.vocabulary holds what is no text", path=path)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Decoder(nn.Module):
     """A causal language model. A tied head is one parameter, `model.embed_tokens.weight`.
 
-    Parameters have no values until they are filled or initialised; `from_apr` gives a filled one.
+    Parameters have no values until they are filled or initialized; `from_apr` gives a filled one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         return F.linear(self.hidden(input_ids), self.head_weight)
 
     def hidden(self, input_ids: Tensor) -> Tensor:
-        """The last hidden state, normalised: [B, T, hidden_size]; `head_weight` turns it into logits."""
+        """The last hidden state, normalized: [B, T, hidden_size]; `head_weight` turns it into logits."""
         cos, sin = self._rotary_tables(input_ids.shape[1], input_ids.device)
         hidden: Tensor = self.model(input_ids, cos, sin)
         return hidden
@@ -103,7 +103,7 @@ class Body(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, input_ids: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Ids [B, T] to the normalised last hidden state [B, T, hidden_size]."""
+        """Ids [B, T] to the normalized last hidden state [B, T, hidden_size]."""
         x = self.embed_tokens(input_ids)
         for layer in self.layers:
             x = layer(x, cos, sin)

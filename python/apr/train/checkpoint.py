@@ -82,7 +82,7 @@ class Snapshot:
             proceed: called before each tensor; may raise to give up, which leaves nothing behind.
 
         Returns:
-            SHA-256 of the optimiser's state, as `optimizer_digest` has it.
+            SHA-256 of the optimizer's state, as `optimizer_digest` has it.
 
         Raises:
             OSError: it cannot be written.
@@ -188,12 +188,12 @@ def export_weights(path: Path, model: Decoder, facts: dict[str, Any], dtype: tor
 
 
 def optimizer_digest(model: Decoder, optimizer: AdamW, step: int) -> str:
-    """SHA-256 of the optimiser's state: moments in name order, then the step."""
+    """SHA-256 of the optimizer's state: moments in name order, then the step."""
     return _digest(_moments(model, optimizer), step)
 
 
 def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any]) -> RunState:
-    """Bring the optimiser and the random numbers to where a checkpoint of the same run is.
+    """Bring the optimizer and the random numbers to where a checkpoint of the same run is.
 
     Args:
         path: the checkpoint, verified.

@@ -60,7 +60,7 @@ class PretrainConfig:
     arch: str | None = None
     """From scratch: a preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m) or a YAML file of sizes."""
     num_steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 1000
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch_size: int = 16
     """Windows in a micro-batch."""
     grad_accum: int = 1
@@ -143,12 +143,12 @@ class PretrainConfig:
 
     @property
     def windows_per_step(self) -> int:
-        """Windows that one optimiser step takes."""
+        """Windows that one optimizer step takes."""
         return self.batch_size * self.grad_accum
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one optimiser step trains on."""
+        """Tokens that one optimizer step trains on."""
         return self.windows_per_step * self.seq_length
 
     @property

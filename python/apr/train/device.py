@@ -115,7 +115,7 @@ def free_memory_bytes(device: torch.device) -> int | None:
         return None
 
 
-class Utilisation:
+class Utilization:
     """How busy the GPU is, in percent, as its driver measures it; None without a GPU.
 
     Raises:
@@ -133,7 +133,7 @@ class Utilisation:
                 self.percent()  # some that have a handle do not measure: a partition of a GPU (MIG), say
             except pynvml.NVMLError as error:
                 raise UnavailableError(
-                    f"{device}: its utilisation cannot be measured (NVML: {error})"
+                    f"{device}: its utilization cannot be measured (NVML: {error})"
                 ) from None
 
     def percent(self) -> float | None:

@@ -55,10 +55,10 @@ def metrics(records: Sequence[dict[str, Any]], steps: int) -> Gate:
     return Gate("metrics", not incomplete, len(incomplete), 0)
 
 
-def artefacts(run_dir: Path, epochs: int) -> Gate:
+def artifacts(run_dir: Path, epochs: int) -> Gate:
     """Each epoch has its checkpoint and its metadata; a pruned one says so. The others are named."""
     lost = [name for epoch in range(epochs) if (name := _lost(epoch_path(run_dir, epoch))) is not None]
-    return Gate("artefacts", not lost, ", ".join(lost) or "all there", "all there")
+    return Gate("artifacts", not lost, ", ".join(lost) or "all there", "all there")
 
 
 def _lost(path: Path) -> str | None:

@@ -64,7 +64,7 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float, tit
 
 
 def _smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Means of neighbours, each in the middle of its window."""
+    """Means of neighbors, each in the middle of its window."""
     width = max(1, len(points) // _SMOOTH_SHARE)
     sums = [0.0, *accumulate(loss for _, loss in points)]
     return [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from apr.train import rundir
 from apr.train.callbacks import CheckpointRecord, EvaluationRecord, StepRecord
-from apr.train.device import Utilisation, peak_flops
+from apr.train.device import Utilization, peak_flops
 from apr.train.metrics import MetricsFile
 from apr.train.report import clock
 
@@ -36,7 +36,7 @@ class Recorder:
     ) -> None:
         self._prepared, self._config = prepared, prepared.config
         self._report, self._callbacks = report, callbacks
-        self._utilisation = Utilisation(prepared.device)
+        self._utilization = Utilization(prepared.device)
         self._peak_flops = peak_flops(prepared.device, prepared.precision)
         self._started = started
         self._step_seconds: list[float] = []
@@ -78,7 +78,7 @@ class Recorder:
             lr=lr,
             device=str(self._prepared.device),
             tokens_per_sec=round(speed, 3),
-            gpu_util_pct=self._utilisation.percent(),
+            gpu_util_pct=self._utilization.percent(),
             mfu=None if self._peak_flops is None else round(flops / self._peak_flops, 4),
             tokens_seen=state.tokens_seen + self._config.tokens_per_step,
             wall_seconds=self.wall,

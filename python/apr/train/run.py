@@ -249,7 +249,7 @@ class _Run:
         steady = speeds[_WARM_UP_STEPS:] or speeds
         mfus = [r["mfu"] for r in mine if r.get("mfu") is not None]
         decided = self._gates(loop, records)
-        lost = {"metrics": "the records of {} steps", "artefacts": "{}"}
+        lost = {"metrics": "the records of {} steps", "artifacts": "{}"}
         broken = [lost[g.name].format(g.value) for g in decided if g.passed is False and g.name in lost]
         if broken and end.exit_code == 0:
             end = _End("FAILED", EXIT_REFUSED, f"the run ended, but not whole: {', '.join(broken)}")
@@ -286,7 +286,7 @@ class _Run:
         cap = gates.first_cap(config.mode_defaults.first_val_loss_cap, self._prepared.model_config.vocab_size)
         return (
             gates.metrics(records, state.step),
-            gates.artefacts(self._dir, state.epochs),
+            gates.artifacts(self._dir, state.epochs),
             loop.agreement,
             gates.divergence(state.val_loss_history, cap),
             Gate("numerics", loop.finite, None if loop.finite else "NaN or Inf", "finite"),

@@ -39,7 +39,7 @@ class _Abandoned(Exception):  # noqa: N818 (no error: a request)
 
 
 class Saver:
-    """Saves model, optimiser and state of a run from copies of them.
+    """Saves model, optimizer and state of a run from copies of them.
 
     The next save waits for the one before. What goes wrong on the thread is raised by the next call of
     `look`, `wait` or a save.

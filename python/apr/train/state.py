@@ -1,4 +1,4 @@
-"""What a run knows of itself beyond weights and optimiser; a checkpoint keeps it in its metadata."""
+"""What a run knows of itself beyond weights and optimizer; a checkpoint keeps it in its metadata."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RunState:
     """Counts and history; all of it depends on data, seed and options alone, never on time or place."""
 
     step: int = 0
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     tokens_seen: int = 0
     """Tokens whose loss was trained on."""
     train_loss: float | None = None
@@ -57,7 +57,7 @@ class RunState:
 
     @property
     def updates(self) -> int:
-        """Updates of the optimiser: the steps that were not skipped."""
+        """Updates of the optimizer: the steps that were not skipped."""
         return self.step - self.skipped_steps
 
     @property

@@ -1,4 +1,4 @@
-"""One optimiser step: gradients of its micro-batches, then the update, or none if the numbers are bad."""
+"""One optimizer step: gradients of its micro-batches, then the update, or none if the numbers are bad."""
 
 from __future__ import annotations
 

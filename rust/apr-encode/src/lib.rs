@@ -1,6 +1,6 @@
 //! Text to token ids, the same ids as the `tokenizers` library gives, on threads of our own.
 //!
-//! Byte-level BPE with the pre-tokenisers of GPT-2, `SmolLM2`, Qwen2 and Llama 3 takes a faster way: the text is
+//! Byte-level BPE with the pre-tokenizers of GPT-2, `SmolLM2`, Qwen2 and Llama 3 takes a faster way: the text is
 //! cut as it stands, and a bounded cache for each thread gives the ids of what was met before. Everything else
 //! goes through the library as it is.
 #![deny(unsafe_code)]

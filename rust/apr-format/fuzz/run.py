@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-DATA = HERE.parents[2] / "tests" / "data"
+DATA = HERE.parents[2] / "tests" / "fixtures"
 # Files of the ecosystem's own writers, for the targets that take files as they are.
 SEEDS = {"open": ["aprender-0.72", "aprender-0.2x"]}
 # Bytes of the longest input: larger ones are slower and reach nothing more. Some golden files have 9000.

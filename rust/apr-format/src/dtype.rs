@@ -123,7 +123,7 @@ impl Dtype {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 
-    /// Bytes of one value; None for the quantised dtypes, whose values share bytes.
+    /// Bytes of one value; None for the quantized dtypes, whose values share bytes.
     #[must_use]
     pub fn itemsize(self) -> Option<u64> {
         match self {
@@ -135,9 +135,9 @@ impl Dtype {
         }
     }
 
-    /// Whether values must be dequantised before use.
+    /// Whether values must be dequantized before use.
     #[must_use]
-    pub fn is_quantised(self) -> bool {
+    pub fn is_quantized(self) -> bool {
         self.itemsize().is_none()
     }
 

@@ -170,7 +170,7 @@ impl Container {
     }
 
     /// A tensor on the file's pages as a `DLPack` capsule; None where its values are not there as they are:
-    /// empty, tied, quantised.
+    /// empty, tied, quantized.
     fn dlpack(&self, py: Python<'_>, name: &str, pages: &Mapping) -> PyResult<Option<Py<PyAny>>> {
         pages.dlpack(py, &self.find(name)?)
     }
@@ -212,12 +212,12 @@ impl Container {
         py.detach(|| Ok(read_parallel(&self.opened.image()?, parts)?)).map_err(|error| self.raise(py, error))
     }
 
-    /// Fill a writable C-contiguous float32 buffer with a quantised tensor's values from the `start`th on.
-    fn dequantise(&self, py: Python<'_>, name: &str, start: u64, values: &Bound<'_, PyAny>) -> PyResult<()> {
+    /// Fill a writable C-contiguous float32 buffer with a quantized tensor's values from the `start`th on.
+    fn dequantize(&self, py: Python<'_>, name: &str, start: u64, values: &Bound<'_, PyAny>) -> PyResult<()> {
         let tensor = self.find(name)?;
         let mut values = PyBuffer::get(values)?;
         let out = buffer::floats_mut(&mut values)?;
-        py.detach(|| quant::dequantise(&self.opened.image()?, &tensor, start, out))
+        py.detach(|| quant::dequantize(&self.opened.image()?, &tensor, start, out))
             .map_err(|error| self.raise(py, error))
     }
 

@@ -9,7 +9,7 @@ mod buffer;
 mod container;
 mod encode;
 mod errors;
-mod quantise;
+mod quantize;
 mod shards;
 mod stamp;
 mod watch;
@@ -25,7 +25,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     container::register(module)?;
     stamp::register(module)?;
     encode::register(module)?;
-    quantise::register(module)?;
+    quantize::register(module)?;
     whisper::register(module)?;
     shards::register(module)
 }

@@ -11,13 +11,13 @@ use pyo3::{prelude::*, types::PyTuple};
 
 use crate::errors::raise;
 
-/// (version, model, quantisation, compressed, tensors, flags, sizes), a (name, dims, bytes, offset) for each
+/// (version, model, quantization, compressed, tensors, flags, sizes), a (name, dims, bytes, offset) for each
 /// tensor, and the file's length; None for every other form.
 #[pyfunction]
 fn read_whisper(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyTuple>>> {
     let found = py.detach(|| whisper::read(&file::open(&path)?)).map_err(|error| raise(py, &error, &path))?;
     let Some(found) = found else { return Ok(None) };
-    let Whisper { version, model, quantisation, is_compressed, tensor_count, flags, sizes, tensors, size } =
+    let Whisper { version, model, quantization, is_compressed, tensor_count, flags, sizes, tensors, size } =
         found;
     let rows = tensors
         .into_iter()
@@ -25,7 +25,7 @@ fn read_whisper(py: Python<'_>, path: PathBuf) -> PyResult<Option<Bound<'_, PyTu
             (tensor.name, PyTuple::new(py, tensor.dims)?, tensor.nbytes, tensor.offset).into_pyobject(py)
         })
         .collect::<PyResult<Vec<_>>>()?;
-    let header = (version, model, quantisation, is_compressed, tensor_count, flags, sizes.to_vec());
+    let header = (version, model, quantization, is_compressed, tensor_count, flags, sizes.to_vec());
     (header, PyTuple::new(py, rows)?, size).into_pyobject(py).map(Some)
 }
 

@@ -160,9 +160,9 @@ fn read_tensor(image: &impl Source, contents: &Contents, tensor: &Tensor) {
         return;
     }
     read_vec(image, stored.offset, stored.nbytes).expect("its bytes are there");
-    if stored.dtype.is_quantised() {
+    if stored.dtype.is_quantized() {
         let mut values = vec![0.0; usize::try_from(stored.count()).expect("at most 2^20")];
-        quant::dequantise(image, &stored, 0, &mut values).expect("its size was checked");
+        quant::dequantize(image, &stored, 0, &mut values).expect("its size was checked");
     }
 }
 

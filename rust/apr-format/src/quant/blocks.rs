@@ -1,4 +1,4 @@
-//! One block of each quantised dtype, in the order of operations of its writer's own reader.
+//! One block of each quantized dtype, in the order of operations of its writer's own reader.
 
 use half::f16;
 

@@ -1,4 +1,4 @@
-//! Float32 to APR's own quantised pair, byte for byte as the ecosystem's importer writes it.
+//! Float32 to APR's own quantized pair, byte for byte as the ecosystem's importer writes it.
 
 use half::f16;
 use rayon::prelude::*;
@@ -9,13 +9,13 @@ use crate::{
     threads,
 };
 
-/// Values that one task quantises.
+/// Values that one task quantizes.
 const TASK: usize = 32 << 10;
 /// Values and bytes of a q4 block.
 const Q4_VALUES: usize = 32;
 const Q4_SIZE: usize = 18;
 
-/// The stored bytes of values quantised to q4 or q8.
+/// The stored bytes of values quantized to q4 or q8.
 ///
 /// q8 has one scale, the largest magnitude over 127; q4 one for each 32 values, theirs over 7, stored as
 /// f16. Values are rounded to the nearest step, halves away from zero.
@@ -23,17 +23,17 @@ const Q4_SIZE: usize = 18;
 /// # Errors
 /// [`Error::Unwritable`] for another dtype, and for values that the dtype has no steps for: NaN, infinities,
 /// and in q4 magnitudes above 7 times what an f16 holds.
-pub fn quantise(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
-    threads::run(|| quantise_here(dtype, values))
+pub fn quantize(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
+    threads::run(|| quantize_here(dtype, values))
 }
 
-fn quantise_here(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
+fn quantize_here(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
     let refuse = |what: String| Err(Error::Unwritable { tensor: None, what });
     if !matches!(dtype, Dtype::Q4 | Dtype::Q8) {
-        return refuse(format!("{} is not quantised to: q4 and q8 are", dtype.name()));
+        return refuse(format!("{} is not quantized to: q4 and q8 are", dtype.name()));
     }
     if let Some(at) = values.par_iter().position_first(|value| !value.is_finite()) {
-        return refuse(format!("value {at} is {}, which no quantised dtype holds", values[at]));
+        return refuse(format!("value {at} is {}, which no quantized dtype holds", values[at]));
     }
     if dtype == Dtype::Q8 {
         return Ok(q8(values));

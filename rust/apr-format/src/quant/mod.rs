@@ -1,9 +1,9 @@
-//! Quantised tensors to float32, in parallel, bit for bit as their writers' own readers.
+//! Quantized tensors to float32, in parallel, bit for bit as their writers' own readers.
 
 mod blocks;
 mod encode;
 
-pub use encode::quantise;
+pub use encode::quantize;
 
 use crate::{
     dtype::{Dtype, Q8_SCALE},
@@ -16,12 +16,12 @@ use crate::{
 /// Values that one task makes: some hundred kilobytes, so that they stay in the core's own cache.
 const TASK: usize = 32 << 10;
 
-/// Fill `out` with the values of a quantised tensor from its value `start` on, in row-major order; the
+/// Fill `out` with the values of a quantized tensor from its value `start` on, in row-major order; the
 /// stored bytes are read from `source`.
 ///
 /// # Errors
-/// [`Error::Unwritable`] where the tensor is not quantised or has no such values; the operating system's.
-pub fn dequantise(
+/// [`Error::Unwritable`] where the tensor is not quantized or has no such values; the operating system's.
+pub fn dequantize(
     source: &(impl Source + ?Sized),
     tensor: &Tensor,
     start: u64,
@@ -42,7 +42,7 @@ pub fn dequantise(
         Dtype::Q6K => in_blocks(source, tensor, start, out, blocks::q6_k),
         Dtype::Q8 => q8(source, tensor, start, out),
         other => {
-            let what = format!("tensor {:?} is {}, which is not quantised", tensor.name, other.name());
+            let what = format!("tensor {:?} is {}, which is not quantized", tensor.name, other.name());
             Err(Error::Unwritable { tensor: Some(tensor.name.clone()), what })
         }
     }
@@ -121,7 +121,7 @@ mod tests {
 
     fn values(dtype: Dtype, dims: &[u64], bytes: &[u8]) -> Vec<f32> {
         let mut out = vec![f32::NAN; usize::try_from(dims.iter().product::<u64>()).unwrap()];
-        dequantise(bytes, &tensor(dtype, dims, bytes.len()), 0, &mut out).unwrap();
+        dequantize(bytes, &tensor(dtype, dims, bytes.len()), 0, &mut out).unwrap();
         out
     }
 
@@ -161,7 +161,7 @@ mod tests {
             for start in [0, 1, 199, 255, 256, 299, 300, 301] {
                 let rest = whole.get(start..).unwrap_or_default();
                 let mut out = vec![f32::NAN; rest.len()];
-                dequantise(bytes.as_slice(), &tensor, start as u64, &mut out).unwrap();
+                dequantize(bytes.as_slice(), &tensor, start as u64, &mut out).unwrap();
                 assert_eq!(out, rest, "{dims:?} from {start}");
             }
         }
@@ -179,7 +179,7 @@ mod tests {
     fn another_size_and_other_dtypes_are_refused() {
         let mut out = [0.0; 3];
         let mut refused = |dtype, dims: &[u64], bytes: &[u8]| {
-            dequantise(bytes, &tensor(dtype, dims, bytes.len()), 0, &mut out).is_err()
+            dequantize(bytes, &tensor(dtype, dims, bytes.len()), 0, &mut out).is_err()
         };
         assert!(refused(Dtype::Q8, &[2], &[0; 6]));
         assert!(refused(Dtype::F32, &[3], &[0; 12]));

@@ -22,7 +22,7 @@ const MOST_ZEROS: u32 = u64::BITS - PRECISION;
 pub(super) struct Repeats {
     windows: u64,
     registers: Vec<u8>,
-    /// Room for the lowest bytes of ids, and for the sums of two neighbours' each.
+    /// Room for the lowest bytes of ids, and for the sums of two neighbors' each.
     lowest: Vec<u8>,
     sums: Vec<u8>,
 }
@@ -132,7 +132,7 @@ fn lowest(id: [u8; 4]) -> u8 {
     (u32::from_le_bytes(id) & 0xff) as u8
 }
 
-/// A hash of a window: four lanes that do not wait for one another, mixed by splitmix64's finaliser.
+/// A hash of a window: four lanes that do not wait for one another, mixed by splitmix64's finalizer.
 fn hash(window: &[[u8; 4]]) -> u64 {
     const ODD: u64 = 0x9E37_79B9_7F4A_7C15;
     let mut lanes = [1_u64, 2, 3, 4];

@@ -21,7 +21,7 @@ pub mod flags {
     pub const SIGNED: u16 = 1 << 3;
     /// One of several files.
     pub const SHARDED: u16 = 1 << 4;
-    /// At least one quantised tensor.
+    /// At least one quantized tensor.
     pub const QUANTIZED: u16 = 1 << 5;
     /// The tokenizer is in the metadata.
     pub const HAS_VOCAB: u16 = 1 << 9;

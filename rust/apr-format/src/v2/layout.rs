@@ -82,11 +82,11 @@ impl Layout {
         for tensor in &mut tensors {
             tensor.offset = tensor.offset.checked_add(data_offset)?;
         }
-        let quantised = tensors.iter().any(|tensor| tensor.dtype.is_quantised());
+        let quantized = tensors.iter().any(|tensor| tensor.dtype.is_quantized());
         let header = Header {
             magic: header::MAGIC,
             version: header::VERSION,
-            flags: flags | flags::ROW_MAJOR | if quantised { flags::QUANTIZED } else { 0 },
+            flags: flags | flags::ROW_MAJOR | if quantized { flags::QUANTIZED } else { 0 },
             tensor_count: u32::try_from(tensors.len()).ok()?,
             metadata_offset: header::SIZE,
             metadata_size: u32::try_from(json.len()).ok()?,

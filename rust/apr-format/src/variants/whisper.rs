@@ -20,7 +20,7 @@ const HEAD: u64 = 52;
 const ENTRY: usize = 96;
 const NAME: usize = 48;
 const MAX_DIMS: usize = 4;
-const QUANTISATIONS: [&str; 4] = ["f32", "f16", "int8", "int4"];
+const QUANTIZATIONS: [&str; 4] = ["f32", "f16", "int8", "int4"];
 
 /// What a file says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub struct Whisper {
     /// Number of the model's kind.
     pub model: u8,
     /// What all values are stored as: f32, f16, int8 or int4.
-    pub quantisation: &'static str,
+    pub quantization: &'static str,
     /// Whether the body is compressed: its index is then not shown.
     pub is_compressed: bool,
     /// Number of tensors.
@@ -73,9 +73,9 @@ pub fn read(source: &(impl Source + ?Sized)) -> Result<Option<Whisper>> {
     let mut header = [0; 48];
     source.read_at(4, &mut header)?;
     let wrong = |offset, what| Error::HeaderField { offset, what };
-    let quantisation = QUANTISATIONS
+    let quantization = QUANTIZATIONS
         .get(usize::from(header[3]))
-        .ok_or_else(|| wrong(7, format!("quantisation {} is unknown", header[3])))?;
+        .ok_or_else(|| wrong(7, format!("quantization {} is unknown", header[3])))?;
     let tensor_count = u16::from_le_bytes([header[5], header[6]]);
     let is_compressed = header[4] != 0;
     let mut tensors = Vec::new();
@@ -90,7 +90,7 @@ pub fn read(source: &(impl Source + ?Sized)) -> Result<Option<Whisper>> {
     Ok(Some(Whisper {
         version: u16::from_le_bytes([header[0], header[1]]),
         model: header[2],
-        quantisation,
+        quantization,
         is_compressed,
         tensor_count,
         flags: header[7],
@@ -175,7 +175,7 @@ mod tests {
     fn header_and_index_are_what_they_say() {
         let whole = [entry(b"encoder.conv1.weight", 12, [3, 4, 9, 9], 2), entry(&[b'n'; 48], 1, [0; 4], 0)];
         let found = read(file(0, &whole).as_slice()).unwrap().unwrap();
-        assert_eq!((found.version, found.model, found.quantisation, found.flags), (1, 2, "f16", 3));
+        assert_eq!((found.version, found.model, found.quantization, found.flags), (1, 2, "f16", 3));
         assert_eq!(found.sizes, std::array::from_fn(|i| u32::try_from(i).unwrap() + 1));
         let [first, second] = found.tensors.as_slice() else { panic!("{:?}", found.tensors) };
         assert_eq!((first.name.as_str(), first.dims.as_slice()), ("encoder.conv1.weight", &[3, 4][..]));

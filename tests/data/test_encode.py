@@ -17,7 +17,7 @@ from apr.data.encode import encode
 from apr.data.encode_options import EncodeOptions
 from apr.errors import FormatError, RefusedError, UsageError
 
-IMPORTED = Path(__file__).parents[1] / "data" / "imported-0.72"
+IMPORTED = Path(__file__).parents[1] / "fixtures" / "imported-0.72"
 TOKENIZER = IMPORTED / "hf_llama_tied"
 EOS = 0
 TEXTS = [

@@ -11,7 +11,7 @@ import pytest
 
 from apr.cli import main
 
-IMPORTED = Path(__file__).parents[1] / "data" / "imported-0.72"
+IMPORTED = Path(__file__).parents[1] / "fixtures" / "imported-0.72"
 TOKENIZER = IMPORTED / "hf_llama_tied"
 
 

@@ -12,9 +12,9 @@ from apr.data.byte_level import KINDS, Vocabulary
 from apr.data.tokenizers import load_tokenizer
 from apr.errors import FormatError, UnsupportedError, UsageError
 
-IMPORTED = Path(__file__).parents[1] / "data" / "imported-0.72"
+IMPORTED = Path(__file__).parents[1] / "fixtures" / "imported-0.72"
 TEXT = "def f(x):\n    return x  # 1234 naïve 東京\r\n\t<|endoftext|> don't\n\n\n"
-# Bytes of a small vocabulary, and merges that tell the pre-tokenisers apart.
+# Bytes of a small vocabulary, and merges that tell the pre-tokenizers apart.
 MERGES = [("Ġ", "Ġ"), ("1", "2"), ("12", "3"), ("Ġ", "1"), ("d", "e"), ("de", "f"), ("Ċ", "Ċ"), (".", "Ċ")]
 
 
@@ -137,7 +137,7 @@ def test_without_a_pre_type_a_model_file_is_cut_as_gpt2_cuts_and_says_so(tmp_pat
     assert load_tokenizer(named).note is None
 
 
-def test_pre_tokenisers_cut_digits_each_in_its_own_way(tmp_path):
+def test_pre_tokenizers_cut_digits_each_in_its_own_way(tmp_path):
     def tokens(kind):
         loaded = load_tokenizer(write_model(tmp_path / f"{kind}.apr", pre_type=kind))
         return [loaded.tokenizer.id_to_token(id_) for id_ in loaded.encode(["a  3412"])[0]]
@@ -154,7 +154,7 @@ def test_pre_tokenisers_cut_digits_each_in_its_own_way(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"pre_type": "deepseek-coder"}, "pre-tokeniser 'deepseek-coder' is not read"),
+        ({"pre_type": "deepseek-coder"}, "pre-tokenizer 'deepseek-coder' is not read"),
         ({"model_type": "llama"}, "tokenizer model 'llama' is not read"),
         ({"vocabulary": None}, "no byte-level tokenizer in this file"),
         ({"eos_token_id": 9999}, "tokenizer.eos_token_id is 9999"),

@@ -15,7 +15,7 @@ from apr.data.claim import claimed
 from apr.data.missing_manifest import write_missing_manifest
 from apr.files import write_atomically
 
-TOKENIZER = Path(__file__).parents[1] / "data" / "imported-0.72" / "hf_llama_tied"
+TOKENIZER = Path(__file__).parents[1] / "fixtures" / "imported-0.72" / "hf_llama_tied"
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from apr.data.encode_options import EncodeOptions
 from apr.data.sample import sample
 from apr.errors import RefusedError
 
-TOKENIZER = Path(__file__).parents[1] / "data" / "imported-0.72" / "hf_llama_tied"
+TOKENIZER = Path(__file__).parents[1] / "fixtures" / "imported-0.72" / "hf_llama_tied"
 VOLATILE = ("elapsed_seconds", "num_workers")
 SHARD_TOKENS = 20_000
 

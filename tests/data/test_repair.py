@@ -21,7 +21,7 @@ from apr.errors import RefusedError
 
 PACKAGE = str(Path(apr.__file__).parents[1])
 
-TOKENIZER = Path(__file__).parents[1] / "data" / "imported-0.72" / "hf_llama_tied"
+TOKENIZER = Path(__file__).parents[1] / "fixtures" / "imported-0.72" / "hf_llama_tied"
 SIZES = (300, 400, 150)
 
 

@@ -1,4 +1,4 @@
-"""Quantised tensors come as float32, bit for bit what the ones who defined the blocks make of them."""
+"""Quantized tensors come as float32, bit for bit what the ones who defined the blocks make of them."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_k_quants_in_the_flat_layout_are_told_by_their_size(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["q4", "q8", "q4_k", "q6_k"])
-def test_a_quantised_tensor_may_be_empty(kind, tmp_path):
+def test_a_quantized_tensor_may_be_empty(kind, tmp_path):
     path = tmp_path / "empty.apr"
     stored = np.zeros(4 if kind == "q8" else 0, np.uint8)  # q8 has its scale all the same
     write(path, None, [TensorSpec("w", kind, (0, 256))], lambda _: stored)
@@ -108,7 +108,7 @@ def test_q8_is_one_scale_and_a_signed_byte_each(tmp_path):
         assert same_bits(file.numpy("w").reshape(-1), values.astype(np.float32) * np.float32(0.1))
 
 
-def test_an_empty_head_may_stand_for_a_quantised_embedding(tmp_path):
+def test_an_empty_head_may_stand_for_a_quantized_embedding(tmp_path):
     embedding = q4(1.0, list(range(16)) * 2)
     path = tmp_path / "tied.apr"
     path.write_bytes(

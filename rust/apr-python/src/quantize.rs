@@ -1,4 +1,4 @@
-//! Values to the quantised dtypes that are written.
+//! Values to the quantized dtypes that are written.
 
 use apr_format::{dtype::Dtype, quant};
 use pyo3::{buffer::PyBuffer, exceptions::PyValueError, prelude::*, types::PyBytes};
@@ -7,15 +7,15 @@ use crate::buffer;
 
 /// The stored bytes of a C-contiguous float32 buffer as q4 or q8.
 #[pyfunction]
-fn quantise<'py>(py: Python<'py>, dtype: &str, values: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
+fn quantize<'py>(py: Python<'py>, dtype: &str, values: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     let known = Dtype::from_name(dtype)
-        .ok_or_else(|| PyValueError::new_err(format!("dtype {dtype:?}: q4 and q8 are quantised to")))?;
+        .ok_or_else(|| PyValueError::new_err(format!("dtype {dtype:?}: q4 and q8 are quantized to")))?;
     let values = PyBuffer::get(values)?;
     let values = buffer::floats(&values)?;
-    let stored = py.detach(|| quant::quantise(known, values));
+    let stored = py.detach(|| quant::quantize(known, values));
     stored.map(|bytes| PyBytes::new(py, &bytes)).map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_function(wrap_pyfunction!(quantise, module)?)
+    module.add_function(wrap_pyfunction!(quantize, module)?)
 }

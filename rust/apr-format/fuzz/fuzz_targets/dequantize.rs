@@ -1,4 +1,4 @@
-//! Any part of any quantised tensor has the values that a plain loop gives, written from the format's table.
+//! Any part of any quantized tensor has the values that a plain loop gives, written from the format's table.
 #![no_main]
 
 use apr_format::{dtype::Dtype, quant, v2::index::Tensor};
@@ -45,7 +45,7 @@ fuzz_target!(init: on_this_thread(), |input: Input| {
     let start = u64::from(input.start) % (count + 1);
     let length = size(u64::from(input.length) % (count - start + 1));
     let mut found = vec![f32::NAN; length];
-    quant::dequantise(bytes.as_slice(), &tensor, start, &mut found).expect("a part of it");
+    quant::dequantize(bytes.as_slice(), &tensor, start, &mut found).expect("a part of it");
     for (at, found) in (size(start)..).zip(found) {
         let expected = value(&bytes, &tensor, at);
         assert!(
@@ -54,7 +54,7 @@ fuzz_target!(init: on_this_thread(), |input: Input| {
         );
     }
     // One value beyond is none of the tensor's.
-    let beyond = quant::dequantise(bytes.as_slice(), &tensor, count, &mut [0.0]);
+    let beyond = quant::dequantize(bytes.as_slice(), &tensor, count, &mut [0.0]);
     assert!(beyond.is_err());
 });
 
@@ -107,7 +107,7 @@ fn value(bytes: &[u8], tensor: &Tensor, at: usize) -> f32 {
             let scale = f32::from(bytes[192 + 8 * n + i / 16] as i8);
             half(bytes, 208).to_f32() * scale * ((low | high << 4) as i8 - 32) as f32
         }
-        _ => unreachable!("four dtypes are quantised"),
+        _ => unreachable!("four dtypes are quantized"),
     }
 }
 
