@@ -31,7 +31,9 @@ def quantize(tensor: torch.Tensor | np.ndarray, dtype: Literal["q8", "q4"]) -> Q
         ValueError: another dtype; a value that is NaN or infinite, or above 458,528 for q4.
     """
     values = _float32(tensor)
-    return Quantized(dtype, values.shape, _core.quantize(dtype, np.ascontiguousarray(values).reshape(-1).data))
+    return Quantized(
+        dtype, values.shape, _core.quantize(dtype, np.ascontiguousarray(values).reshape(-1).data)
+    )
 
 
 def _float32(tensor: torch.Tensor | np.ndarray) -> np.ndarray:
