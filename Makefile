@@ -27,7 +27,7 @@ $(UV):
 
 $(INSTALLED): pyproject.toml .ci/constraints.txt | $(UV)
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
-	$(UV) pip install --quiet -r pyproject.toml --extra train --extra hf --extra tensorboard --group dev -c .ci/constraints.txt
+	$(UV) pip install --quiet -r pyproject.toml --extra all --group dev -c .ci/constraints.txt
 	touch $@
 
 # The extension, in release mode, linked to python/apr: rebuilt only when its sources changed.

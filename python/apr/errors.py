@@ -1,4 +1,4 @@
-"""What can go wrong, as types. Every message is one line: what, where, what to do."""
+"""Error classes, exit codes, and how an error becomes one line for a person."""
 
 from __future__ import annotations
 
@@ -8,23 +8,33 @@ TYPE_CHECKING = False  # typing costs 4 ms; type checkers take this name as true
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Exit codes of the commands, as the ecosystem's own tools number them.
+# Exit codes of the commands. Scripts of the ecosystem's own tools test for these numbers.
 EXIT_UNFORESEEN, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_NOT_VALID = 1, 2, 3, 4
 EXIT_REFUSED, EXIT_WEIGHTS, EXIT_IO, EXIT_UNAVAILABLE = 5, 6, 7, 9
-# What to install for a module that is not there; everything else belongs to the train extra.
-_EXTRA = {"transformers": "hf", "safetensors": "hf"}
-# Characters of a message, and of its start and end where it is longer: a hostile file may hold names of a
-# hundred megabytes.
-_LONGEST, _START, _END = 4096, 3000, 500
+# The extra that installs a module. Each extra is as small as its task allows: converting a GGUF file must not
+# download torch.
+_EXTRA = {
+    "gguf": "convert",
+    "safetensors": "convert",
+    "pyarrow": "data",
+    "tokenizers": "data",
+    "matplotlib": "train",
+    "pynvml": "train",
+    "torch": "train",
+    "transformers": "hf",
+    "tensorboard": "tensorboard",
+}
+# A longer message keeps its start and its end: a hostile file can contain a name of a hundred megabytes.
+_MAX_MESSAGE, _KEPT_START, _KEPT_END = 4096, 3000, 500
 
 
 class AprError(ValueError):
-    """A file is not what it says it is, or not what was asked for.
+    """A model file is damaged, unsupported, or does not fit the request.
 
     Attributes:
-        path: the file, or None where there is none.
-        tensor: the tensor concerned, or None.
-        offset: the byte concerned, counted from the start of the file, or None.
+        path: path of the file as a str, or None if the error is not about one file.
+        tensor: name of the tensor, or None if the error is not about one tensor.
+        offset: byte of the file at which the problem is, or None if it has no single place.
     """
 
     def __init__(
@@ -35,8 +45,8 @@ class AprError(ValueError):
         tensor: str | None = None,
         offset: int | None = None,
     ) -> None:
-        if len(message) > _LONGEST:
-            message = f"{message[:_START]} … {message[-_END:]}"
+        if len(message) > _MAX_MESSAGE:
+            message = f"{message[:_KEPT_START]} … {message[-_KEPT_END:]}"
         super().__init__(message)
         self.path = None if path is None else fspath(path)
         self.tensor = tensor
@@ -53,37 +63,37 @@ def _rebuild(
 
 
 class FormatError(AprError):
-    """The structure of the file lies."""
+    """The structure of the file is invalid."""
 
 
 class ChecksumError(AprError):
-    """Stored and computed checksums differ."""
+    """A stored checksum does not match the bytes that it covers."""
 
 
 class TruncatedError(AprError):
-    """The file ends before its declared contents do."""
+    """The file ends before its declared contents do: an incomplete copy or download."""
 
 
 class UnsupportedError(AprError):
-    """An honest file of a kind that is not read; the message says which kind."""
+    """The file is valid but of a kind that `apr` does not read; the message names the kind."""
 
 
 class DecryptionError(AprError):
-    """The file is encrypted and the key is missing or wrong."""
+    """The file is encrypted and the key is missing or wrong, or a key was given for a plain file."""
 
 
 class SignatureError(AprError):
-    """The signature is missing, wrong, or by a key that is not trusted."""
+    """The signature is missing or wrong, or its key is not the trusted one."""
 
 
 class RefusedError(Exception):
-    """A check, a preflight or a gate said no. `exit_code` is what a command ends with."""
+    """A check, a preflight or a gate failed. A command exits with `exit_code`."""
 
     exit_code = EXIT_REFUSED
 
 
 class UsageError(RefusedError):
-    """The request contradicts itself."""
+    """The arguments contradict each other."""
 
     exit_code = EXIT_USAGE
 
@@ -95,20 +105,20 @@ class WeightsError(RefusedError):
 
 
 class UnavailableError(RefusedError):
-    """A feature or a device that is not there."""
+    """A feature or a device is not available."""
 
     exit_code = EXIT_UNAVAILABLE
 
 
 class DeviceError(UnavailableError, ValueError):
-    """A device that torch does not know, or that is not in this machine."""
+    """A device is unknown to torch or not present in this machine."""
 
 
 class PreflightError(RefusedError):
-    """Several things that each keep a run from starting; a line for each.
+    """One or more problems keep a run from starting. The message has one line for each.
 
     Attributes:
-        problems: the errors, in the order in which they were found; the first gives the exit code.
+        problems: the errors in the order of the checks. The first one decides the exit code.
     """
 
     def __init__(self, problems: Sequence[Exception]) -> None:
@@ -121,7 +131,7 @@ class PreflightError(RefusedError):
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code that stands for an error, as the ecosystem's own tools number them."""
+    """Return the exit code of a command that fails with this error."""
     if isinstance(error, RefusedError):
         return error.exit_code
     if isinstance(error, AprError):
@@ -136,13 +146,14 @@ def exit_code(error: BaseException) -> int:
 
 
 def messages(error: BaseException) -> list[str]:
-    """The error as lines for a person, one for each thing that is wrong."""
+    """Return the error as lines for a person, one for each problem."""
     return [message(problem) for problem in getattr(error, "problems", (error,))]
 
 
 def message(error: BaseException) -> str:
-    """The error as one line for a person; nothing in it acts on a terminal."""
+    """Return the error as one line for a person, control characters escaped."""
     line = _line(error)
+    # Names from a hostile file must not move the cursor or color the terminal.
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
@@ -150,9 +161,12 @@ def _line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        extra = _EXTRA.get(error.name.partition(".")[0], "train")
+        module = error.name.partition(".")[0]
+        if module not in _EXTRA:
+            return f"{module} is not installed: pip install {module}"
+        extra = _EXTRA[module]
         return (
-            f"{error.name} is not installed: pip install 'apr[{extra}]' "
+            f"{module} is not installed: pip install 'apr[{extra}]' "
             f"(in a checkout: uv pip install '.[{extra}]')"
         )
     return " ".join(str(error).split())
