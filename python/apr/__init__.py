@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from apr.container.diff import Diff, diff
     from apr.container.file import AprFile, Header, TensorInfo, load
     from apr.container.inspect import inspect
+    from apr.container.legacy.v1 import V1File, V1Flags, V1Header, open_v1
     from apr.container.quantize import quantize
     from apr.container.quantized import Quantized
     from apr.container.safe_open import safe_open
     from apr.container.save import save
     from apr.container.stamp import stamp
-    from apr.container.v1 import V1File, V1Flags, V1Header, open_v1
     from apr.container.verify import Check, Report, verify
     from apr.container.writer import Writer
 
@@ -67,15 +67,15 @@ _HOME = {
     "Quantized": "apr.container.quantized",
     "Report": "apr.container.verify",
     "TensorInfo": "apr.container.file",
-    "V1File": "apr.container.v1",
-    "V1Flags": "apr.container.v1",
-    "V1Header": "apr.container.v1",
+    "V1File": "apr.container.legacy.v1",
+    "V1Flags": "apr.container.legacy.v1",
+    "V1Header": "apr.container.legacy.v1",
     "Writer": "apr.container.writer",
     "__version__": "apr._core",
     "diff": "apr.container.diff",
     "inspect": "apr.container.inspect",
     "load": "apr.container.file",
-    "open_v1": "apr.container.v1",
+    "open_v1": "apr.container.legacy.v1",
     "safe_open": "apr.container.safe_open",
     "quantize": "apr.container.quantize",
     "save": "apr.container.save",

@@ -4,8 +4,8 @@ import json
 import struct
 
 import pytest
-from forged_old import u32, with_crc
 from matrix import documented, table
+from tests.container.legacy.forged_old import u32, with_crc
 
 import apr
 from apr.cli import main

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from apr.errors import UsageError
 
 if TYPE_CHECKING:
-    from apr.container.keys import Keys
+    from apr.container.legacy.keys import Keys
 
 # Longer than any key or password that is meant.
 _LARGEST = 1 << 16

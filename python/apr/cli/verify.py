@@ -16,7 +16,7 @@ from apr.container.verify import Report, verify
 from apr.errors import EXIT_NOT_VALID, EXIT_REFUSED, UsageError, exit_code, message
 
 if TYPE_CHECKING:
-    from apr.container.keys import Keys
+    from apr.container.legacy.keys import Keys
 
 _STYLES = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("-", "yellow")}
 

@@ -139,7 +139,7 @@ def load(
         container.check_rest()
     if container.form != "APR v1":
         return AprFile(path, container)
-    from apr.container.v1 import V1File
+    from apr.container.legacy.v1 import V1File
 
     return V1File(path, container)
 

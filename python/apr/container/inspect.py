@@ -8,9 +8,9 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from apr.container.file import HEADS, TRAINING_PREFIX, Flags, TensorInfo, load
+from apr.container.legacy.v1 import V1File, V1Flags
 from apr.container.metadata import spellings
 from apr.container.sharded import ShardedFile
-from apr.container.v1 import V1File, V1Flags
 from apr.container.whisper import WhisperFile, WhisperFlags, whisper
 from apr.errors import UnsupportedError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from os import PathLike
     from typing import Unpack
 
-    from apr.container.keys import Keys
+    from apr.container.legacy.keys import Keys
 
 _FACTS = ("num_layers", "num_heads", "num_kv_heads", "hidden_size", "vocab_size")
 

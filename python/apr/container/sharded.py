@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack
 
 from apr._core import verify_file
 from apr.container.file import AprFile, Flags, Header, TensorInfo, load
-from apr.container.keys import refuse
+from apr.container.legacy.keys import refuse
 from apr.container.metadata import SHARDING, Metadata
 from apr.container.verify import Check, Report, report, verify
 from apr.errors import AprError, FormatError
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from apr.container.keys import Keys
+    from apr.container.legacy.keys import Keys
     from apr.container.slice import TensorSlice
 
 # Ends the name of an index; the name before it is the model's.

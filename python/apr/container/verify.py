@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from apr._core import _Findings
-    from apr.container.keys import Keys
+    from apr.container.legacy.keys import Keys
 
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
 

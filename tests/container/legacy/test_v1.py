@@ -20,7 +20,7 @@ import apr
 import apr.numpy
 from apr.cli import main
 
-DATA = Path(__file__).parents[1] / "fixtures" / "aprender-0.72"
+DATA = Path(__file__).parents[2] / "fixtures" / "aprender-0.72"
 EXPECTED = {
     expected["file"].removeprefix("v1_").removesuffix(".apr"): expected
     for expected in json.loads((DATA / "v1.expected.json").read_text())

@@ -16,7 +16,7 @@ from matrix import documented, part_of, table
 import apr
 from apr.cli import main
 
-OLD = Path(__file__).parents[1] / "fixtures" / "aprender-0.2x"
+OLD = Path(__file__).parents[2] / "fixtures" / "aprender-0.2x"
 EXPECTED = json.loads((OLD / "old.expected.json").read_text())
 FILES = [expected["file"] for expected in EXPECTED]
 WRAPPED = [name for name in FILES if "lz4" in name or "zstd" in name]
