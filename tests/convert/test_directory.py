@@ -60,8 +60,8 @@ def killed(path, new):
         os.kill(os.getpid(), signal.SIGKILL)
 Path.rename = killed
 if sys.argv[1] == "writing":
-    import apr.convert.safetensors
-    apr.convert.safetensors.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    import apr.convert.to_safetensors
+    apr.convert.to_safetensors.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(main(["convert", *sys.argv[2:], "--force"]))
 """
 

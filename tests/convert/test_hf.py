@@ -148,7 +148,7 @@ def test_several_files_on_each_side(tmp_path):
 
 
 def test_a_checkpoint_of_a_run_becomes_a_model(tmp_path):
-    from apr.convert.hf import HF_CONFIG
+    from apr.container.metadata import HF_CONFIG
     from apr.model import Decoder
 
     convert(IMPORTED / "hf_llama_tied", tmp_path / "m.apr")
@@ -263,13 +263,13 @@ def test_a_directory_that_is_there_is_replaced_only_by_force_and_as_a_whole(tmp_
     model = IMPORTED / "from_safetensors_qwen2_tied.apr"
     with pytest.raises(RefusedError, match="--force replaces it"):
         convert(model, target)
-    from apr.convert import safetensors
+    from apr.convert import to_safetensors
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors, "write", full)
+        patch.setattr(to_safetensors, "write", full)
         with pytest.raises(OSError, match="No space"):
             convert(model, target, ConvertOptions(force=True))
     assert (target / "config.json").read_text() == "kept"

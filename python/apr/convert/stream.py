@@ -153,3 +153,10 @@ def from_apr(file: AprFile, name: str) -> Item:
             yield stored.flat(start, stop)
 
     return Item(TensorSpec(name, dtype, stored.shape), parts)
+
+
+def same_values(a: Item, b: Item) -> bool:
+    """Whether two tensors have the same shape, dtype and bytes."""
+    if a.spec.shape != b.spec.shape or a.spec.dtype != b.spec.dtype:
+        return False
+    return all(np.array_equal(x, y) for x, y in zip(a.stored(), b.stored(), strict=True))

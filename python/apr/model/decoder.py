@@ -50,7 +50,7 @@ class Decoder(nn.Module):
             config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
             check_layers(file.path, config, len(file))
             model = cls.empty(config, device, dtype)
-            fill(model, file)
+            fill(config, model.named_parameters(), file)
         return model
 
     @classmethod

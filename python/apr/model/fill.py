@@ -9,18 +9,15 @@ import torch
 from apr.container.file import HEADS, TRAINING_PREFIX
 from apr.container.gguf import hf_name, unpermute
 from apr.errors import WeightsError
-from apr.model.names import check_layers, parameter_shapes
+from apr.model.names import EMBEDDING, HEAD, check_layers, parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from apr.container.file import AprFile
     from apr.model.config import ModelConfig
-    from apr.model.decoder import Decoder
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
 
 # Weights of trained models have a root mean square of 1e-3 to 1; norms and biases stay below a few hundred.
 _MAX_RMS, _MAX_VECTOR = 10.0, 1e5
@@ -38,8 +35,8 @@ def has_head(file: AprFile) -> bool:
     return any(name in file and not file.info(name).tied for name in HEADS)
 
 
-def fill(model: Decoder, file: AprFile) -> None:
-    """Copy every weight of `file` into `model`, on its device and in its dtype.
+def fill(config: ModelConfig, parameters: Iterable[tuple[str, nn.Parameter]], file: AprFile) -> None:
+    """Copy every weight of `file` into the named parameters of a decoder, on their device and in their dtype.
 
     GGUF's names are translated, and with them Llama's q and k rows are put in transformers' order; a head
     that is a copy of a tied embedding is compared and left out.
@@ -48,12 +45,12 @@ def fill(model: Decoder, file: AprFile) -> None:
         WeightsError: parameters that stay empty, tensors that have no place, shapes that differ, values
             that no weights have.
     """
-    sources = match(model.config, file)
+    sources = match(config, file)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, parameter in parameters:
             source = sources[name]
             values = _plausible(file, source, name)
-            parameter.copy_(_in_order(values, source, name, model.config))
+            parameter.copy_(_in_order(values, source, name, config))
 
 
 def match(config: ModelConfig, file: AprFile) -> dict[str, str]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from apr.container.file import HEADS
 from apr.errors import WeightsError
 
 if TYPE_CHECKING:
     from apr.model.config import ModelConfig
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
 
 
 def check_layers(path: str, config: ModelConfig, tensors: int) -> None:

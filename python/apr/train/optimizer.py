@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.optim import AdamW
 
-from apr.model.fill import EMBEDDING
+from apr.model.names import EMBEDDING
 
 if TYPE_CHECKING:
     from apr.model.decoder import Decoder

@@ -83,7 +83,7 @@ class Prepared:
             init_weights(model, self.config.seed)
         else:
             with load(self.weights) as file:
-                fill(model, file)
+                fill(self.model_config, model.named_parameters(), file)
         return model
 
 

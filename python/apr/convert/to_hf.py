@@ -1,7 +1,6 @@
-"""A transformers model directory: config.json, safetensors files, tokenizer files.
+"""Write a transformers model directory: config.json, safetensors files, tokenizer files.
 
-On the way in, config.json and the tokenizer's files go into the metadata whole, beside the sizes under the
-names that .apr files have; on the way out they are written as they were.
+config.json and the tokenizer's files are written as `from_hf` found them where the metadata hold them.
 """
 
 from __future__ import annotations
@@ -13,8 +12,6 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from apr.container.file import HEADS, TRAINING_PREFIX
 from apr.container.gguf import hf_name, unpermute
 from apr.container.metadata import (
@@ -24,13 +21,14 @@ from apr.container.metadata import (
     TOKENIZER_BINARIES,
     TOKENIZER_TEXTS,
 )
-from apr.convert import safetensors
+from apr.convert import to_safetensors
 from apr.convert.directory import CONFIG, GENERATION, replacing_directory
-from apr.convert.stream import Item, Model, from_apr, grouped, json_object, stretches
-from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
+from apr.convert.from_hf import BASE64, WEIGHTS
+from apr.convert.stream import Item, Model, from_apr, grouped, same_values, stretches
+from apr.errors import FormatError, RefusedError, UnsupportedError, WeightsError
 from apr.files import write_atomically, write_json
 from apr.model.config import ModelConfig, names_family
-from apr.model.names import check_layers, parameter_shapes
+from apr.model.names import EMBEDDING, HEAD, check_layers, parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,51 +39,11 @@ if TYPE_CHECKING:
     from apr.container.file import AprFile
     from apr.convert.stream import FloatDtype, OnTensor
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
-WEIGHTS, INDEX = "model.safetensors", safetensors.INDEX
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_BASE64 = "base64"
-# The format's limit of 16 MiB on what is written, with room for the sizes.
-_MOST_TEXT = 15 << 20
 # What transformers says in each file of weights, and asks for.
 _EACH = {"format": "pt"}
-# As transformers does.
-SHARD_SIZE = 5_000_000_000
 # Parameters of Llama whose rows GGUF keeps in another order.
 _PERMUTED = re.compile(r"\.[qk]_proj\.(weight|bias)$")
-# Buffers that old versions of transformers saved among the weights; they follow from the configuration.
-_BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")
-
-
-def read(directory: Path, *, tokenizer: bool) -> Model:
-    """A model directory.
-
-    Args:
-        directory: holds config.json and model.safetensors, or several with their index.
-        tokenizer: whether the tokenizer's files go along.
-
-    Raises:
-        FileNotFoundError: no config.json, or no weights.
-        FormatError: a file of it lies.
-        UnsupportedError: weights of another format, or of a dtype that .apr lacks.
-        WeightsError: a head that is said to be tied and differs from the embedding.
-        UsageError: tokenizer files beyond what metadata may hold.
-    """
-    config = json_object(directory / CONFIG)
-    items = [item for item in _weights(directory) if not item.spec.name.endswith(_BUFFERS)]
-    metadata, notes = _metadata(directory, config, head_present=any(i.spec.name == HEAD for i in items))
-    if metadata.get("tie_word_embeddings"):
-        items = _untie(directory, items)
-    metadata |= {
-        "original_format": "safetensors",
-        "param_count": sum(item.values for item in items),
-        HF_CONFIG: config,
-    }
-    if (directory / GENERATION).is_file():
-        metadata[HF_GENERATION] = json_object(directory / GENERATION)
-    if tokenizer:
-        metadata |= _texts(directory)
-    return Model(metadata, items, notes)
 
 
 def is_described(metadata: Mapping[str, Any]) -> bool:
@@ -102,14 +60,14 @@ def write(
     tokenizer: bool,
     force: bool,
     on_tensor: OnTensor | None,
-) -> tuple[list[Item], tuple[str, ...]]:
+) -> Model:
     """Write the model of an .apr file as a directory that transformers loads.
 
     Training state is left out, GGUF's names are translated and Llama's rows of q and k with them, a copy of
     a tied embedding is dropped, quantized tensors are written as float32.
 
     Returns:
-        The tensors that were written, and what a user should know, a line each.
+        config.json, the tensors that were written, and what a user should know.
 
     Raises:
         RefusedError: metadata that lack a size, or contradict themselves.
@@ -128,116 +86,10 @@ def write(
         for name, text in texts.items():
             write_atomically(made / name, text)
         if len(groups) == 1:
-            safetensors.write(made / WEIGHTS, items, _EACH)
+            to_safetensors.write(made / WEIGHTS, items, _EACH)
         else:
-            safetensors.write_several(made, groups, {}, _EACH)
-    return items, (*notes, *about)
-
-
-# in
-
-
-def _weights(directory: Path) -> list[Item]:
-    if (directory / WEIGHTS).is_file():
-        return safetensors.read(directory / WEIGHTS)[1]
-    if (directory / INDEX).is_file():
-        return safetensors.read_several(directory / INDEX)[1]
-    pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt*"))
-    if pickled:
-        raise UnsupportedError(
-            f"{pickled[0]}: a PyTorch pickle is not read, it can run any code: "
-            "save the model with save_pretrained(safe_serialization=True)",
-            path=pickled[0],
-        )
-    raise FileNotFoundError(2, f"neither {WEIGHTS} nor {INDEX} in this directory", str(directory))
-
-
-def _metadata(
-    directory: Path, config: dict[str, Any], *, head_present: bool
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    kind = config.get("model_type")
-    base = {
-        "model_type": kind,
-        "name": directory.resolve().name,
-        "license": None,
-        "data_source": None,
-        "data_license": None,
-    }
-    classes = config.get("architectures")
-    name = classes[0] if isinstance(classes, list) and classes else None
-    try:
-        sizes = _sizes(config, name, head_present=head_present)
-    except RefusedError as error:
-        only = {"architecture": kind, "hf_architecture": name, "hf_model_type": kind}
-        return base | only, (f"stored, but apr cannot train it: {error}",)
-    return base | sizes, ()
-
-
-def _sizes(config: dict[str, Any], name: str | None, *, head_present: bool) -> dict[str, Any]:
-    """The metadata of a decoder; refused is also what has a decoder's configuration and other tensors."""
-    sizes = ModelConfig.from_metadata(config, head_present=head_present).to_metadata()
-    if name not in {None, sizes["hf_architecture"]}:
-        raise RefusedError(f"it is a {name}, not a {sizes['hf_architecture']}")
-    if config.get("quantization_config") is not None:
-        raise RefusedError("config.json has a quantization_config")
-    return sizes
-
-
-def _untie(directory: Path, items: list[Item]) -> list[Item]:
-    """Without the head, which must be the embedding bit for bit."""
-    named = {item.spec.name: item for item in items}
-    head, embedding = named.get(HEAD), named.get(EMBEDDING)
-    if head is None or embedding is None:
-        return items
-    if not _equal(head, embedding):
-        raise WeightsError(
-            f"{directory}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: "
-            "correct one of them"
-        )
-    return [item for item in items if item is not head]
-
-
-def _equal(a: Item, b: Item) -> bool:
-    if a.spec.shape != b.spec.shape or a.spec.dtype != b.spec.dtype:
-        return False
-    return all(np.array_equal(x, y) for x, y in zip(a.stored(), b.stored(), strict=True))
-
-
-def _texts(directory: Path) -> dict[str, Any]:
-    """The tokenizer's files: text as it is, anything else as {"base64": …}."""
-    found: dict[str, Any] = {
-        name: {_BASE64: base64.b64encode((directory / name).read_bytes()).decode()}
-        for name in TOKENIZER_BINARIES
-        if (directory / name).is_file()
-    }
-    for name in TOKENIZER_TEXTS:
-        path = directory / name
-        if not path.is_file():
-            continue
-        try:
-            found[name] = path.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise FormatError(
-                f"{path}: no UTF-8 at byte {error.start}", path=path, offset=error.start
-            ) from None
-    if _size(found) > _MOST_TEXT:  # without indentation it may fit
-        for name in found:
-            if name.endswith(".json"):
-                spec = json_object(directory / name)
-                found[name] = json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
-    if _size(found) > _MOST_TEXT:
-        raise UsageError(
-            f"{directory}: its tokenizer files take {_size(found):,} bytes, metadata hold 16 MiB: "
-            "--no-tokenizer leaves them out"
-        )
-    return {HF_TOKENIZER: found} if found else {}
-
-
-def _size(texts: Mapping[str, Any]) -> int:
-    return len(json.dumps(texts, ensure_ascii=False).encode(errors="surrogatepass"))
-
-
-# out
+            to_safetensors.write_several(made, groups, {}, _EACH)
+    return Model(config, items, (*notes, *about))
 
 
 def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
@@ -264,7 +116,7 @@ def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
             raise WeightsError(f"{file.path}: two tensors are both {target}")
         items[target] = _named(file, name, target, shapes.get(target), config)
     if config.tie_word_embeddings and HEAD in items and EMBEDDING in items:
-        if not _equal(items[HEAD], items[EMBEDDING]):
+        if not same_values(items[HEAD], items[EMBEDDING]):
             raise WeightsError(
                 f"{file.path}: the metadata say that the head is tied, but {HEAD} differs from {EMBEDDING}"
             )
@@ -396,8 +248,8 @@ def _content(path: str, name: str, value: object) -> bytes:
     try:
         if name in TOKENIZER_TEXTS and isinstance(value, str):
             return value.encode()
-        if name in TOKENIZER_BINARIES and isinstance(value, dict) and isinstance(value.get(_BASE64), str):
-            return base64.b64decode(value[_BASE64], validate=True)
+        if name in TOKENIZER_BINARIES and isinstance(value, dict) and isinstance(value.get(BASE64), str):
+            return base64.b64decode(value[BASE64], validate=True)
     except ValueError as error:
         raise RefusedError(f"{path}: metadata key {HF_TOKENIZER}: {name}: {error}") from None
     raise RefusedError(f"{path}: metadata key {HF_TOKENIZER} holds {name!r}, no file of a tokenizer")
