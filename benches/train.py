@@ -20,7 +20,7 @@ import torch
 from apr.model.decoder import Decoder
 from apr.model.init import init_weights, load_arch
 from apr.train.config import PretrainConfig
-from apr.train.device import default_precision, describe
+from apr.train.machine.device import default_precision, describe
 from apr.train.optimizer import make_optimizer
 from apr.train.step import Step
 from peers.decoder import transformers_model

@@ -89,8 +89,8 @@ def test_what_repeats_is_the_same_hashed_or_not_and_however_it_is_read(shards, t
 
 def test_the_same_function_judges_for_verify_and_for_a_run():
     import apr.data.rebuild
-    import apr.train.file_evaluation
-    import apr.train.preflight
+    import apr.train.evaluate_file
+    import apr.train.start.preflight
 
-    for module in (apr.data.rebuild, apr.train.preflight, apr.train.file_evaluation):
+    for module in (apr.data.rebuild, apr.train.start.preflight, apr.train.evaluate_file):
         assert module.problems is problems

@@ -62,7 +62,7 @@ def start_and_stay(config, evaluation=None):
 
 def _run_and_stay(config, told, evaluation):
     from apr.train import loop
-    from apr.train.metrics import MetricsFile
+    from apr.train.record.metrics import MetricsFile
 
     write, evaluate, calls = MetricsFile.write, loop.evaluate, [0]
 
@@ -134,7 +134,7 @@ def fill_the_disk(config, expected, size):
 
 def limit_files(config, expected, size):
     """As `fill_the_disk`, but that the system refuses files of a checkpoint's size from the second one on."""
-    from apr.train.recording import Recorder
+    from apr.train.record.recording import Recorder
 
     told = Recorder.checkpoint
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -155,7 +155,7 @@ def _end_without_room(config, why):
 
     import apr
     from apr.train import pretrain
-    from apr.train.needs import Needs
+    from apr.train.start.needs import Needs
 
     check, Needs.check_disk = Needs.check_disk, lambda *_: None  # somebody else fills the disk later
     torch.set_num_threads(1)

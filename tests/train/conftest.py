@@ -116,7 +116,7 @@ def train_until(train):
     """Run until this process gets a signal while a step or an evaluation is being recorded; the result."""
 
     def run(config, step, number=signal.SIGTERM, field="train_loss"):
-        from apr.train.metrics import MetricsFile
+        from apr.train.record.metrics import MetricsFile
 
         write = MetricsFile.write
 

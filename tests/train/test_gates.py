@@ -146,7 +146,7 @@ def test_a_stream_that_is_cycled_says_so(options, train, make_shards, tmp_path):
 
 def test_a_stream_that_ends_is_no_silent_loss(options, train, make_shards, monkeypatch):
     """The preflight counts windows; this is what happens if it ever counted wrongly."""
-    from apr.train import preflight
+    from apr.train.start import preflight
 
     monkeypatch.setattr(preflight, "_check_length", lambda *_: [])
     result = train(options(dataset=make_shards(tokens=1500)))
@@ -212,7 +212,7 @@ def test_an_epoch_without_its_file_fails_the_artifact_gate(tmp_path):
 def test_a_peak_is_known_of_exactly_these_devices(monkeypatch, name, peak):
     import torch
 
-    from apr.train.device import peak_flops
+    from apr.train.machine.device import peak_flops
 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
     assert peak_flops(torch.device("cuda"), "bf16") == peak
@@ -224,7 +224,7 @@ def test_flops_of_a_token_count_attention_and_no_lookup(tied):
     from dataclasses import replace
 
     from apr.model.init import load_arch
-    from apr.train.needs import flops_a_token, parameter_groups
+    from apr.train.start.needs import flops_a_token, parameter_groups
 
     model = replace(load_arch("qwen2.5-0.5b", 151_936), tie_word_embeddings=tied)
     attention = 12 * 24 * 14 * 64 * 1024

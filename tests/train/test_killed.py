@@ -88,10 +88,10 @@ def test_a_directory_in_which_a_run_goes_on_is_refused_to_another(
 @pytest.mark.parametrize(
     ("module", "name", "when"),
     [
-        ("checkpoint", "write", 2),
-        ("checkpoint", "load", 2),
-        ("saver", "write_json", 2),
-        ("saver", "prune", 2),
+        ("checkpoint.snapshot", "write", 2),
+        ("checkpoint.snapshot", "load", 2),
+        ("checkpoint.saver", "write_json", 2),
+        ("checkpoint.saver", "prune", 2),
         ("loop", "learning_rate", 9),
         ("run", "write_json", 1),
     ],

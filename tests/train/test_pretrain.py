@@ -290,7 +290,7 @@ def test_the_picture_names_what_it_shows(tmp_path):
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from apr.train.plot import plot_losses
+    from apr.train.record.plot import plot_losses
 
     drawn, original = [], Figure.savefig
     records = [{"tokens_seen": 64 * n, "train_loss": 5 - n / 50} for n in range(120)]

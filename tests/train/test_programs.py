@@ -106,7 +106,8 @@ def test_what_a_caller_set_of_torch_changes_nothing(short, train, tmp_path):
 
 def test_a_disk_that_takes_no_more_keeps_no_verdict_back(short, monkeypatch):
     """Neither `result.json` nor `run.log` can be written: what came of the run is said, and it failed."""
-    from apr.train import pretrain, report, run
+    from apr.train import pretrain, run
+    from apr.train.record import report
 
     def full(*_, **__):
         raise OSError(28, "No space left on device", "result.json")
@@ -198,7 +199,7 @@ def test_a_reader_that_goes_away_changes_neither_the_run_nor_its_exit_code(
 ):
     """As under `apr pretrain … | head -1`."""
     from apr.cli import main
-    from apr.train.metrics import MetricsFile
+    from apr.train.record.metrics import MetricsFile
 
     write = MetricsFile.write
 
@@ -258,7 +259,7 @@ def test_a_picture_that_fails_is_a_line_and_no_verdict(short, monkeypatch, data,
 
 
 def test_lines_come_at_a_steady_rhythm_and_at_the_end_of_an_epoch(monkeypatch):
-    from apr.train import report
+    from apr.train.record import report
 
     now, out = [100.0], io.StringIO()
     monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
@@ -271,7 +272,7 @@ def test_lines_come_at_a_steady_rhythm_and_at_the_end_of_an_epoch(monkeypatch):
 
 
 def test_a_terminal_gets_the_lines_and_a_bar(tmp_path):
-    from apr.train.report import Report
+    from apr.train.record.report import Report
 
     class Terminal(io.StringIO):
         def isatty(self):
@@ -324,7 +325,7 @@ def test_a_gpu_that_does_not_measure_its_utilization_is_refused_before_the_run(m
     import torch
 
     from apr.errors import UnavailableError
-    from apr.train import device
+    from apr.train.machine import device
 
     class NVMLError(Exception):
         pass
@@ -346,7 +347,8 @@ def test_a_gpu_that_does_not_measure_its_utilization_is_refused_before_the_run(m
 
 def test_tensorboard_that_is_missing_is_said_before_the_run(short, monkeypatch, tmp_path):
     from apr.errors import UnavailableError
-    from apr.train import pretrain, tensorboard
+    from apr.train import pretrain
+    from apr.train.record import tensorboard
 
     monkeypatch.setattr(tensorboard, "find_spec", lambda _: None)
     with pytest.raises(UnavailableError, match=r"apr\[tensorboard\]") as error:

@@ -148,7 +148,8 @@ def test_a_disk_too_small_for_the_checkpoints_and_a_resume_that_fits(options, tr
     from types import SimpleNamespace
 
     from apr.errors import RefusedError
-    from apr.train import needs, plan
+    from apr.train import plan
+    from apr.train.start import needs
 
     train(options(num_steps=6))
     size = (options().run_dir / "ckpt" / "epoch-000.apr").stat().st_size
@@ -162,12 +163,13 @@ def test_a_disk_too_small_for_the_checkpoints_and_a_resume_that_fits(options, tr
 def test_a_plan_that_finds_too_little_memory(refused, monkeypatch, where):
     import torch
 
-    from apr.train import planning
+    from apr.train.prepared import Prepared
+    from apr.train.start import planning
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
 
-    owner = planning.Prepared if where == "build_model" else planning
+    owner = Prepared if where == "build_model" else planning
     monkeypatch.setattr(owner, where, full)
     line, code = refused("--plan")
     assert code == 5
@@ -178,7 +180,8 @@ def test_a_plan_that_finds_too_little_memory(refused, monkeypatch, where):
 def test_a_plan_measures_with_the_algorithms_of_the_run(options, monkeypatch):
     import torch
 
-    from apr.train import plan, planning
+    from apr.train import plan
+    from apr.train.start import planning
 
     asked = []
     monkeypatch.setattr(

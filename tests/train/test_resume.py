@@ -35,7 +35,7 @@ def test_a_resumed_run_keeps_its_precision_and_tells_its_own_speed(options, trai
     """Also on a device that would choose another precision; what an earlier device did says nothing of it."""
     import yaml
 
-    from apr.train import needs
+    from apr.train.start import needs
 
     config = options(num_steps=6)
     train(config)
@@ -74,7 +74,8 @@ def test_wall_seconds_are_one_clock_over_all_parts(options, train, monkeypatch, 
     """From the call on, what was before the first record too, and never back."""
     from types import SimpleNamespace
 
-    from apr.train import recording, run
+    from apr.train import run
+    from apr.train.record import recording
 
     now = [0.0]
 
@@ -303,16 +304,16 @@ def test_what_does_not_read_back_is_no_checkpoint_and_nothing_is_pruned_for_it(
     options, train, monkeypatch, tmp_path
 ):
     """A disk that takes a bit for another."""
-    from apr.train import checkpoint
+    from apr.train.checkpoint import snapshot
 
-    write = checkpoint.write
+    write = snapshot.write
 
     def writing(path, *arguments):
         write(path, *arguments)
         if path.name == "epoch-001.apr":
             path.write_bytes(flipped(path.read_bytes()))
 
-    monkeypatch.setattr(checkpoint, "write", writing)
+    monkeypatch.setattr(snapshot, "write", writing)
     result = train(options(keep=1))
     assert (result.status, result.last_checkpoint) == ("FAILED", "ckpt/epoch-000.apr")
     assert "epoch-001.apr" in result.detail
@@ -434,7 +435,7 @@ def test_the_weights_alone_in_bfloat16(options, train, tmp_path):
     import torch
 
     import apr
-    from apr.train.file_evaluation import evaluate_file
+    from apr.train.evaluate_file import evaluate_file
 
     result = train(options(save_dtype="bf16"))
     assert result.export == "final.apr"
@@ -478,7 +479,7 @@ def test_memory_that_runs_out_is_one_line_with_flags_that_help(options, train, m
 
     from apr.errors import RefusedError
     from apr.train import step
-    from apr.train.preflight import Prepared
+    from apr.train.start.preflight import Prepared
 
     def too_much(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
@@ -508,7 +509,7 @@ def test_pruning_keeps_the_best_and_says_what_went(options, train, tmp_path):
 def test_a_base_file_is_never_a_checkpoint():
     from apr.container.file import load
     from apr.errors import RefusedError
-    from apr.train.checkpoint import state_of
+    from apr.train.checkpoint.state import state_of
 
     with pytest.raises(RefusedError, match="no training state"):
         state_of(load(BASE))

@@ -100,8 +100,8 @@ def test_a_second_signal_waits_for_no_checkpoint(
     import threading
 
     from apr.errors import RefusedError
-    from apr.train.checkpoint import Snapshot
-    from apr.train.saver import Saver
+    from apr.train.checkpoint.saver import Saver
+    from apr.train.checkpoint.snapshot import Snapshot
 
     over, waiting = threading.Event(), threading.Event()
     write, join = Snapshot.write, Saver.join

@@ -10,7 +10,7 @@ WINDOW = 100
 
 
 def test_the_limit_is_six_sigma_over_the_last_hundred():
-    from apr.train.state import RunState
+    from apr.train.checkpoint.state import RunState
 
     state = RunState()
     losses = [3 + math.sin(n) for n in range(150)]
@@ -23,7 +23,7 @@ def test_the_limit_is_six_sigma_over_the_last_hundred():
 
 
 def test_a_loss_that_stays_where_it_jumped_to_is_no_spike_for_long():
-    from apr.train.state import RunState
+    from apr.train.checkpoint.state import RunState
 
     state = RunState()
     for n in range(WINDOW):
@@ -38,7 +38,8 @@ def jump(monkeypatch):
     """In one step the loss is counted as four times what it is; four steps before it are enough to tell."""
 
     def arm(at):
-        from apr.train import state, step
+        from apr.train import step
+        from apr.train.checkpoint import state
 
         monkeypatch.setattr(state, "_SPIKE_WINDOW", 4)
         add_gradients, calls = step.add_gradients, []

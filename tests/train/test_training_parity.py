@@ -89,9 +89,9 @@ def test_the_gradient_of_micro_batches_is_that_of_one_batch(options, split):
     import torch
 
     from apr.train.loop import Loop
-    from apr.train.preflight import prepare
-    from apr.train.report import Report
-    from apr.train.signals import StopRequest
+    from apr.train.machine.signals import StopRequest
+    from apr.train.record.report import Report
+    from apr.train.start.preflight import prepare
 
     def accumulated(batch_size, grad_accum):
         prepared = prepare(options(batch_size=batch_size, grad_accum=grad_accum, grad_clip=1e9))

@@ -44,8 +44,8 @@ class Command:
 
     def run(self) -> int:
         """Evaluate, and print the loss."""
-        from apr.train.file_evaluation import WORDS, evaluate_file
-        from apr.train.report import Report
+        from apr.train.evaluate_file import WORDS, evaluate_file
+        from apr.train.record.report import Report
 
         with Report(sys.stderr) as report:
             made, what = evaluate_file(

@@ -34,8 +34,8 @@ class Command(PretrainConfig):
 
     def run(self) -> int:
         """Train or plan; the run's exit code."""
-        from apr.train.planning import plan
-        from apr.train.signals import StoppedAtOnce
+        from apr.train.machine.signals import StoppedAtOnce
+        from apr.train.start.planning import plan
 
         names = {field.name for field in fields(PretrainConfig)}
         options = PretrainConfig(**{name: getattr(self, name) for name in names})
@@ -52,8 +52,8 @@ class Command(PretrainConfig):
             return 128 + stopped.signal
 
     def _train(self, options: PretrainConfig) -> int:
-        from apr.train.callbacks import Callbacks
-        from apr.train.report import Outlet
+        from apr.train.record.callbacks import Callbacks
+        from apr.train.record.report import Outlet
         from apr.train.run import pretrain
 
         if not self.json:

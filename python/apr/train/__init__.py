@@ -6,12 +6,12 @@ from importlib import import_module
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from apr.train.callbacks import Callbacks, CheckpointRecord, EvaluationRecord, StepRecord
     from apr.train.config import PretrainConfig
     from apr.train.evaluation import Evaluation, evaluate
-    from apr.train.planning import Plan, plan
-    from apr.train.result import Result
+    from apr.train.record.callbacks import Callbacks, CheckpointRecord, EvaluationRecord, StepRecord
+    from apr.train.record.result import Result
     from apr.train.run import pretrain
+    from apr.train.start.planning import Plan, plan
 
 __all__ = [
     "Callbacks",
@@ -28,16 +28,16 @@ __all__ = [
 ]
 
 _HOME = {
-    "Callbacks": "apr.train.callbacks",
-    "CheckpointRecord": "apr.train.callbacks",
+    "Callbacks": "apr.train.record.callbacks",
+    "CheckpointRecord": "apr.train.record.callbacks",
     "Evaluation": "apr.train.evaluation",
-    "EvaluationRecord": "apr.train.callbacks",
-    "Plan": "apr.train.planning",
+    "EvaluationRecord": "apr.train.record.callbacks",
+    "Plan": "apr.train.start.planning",
     "PretrainConfig": "apr.train.config",
-    "Result": "apr.train.result",
-    "StepRecord": "apr.train.callbacks",
+    "Result": "apr.train.record.result",
+    "StepRecord": "apr.train.record.callbacks",
     "evaluate": "apr.train.evaluation",
-    "plan": "apr.train.planning",
+    "plan": "apr.train.start.planning",
     "pretrain": "apr.train.run",
 }
 

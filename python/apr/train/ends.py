@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from apr.train import gates
 
 if TYPE_CHECKING:
+    from apr.train.checkpoint.state import RunState
     from apr.train.config import PretrainConfig
-    from apr.train.result import Status
-    from apr.train.state import RunState
+    from apr.train.record.result import Status
 
 
 @dataclass(frozen=True)

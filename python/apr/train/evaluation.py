@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from apr.data.split import evaluation_windows
-from apr.train.device import computing
 from apr.train.loss import token_losses
+from apr.train.machine.device import computing
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,9 +6,9 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from apr.train.checkpoint import epoch_path
-from apr.train.metrics import incomplete_steps
-from apr.train.result import Gate
+from apr.train.checkpoint.files import epoch_path
+from apr.train.record.metrics import incomplete_steps
+from apr.train.record.result import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

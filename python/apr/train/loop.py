@@ -12,18 +12,20 @@ from apr.data.loader import Loader, LoaderState, fingerprint
 from apr.data.windows import TrainingOrder
 from apr.errors import RefusedError
 from apr.model.fill import spoiled
-from apr.train import gates, resume, rundir
-from apr.train.checkpoint import export_weights, restore
-from apr.train.device import computing
+from apr.train import gates, rundir
+from apr.train.checkpoint import resume
+from apr.train.checkpoint.export import export_weights
+from apr.train.checkpoint.restore import restore
+from apr.train.checkpoint.saver import Saver
+from apr.train.checkpoint.state import RunState
 from apr.train.ends import Ended, after_epoch, budget_spent
 from apr.train.evaluation import Evaluation, evaluate
 from apr.train.loss import token_losses
+from apr.train.machine.device import computing
 from apr.train.optimizer import make_optimizer, set_learning_rate
-from apr.train.recording import Recorder
-from apr.train.result import Gate
-from apr.train.saver import Saver
+from apr.train.record.recording import Recorder
+from apr.train.record.result import Gate
 from apr.train.schedule import learning_rate
-from apr.train.state import RunState
 from apr.train.step import Step, StepOutcome
 
 if TYPE_CHECKING:
@@ -33,10 +35,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from apr.model.decoder import Decoder
-    from apr.train.callbacks import Callbacks
-    from apr.train.preflight import Prepared
-    from apr.train.report import Report
-    from apr.train.signals import StopRequest
+    from apr.train.machine.signals import StopRequest
+    from apr.train.prepared import Prepared
+    from apr.train.record.callbacks import Callbacks
+    from apr.train.record.report import Report
 
 # Relative difference of a batch's loss between the train and the eval path: same weights, same windows; only
 # the order of rounding may differ.
@@ -83,8 +85,16 @@ class Loop:
             grad_clip=self._config.grad_clip,
             compiled=self._config.compile,
         )
-        self._recorder = Recorder(prepared, report, callbacks, started)
-        self._saver = Saver(prepared, model, self._optimizer, report, self._recorder)
+        self._recorder = Recorder(
+            self._config,
+            prepared.device,
+            prepared.precision,
+            prepared.needs.flops_a_token,
+            report,
+            callbacks,
+            started=started,
+        )
+        self._saver = Saver(self._config, prepared.facts, model, self._optimizer, report, self._recorder)
 
     # what the result asks for
 

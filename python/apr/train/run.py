@@ -18,25 +18,25 @@ import torch
 from apr.errors import EXIT_REFUSED, EXIT_UNFORESEEN, AprError, RefusedError, exit_code, message, messages
 from apr.files import write_json
 from apr.train import gates, rundir
-from apr.train.determinism import determinism, own_settings
-from apr.train.device import forget_peak_memory, peak_memory_bytes
 from apr.train.loop import DisagreementError, Loop
-from apr.train.metrics import read_metrics
-from apr.train.out_of_memory import building, is_out_of_memory, out_of_memory
-from apr.train.planning import summary
-from apr.train.plot import plot_losses
-from apr.train.preflight import prepare
-from apr.train.report import Report, clock
-from apr.train.result import Gate, Result, Status
-from apr.train.signals import Interrupted, StoppedAtOnce, StopRequest
-from apr.train.tensorboard import EventFiles
+from apr.train.machine.determinism import determinism, own_settings
+from apr.train.machine.device import forget_peak_memory, peak_memory_bytes
+from apr.train.machine.out_of_memory import building, is_out_of_memory, out_of_memory
+from apr.train.machine.signals import Interrupted, StoppedAtOnce, StopRequest
+from apr.train.record.metrics import read_metrics
+from apr.train.record.plot import plot_losses
+from apr.train.record.report import Report, clock
+from apr.train.record.result import Gate, Result, Status
+from apr.train.record.tensorboard import EventFiles
+from apr.train.start.planning import summary
+from apr.train.start.preflight import prepare
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from apr.train.callbacks import Callbacks
     from apr.train.config import PretrainConfig
-    from apr.train.preflight import Prepared
+    from apr.train.prepared import Prepared
+    from apr.train.record.callbacks import Callbacks
 
 _EXIT_CODES: dict[Status, int] = {
     "TARGET_MET": 0,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils import get_total_norm
 
-from apr.train.device import computing
 from apr.train.loss import add_gradients, softmax
+from apr.train.machine.device import computing
 from apr.train.optimizer import set_learning_rate
 
 if TYPE_CHECKING:

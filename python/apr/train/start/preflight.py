@@ -8,31 +8,30 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 
-from apr.container.file import load
 from apr.contracts.verdict import load_decidable
 from apr.data.corpus_check import problems
 from apr.data.scan import Scan, common_shards
 from apr.data.shards import ShardDir
-from apr.data.split import Split, evaluation_windows, split
+from apr.data.split import split
 from apr.errors import AprError, PreflightError, RefusedError
-from apr.model.decoder import Decoder
-from apr.model.fill import fill
-from apr.model.init import init_weights
-from apr.train import origin, rundir
-from apr.train.device import choose_device, describe
-from apr.train.needs import Needs
-from apr.train.resume import find
-from apr.train.tensorboard import check_tensorboard
+from apr.train import rundir
+from apr.train.checkpoint.resume import find
+from apr.train.machine.device import choose_device, describe
+from apr.train.prepared import Prepared
+from apr.train.record.tensorboard import check_tensorboard
+from apr.train.start import origin
+from apr.train.start.needs import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from apr.data.split import Split
     from apr.data.tokenizers import LoadedTokenizer
     from apr.model.config import ModelConfig
-    from apr.train.config import Precision, PretrainConfig
-    from apr.train.origin import Origin
-    from apr.train.resume import Found
+    from apr.train.checkpoint.resume import Found
+    from apr.train.config import PretrainConfig
+    from apr.train.start.origin import Origin
 
 # Compiling takes as long as some hundred steps of a small model.
 _STEPS_WORTH_COMPILING = 200
@@ -40,51 +39,6 @@ _STEPS_WORTH_COMPILING = 200
 _ENOUGH_TOKENS_A_PARAMETER = 10
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A run that may start: what it trains, on what, where."""
-
-    config: PretrainConfig
-    """With the mode's row and the precision filled in."""
-    model_config: ModelConfig
-    split: Split
-    device: torch.device
-    precision: Precision
-    needs: Needs
-    facts: dict[str, Any]
-    """Metadata of its checkpoints, but for the run's state."""
-    notes: tuple[str, ...]
-    """What a user should know, and warnings."""
-    weights: Path | None
-    """The file that the model is filled from; None from scratch."""
-    found: Found | None
-    """Of a run that is taken up: its checkpoints."""
-
-    @property
-    def parameters(self) -> int:
-        """Of the model; a tied head counts once."""
-        return self.needs.parameters
-
-    @property
-    def val_tokens(self) -> int:
-        """Tokens that each evaluation takes."""
-        return evaluation_windows(self.split.held_out, self.config.val_tokens) * self.config.seq_length
-
-    def build_model(self) -> Decoder:
-        """The model that the run starts from or goes on with, on its device.
-
-        Raises:
-            WeightsError: the tensors of its file do not fit.
-        """
-        model = Decoder.empty(self.model_config, self.device, torch.float32)
-        if self.weights is None:
-            init_weights(model, self.config.seed)
-        else:
-            with load(self.weights) as file:
-                fill(self.model_config, model.named_parameters(), file)
-        return model
 
 
 def prepare(config: PretrainConfig) -> Prepared:

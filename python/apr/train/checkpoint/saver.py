@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from apr.files import sync_file, write_json
 from apr.train import rundir
-from apr.train.checkpoint import (
-    Checkpoint,
-    Room,
-    best_of,
-    epoch_path,
-    optimizer_digest,
-    prune,
-    snapshot,
-    step_path,
-)
+from apr.train.checkpoint.files import Checkpoint, best_of, epoch_path, prune, step_path
+from apr.train.checkpoint.host_memory import Room
+from apr.train.checkpoint.optimizer_state import optimizer_digest
+from apr.train.checkpoint.snapshot import snapshot
 from apr.train.evaluation import perplexity
 
 if TYPE_CHECKING:
@@ -27,11 +21,11 @@ if TYPE_CHECKING:
     from torch.optim import AdamW
 
     from apr.model.decoder import Decoder
-    from apr.train.checkpoint import Snapshot
-    from apr.train.preflight import Prepared
-    from apr.train.recording import Recorder
-    from apr.train.report import Report
-    from apr.train.state import RunState
+    from apr.train.checkpoint.snapshot import Snapshot
+    from apr.train.checkpoint.state import RunState
+    from apr.train.config import PretrainConfig
+    from apr.train.record.recording import Recorder
+    from apr.train.record.report import Report
 
 
 class _Abandoned(Exception):  # noqa: N818 (no error: a request)
@@ -46,10 +40,16 @@ class Saver:
     """
 
     def __init__(
-        self, prepared: Prepared, model: Decoder, optimizer: AdamW, report: Report, recorder: Recorder
+        self,
+        config: PretrainConfig,
+        facts: dict[str, Any],
+        model: Decoder,
+        optimizer: AdamW,
+        report: Report,
+        recorder: Recorder,
     ) -> None:
-        self._config, self._facts = prepared.config, prepared.facts
-        self._dir: Path = prepared.config.run_dir
+        self._config, self._facts = config, facts
+        self._dir: Path = config.run_dir
         self._model, self._optimizer = model, optimizer
         self._report, self._recorder = report, recorder
         self._room = Room()

@@ -13,8 +13,8 @@ from apr.data.split import split
 from apr.data.windows import Windows
 from apr.errors import RefusedError, UsageError
 from apr.model.decoder import Decoder
-from apr.train.device import choose_device, default_precision
 from apr.train.evaluation import Evaluation, evaluate
+from apr.train.machine.device import choose_device, default_precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable

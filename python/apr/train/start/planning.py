@@ -15,19 +15,20 @@ from apr.container.file import load
 from apr.container.save import save
 from apr.errors import RefusedError
 from apr.train import rundir
-from apr.train.determinism import determinism, own_settings
-from apr.train.device import computing
 from apr.train.loss import token_losses
-from apr.train.needs import decimal, existing
+from apr.train.machine.determinism import determinism, own_settings
+from apr.train.machine.device import computing
+from apr.train.machine.out_of_memory import building, is_out_of_memory, out_of_memory
 from apr.train.optimizer import make_optimizer
-from apr.train.out_of_memory import building, is_out_of_memory, out_of_memory
-from apr.train.preflight import Prepared, prepare
-from apr.train.report import clock
+from apr.train.record.report import clock
+from apr.train.start.needs import decimal, existing
+from apr.train.start.preflight import prepare
 from apr.train.step import Step
 
 if TYPE_CHECKING:
     from apr.model.decoder import Decoder
     from apr.train.config import PretrainConfig
+    from apr.train.prepared import Prepared
 
 # Enough for the disk's own speed to show.
 _PROBE_BYTES = 64 << 20

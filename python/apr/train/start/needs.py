@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 from apr.errors import RefusedError
 from apr.model.names import parameter_shapes
-from apr.train.device import default_precision, free_memory_bytes
 from apr.train.loss import rows_at_a_time
+from apr.train.machine.device import default_precision, free_memory_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

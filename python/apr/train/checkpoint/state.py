@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from apr.errors import RefusedError
+
+if TYPE_CHECKING:
+    from apr.container.file import AprFile
 
 # A loss this many standard deviations above the mean of that many steps is a spike.
 _SPIKE_SIGMA, _SPIKE_WINDOW = 6.0, 100
@@ -99,3 +104,17 @@ class RunState:
     def to_dict(self) -> dict[str, Any]:
         """As a checkpoint keeps it."""
         return asdict(self)
+
+
+def state_of(file: AprFile) -> RunState:
+    """The run's state in a checkpoint's metadata.
+
+    Raises:
+        RefusedError: the file is no checkpoint.
+    """
+    try:
+        return RunState(**file.metadata["training"]["state"])
+    except (KeyError, TypeError):
+        raise RefusedError(
+            f"{file.path}: no checkpoint of a run: its metadata hold no training state"
+        ) from None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from apr.train.config import PretrainConfig
-    from apr.train.preflight import Prepared
+    from apr.train.prepared import Prepared
 
 # How torch's allocator on the CPU puts it, in a plain RuntimeError.
 _ON_THE_CPU = "can't allocate memory"

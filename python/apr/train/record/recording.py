@@ -7,21 +7,23 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Self
 
 from apr.train import rundir
-from apr.train.callbacks import CheckpointRecord, EvaluationRecord, StepRecord
-from apr.train.device import Utilization, peak_flops
-from apr.train.metrics import MetricsFile
-from apr.train.report import clock
+from apr.train.machine.device import Utilization, peak_flops
+from apr.train.record.callbacks import CheckpointRecord, EvaluationRecord, StepRecord
+from apr.train.record.metrics import MetricsFile
+from apr.train.record.report import clock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from apr.train.callbacks import Callbacks
-    from apr.train.checkpoint import Checkpoint
+    import torch
+
+    from apr.train.checkpoint.files import Checkpoint
+    from apr.train.checkpoint.state import RunState
+    from apr.train.config import Precision, PretrainConfig
     from apr.train.evaluation import Evaluation
-    from apr.train.preflight import Prepared
-    from apr.train.report import Report
-    from apr.train.state import RunState
+    from apr.train.record.callbacks import Callbacks
+    from apr.train.record.report import Report
     from apr.train.step import StepOutcome
 
 # Steps whose time says how long the rest will take.
@@ -32,12 +34,20 @@ class Recorder:
     """Within it, `train.jsonl` is open and records go to it."""
 
     def __init__(
-        self, prepared: Prepared, report: Report, callbacks: Sequence[Callbacks], started: float
+        self,
+        config: PretrainConfig,
+        device: torch.device,
+        precision: Precision,
+        flops_a_token: int,
+        report: Report,
+        callbacks: Sequence[Callbacks],
+        *,
+        started: float,
     ) -> None:
-        self._prepared, self._config = prepared, prepared.config
+        self._config, self._device, self._flops_a_token = config, device, flops_a_token
         self._report, self._callbacks = report, callbacks
-        self._utilization = Utilization(prepared.device)
-        self._peak_flops = peak_flops(prepared.device, prepared.precision)
+        self._utilization = Utilization(device)
+        self._peak_flops = peak_flops(device, precision)
         self._started = started
         self._step_seconds: list[float] = []
         self._evaluation_seconds = 0.0
@@ -70,13 +80,13 @@ class Recorder:
         """
         self._step_seconds = [*self._step_seconds, seconds][-_RECENT_STEPS:]
         speed = self._config.tokens_per_step / seconds
-        flops, limit = self._prepared.needs.flops_a_token * speed, state.loss_limit
+        flops, limit = self._flops_a_token * speed, state.loss_limit
         record = StepRecord(
             step=state.step,
             train_loss=made.train_loss,
             grad_norm=made.grad_norm,
             lr=lr,
-            device=str(self._prepared.device),
+            device=str(self._device),
             tokens_per_sec=round(speed, 3),
             gpu_util_pct=self._utilization.percent(),
             mfu=None if self._peak_flops is None else round(flops / self._peak_flops, 4),

@@ -11,15 +11,16 @@ from apr.container.file import TRAINING_PREFIX, load
 from apr.errors import AprError, RefusedError, WeightsError, message
 from apr.model.fill import spoiled
 from apr.train import rundir
-from apr.train.checkpoint import Checkpoint, best_of, list_checkpoints, mark, state_of
-from apr.train.metrics import cut_back, read_metrics
+from apr.train.checkpoint.files import Checkpoint, best_of, list_checkpoints, mark
+from apr.train.checkpoint.state import state_of
+from apr.train.record.metrics import cut_back, read_metrics
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from apr.container.file import AprFile
-    from apr.train.report import Report
-    from apr.train.state import RunState
+    from apr.train.checkpoint.state import RunState
+    from apr.train.record.report import Report
 
 # Ends the names of checkpoints that a killed process was writing.
 _BEING_WRITTEN = ".apr-tmp"

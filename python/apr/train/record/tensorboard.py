@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from apr.errors import UnavailableError
-from apr.train.callbacks import Callbacks, EvaluationRecord, StepRecord
+from apr.train.record.callbacks import Callbacks, EvaluationRecord, StepRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
