@@ -55,10 +55,10 @@ class Flags(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The 64 bytes at the start, field by field. Offsets and sizes in bytes.
+    """The fields of the header, offsets and sizes in bytes.
 
-    The JSON container `APR1` has no such header: what of it stands elsewhere in the file is given, and flags,
-    checksum and reserved bytes are zero.
+    The JSON container `APR1` has no flags, no checksum of its header and no reserved bytes: `flags` is empty,
+    `checksum` and `reserved` are None. Its version is the one that its magic stands for.
     """
 
     magic: bytes
@@ -69,8 +69,8 @@ class Header:
     metadata_size: int
     tensor_index_offset: int
     data_offset: int
-    checksum: int
-    reserved: bytes
+    checksum: int | None
+    reserved: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +296,9 @@ class AprFile(Mapping[str, "torch.Tensor"]):
     @cached_property
     def header(self) -> Header:
         """The header's fields."""
-        magic, version, flags, *rest = self._container.header()
+        fields = self._container.header()
+        assert fields is not None  # only version 1 has none, and V1File gives its own
+        magic, version, flags, *rest = fields
         return Header(magic, version, Flags(flags), *rest)  # type: ignore[arg-type]
 
     @cached_property

@@ -90,7 +90,7 @@ def inspect(
         "dtypes": dict(Counter(info.dtype for info in infos).most_common()),
         "flags": {str(flag.name).lower(): flag in header.flags for flag in flags},
         "unknown_flags": [bit for bit in range(16) if header.flags & (1 << bit) and 1 << bit not in named],
-        "reserved": header.reserved.hex() if any(header.reserved) else None,
+        "reserved": header.reserved.hex() if header.reserved and any(header.reserved) else None,
         "v1": v1,
         "whisper": None,
         "metadata": dict(metadata),

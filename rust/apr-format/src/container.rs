@@ -8,17 +8,16 @@ use std::{
 
 use crate::{
     codec::Codec,
+    contents::Contents,
     error::{Error, Part, Result},
+    json::member,
     mapping::Mapping,
     sniff::{self, Kind},
     source::{Source, read_vec},
     v1::{self, keys::Keys, read::Opened},
-    v2::{
-        metadata,
-        read::{self, Contents},
-        verify::{self, Check, Findings},
-    },
-    variants::json,
+    v2,
+    variants::{json, wrapper::Wrapper},
+    verify::{self, Check, Findings},
     watch::{Watch, Watched},
 };
 
@@ -32,15 +31,41 @@ pub struct Container<S> {
 
 /// What the forms have beside what all of them have.
 #[derive(Debug)]
-enum Form {
+pub enum Form {
     /// The current container, or its header under an older magic.
-    V2,
+    V2(v2::header::Header),
     /// The JSON container `APR1`.
-    Json,
-    /// `APR1` in a wrapper, compressed like this, and what it unpacked to.
-    Wrapped(Codec, Arc<Mapping>),
+    Json(json::Header),
+    /// `APR1` in a wrapper of this magic, compressed like this, and what it unpacked to.
+    Wrapped {
+        /// `APR2` or `APR\0`.
+        magic: [u8; 4],
+        /// How the file within is compressed.
+        codec: Codec,
+        /// Of the file within.
+        header: json::Header,
+        /// The file within.
+        image: Arc<Mapping>,
+    },
     /// v1, and its payload once it was asked for: None where it lies in the file as it is.
     V1(Box<Opened>, OnceLock<Option<Arc<Mapping>>>),
+}
+
+impl Form {
+    /// What people call it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::V2(header) if &header.magic == b"APR2" => "APR v2 (magic APR2)",
+            Self::V2(header) if &header.magic == b"APRN" => "APR v2 (magic APRN)",
+            Self::V2(_) => "APR v2",
+            Self::Json(_) => "APR1 JSON",
+            Self::Wrapped { codec: Codec::Plain, .. } => "APR1 JSON (wrapped)",
+            Self::Wrapped { codec: Codec::Lz4, .. } => "APR1 JSON (wrapped, LZ4)",
+            Self::Wrapped { codec: Codec::Zstd, .. } => "APR1 JSON (wrapped, zstd)",
+            Self::V1(..) => "APR v1",
+        }
+    }
 }
 
 /// Where tensors' offsets count: in the file, or in what a compressed one unpacks to.
@@ -88,15 +113,22 @@ impl<S: Source> Container<S> {
 
     fn of_kind(source: S, kind: &Kind, keys: &Keys) -> Result<Self> {
         let (form, contents) = match kind {
-            Kind::V2(_) => (Form::V2, read::open(&source)?),
-            Kind::Json => (Form::Json, json::open(&source)?),
+            Kind::V2(_) => {
+                let (header, contents) = v2::read::open(&source)?;
+                (Form::V2(header), contents)
+            }
+            Kind::Json => {
+                let (header, contents) = json::open(&source)?;
+                (Form::Json(header), contents)
+            }
             Kind::Wrapped(wrapper) => {
                 let size = source.size()?;
                 let pages = wrapper.unpack(&source, size)?;
-                let mut contents = json::open(&pages).map_err(|error| Error::Unpacked(Box::new(error)))?;
+                let (header, mut contents) =
+                    json::open(&pages).map_err(|error| Error::Unpacked(Box::new(error)))?;
                 contents.size = size;
-                contents.header.magic = wrapper.magic;
-                (Form::Wrapped(wrapper.codec, Arc::new(pages)), contents)
+                let &Wrapper { magic, codec, .. } = wrapper;
+                (Form::Wrapped { magic, codec, header, image: Arc::new(pages) }, contents)
             }
             Kind::V1 => {
                 let (contents, opened) = v1::read::open(&source, keys)?;
@@ -107,19 +139,10 @@ impl<S: Source> Container<S> {
         Ok(Self { source, contents, form })
     }
 
-    /// What people call its form.
+    /// Its form, with what only that form has.
     #[must_use]
-    pub fn form(&self) -> &'static str {
-        match (&self.form, &self.contents.header.magic) {
-            (Form::V2, b"APR2") => "APR v2 (magic APR2)",
-            (Form::V2, b"APRN") => "APR v2 (magic APRN)",
-            (Form::V2, _) => "APR v2",
-            (Form::Json, _) => "APR1 JSON",
-            (Form::Wrapped(Codec::Plain, _), _) => "APR1 JSON (wrapped)",
-            (Form::Wrapped(Codec::Lz4, _), _) => "APR1 JSON (wrapped, LZ4)",
-            (Form::Wrapped(Codec::Zstd, _), _) => "APR1 JSON (wrapped, zstd)",
-            (Form::V1(..), _) => "APR v1",
-        }
+    pub fn form(&self) -> &Form {
+        &self.form
     }
 
     /// What it says it holds.
@@ -141,7 +164,7 @@ impl<S: Source> Container<S> {
     /// # Errors
     /// As [`Self::metadata`].
     pub fn member(&self, key: &str) -> Result<Option<String>> {
-        Ok(metadata::member(&self.metadata()?, key).map(Into::into))
+        Ok(member(&self.metadata()?, key).map(Into::into))
     }
 
     /// The file.
@@ -165,8 +188,8 @@ impl<S: Source> Container<S> {
     /// Of v1: [`Error::Decryption`] without a key, [`Error::Packed`], [`Error::Count`]; the operating system's.
     pub fn image(&self) -> Result<Image<'_, S>> {
         let pages = match &self.form {
-            Form::V2 | Form::Json => None,
-            Form::Wrapped(_, pages) => Some(pages),
+            Form::V2(_) | Form::Json(_) => None,
+            Form::Wrapped { image, .. } => Some(image),
             Form::V1(opened, ready) => {
                 if ready.get().is_none() {
                     // Of two threads that unpack at once, the second one's result is dropped.
@@ -209,25 +232,32 @@ impl<S: Source> Container<S> {
     /// [`Error::FooterChecksum`], [`Error::CutShort`]; the operating system's.
     pub fn check_footer(&self, watch: &Watch) -> Result<Option<u32>> {
         match &self.form {
-            Form::Wrapped(_, pages) => verify::footer(pages.as_ref(), &self.contents),
-            Form::V2 | Form::Json | Form::V1(..) => {
+            Form::Wrapped { image, .. } => verify::footer(image.as_ref(), &self.contents),
+            Form::V2(_) | Form::Json(_) | Form::V1(..) => {
                 verify::footer(&Watched { source: &self.source, watch }, &self.contents)
             }
         }
     }
 
     fn verify(&self, keys: &Keys) -> io::Result<Findings> {
-        let header = &self.contents.header;
+        let magic = |magic: [u8; 4], (major, minor)| {
+            let magic = String::from_utf8_lossy(&magic).replace('\0', "\\0");
+            format!("{magic}, version {major}.{minor}")
+        };
         let none = || "no checksum of its own".to_owned();
         match &self.form {
-            Form::V2 => {
+            Form::V2(header) => {
+                let magic = magic(header.magic, header.version);
                 let checked = format!("CRC32 {:#010x}, flags {:#06x}", header.checksum, header.flags);
-                verify::opened(&self.source, &self.contents, checked)
+                verify::opened(&self.source, &self.contents, magic, checked)
             }
-            Form::Json => verify::opened(&self.source, &self.contents, none()),
-            Form::Wrapped(codec, pages) => {
-                let mut findings = verify::opened(pages.as_ref(), &self.contents, none())?;
-                let detail = format!("{}, {} bytes unpacked", codec.name(), pages.len());
+            Form::Json(_) => {
+                verify::opened(&self.source, &self.contents, magic(json::MAGIC, json::VERSION), none())
+            }
+            Form::Wrapped { magic: outer, codec, image, .. } => {
+                let magic = magic(*outer, json::VERSION);
+                let mut findings = verify::opened(image.as_ref(), &self.contents, magic, none())?;
+                let detail = format!("{}, {} bytes unpacked", codec.name(), image.len());
                 findings.checks.insert(1, verify::passed(Part::Packing, detail));
                 Ok(findings)
             }
@@ -282,7 +312,7 @@ pub fn verify_with(source: &(impl Source + ?Sized), keys: &Keys) -> io::Result<F
         // They come before what is wrong, but opening did not look at them.
         let looked_over = |check: &&mut Check| check.part == Part::Metadata && check.passed == Some(true);
         if let Some(check) = findings.checks.iter_mut().find(looked_over) {
-            *check = verify::metadata(read::metadata(source))?;
+            *check = verify::metadata(v2::read::metadata(source))?;
         }
     }
     Ok(findings)

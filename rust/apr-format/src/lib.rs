@@ -4,10 +4,13 @@
 pub mod atomic;
 pub mod codec;
 pub mod container;
+pub mod contents;
 pub mod crc;
 pub mod dtype;
 pub mod error;
 pub mod file;
+pub mod index;
+pub mod json;
 pub mod mapping;
 pub mod quant;
 pub mod shards;
@@ -17,6 +20,7 @@ pub mod threads;
 pub mod v1;
 pub mod v2;
 pub mod variants;
+pub mod verify;
 pub mod watch;
 
 pub use error::{Error, Kind, Result};

@@ -72,7 +72,7 @@ fn peak(bytes: &[u8]) -> (usize, bool) {
         (MEMORY.peak_usage() - before, opened)
     };
     let (opening, opened) =
-        most(&|file| read::open(file).is_ok_and(|contents| contents.metadata(file).is_ok()));
+        most(&|file| read::open(file).is_ok_and(|(_, contents)| contents.metadata(file).is_ok()));
     let (verifying, _) = most(&|file| container::verify(file).unwrap().opened);
     (opening.max(verifying), opened)
 }

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use apr_format::{Error, dtype::Dtype, mapping::Mapping as Pages, v2::index::Tensor};
+use apr_format::{Error, dtype::Dtype, index::Tensor, mapping::Mapping as Pages};
 use pyo3::{
     buffer::{PyBuffer, PyUntypedBuffer},
     exceptions::PyValueError,

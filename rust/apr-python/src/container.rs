@@ -11,9 +11,11 @@ use std::{
 use apr_format::{
     Error,
     atomic::AtomicFile,
-    container::{self, Image},
+    container::{self, Form, Image},
+    contents::{Contents, cut_short},
     dtype::Dtype,
     file,
+    index::Tensor,
     mapping::Mapping as Pages,
     quant,
     source::read_parallel,
@@ -22,13 +24,13 @@ use apr_format::{
         read::Opened,
     },
     v2::{
-        index::Tensor,
+        header::Header,
         layout::{Layout, Spec},
-        read::{self, Contents},
         stream::Stream,
-        verify::Findings,
         write,
     },
+    variants::json,
+    verify::Findings,
     watch::Watched,
 };
 use pyo3::{
@@ -72,7 +74,7 @@ impl Container {
     /// Which form of the format it is, in words.
     #[getter]
     fn form(&self) -> &'static str {
-        self.opened.form()
+        self.opened.form().name()
     }
 
     /// Of v1, the header's fields in file order, the compression by its name.
@@ -116,22 +118,29 @@ impl Container {
         })
     }
 
-    /// The header's fields in file order, the version as a pair.
-    fn header<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        let header = &self.contents().header;
+    /// The header's fields in file order, the version as a pair; of the JSON container those that it has. None
+    /// of v1, which has others.
+    fn header<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let (magic, header) = match self.opened.form() {
+            Form::V2(header) => return v2_header(py, header).map(Some),
+            Form::Json(header) => (&json::MAGIC, header),
+            Form::Wrapped { magic, header, .. } => (magic, header),
+            Form::V1(..) => return Ok(None),
+        };
         (
-            PyBytes::new(py, &header.magic),
-            header.version,
-            header.flags,
+            PyBytes::new(py, magic),
+            json::VERSION,
+            0, // no flag is set where there is no place for one
             header.tensor_count,
             header.metadata_offset,
             header.metadata_size,
             header.tensor_index_offset,
             header.data_offset,
-            header.checksum,
-            PyBytes::new(py, &header.reserved),
+            None::<u32>,
+            None::<Bound<'py, PyBytes>>,
         )
             .into_pyobject(py)
+            .map(Some)
     }
 
     /// The metadata's JSON text, read and checked now.
@@ -242,6 +251,22 @@ impl Container {
     }
 }
 
+fn v2_header<'py>(py: Python<'py>, header: &Header) -> PyResult<Bound<'py, PyTuple>> {
+    (
+        PyBytes::new(py, &header.magic),
+        header.version,
+        header.flags,
+        header.tensor_count,
+        header.metadata_offset,
+        header.metadata_size,
+        header.tensor_index_offset,
+        header.data_offset,
+        header.checksum,
+        PyBytes::new(py, &header.reserved),
+    )
+        .into_pyobject(py)
+}
+
 impl Container {
     fn contents(&self) -> &Contents {
         self.opened.contents()
@@ -253,7 +278,7 @@ impl Container {
 
     /// The exception for an error of reading what was checked when the file was opened.
     fn raise(&self, py: Python<'_>, error: Error) -> PyErr {
-        raise(py, &read::cut_short(self.opened.source(), self.contents().size, error), &self.path)
+        raise(py, &cut_short(self.opened.source(), self.contents().size, error), &self.path)
     }
 }
 

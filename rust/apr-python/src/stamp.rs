@@ -5,11 +5,9 @@ use std::{borrow::Cow, fs::File, path::PathBuf};
 
 use apr_format::{
     atomic::AtomicFile,
+    contents::Contents,
     file,
-    v2::{
-        read::{self, Contents},
-        stamp::stamp,
-    },
+    v2::{header::Header, read, stamp::stamp},
 };
 use pyo3::prelude::*;
 
@@ -20,6 +18,7 @@ use crate::errors::raise;
 struct Stamp {
     path: PathBuf,
     file: File,
+    header: Header,
     contents: Contents,
 }
 
@@ -29,11 +28,11 @@ impl Stamp {
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let opened = py.detach(|| {
             let file = file::open(&path)?;
-            let contents = read::open(&file)?;
-            Ok((file, contents))
+            let (header, contents) = read::open(&file)?;
+            Ok((file, header, contents))
         });
-        let (file, contents) = opened.map_err(|error| raise(py, &error, &path))?;
-        Ok(Self { path, file, contents })
+        let (file, header, contents) = opened.map_err(|error| raise(py, &error, &path))?;
+        Ok(Self { path, file, header, contents })
     }
 
     /// The metadata's JSON text.
@@ -45,7 +44,7 @@ impl Stamp {
     /// The header's flags.
     #[getter]
     fn flags(&self) -> u16 {
-        self.contents.header.flags
+        self.header.flags
     }
 
     /// Write the other file; it takes its place once it is whole and this one has been found undamaged.
@@ -54,7 +53,7 @@ impl Stamp {
         let out =
             py.detach(|| AtomicFile::create(&target)).map_err(|error| raise(py, &error.into(), &target))?;
         py.detach(|| {
-            let out = stamp(&self.file, &self.contents, metadata, flags, out)?;
+            let out = stamp(&self.file, (&self.header, &self.contents), metadata, flags, out)?;
             Ok(out.commit()?)
         })
         .map_err(|error| {

@@ -8,9 +8,9 @@ pub use encode::quantize;
 use crate::{
     dtype::{Dtype, Q8_SCALE},
     error::{Error, Result},
+    index::Tensor,
     source::{Source, read_vec},
     threads,
-    v2::index::Tensor,
 };
 
 /// Values that one task makes: some hundred kilobytes, so that they stay in the core's own cache.

@@ -2,8 +2,9 @@
 
 use crate::{
     codec::MAX_UNPACKED,
+    contents::FOOTER_SIZE,
     error::{Error, Part, Result},
-    v2::{FOOTER_SIZE, metadata::MAX_READ},
+    json::MAX_READ,
 };
 
 /// Bytes of the header; where the metadata start.

@@ -7,7 +7,7 @@ use rmp::{Marker, decode};
 
 use crate::{
     error::{Error, Result},
-    v2::metadata::{self, MAX_DEPTH, MAX_READ, MAX_VALUES},
+    json::{self, MAX_DEPTH, MAX_READ, MAX_VALUES},
 };
 
 /// Check the metadata within the limits, and give them as JSON text. `start` is where they stand in the file.
@@ -17,7 +17,7 @@ use crate::{
 pub fn read(bytes: Vec<u8>, start: u64) -> Result<String> {
     // In MessagePack this byte is a number: no map starts with it.
     if bytes.first() == Some(&b'{') {
-        return metadata::check(bytes, start);
+        return json::check(bytes, start);
     }
     let mut reader = Reader { bytes: &bytes, at: 0, values: 0, text: Vec::new() };
     let wrong = |(at, what): (usize, String)| Error::Metadata { offset: start + at as u64, what };

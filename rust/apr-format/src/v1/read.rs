@@ -3,17 +3,18 @@
 use std::borrow::Cow;
 
 use super::{
-    header::{Compression, Header, MAGIC, SIGNATURE_SIZE, SIZE},
+    header::{Compression, Header, SIGNATURE_SIZE, SIZE},
     keys::Keys,
     metadata, seal,
     tensors::{self, Described},
 };
 use crate::{
     codec::Codec,
+    contents::{Contents, Metadata},
     crc::crc32,
     error::{Error, Part, Result},
+    index::Index,
     source::{Source, read_vec},
-    v2::{self, index::Index, read::Contents},
 };
 
 /// Who signed a file.
@@ -58,30 +59,8 @@ pub fn open(source: &(impl Source + ?Sized), keys: &Keys) -> Result<(Contents, O
             Described::Nothing => (Index::default(), None),
             Described::Otherwise(why) => (Index::default(), Some(why)),
         };
-    let contents = Contents {
-        header: common(&header, tensors.len()),
-        json: Some(metadata),
-        tensors,
-        footer: Some(footer),
-        size,
-    };
+    let contents = Contents { metadata: Metadata::Checked(metadata), tensors, footer: Some(footer), size };
     Ok((contents, Opened { header, signer, not_described, decrypted }))
-}
-
-/// The fields that v1 and v2 have in common; the others are zero.
-fn common(header: &Header, tensors: usize) -> v2::header::Header {
-    v2::header::Header {
-        magic: MAGIC,
-        version: header.version,
-        flags: header.flags.into(),
-        tensor_count: u32::try_from(tensors).unwrap_or(u32::MAX), // fewer than bytes of metadata
-        metadata_offset: SIZE,
-        metadata_size: header.metadata_size,
-        tensor_index_offset: 0,
-        data_offset: header.payload_offset(),
-        checksum: 0,
-        reserved: [0; 20],
-    }
 }
 
 fn read_header(source: &(impl Source + ?Sized), size: u64) -> Result<Header> {

@@ -11,10 +11,8 @@ use serde::{
 
 use crate::{
     dtype::Dtype,
-    v2::{
-        index::{Index, Tensor, dims, wrong_name},
-        metadata::{member, reason},
-    },
+    index::{Index, Tensor, wrong_name},
+    json::{dims, member, reason},
 };
 
 /// Bytes of the count before the values.

@@ -2,11 +2,9 @@
 
 use super::{keys::Keys, keys::Unlock, read::Opened, seal::hex};
 use crate::{
+    contents::Contents,
     error::{Error, Part},
-    v2::{
-        read::Contents,
-        verify::{Check, failed, passed},
-    },
+    verify::{Check, failed, passed},
 };
 
 /// The parts in the order in which they are checked.

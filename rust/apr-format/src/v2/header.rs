@@ -135,7 +135,7 @@ impl Header {
             return wrong(20, "metadata_size is 0: the metadata must be a JSON object".into());
         }
         let size = self.metadata_size;
-        if u64::from(size) > super::metadata::MAX_READ {
+        if u64::from(size) > crate::json::MAX_READ {
             return wrong(20, format!("metadata_size {size} is above the limit of 64 MiB"));
         }
         let index = self.tensor_index_offset;

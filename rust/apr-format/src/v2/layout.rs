@@ -1,13 +1,14 @@
 //! Where everything goes in a file to be written, from names, dtypes and dims alone.
 
 use crate::{
+    contents::FOOTER_SIZE,
     dtype::Dtype,
     error::{Error, Result},
+    index::{self, Tensor},
+    json::{MAX_WRITE, check as check_json},
     v2::{
-        FOOTER_SIZE, align,
+        align,
         header::{self, Header, flags},
-        index::{self, Tensor},
-        metadata,
     },
 };
 
@@ -63,11 +64,11 @@ impl Layout {
             let what = format!("flags {flags:#06x} hold one that is never written");
             return Err(Error::Unwritable { tensor: None, what });
         }
-        if json.len() > metadata::MAX_WRITE {
+        if json.len() > MAX_WRITE {
             let what = format!("metadata take {} bytes, at most 16 MiB are written", json.len());
             return Err(Error::Unwritable { tensor: None, what });
         }
-        metadata::check(json.as_bytes().to_vec(), header::SIZE)?;
+        check_json(json.as_bytes().to_vec(), header::SIZE)?;
         Self::place(tensors, size, json, flags).ok_or_else(too_large)
     }
 

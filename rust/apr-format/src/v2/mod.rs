@@ -7,18 +7,14 @@
 pub mod header;
 pub mod index;
 pub mod layout;
-pub mod metadata;
 pub mod read;
-mod scan;
+pub(crate) mod scan;
 pub mod stamp;
 pub mod stream;
-pub mod verify;
 pub mod write;
 
 /// Every offset of data is a multiple of this.
 pub const ALIGN: u64 = 64;
-/// Bytes of the CRC32 at the end.
-pub const FOOTER_SIZE: u64 = 4;
 
 /// The next multiple of 64; None on overflow.
 #[must_use]

@@ -3,89 +3,26 @@
 //! The footer is checked by verification. The metadata are read and checked when they are asked for: nothing
 //! depends on them, and a tokenizer in them would be most of the time that opening takes.
 
-use std::{borrow::Cow, io};
+use std::borrow::Cow;
 
 use crate::{
+    contents::{Contents, FOOTER_SIZE, Metadata},
     error::{Error, Part, Result},
+    index::{self, Index},
     sniff,
     source::{Source, read_vec},
     v2::{
-        FOOTER_SIZE, align,
+        align,
         header::{Header, flags},
-        index::{self, Index, Place, Tensor},
-        metadata,
+        index::{MAX_ENTRY, MIN_ENTRY, Place, parse},
     },
 };
-
-/// What a file holds, but the tensors' bytes.
-#[derive(Debug, Clone)]
-pub struct Contents {
-    /// The 64 bytes at the start.
-    pub header: Header,
-    /// The metadata's JSON text, of forms in which opening needs it.
-    pub(crate) json: Option<String>,
-    /// The tensors, sorted by name.
-    pub tensors: Index,
-    /// Where the footer is and the CRC32 it holds; None for an old file without one.
-    pub footer: Option<(u64, u32)>,
-    /// Length of the file.
-    pub size: u64,
-}
-
-impl Contents {
-    /// What the index says of a tensor.
-    #[must_use]
-    pub fn tensor(&self, name: &str) -> Option<Tensor> {
-        self.tensors.get(name)
-    }
-
-    /// The metadata's JSON text, checked; of v2 it is read from the file that was opened.
-    ///
-    /// # Errors
-    /// [`Error::Metadata`], [`Error::CutShort`]; the operating system's.
-    pub fn metadata(&self, source: &(impl Source + ?Sized)) -> Result<Cow<'_, str>> {
-        match &self.json {
-            Some(json) => Ok(Cow::Borrowed(json)),
-            None => read_metadata(source, &self.header)
-                .map(Cow::Owned)
-                .map_err(|error| cut_short(source, self.size, error)),
-        }
-    }
-
-    /// The tensor whose bytes are this one's values: itself, or the embedding for an empty head.
-    ///
-    /// # Errors
-    /// [`Error::TiedToNothing`].
-    pub fn stored(&self, tensor: Tensor) -> Result<Tensor> {
-        if !tensor.is_tied() {
-            return Ok(tensor);
-        }
-        let embedding = self.tensor(index::EMBEDDING).filter(|embedding| embedding.dims == tensor.dims);
-        embedding.ok_or(Error::TiedToNothing {
-            tensor: tensor.name,
-            dims: tensor.dims,
-            embedding: index::EMBEDDING,
-            offset: tensor.offset,
-        })
-    }
-}
-
-/// An error of reading what was checked at opening: that the file was cut short since is one of its own.
-#[must_use]
-pub fn cut_short(source: &(impl Source + ?Sized), need: u64, error: Error) -> Error {
-    match (&error, source.size()) {
-        (Error::Io(io), Ok(have)) if io.kind() == io::ErrorKind::UnexpectedEof && have < need => {
-            Error::CutShort { need, have }
-        }
-        _ => error,
-    }
-}
 
 /// Read and check header and index, and that the metadata lie inside the file.
 ///
 /// # Errors
 /// The first rule of the format that does not hold.
-pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
+pub fn open(source: &(impl Source + ?Sized)) -> Result<(Header, Contents)> {
     let size = source.size()?;
     let header = read_header(source, size)?;
     header.check()?;
@@ -94,7 +31,8 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
     let tensors = read_index(source, &header, size)?;
     index::check_overlaps(&tensors)?;
     let footer = read_footer(source, header.data_offset, &tensors, size)?;
-    Ok(Contents { header, json: None, tensors, footer, size })
+    let metadata = stored_metadata(&header);
+    Ok((header, Contents { metadata, tensors, footer, size }))
 }
 
 /// The metadata's JSON text, also of a file that does not open for what comes after them.
@@ -102,12 +40,11 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
 /// # Errors
 /// What is wrong with the header; [`Error::Metadata`]; the operating system's.
 pub fn metadata(source: &(impl Source + ?Sized)) -> Result<String> {
-    read_metadata(source, &read_header(source, source.size()?)?)
+    stored_metadata(&read_header(source, source.size()?)?).read(source).map(Cow::into_owned)
 }
 
-fn read_metadata(source: &(impl Source + ?Sized), header: &Header) -> Result<String> {
-    let json = read_vec(source, header.metadata_offset, u64::from(header.metadata_size))?;
-    metadata::check(json, header.metadata_offset)
+fn stored_metadata(header: &Header) -> Metadata {
+    Metadata::Stored { offset: header.metadata_offset, size: header.metadata_size }
 }
 
 fn read_header(source: &(impl Source + ?Sized), size: u64) -> Result<Header> {
@@ -138,12 +75,12 @@ fn read_index(source: &(impl Source + ?Sized), header: &Header, file_size: u64) 
         (header.tensor_index_offset, header.data_offset, u64::from(header.tensor_count));
     // In order: the header's check has seen to it.
     let region = data_offset.saturating_sub(index_offset);
-    if region < count * index::MIN_ENTRY {
+    if region < count * MIN_ENTRY {
         let what = format!("tensor_count {count} cannot fit into the {region} bytes of the tensor index");
         return Err(Error::HeaderField { offset: 8, what });
     }
-    let bytes = read_vec(source, index_offset, region.min(count * index::MAX_ENTRY))?;
-    Index::parse(bytes, header.tensor_count, Place { index_offset, data_offset, file_size })
+    let bytes = read_vec(source, index_offset, region.min(count * MAX_ENTRY))?;
+    parse(bytes, header.tensor_count, Place { index_offset, data_offset, file_size })
 }
 
 /// After the last tensor's padding comes nothing, or the four bytes of the footer.

@@ -3,10 +3,10 @@
 //! A tokenizer in the metadata is a megabyte or twelve, nearly all of it strings: looking for their ends takes
 //! less time than decoding them (a third, where they are full of escapes), and no memory.
 
-use super::metadata::{MAX_DEPTH, MAX_VALUES};
+use crate::json::{MAX_DEPTH, MAX_VALUES};
 
 /// Whether a text is one JSON value within the limits.
-pub(super) fn passes(text: &str) -> bool {
+pub(crate) fn passes(text: &str) -> bool {
     let mut scan = Scan { bytes: text.as_bytes(), at: 0, values: 0 };
     scan.value(0).is_some() && scan.peek().is_none()
 }
@@ -148,7 +148,8 @@ impl Scan<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::metadata, *};
+    use super::*;
+    use crate::json;
 
     const TEXTS: [&str; 5] = [
         r#" {"a": [1, -2.5e3, null, true, false, "é\u00e9\ud83d\ude00\"\\\/"], "b" : {} , "":[ ]}"#,
@@ -172,7 +173,7 @@ mod tests {
                         Some(_) => {}
                     }
                     let Ok(changed) = String::from_utf8(changed) else { continue };
-                    assert_eq!(passes(&changed), metadata::decode(&changed).is_ok(), "{changed}");
+                    assert_eq!(passes(&changed), json::decode(&changed).is_ok(), "{changed}");
                 }
             }
         }
@@ -183,7 +184,7 @@ mod tests {
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
         let flat = |values: usize| format!("[{}0]", "0,".repeat(values - 2));
         for text in [nested(64), nested(65), flat(2_000_000), flat(2_000_001)] {
-            assert_eq!(passes(&text), metadata::decode(&text).is_ok(), "{} bytes", text.len());
+            assert_eq!(passes(&text), json::decode(&text).is_ok(), "{} bytes", text.len());
         }
     }
 }

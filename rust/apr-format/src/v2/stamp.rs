@@ -3,13 +3,14 @@
 use std::io::{self, Write};
 
 use crate::{
+    contents::Contents,
     crc::crc32,
     error::{Error, Part, Result},
+    index::Tensor,
     source::Source,
     v2::{
-        index::Tensor,
+        header::Header,
         layout::Layout,
-        read::Contents,
         write::{WINDOW, put},
     },
 };
@@ -22,12 +23,12 @@ use crate::{
 /// [`Error::Unwritable`], [`Error::Metadata`]; the operating system's.
 pub fn stamp<W: Write>(
     source: &(impl Source + ?Sized),
-    contents: &Contents,
+    (header, contents): (&Header, &Contents),
     json: &str,
     flags: u16,
     mut out: W,
 ) -> Result<W> {
-    let start = contents.header.data_offset;
+    let start = header.data_offset;
     let end = contents.footer.map_or(contents.size, |(offset, _)| offset);
     let tensors = contents.tensors.iter().map(|tensor| Tensor {
         // Inside the data: the reader has checked that.
@@ -90,7 +91,8 @@ mod tests {
     use super::*;
     use crate::{
         dtype::Dtype,
-        v2::{header::flags, layout::Spec, read, verify, write::Writer},
+        v2::{header::flags, layout::Spec, read, write::Writer},
+        verify,
     };
 
     fn file() -> Vec<u8> {
@@ -101,20 +103,21 @@ mod tests {
     }
 
     fn stamped(bytes: &[u8]) -> Result<Vec<u8>> {
-        stamp(bytes, &read::open(bytes)?, r#"{"k":[1,2,3]}"#, flags::SHARDED, Vec::new())
+        let (header, contents) = read::open(bytes)?;
+        stamp(bytes, (&header, &contents), r#"{"k":[1,2,3]}"#, flags::SHARDED, Vec::new())
     }
 
     #[test]
     fn the_data_stay_and_the_new_file_verifies() {
         let old = file();
         let new = stamped(&old).unwrap();
-        let contents = read::open(new.as_slice()).unwrap();
+        let (header, contents) = read::open(new.as_slice()).unwrap();
         assert!(verify::footer(new.as_slice(), &contents).unwrap().is_some());
         assert_eq!(contents.metadata(new.as_slice()).unwrap(), r#"{"k":[1,2,3]}"#);
-        assert_eq!(contents.header.flags, flags::SHARDED | flags::ROW_MAJOR);
+        assert_eq!(header.flags, flags::SHARDED | flags::ROW_MAJOR);
         let offset =
             |contents: &Contents| usize::try_from(contents.tensors.iter().next().unwrap().offset).unwrap();
-        let (from, to) = (offset(&read::open(old.as_slice()).unwrap()), offset(&contents));
+        let (from, to) = (offset(&read::open(old.as_slice()).unwrap().1), offset(&contents));
         assert_eq!(old[from..from + 300_000], new[to..to + 300_000]);
     }
 

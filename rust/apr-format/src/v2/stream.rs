@@ -10,8 +10,8 @@ use std::{
 use crate::{
     atomic::AtomicFile,
     error::{Error, Result},
+    index::Tensor,
     v2::{
-        index::Tensor,
         layout::{self, Layout, Spec},
         write,
     },
@@ -106,10 +106,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::{
-        dtype::Dtype,
-        v2::{read, verify},
-    };
+    use crate::{dtype::Dtype, v2::read, verify};
 
     fn add(stream: &mut Stream, name: &str, bytes: &[u8]) -> Result<()> {
         stream.add(Spec { name: name.into(), dtype: Dtype::U8, dims: vec![bytes.len() as u64] }, bytes)
@@ -127,13 +124,10 @@ mod tests {
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "the spool has no name");
         stream.finish(r#"{"k":1}"#, 0).unwrap();
         let file = fs::read(&target).unwrap();
-        let contents = read::open(file.as_slice()).unwrap();
+        let (header, contents) = read::open(file.as_slice()).unwrap();
         assert!(verify::footer(file.as_slice(), &contents).unwrap().is_some());
-        let offsets: Vec<_> = contents
-            .tensors
-            .iter()
-            .map(|tensor| (tensor.name, tensor.offset - contents.header.data_offset))
-            .collect();
+        let offsets: Vec<_> =
+            contents.tensors.iter().map(|tensor| (tensor.name, tensor.offset - header.data_offset)).collect();
         let offsets: Vec<_> = offsets.iter().map(|(name, offset)| (name.as_str(), *offset)).collect();
         assert_eq!(offsets, [("a", 128), ("b", 0), ("empty", 128)]);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);

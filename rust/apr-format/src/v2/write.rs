@@ -4,7 +4,8 @@ use std::io::{self, Write};
 
 use crate::{
     error::{Error, Result},
-    v2::{align, index::Tensor, layout::Layout},
+    index::Tensor,
+    v2::{align, layout::Layout},
 };
 
 /// Bytes hashed and then written at a time: the second pass finds them in the cache.
@@ -132,7 +133,8 @@ mod tests {
     use super::*;
     use crate::{
         dtype::Dtype,
-        v2::{layout::Spec, read, verify},
+        v2::{layout::Spec, read},
+        verify,
     };
 
     fn spec(name: &str, dtype: Dtype, dims: &[u64]) -> Spec {
@@ -156,7 +158,7 @@ mod tests {
             spec("k", Dtype::Q6K, &[3, 300]),
         ];
         let bytes = written(specs, r#"{"z":1,"a":2}"#);
-        let contents = read::open(bytes.as_slice()).unwrap();
+        let (_, contents) = read::open(bytes.as_slice()).unwrap();
         assert_eq!(contents.metadata(bytes.as_slice()).unwrap(), r#"{"z":1,"a":2}"#);
         let names: Vec<_> = contents.tensors.names().collect();
         assert_eq!(names, ["a", "b", "empty", "k"]);
@@ -172,7 +174,7 @@ mod tests {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
             let found = read::open(damaged.as_slice())
-                .and_then(|contents| verify::footer(damaged.as_slice(), &contents));
+                .and_then(|(_, contents)| verify::footer(damaged.as_slice(), &contents));
             assert!(found.is_err(), "byte {at}");
         }
     }

@@ -15,20 +15,18 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
+    contents::{Contents, FOOTER_SIZE, Metadata},
     dtype::{self, Dtype},
     error::{Error, Part, Result},
+    index::{self, Index, Tensor},
+    json::{self, dims, number},
     source::{Source, read_vec},
-    v2::{
-        FOOTER_SIZE,
-        header::Header,
-        index::{self, Index, Tensor, dims, number},
-        metadata,
-        read::Contents,
-    },
 };
 
 /// Magic.
 pub const MAGIC: [u8; 4] = *b"APR1";
+/// The version that the magic stands for: the file has no field of its own for it.
+pub const VERSION: (u8, u8) = (1, 0);
 /// The magic and the metadata's length.
 const HEAD: u64 = 8;
 /// The number of tensors and the length of the index.
@@ -38,11 +36,26 @@ const MAX_ENTRY: usize = 4096;
 /// The one dtype that was written.
 const F32: &str = "F32";
 
-/// Read and check metadata and index. Of the header, what the form does not have is zero.
+/// Where the parts of a file are. In a wrapper, offsets count in what it unpacks to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Number of tensors in the index.
+    pub tensor_count: u32,
+    /// Where the metadata start.
+    pub metadata_offset: u64,
+    /// Bytes of the metadata.
+    pub metadata_size: u32,
+    /// Where the text of the tensor index starts.
+    pub tensor_index_offset: u64,
+    /// Where the tensor data start.
+    pub data_offset: u64,
+}
+
+/// Read and check metadata and index.
 ///
 /// # Errors
 /// The first rule that does not hold.
-pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
+pub fn open(source: &(impl Source + ?Sized)) -> Result<(Header, Contents)> {
     let size = source.size()?;
     reaches(size, Part::Header, "the header", HEAD)?;
     let [magic, length] = words(source, 0)?;
@@ -53,8 +66,7 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
     limit(4, "metadata length", metadata_size)?;
     let metadata_end = HEAD + u64::from(metadata_size);
     reaches(size, Part::Metadata, "the metadata", metadata_end)?;
-    let json = read_vec(source, HEAD, u64::from(metadata_size))?;
-    let metadata = metadata::check(json, HEAD)?;
+    let metadata = json::check(read_vec(source, HEAD, u64::from(metadata_size))?, HEAD)?;
 
     let tensor_index_offset = metadata_end + INDEX_HEAD;
     reaches(size, Part::Index, "the tensor index", tensor_index_offset)?;
@@ -62,8 +74,8 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
     limit(metadata_end + 4, "index length", length)?;
     let data_offset = tensor_index_offset + u64::from(length);
     reaches(size, Part::Index, "the tensor index", data_offset)?;
-    let json = read_vec(source, tensor_index_offset, u64::from(length))?;
-    let tensors = Reader { at: tensor_index_offset, data_offset, size }.read(json)?;
+    let index = read_vec(source, tensor_index_offset, u64::from(length))?;
+    let tensors = Reader { at: tensor_index_offset, data_offset, size }.read(index)?;
     if tensors.len() as u64 != u64::from(count) {
         let what = format!("the number of tensors is {count}, but the index lists {}", tensors.len());
         return Err(Error::HeaderField { offset: metadata_end, what });
@@ -71,22 +83,18 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<Contents> {
     index::check_overlaps(&tensors)?;
     let footer = read_footer(source, size, data_offset, &tensors)?;
     let header = Header {
-        magic: MAGIC,
-        version: (1, 0),
-        flags: 0,
         tensor_count: count,
         metadata_offset: HEAD,
         metadata_size,
         tensor_index_offset,
         data_offset,
-        checksum: 0,
-        reserved: [0; 20],
     };
-    Ok(Contents { header, json: Some(metadata), tensors, footer: Some(footer), size })
+    let metadata = Metadata::Checked(metadata);
+    Ok((header, Contents { metadata, tensors, footer: Some(footer), size }))
 }
 
 fn limit(offset: u64, what: &str, size: u32) -> Result<()> {
-    if u64::from(size) > metadata::MAX_READ {
+    if u64::from(size) > json::MAX_READ {
         let what = format!("{what} {size} is above the limit of 64 MiB");
         return Err(Error::HeaderField { offset, what });
     }
@@ -166,7 +174,7 @@ impl Entries<'_> {
             return Err(self.reader.wrong(at, what));
         }
         let entry: Entry = serde_json::from_str(raw).map_err(|error| {
-            let (within, what) = metadata::located(raw, &error);
+            let (within, what) = json::located(raw, &error);
             self.reader.wrong(at + within, what)
         })?;
         let number = u32::try_from(self.starts.len()).unwrap_or(u32::MAX);
@@ -212,7 +220,7 @@ impl Reader {
         let text = String::from_utf8(json)
             .map_err(|error| self.wrong(error.utf8_error().valid_up_to(), "not UTF-8".into()))?;
         // First as any JSON: its depth and the number of its values are bounded.
-        metadata::walk(&text).map_err(|(at, what)| self.wrong(at, what))?;
+        json::walk(&text).map_err(|(at, what)| self.wrong(at, what))?;
         let first = text.bytes().position(|byte| !byte.is_ascii_whitespace());
         if let Some(at) = first.filter(|&at| text.as_bytes().get(at) != Some(&b'[')) {
             return Err(self.wrong(at, "not a list of tensors (it must start with '[')".into()));
@@ -230,7 +238,7 @@ impl Reader {
             return Err(error);
         }
         walked.map_err(|error| {
-            let (at, what) = metadata::located(&text, &error);
+            let (at, what) = json::located(&text, &error);
             self.wrong(at, what)
         })?;
         if let Some((name, number)) = tensors.sort() {

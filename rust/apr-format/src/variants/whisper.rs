@@ -9,9 +9,9 @@
 use crate::{
     dtype,
     error::{Error, Part, Result},
+    index::wrong_name,
     sniff,
     source::{Source, read_vec},
-    v2::index::wrong_name,
 };
 
 /// Bytes of the magic and the header; where the index starts.

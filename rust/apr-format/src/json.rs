@@ -1,12 +1,18 @@
-//! The JSON metadata: checked here without building it, so that a lying file costs no memory.
+//! JSON in a file: checked here without building it, so that a lying file costs no memory.
 
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{
+    Deserialize,
+    de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor},
+};
 use serde_json::value::RawValue;
 
-use super::scan;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    index::MAX_DIMS,
+    v2::scan,
+};
 
 /// Largest metadata that are read.
 pub const MAX_READ: u64 = 64 << 20;
@@ -44,7 +50,7 @@ pub(crate) fn walk(text: &str) -> std::result::Result<(), (usize, String)> {
 }
 
 /// As [`walk`], in serde's way, which knows what is wrong.
-pub(super) fn decode(text: &str) -> std::result::Result<(), (usize, String)> {
+pub(crate) fn decode(text: &str) -> std::result::Result<(), (usize, String)> {
     let mut values = 0;
     let mut parser = serde_json::Deserializer::from_str(text);
     // The visitor counts depth itself; the parser's own limit of 128 never comes into play.
@@ -206,6 +212,68 @@ impl<'de> Visitor<'de> for Member<'_> {
         }
         Ok(found)
     }
+}
+
+/// A number from JSON. A text in its place is refused without being quoted: it may be as long as the file.
+struct Number(u64);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        number(deserializer).map(Self)
+    }
+}
+
+/// As `Number`.
+pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u64, D::Error> {
+    struct Digits;
+    impl Visitor<'_> for Digits {
+        type Value = u64;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a whole number")
+        }
+
+        fn visit_u64<E>(self, number: u64) -> std::result::Result<u64, E> {
+            Ok(number)
+        }
+
+        fn visit_i64<E: serde::de::Error>(self, number: i64) -> std::result::Result<u64, E> {
+            Err(E::invalid_value(Unexpected::Signed(number), &self))
+        }
+
+        fn visit_str<E: serde::de::Error>(self, _: &str) -> std::result::Result<u64, E> {
+            Err(E::custom("a text where a whole number belongs"))
+        }
+    }
+    deserializer.deserialize_any(Digits) // asked for a number, serde_json would quote a text
+}
+
+/// Dims from JSON, at most eight: a longer list is not kept while it is read.
+pub(crate) fn dims<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u64>, D::Error> {
+    struct Dims;
+    impl<'de> Visitor<'de> for Dims {
+        type Value = Vec<u64>;
+
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a list of dims")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Vec<u64>, A::Error> {
+            let mut dims = Vec::new();
+            while let Some(Number(dim)) = items.next_element()? {
+                if dims.len() == usize::from(MAX_DIMS) {
+                    return Err(A::Error::custom(format_args!("more than {MAX_DIMS} dims")));
+                }
+                dims.push(dim);
+            }
+            Ok(dims)
+        }
+
+        fn visit_str<E: serde::de::Error>(self, _: &str) -> std::result::Result<Vec<u64>, E> {
+            Err(E::custom("a text where a list of dims belongs"))
+        }
+    }
+    deserializer.deserialize_any(Dims) // as there
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 use std::io;
 
 use crate::{
+    contents::{Contents, cut_short},
     crc::crc32,
     error::{Error, Part, Result},
     source::Source,
-    v2::read::{self, Contents},
 };
 
 /// The outcome of the checks of one part of a file.
@@ -44,12 +44,23 @@ impl Findings {
     }
 }
 
-/// Check what is left to check of an open file: every byte. `header` says what was checked of the header.
+/// Check what is left to check of an open file: every byte. `magic` and `header` say what is known of those
+/// parts.
 ///
 /// # Errors
 /// The operating system's alone: everything else is a finding.
-pub fn opened(source: &(impl Source + ?Sized), contents: &Contents, header: String) -> io::Result<Findings> {
-    let mut checks = structure(contents, header, metadata(contents.metadata(source))?);
+pub fn opened(
+    source: &(impl Source + ?Sized),
+    contents: &Contents,
+    magic: String,
+    header: String,
+) -> io::Result<Findings> {
+    let mut checks = vec![
+        passed(Part::Magic, magic),
+        passed(Part::Header, header),
+        metadata(contents.metadata(source))?,
+        passed(Part::Index, format!("{} tensors", contents.tensors.len())),
+    ];
     let data = contents.tensors.iter().try_for_each(|tensor| contents.stored(tensor).map(|_| ()));
     checks.push(match data {
         Ok(()) => passed(Part::Data, format!("{} bytes, every tensor inside, none overlap", contents.size)),
@@ -78,8 +89,7 @@ pub fn footer(source: &(impl Source + ?Sized), contents: &Contents) -> Result<Op
     let Some((offset, stored)) = contents.footer else {
         return Ok(None);
     };
-    let computed =
-        crc32(source, offset).map_err(|error| read::cut_short(source, contents.size, error.into()))?;
+    let computed = crc32(source, offset).map_err(|error| cut_short(source, contents.size, error.into()))?;
     if computed == stored {
         return Ok(Some(stored));
     }
@@ -93,18 +103,6 @@ pub(crate) fn metadata(found: Result<impl AsRef<str>>) -> io::Result<Check> {
         Err(Error::Io(error)) => Err(error),
         Err(error) => Ok(failed(Part::Metadata, &error)),
     }
-}
-
-fn structure(contents: &Contents, checked: String, metadata: Check) -> Vec<Check> {
-    let header = &contents.header;
-    let magic = String::from_utf8_lossy(&header.magic).replace('\0', "\\0");
-    let (major, minor) = header.version;
-    vec![
-        passed(Part::Magic, format!("{magic}, version {major}.{minor}")),
-        passed(Part::Header, checked),
-        metadata,
-        passed(Part::Index, format!("{} tensors", header.tensor_count)),
-    ]
 }
 
 /// A check that passed.
