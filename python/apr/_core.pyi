@@ -10,9 +10,7 @@ __version__: str
 
 # container
 
-_Header: TypeAlias = tuple[
-    bytes, tuple[int, int], int, int, int, int, int, int, int | None, bytes | None
-]
+_Header: TypeAlias = tuple[bytes, tuple[int, int], int, int, int, int, int, int, int | None, bytes | None]
 _V1Header: TypeAlias = tuple[tuple[int, int], int, int, int, int, str, int, int, bytes]
 _Entry: TypeAlias = tuple[str, tuple[int, ...], int, int]
 _Check: TypeAlias = tuple[str, bool | None, str, str | None, int | None]
