@@ -90,16 +90,6 @@ def verify_file(
     recipient_key: bytes | None = None,
     trusted_key: bytes | None = None,
 ) -> _Findings: ...
-def read_whisper(
-    path: str | PathLike[str],
-) -> (
-    tuple[
-        tuple[int, int, str, bool, int, int, list[int]],
-        tuple[tuple[str, tuple[int, ...], int, int], ...],
-        int,
-    ]
-    | None
-): ...
 def nbytes(dtype: str, shape: Sequence[int]) -> int: ...
 def quantize(dtype: str, values: Buffer) -> bytes: ...
 

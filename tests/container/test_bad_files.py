@@ -45,8 +45,8 @@ CASES = {
     "three bytes": (b"abc", "FormatError", None, 0, "no known model format"),
     "three bytes of the magic": (GOOD[:3], "TruncatedError", None, 3, "the magic"),
     "half a header": (GOOD[:32], "TruncatedError", None, 32, "the header"),
-    "gguf": (b"GGUF" + bytes(100), "UnsupportedError", None, 0, "a GGUF file: apr convert"),
-    "safetensors": (SAFETENSORS, "UnsupportedError", None, 0, "a safetensors file: apr convert FILE"),
+    "gguf": (b"GGUF" + bytes(100), "UnsupportedError", None, 0, "GGUF"),
+    "safetensors": (SAFETENSORS, "UnsupportedError", None, 0, "safetensors"),
     "zip": (zipped(), "UnsupportedError", None, 0, "a zip archive"),
     "pickle": (pickled(), "UnsupportedError", None, 0, "a Python pickle"),
     "zeros": (bytes(100), "UnsupportedError", None, 0, "zero bytes"),
@@ -409,6 +409,14 @@ def test_metadata_of_a_file_that_was_cut_short_since_are_truncated(tmp_path):
     with pytest.raises(apr.TruncatedError) as caught:
         assert file.metadata
     assert caught.value.offset == 500
+
+
+@pytest.mark.parametrize("case", ["gguf", "safetensors"])
+def test_loading_a_file_that_can_be_converted_names_the_command(case, tmp_path):
+    path = tmp_path / "model.bin"
+    path.write_bytes(CASES[case][0])
+    with pytest.raises(apr.UnsupportedError, match="apr convert"):
+        apr.load(path)
 
 
 @pytest.mark.parametrize("case", CASES)

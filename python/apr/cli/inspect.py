@@ -68,8 +68,6 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if found["v1"]:
         rows += _v1(found["v1"])
-    if found["whisper"]:
-        return [*rows, *_whisper(found["whisper"])]
     if found["files"]:
         rows.append(("files", f"{len(found['files'])}, their footers {footer}"))
     else:
@@ -93,14 +91,6 @@ def _v1(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     by = f"by {found['public_key']}, {found['signature']}"
     return [*rows, ("signature", by if found["signature"] else "none")]
-
-
-def _whisper(found: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        ("model", f"kind {found['model']}, sizes {', '.join(map(str, found['sizes']))}"),
-        ("body", "compressed: its tensors are not listed" if found["compressed"] else "not compressed"),
-        ("values", "not read by this version, and their checksum not checked"),
-    ]
 
 
 def _architecture(found: dict[str, Any]) -> str:

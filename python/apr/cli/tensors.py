@@ -14,8 +14,6 @@ from apr.cli._console import listing, printable
 from apr.cli._keys import KeyFlags
 from apr.container.file import AprFile, TensorInfo, load
 from apr.container.sharded import ShardedFile
-from apr.container.whisper import whisper
-from apr.errors import UnsupportedError
 
 # What the index says, in which file it is (of several), statistics.
 _Row: TypeAlias = tuple[TensorInfo, dict[str, str], dict[str, float | int | None]]
@@ -60,15 +58,8 @@ class Command(KeyFlags):
 
     def _rows(self) -> tuple[list[str], list[_Row]]:
         """The columns that say where a tensor is, and a row for each tensor."""
-        try:
-            opened = load(self.file, **self.keys())
-        except UnsupportedError:
-            found = whisper(self.file)
-            if found is None or found.compressed or self.stats:
-                raise
-            return [], [(info, {}, {}) for info in found.tensors if fnmatchcase(info.name, self.filter)]
         rows: list[_Row] = []
-        with opened as file:
+        with load(self.file, **self.keys()) as file:
             several = file if isinstance(file, ShardedFile) else None
             for name in file:
                 if fnmatchcase(name, self.filter):

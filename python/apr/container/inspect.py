@@ -11,8 +11,6 @@ from apr.container.file import HEADS, TRAINING_PREFIX, Flags, TensorInfo, load
 from apr.container.legacy.v1 import V1File, V1Flags
 from apr.container.metadata import spellings
 from apr.container.sharded import ShardedFile
-from apr.container.whisper import WhisperFile, WhisperFlags, whisper
-from apr.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,9 +30,6 @@ def inspect(
 ) -> dict[str, object]:
     """Say what a file is. A file that opens is described, even one whose footer is wrong.
 
-    Of whisper's container, which `apr.load` refuses, header and tensor index are described; nothing else of
-    it is checked.
-
     Args:
         path: the file, or the index or directory of a model in several.
         verify: "full" reads every byte and decides `checksum_valid`; "structure" leaves it None.
@@ -42,27 +37,20 @@ def inspect(
 
     Returns:
         As JSON would hold it: file, files (their paths for several, else None), valid, format (the form, in
-        words), version, kind ("model", "checkpoint", "shard" or "whisper"), tensor_count, size_bytes,
+        words), version, kind ("model", "checkpoint" or "shard"), tensor_count, size_bytes,
         checksum_valid (None where there is no footer, or it was not checked), header_checksum (None where the
         form has none), footer_checksum (both None for several files), architecture, num_layers, num_heads,
         num_kv_heads, hidden_size, vocab_size (each None where the metadata do not say), param_count, dtypes
         (dtype: tensors), flags (name: set), unknown_flags (bits), reserved (hex, None if zero), v1 (None for
         the other forms: model_type, compression, quality, payload_size as stored, uncompressed_size,
         encrypted, locked if no key was given, signature None, "trusted" or "integrity alone", public_key in
-        hex), whisper (None for the other forms: model (a number), quantization, compressed, sizes), metadata.
+        hex), metadata.
 
     Raises:
         AprError: the file does not open; with path, tensor and byte.
         OSError: as `open` would.
     """
-    try:
-        opened = load(path, **keys)
-    except UnsupportedError:
-        found = whisper(path)
-        if found is None:
-            raise
-        return _whisper(path, found)
-    with opened as file:
+    with load(path, **keys) as file:
         header, metadata, footer, nbytes = file.header, file.metadata, file.footer, file.nbytes
         checks = file.verify().checks if verify == "full" else ()
         infos = [file.info(name) for name in file]
@@ -92,39 +80,7 @@ def inspect(
         "unknown_flags": [bit for bit in range(16) if header.flags & (1 << bit) and 1 << bit not in named],
         "reserved": header.reserved.hex() if header.reserved and any(header.reserved) else None,
         "v1": v1,
-        "whisper": None,
         "metadata": dict(metadata),
-    }
-
-
-def _whisper(path: str | PathLike[str], file: WhisperFile) -> dict[str, object]:
-    return {
-        "file": os.fspath(path),
-        "files": None,
-        "valid": True,
-        "format": "whisper (magic APR1)",
-        "version": str(file.version),
-        "kind": "whisper",
-        "tensor_count": file.tensor_count,
-        "size_bytes": file.nbytes,
-        "checksum_valid": None,
-        "header_checksum": None,
-        "footer_checksum": None,
-        "architecture": "whisper",
-        **dict.fromkeys(_FACTS),
-        "param_count": sum(prod(tensor.shape) for tensor in file.tensors),
-        "dtypes": {file.quantization: file.tensor_count} if file.tensor_count else {},
-        "flags": {str(flag.name).lower(): flag in file.flags for flag in WhisperFlags},
-        "unknown_flags": [bit for bit in range(2, 8) if file.flags & (1 << bit)],
-        "reserved": None,
-        "v1": None,
-        "whisper": {
-            "model": file.model,
-            "quantization": file.quantization,
-            "compressed": file.compressed,
-            "sizes": list(file.sizes),
-        },
-        "metadata": {},
     }
 
 

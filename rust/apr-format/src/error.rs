@@ -2,6 +2,8 @@
 
 use std::io;
 
+use crate::sniff::Foreign;
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -78,15 +80,10 @@ pub enum Error {
     #[error(transparent)]
     Io(#[from] io::Error),
 
-    /// No `.apr` file at all, but one that is known.
-    #[error("not an .apr file but {what}: {remedy}")]
-    Foreign {
-        /// What it looks like.
-        what: &'static str,
-        /// What to do with it.
-        remedy: &'static str,
-    },
-    /// No `.apr` file, and nothing that is known.
+    /// A file of another format.
+    #[error("not an .apr file but {0}")]
+    Foreign(Foreign),
+    /// A file of an unknown format.
     #[error("not an .apr file: it starts with the bytes {first:02x?}, which no known model format does")]
     UnknownMagic {
         /// The first bytes, at most eight.
@@ -98,10 +95,8 @@ pub enum Error {
         /// Which kind.
         what: String,
     },
-    /// A kind of `.apr` file that is read, but that is not what was asked for.
-    #[error(
-        "{what} can only be read: apr.save(dict(f), 'OUT.apr', f.metadata) of f = apr.load(FILE) makes a current file"
-    )]
+    /// An older form of `.apr` file where a current one is needed: it is read, but never written.
+    #[error("{what} is read-only; write its tensors to a current .apr file first")]
     ReadOnlyForm {
         /// Which kind.
         what: &'static str,
@@ -416,7 +411,7 @@ impl Error {
             Self::Io(_) => Kind::Io,
             Self::Truncated { .. } | Self::CutShort { .. } => Kind::Truncated,
             Self::HeaderChecksum { .. } | Self::FooterChecksum { .. } => Kind::Checksum,
-            Self::Foreign { .. }
+            Self::Foreign(_)
             | Self::UnsupportedVariant { .. }
             | Self::ReadOnlyForm { .. }
             | Self::Version { .. }
@@ -454,7 +449,7 @@ impl Error {
             Self::Io(_) | Self::Unwritable { .. } => None,
             Self::Unpacked(inner) => inner.offset(),
             Self::Decryption { offset, .. } | Self::Signature { offset, .. } => *offset,
-            Self::Foreign { .. }
+            Self::Foreign(_)
             | Self::UnknownMagic { .. }
             | Self::UnsupportedVariant { .. }
             | Self::ReadOnlyForm { .. } => Some(0),
@@ -490,7 +485,7 @@ impl Error {
         Some(match self {
             Self::Io(_) | Self::Unwritable { .. } => return None,
             Self::Unpacked(inner) => return inner.part(),
-            Self::Foreign { .. }
+            Self::Foreign(_)
             | Self::UnknownMagic { .. }
             | Self::UnsupportedVariant { .. }
             | Self::ReadOnlyForm { .. } => Part::Magic,

@@ -1,5 +1,7 @@
 //! What a file is, by its first bytes.
 
+use std::fmt;
+
 use crate::{
     error::{Error, Part, Result},
     v2::header,
@@ -9,7 +11,7 @@ use crate::{
 /// How many bytes are looked at.
 pub const PREFIX: usize = 64;
 
-/// Largest header of a safetensors file.
+/// Largest header that safetensors itself accepts. Any eight bytes and a brace would else pass for one.
 const SAFETENSORS_MAX: u64 = 100_000_000;
 
 /// What an `.apr` file is.
@@ -48,9 +50,11 @@ pub fn kind(prefix: &[u8], size: u64) -> Result<Kind> {
         }
         Some(b"APRN") => Ok(Kind::V1),
         Some(b"APR1") if prefix.get(8) == Some(&b'{') => Ok(Kind::Json),
-        Some(b"APR1") if is_whisper(prefix) => Err(variant(
-            "whisper's container (magic APR1), which apr inspect and apr tensors show without its values,",
-        )),
+        // whisper.apr's binary header starts with its version, 1; no file of its writer was available to
+        // compare values with.
+        Some(b"APR1") if prefix.starts_with(b"APR1\x01\0") => {
+            Err(variant("the container of whisper.apr (magic APR1)"))
+        }
         Some(b"APR1") if size <= 8 => Err(Error::Truncated {
             part: Part::Header,
             what: "the header".into(),
@@ -59,7 +63,7 @@ pub fn kind(prefix: &[u8], size: u64) -> Result<Kind> {
             have: size,
         }),
         Some(b"APR1") => Err(variant("a container of unknown layout (magic APR1)")),
-        _ => Err(foreign(prefix, size)),
+        _ => Err(unreadable(prefix, size)),
     }
 }
 
@@ -73,11 +77,6 @@ pub fn v2_header(prefix: &[u8], size: u64) -> Result<header::Header> {
         Kind::V1 => Err(Error::ReadOnlyForm { what: "APR v1" }),
         Kind::Json | Kind::Wrapped(_) => Err(Error::ReadOnlyForm { what: "the JSON container APR1" }),
     }
-}
-
-/// Whether the first bytes are those of whisper's container.
-pub(crate) fn is_whisper(prefix: &[u8]) -> bool {
-    prefix.starts_with(b"APR1\x01\0") && prefix.get(8) != Some(&b'{')
 }
 
 fn whole_header(prefix: &[u8], size: u64) -> Result<&[u8; PREFIX]> {
@@ -98,44 +97,97 @@ fn variant(what: &str) -> Error {
     Error::UnsupportedVariant { what: what.into() }
 }
 
-const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// A format other than `.apr`, recognized by its first bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Foreign {
+    /// GGUF, the format of llama.cpp.
+    Gguf,
+    /// safetensors.
+    Safetensors,
+    /// A zip archive: what `torch.save` writes since `PyTorch` 1.6, and `NumPy`'s `.npz`.
+    Zip,
+    /// A zip archive without an entry.
+    EmptyZip,
+    /// A Python pickle: what `torch.save` wrote before `PyTorch` 1.6.
+    Pickle,
+    /// `NumPy`'s `.npy`.
+    Npy,
+    /// HDF5, the format of older Keras models.
+    Hdf5,
+    /// gzip.
+    Gzip,
+    /// zstd.
+    Zstd,
+    /// The few lines that Git LFS puts in the place of a file that was not fetched.
+    GitLfsPointer,
+    /// An HTML page, often an error page that was saved under the name of a model.
+    Html,
+    /// Nothing but zeros: what some tools leave of a download that stopped.
+    Zeros,
+}
 
-/// First bytes, what starts with them, what to do.
-const KNOWN: &[(&[u8], &str, &str)] = &[
-    (b"GGUF", "a GGUF file", "apr convert FILE OUT.apr turns it into one"),
-    (b"PK\x03\x04", "a zip archive (a PyTorch checkpoint or .npz)", FROM_TORCH),
-    (b"PK\x05\x06", "an empty zip archive", "there is nothing in it to read"),
-    (b"\x80\x02", "a Python pickle (an old PyTorch checkpoint)", FROM_TORCH),
-    (b"\x80\x03", "a Python pickle", FROM_TORCH),
-    (b"\x80\x04", "a Python pickle", FROM_TORCH),
-    (b"\x80\x05", "a Python pickle", FROM_TORCH),
-    (b"\x93NUMPY", "a NumPy array", "apr.save({'name': numpy.load(FILE)}, 'OUT.apr') turns it into one"),
-    (b"\x89HDF", "an HDF5 file", "read it with h5py and write the tensors with apr.save"),
-    (b"\x1f\x8b", "a gzip file", "gunzip it first"),
-    (ZSTD, "a zstd file", "decompress it first"),
-    (b"version https://git-lfs", "a Git LFS pointer", "git lfs pull fetches the file itself"),
-    (b"<!DOCTYPE", "an HTML page", "the download went wrong: fetch the file again"),
-    (b"<html", "an HTML page", "the download went wrong: fetch the file again"),
+impl fmt::Display for Foreign {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Gguf => "a GGUF file",
+            Self::Safetensors => "a safetensors file",
+            Self::Zip => "a zip archive (a PyTorch checkpoint or .npz)",
+            Self::EmptyZip => "an empty zip archive",
+            Self::Pickle => "a Python pickle (an old PyTorch checkpoint)",
+            Self::Npy => "a NumPy array (.npy)",
+            Self::Hdf5 => "an HDF5 file",
+            Self::Gzip => "a gzip file: decompress it first",
+            Self::Zstd => "a zstd file: decompress it first",
+            Self::GitLfsPointer => "a Git LFS pointer: run git lfs pull to fetch the file itself",
+            Self::Html => "an HTML page: the download failed, fetch the file again",
+            Self::Zeros => "zero bytes: a copy or download was interrupted, fetch the file again",
+        })
+    }
+}
+
+impl Foreign {
+    /// Recognize a format from a file's first bytes.
+    fn detect(prefix: &[u8]) -> Option<Self> {
+        if let Some((_, format)) = MAGICS.iter().find(|(magic, _)| prefix.starts_with(magic)) {
+            return Some(*format);
+        }
+        // safetensors has no magic: the length of a JSON object as a u64, then the object.
+        if let Some((length, [b'{', ..])) = prefix.split_first_chunk()
+            && u64::from_le_bytes(*length) < SAFETENSORS_MAX
+        {
+            return Some(Self::Safetensors);
+        }
+        (!prefix.is_empty() && prefix.iter().all(|&byte| byte == 0)).then_some(Self::Zeros)
+    }
+}
+
+/// First bytes of the formats that have a magic.
+const MAGICS: &[(&[u8], Foreign)] = &[
+    (b"GGUF", Foreign::Gguf),
+    (b"PK\x03\x04", Foreign::Zip),
+    (b"PK\x05\x06", Foreign::EmptyZip),
+    // The opcode PROTO and the protocol, 2 to 5. Protocols 0 and 1 have no such start.
+    (b"\x80\x02", Foreign::Pickle),
+    (b"\x80\x03", Foreign::Pickle),
+    (b"\x80\x04", Foreign::Pickle),
+    (b"\x80\x05", Foreign::Pickle),
+    (b"\x93NUMPY", Foreign::Npy),
+    (b"\x89HDF", Foreign::Hdf5),
+    (b"\x1f\x8b", Foreign::Gzip),
+    (b"\x28\xb5\x2f\xfd", Foreign::Zstd),
+    (b"version https://git-lfs", Foreign::GitLfsPointer),
+    (b"<!DOCTYPE", Foreign::Html),
+    (b"<html", Foreign::Html),
 ];
-const FROM_TORCH: &str =
-    "apr.save(torch.load(FILE, weights_only=True), 'OUT.apr') converts a state dict that you trust";
-const BUNDLE: &[u8] = b"APBUNDLE";
 
-fn foreign(prefix: &[u8], size: u64) -> Error {
-    if prefix.starts_with(BUNDLE) {
+/// The error for a file that does not start as any readable `.apr` file does.
+fn unreadable(prefix: &[u8], size: u64) -> Error {
+    if prefix.starts_with(b"APBUNDLE") {
         return variant("a bundle of several models (magic APBUNDLE)");
     }
-    if let Some(&(_, what, remedy)) = KNOWN.iter().find(|(magic, ..)| prefix.starts_with(magic)) {
-        return Error::Foreign { what, remedy };
-    }
-    if let Some((length, [b'{', ..])) =
-        prefix.split_first_chunk().map(|(n, rest)| (u64::from_le_bytes(*n), rest))
-        && length < SAFETENSORS_MAX
-    {
-        return Error::Foreign {
-            what: "a safetensors file",
-            remedy: "apr convert FILE OUT.apr turns it into one",
-        };
+    if let Some(format) = Foreign::detect(prefix) {
+        return Error::Foreign(format);
     }
     if size < 4 && header::MAGIC.starts_with(prefix) {
         return Error::Truncated {
@@ -144,12 +196,6 @@ fn foreign(prefix: &[u8], size: u64) -> Error {
             tensor: None,
             need: 4,
             have: size,
-        };
-    }
-    if !prefix.is_empty() && prefix.iter().all(|&byte| byte == 0) {
-        return Error::Foreign {
-            what: "zero bytes",
-            remedy: "a copy or download was cut off: fetch it again",
         };
     }
     Error::UnknownMagic { first: prefix.iter().take(8).copied().collect() }

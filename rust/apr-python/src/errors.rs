@@ -2,7 +2,7 @@
 
 use std::{io, path::Path};
 
-use apr_format::{Error, Kind};
+use apr_format::{Error, Kind, sniff::Foreign};
 use pyo3::{
     exceptions::PyOSError,
     prelude::*,
@@ -55,8 +55,32 @@ fn build(py: Python<'_>, error: &Error, path: &Path) -> PyResult<PyErr> {
         ("offset", error.offset().into_pyobject(py)?),
     ]
     .into_py_dict(py)?;
-    let message = PyString::new(py, &format!("{}: {error}", one_line(path)));
+    let mut message = format!("{}: {error}", one_line(path));
+    if let Some(remedy) = remedy(error) {
+        message = format!("{message}: {remedy}");
+    }
+    let message = PyString::new(py, &message);
     Ok(PyErr::from_value(class.call((message,), Some(&keywords))?))
+}
+
+/// What to do about an error, in Python or on the command line. The Rust crate knows neither.
+fn remedy(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::Foreign(Foreign::Gguf | Foreign::Safetensors) => {
+            Some("convert it with apr convert FILE OUT.apr")
+        }
+        Error::Foreign(Foreign::Zip | Foreign::Pickle) => Some(
+            "convert a state dict that you trust with apr.save(torch.load(FILE, weights_only=True), 'OUT.apr')",
+        ),
+        Error::Foreign(Foreign::Npy) => {
+            Some("convert it with apr.save({'name': numpy.load(FILE)}, 'OUT.apr')")
+        }
+        Error::Foreign(Foreign::Hdf5) => Some("read its tensors with h5py and write them with apr.save"),
+        Error::ReadOnlyForm { .. } => {
+            Some("apr.save(dict(file), 'OUT.apr', file.metadata), where file = apr.load(FILE)")
+        }
+        _ => None,
+    }
 }
 
 /// A path as text that neither breaks a line nor acts on a terminal.

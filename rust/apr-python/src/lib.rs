@@ -13,7 +13,6 @@ mod quantize;
 mod shards;
 mod stamp;
 mod watch;
-mod whisper;
 
 /// The extension module; `python/apr/_core.pyi` describes what is in it.
 ///
@@ -26,6 +25,5 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     stamp::register(module)?;
     encode::register(module)?;
     quantize::register(module)?;
-    whisper::register(module)?;
     shards::register(module)
 }

@@ -127,13 +127,28 @@ def test_writing_to_an_unpacked_tensor_changes_no_other_reading_of_the_file():
 
 
 def test_stamp_of_an_older_form_says_what_to_do(tmp_path):
-    with pytest.raises(apr.UnsupportedError, match=r"APR1 can only be read: apr\.save"):
+    with pytest.raises(apr.UnsupportedError, match=r"apr\.save"):
         apr.stamp(OLD / FILES[0], {"a": 1}, tmp_path / "out.apr")
+
+
+@pytest.mark.parametrize("command", ["inspect", "tensors", "verify", "convert"])
+def test_whisper_files_are_refused_by_name(command, tmp_path, run):
+    path = tmp_path / "whisper.apr"
+    path.write_bytes(WHISPER)
+    with pytest.raises(apr.UnsupportedError) as caught:
+        apr.load(path)
+    assert caught.value.offset == 0
+    target = [tmp_path / "out.safetensors"] if command == "convert" else []
+    code, out, err = run(command, path, *target)
+    assert code == 4
+    assert "whisper" in out + err
 
 
 # what lies
 
 HUGE = 1 << 40
+# The start of whisper.apr's container: version 1, then a header of numbers.
+WHISPER = b"APR1\1\0" + bytes([2, 1, 0, 5, 0, 3]) + u32(*range(1, 11)) + bytes(500)
 GOOD = forge_json(entry())
 # With metadata of two bytes: metadata length 4, metadata 8, number of tensors 10, index length 14, index 18;
 # the first entry of the array stands at 19.
@@ -147,6 +162,7 @@ CASES = {
     "half a length": (b"APR1\2\0", "TruncatedError", None, 6, "the header"),
     "no JSON": (b"APR1" + bytes(40), "UnsupportedError", None, 0, "unknown layout"),
     "bundle": (b"APBUNDLE" + bytes(60), "UnsupportedError", None, 0, "bundle"),
+    "whisper": (WHISPER, "UnsupportedError", None, 0, "whisper"),
     "metadata beyond the file": (
         forge_json(entry(), metadata_size=1 << 20), "TruncatedError", None, END, "the metadata",
     ),

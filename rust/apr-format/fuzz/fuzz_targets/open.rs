@@ -1,18 +1,11 @@
 //! Any bytes open or give an error of one line; what opens keeps the format's promises.
 #![no_main]
 
-use apr_format::variants::whisper;
 use apr_format_fuzz::{look, on_this_thread, sign};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(init: on_this_thread(), |bytes: &[u8]| {
     look(bytes);
-    // Shown without being opened.
-    match whisper::read(bytes) {
-        Ok(None) => {}
-        Ok(Some(found)) => assert!(found.is_compressed || found.tensors.len() == usize::from(found.tensor_count)),
-        Err(error) => assert!(error.offset().is_some_and(|offset| offset <= bytes.len() as u64), "{error}"),
-    }
     // Few mutations keep the checksums right: look behind them as well.
     let mut signed = bytes.to_vec();
     sign(&mut signed);

@@ -1,5 +1,4 @@
-//! Older forms of `.apr` files, which are read, or shown, and never written.
+//! The JSON container and its wrappers: older forms that are read and never written.
 
 pub mod json;
-pub mod whisper;
 pub mod wrapper;
