@@ -1,18 +1,21 @@
-//! Private copy-on-write mapping of a file, or of memory that stands for one.
+//! A private copy-on-write mapping of a file, or anonymous memory in place of one.
 #![allow(unsafe_code)]
 
 use std::{fs::File, io, ptr};
 
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{MmapOptions, MmapRaw};
 
 use crate::source::Source;
 
-/// A whole file, mapped privately: writing to its pages never reaches the file.
+/// A whole file, mapped privately: writes to its pages never reach the file.
 ///
-/// No reference to the pages is ever formed here, so that whoever holds the pointer may write
-/// through it. It reserves no swap: a file larger than memory opens.
+/// Python and torch read and write the pages through [`Mapping::as_mut_ptr`] at any time and from any thread.
+/// A Rust reference to the pages would promise the compiler that this does not happen, so none exists once the
+/// mapping is built: `MmapRaw` hands out raw pointers only.
+///
+/// The mapping reserves no swap, so a file larger than memory opens.
 #[derive(Debug)]
-pub struct Mapping(MmapMut);
+pub struct Mapping(MmapRaw);
 
 impl Mapping {
     /// Map an open file.
@@ -20,30 +23,35 @@ impl Mapping {
     /// # Errors
     /// The operating system's.
     pub fn new(file: &File) -> io::Result<Self> {
-        // SAFETY: the pages are reached through `as_ptr` only. A file that another process cuts
-        // short while it is mapped ends this one with SIGBUS, as with every mapped format;
-        // `save` never writes into a file in place.
-        unsafe { MmapOptions::new().no_reserve_swap().map_copy(file) }.map(Self)
+        // SAFETY: `map_copy` is unsafe because another process may change the file while Rust code holds a
+        // reference to its pages. `map_copy` forms no reference, the conversion to `MmapRaw` moves the address
+        // and the length, and no method of `Mapping` forms one. A file that is truncated while it is mapped
+        // ends the process with SIGBUS; that is a crash, not undefined behavior.
+        let pages = unsafe { MmapOptions::new().no_reserve_swap().map_copy(file) }?;
+        Ok(Self(pages.into()))
     }
 
-    /// Pages of no file, zeroed, then filled. A page takes memory once it is written to, so that a length
-    /// that lies costs nothing.
+    /// Anonymous memory of `len` zero bytes, passed to `fill`.
+    ///
+    /// Pages take memory when they are first written, so an absurd length in a hostile file costs nothing.
     ///
     /// # Errors
-    /// The operating system's, and what `fill` returns.
+    /// The operating system's, and those of `fill`.
     pub fn filled<E: From<io::Error>>(
         len: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
+        // This is still a `MmapMut`, which nobody else has: the reference that `fill` gets is exclusive, and its
+        // borrow ends before the pages become a `Mapping` that can be shared.
         let mut pages = MmapOptions::new().len(len).map_anon()?;
         fill(&mut pages)?;
-        Ok(Self(pages))
+        Ok(Self(pages.into()))
     }
 
-    /// Address of the first byte.
+    /// Address of the first byte. The pages stay mapped, readable and writable while the mapping lives.
     #[must_use]
-    pub fn as_ptr(&self) -> *mut u8 {
-        self.0.as_ptr().cast_mut()
+    pub fn as_mut_ptr(&self) -> *mut u8 {
+        self.0.as_mut_ptr()
     }
 
     /// Length in bytes.
@@ -52,10 +60,10 @@ impl Mapping {
         self.0.len()
     }
 
-    /// Whether the file is empty (never, for a file that opened).
+    /// Whether the length is zero.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.len() == 0
     }
 }
 
@@ -69,9 +77,75 @@ impl Source for Mapping {
             .ok()
             .filter(|start| start.checked_add(buffer.len()).is_some_and(|end| end <= self.len()))
             .ok_or(io::ErrorKind::UnexpectedEof)?;
-        // SAFETY: the range is inside the pages, and the buffer, an exclusive borrow, is not among them.
-        // Whoever writes to the pages meanwhile gets mixed values here, as with every view of them.
-        unsafe { ptr::copy_nonoverlapping(self.as_ptr().add(start), buffer.as_mut_ptr(), buffer.len()) };
+        // SAFETY: `start + buffer.len()` is at most `len`, so the source lies within the pages, which stay mapped
+        // while `self` is borrowed. The destination is an exclusive borrow and no reference to the pages exists,
+        // so the two do not overlap. Python code that writes to the same pages meanwhile races with this copy as
+        // it would with a copy by NumPy: the buffer then holds a mix of old and new bytes.
+        unsafe { ptr::copy_nonoverlapping(self.as_mut_ptr().add(start), buffer.as_mut_ptr(), buffer.len()) };
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(bytes: &[u8]) -> Mapping {
+        Mapping::filled(bytes.len(), |out| {
+            out.copy_from_slice(bytes);
+            io::Result::Ok(())
+        })
+        .unwrap()
+    }
+
+    fn read(mapping: &Mapping, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        mapping.read_at(offset, &mut bytes).map(|()| bytes)
+    }
+
+    #[test]
+    fn reads_any_range_and_refuses_what_ends_beyond_the_last_byte() {
+        let mapping = filled(b"abc");
+        assert_eq!(read(&mapping, 0, 3).unwrap(), b"abc");
+        assert_eq!(read(&mapping, 1, 2).unwrap(), b"bc");
+        assert_eq!(read(&mapping, 3, 0).unwrap(), b"");
+        for (offset, len) in [(0, 4), (3, 1), (4, 0), (u64::MAX, 1)] {
+            let error = read(&mapping, offset, len).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{len} bytes at {offset}");
+        }
+    }
+
+    /// What Python does: it keeps the pointer and writes through it while Rust reads and asks for the length.
+    #[test]
+    fn writes_through_the_pointer_are_visible_to_later_reads() {
+        let mapping = filled(b"abc");
+        let pointer = mapping.as_mut_ptr();
+        assert_eq!(read(&mapping, 0, 3).unwrap(), b"abc");
+        // SAFETY: byte 1 of 3, and no other thread uses the mapping.
+        unsafe { pointer.add(1).write(b'x') };
+        assert_eq!((mapping.len(), mapping.is_empty()), (3, false));
+        assert_eq!(read(&mapping, 0, 3).unwrap(), b"axc");
+        // SAFETY: as before; the pointer outlives the calls in between.
+        unsafe { pointer.write(b'y') };
+        assert_eq!(read(&mapping, 0, 3).unwrap(), b"yxc");
+    }
+
+    #[test]
+    fn an_error_while_filling_is_returned() {
+        let error = Mapping::filled(8, |_| Err::<(), _>(io::Error::from(io::ErrorKind::InvalidData)));
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri maps no files")]
+    fn writes_to_the_pages_of_a_file_leave_the_file_unchanged() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        std::fs::write(&path, b"abc").unwrap();
+        let mapping = Mapping::new(&File::open(&path).unwrap()).unwrap();
+        // SAFETY: byte 0 of 3, and no other thread uses the mapping.
+        unsafe { mapping.as_mut_ptr().write(b'x') };
+        assert_eq!(read(&mapping, 0, 3).unwrap(), b"xbc");
+        assert_eq!(std::fs::read(&path).unwrap(), b"abc");
     }
 }

@@ -2,11 +2,6 @@
 
 use std::{fs::File, io, os::unix::fs::FileExt};
 
-use crate::threads;
-
-/// Bytes of one of the reads that run side by side.
-const SEGMENT: usize = 1 << 20;
-
 /// Bytes that can be read by position, from several threads at once.
 pub trait Source: Sync {
     /// Length in bytes.
@@ -55,26 +50,6 @@ impl<S: Source + ?Sized> Source for &S {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         (**self).read_at(offset, buffer)
     }
-}
-
-/// Fill each buffer from its offset on, in parallel. The caller has checked the ranges against the source's
-/// size.
-///
-/// # Errors
-/// The operating system's; `UnexpectedEof` where the source is shorter than it was.
-pub fn read_parallel<'a>(
-    source: &(impl Source + ?Sized),
-    parts: impl IntoIterator<Item = (u64, &'a mut [u8])>,
-) -> io::Result<()> {
-    // Cut before they are shared out: of many small tensors, several are read at a time too.
-    let segments: Vec<(u64, &mut [u8])> = parts
-        .into_iter()
-        .flat_map(|(offset, buffer)| {
-            let places = (0..).map(move |segment| offset.saturating_add(segment * SEGMENT as u64));
-            places.zip(buffer.chunks_mut(SEGMENT))
-        })
-        .collect();
-    threads::try_map(segments, |(offset, bytes)| source.read_at(offset, bytes)).map(|_| ())
 }
 
 /// Read `size` bytes from `offset` on. The caller has checked both against the source's size.

@@ -4,6 +4,8 @@
 use std::{
     ffi::{c_int, c_void},
     fs::File,
+    io::{self, Read},
+    os::fd::AsRawFd,
     path::PathBuf,
     ptr,
     sync::Arc,
@@ -11,7 +13,7 @@ use std::{
 
 use apr_format::{Error, dtype::Dtype, index::Tensor, mapping::Mapping as Pages};
 use pyo3::{
-    buffer::{PyBuffer, PyUntypedBuffer},
+    buffer::{Element, PyUntypedBuffer},
     exceptions::PyValueError,
     ffi,
     prelude::*,
@@ -83,7 +85,7 @@ impl Mapping {
         // SAFETY: `view` is the caller's to fill; the pages live as long as `slf`, to which
         // PyBuffer_FillInfo takes a reference; no Rust reference to them exists.
         let filled =
-            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), pages.as_ptr().cast(), size, 0, flags) };
+            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), pages.as_mut_ptr().cast(), size, 0, flags) };
         if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 }
@@ -124,11 +126,18 @@ mod dlpack {
         pub(super) lanes: u16,
     }
 
+    /// `DLDevice`.
+    #[repr(C)]
+    struct Device {
+        kind: c_int,
+        id: c_int,
+    }
+
     /// `DLTensor`.
     #[repr(C)]
     struct Tensor {
         data: *mut c_void,
-        device: (c_int, c_int),
+        device: Device,
         ndim: c_int,
         element: Element,
         shape: *mut i64,
@@ -155,8 +164,8 @@ mod dlpack {
     ) -> PyResult<Py<PyAny>> {
         let tensor = Tensor {
             // In range: the caller has compared the tensor's end with the mapping's.
-            data: pages.as_ptr().wrapping_add(offset).cast(),
-            device: (CPU, 0),
+            data: pages.as_mut_ptr().wrapping_add(offset).cast(),
+            device: Device { kind: CPU, id: 0 },
             ndim: c_int::try_from(shape.len())?,
             element,
             shape: ptr::null_mut(),
@@ -194,54 +203,127 @@ mod dlpack {
         }
     }
 }
-/// The bytes of a C-contiguous buffer.
-pub(crate) fn bytes(buffer: &PyUntypedBuffer) -> PyResult<&[u8]> {
+
+/// The memory of a C-contiguous Python buffer, to read from.
+///
+/// Python code may read and write this memory at any time and from any thread, and may pass the same array twice.
+/// A `&[u8]` would promise the compiler that it does not, so [`Input`] and [`Output`] form no reference: bytes are
+/// copied through the raw pointer, or the kernel reads a file into it. A thread that writes to the array meanwhile
+/// gets a mix of old and new bytes, as with every function that releases the GIL.
+pub(crate) struct Input(PyUntypedBuffer);
+
+impl Input {
+    pub(crate) fn new(values: &Bound<'_, PyAny>) -> PyResult<Self> {
+        contiguous(values).map(Self)
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len_bytes()
+    }
+
+    /// The bytes in order, each copied once.
+    pub(crate) fn reader(&self) -> Reader<'_> {
+        Reader { input: self, position: 0 }
+    }
+}
+
+/// Copies an [`Input`] out, a part at a time.
+pub(crate) struct Reader<'a> {
+    input: &'a Input,
+    position: usize,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let count = out.len().min(self.input.len() - self.position);
+        if count > 0 {
+            let from = self.input.0.buf_ptr().cast::<u8>();
+            // SAFETY: the buffer is contiguous and has `len` bytes, and `position + count` is at most that. It stays
+            // exported, and so in place, while `self.input` lives. `out` is an exclusive borrow of `count` bytes or
+            // more; `copy` allows an overlap.
+            unsafe { ptr::copy(from.add(self.position), out.as_mut_ptr(), count) };
+            self.position += count;
+        }
+        Ok(count)
+    }
+}
+
+/// The memory of a writable C-contiguous Python buffer, to fill; what [`Input`] says holds for it too.
+pub(crate) struct Output(PyUntypedBuffer);
+
+impl Output {
+    pub(crate) fn new(values: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = contiguous(values)?;
+        if buffer.readonly() {
+            return Err(PyValueError::new_err("the output buffer is read-only"));
+        }
+        Ok(Self(buffer))
+    }
+
+    /// Memory of float32 values.
+    pub(crate) fn of_floats(values: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let output = Self::new(values)?;
+        output.0.as_typed::<f32>()?;
+        Ok(output)
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len_bytes()
+    }
+
+    /// Copy values to byte `start` and after it.
+    pub(crate) fn write<T: Element>(&self, start: usize, values: &[T]) -> io::Result<()> {
+        let bytes = size_of_val(values);
+        let to = self.pointer(start, bytes)?;
+        // SAFETY: `pointer` has checked that `bytes` bytes of writable memory begin at `to`, which stays exported
+        // while `self` lives. An `Element` is plain data. `copy` on bytes needs no alignment and allows an overlap.
+        unsafe { ptr::copy(values.as_ptr().cast::<u8>(), to, bytes) };
+        Ok(())
+    }
+
+    /// Read `len` bytes of a file, from `offset` on, into the memory from byte `start` on.
+    pub(crate) fn read_file(&self, start: usize, len: usize, file: &File, offset: u64) -> io::Result<()> {
+        let mut to = self.pointer(start, len)?;
+        let mut offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        let mut left = len;
+        while left > 0 {
+            // Not `File::read_at`, which wants a `&mut [u8]`.
+            // SAFETY: `pointer` has checked that `left` bytes of writable memory begin at `to`, which stays
+            // exported while `self` lives. The kernel writes to no other memory.
+            let read = unsafe { libc::pread(file.as_raw_fd(), to.cast(), left, offset) };
+            match usize::try_from(read) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    to = to.wrapping_add(count);
+                    left -= count;
+                    offset += read as libc::off_t;
+                }
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Address of byte `start`, if `len` bytes from there on are part of the memory.
+    fn pointer(&self, start: usize, len: usize) -> io::Result<*mut u8> {
+        if start.checked_add(len).is_none_or(|end| end > self.len()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the output buffer is too short"));
+        }
+        Ok(self.0.buf_ptr().cast::<u8>().wrapping_add(start))
+    }
+}
+
+fn contiguous(values: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
+    let buffer = PyUntypedBuffer::get(values)?;
     if !buffer.is_c_contiguous() {
         return Err(PyValueError::new_err("values must be C-contiguous"));
     }
-    if buffer.len_bytes() == 0 {
-        return Ok(&[]);
-    }
-    // SAFETY: contiguous, so `len_bytes` bytes from `buf_ptr` on are the buffer's, which stays
-    // exported, and thus in place, while `buffer` lives. Whoever writes to it meanwhile gets mixed
-    // values into the file, as with every writer of arrays.
-    Ok(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.len_bytes()) })
-}
-
-/// The values of a C-contiguous float32 buffer.
-pub(crate) fn floats(buffer: &PyBuffer<f32>) -> PyResult<&[f32]> {
-    if !buffer.is_c_contiguous() {
-        return Err(PyValueError::new_err("values must be C-contiguous"));
-    }
-    if buffer.item_count() == 0 {
-        return Ok(&[]);
-    }
-    // SAFETY: contiguous f32 (the buffer's type says so), exported while `buffer` lives; as in `bytes`.
-    Ok(unsafe { std::slice::from_raw_parts(buffer.buf_ptr().cast(), buffer.item_count()) })
-}
-
-/// The values of a writable C-contiguous float32 buffer that only the caller knows of.
-pub(crate) fn floats_mut(buffer: &mut PyBuffer<f32>) -> PyResult<&mut [f32]> {
-    if !buffer.is_c_contiguous() || buffer.readonly() {
-        return Err(PyValueError::new_err("the output must be writable and C-contiguous"));
-    }
-    if buffer.item_count() == 0 {
-        return Ok(&mut []);
-    }
-    // SAFETY: contiguous and writable f32 (the buffer's type says so), exported while `buffer` lives;
-    // the array was made by the caller for this call alone.
-    Ok(unsafe { std::slice::from_raw_parts_mut(buffer.buf_ptr().cast(), buffer.item_count()) })
-}
-
-/// The bytes of a writable C-contiguous buffer that only the caller knows of.
-pub(crate) fn bytes_mut(buffer: &mut PyUntypedBuffer) -> PyResult<&mut [u8]> {
-    if !buffer.is_c_contiguous() || buffer.readonly() {
-        return Err(PyValueError::new_err("the output must be writable and C-contiguous"));
-    }
-    if buffer.len_bytes() == 0 {
-        return Ok(&mut []);
-    }
-    // SAFETY: contiguous and writable, exported while `buffer` lives; the memory was made by the caller for
-    // this call alone, and any bytes are values.
-    Ok(unsafe { std::slice::from_raw_parts_mut(buffer.buf_ptr().cast(), buffer.len_bytes()) })
+    Ok(buffer)
 }

@@ -18,7 +18,8 @@ use apr_format::{
     index::Tensor,
     mapping::Mapping as Pages,
     quant,
-    source::read_parallel,
+    source::read_vec,
+    threads,
     v1::{
         keys::{Keys, Unlock},
         read::Opened,
@@ -34,17 +35,19 @@ use apr_format::{
     watch::Watched,
 };
 use pyo3::{
-    buffer::{PyBuffer, PyUntypedBuffer},
     exceptions::{PyKeyError, PyValueError},
     prelude::*,
     types::{PyBytes, PyString, PyTuple},
 };
 
 use crate::{
-    buffer::{self, Mapping},
+    buffer::{Input, Mapping, Output},
     errors::{os_error, raise},
     watch::{in_silence, tell, watched},
 };
+
+/// Bytes that one thread reads at a time.
+const SEGMENT: usize = 1 << 20;
 
 /// An open file of any form: what its header, metadata and index say, and where to read from.
 #[pyclass(frozen, module = "apr._core")]
@@ -210,24 +213,51 @@ impl Container {
 
     /// Fill writable C-contiguous buffers with the file's bytes, each from its offset on, in parallel.
     fn read(&self, py: Python<'_>, parts: Vec<(u64, Bound<'_, PyAny>)>) -> PyResult<()> {
-        let mut parts = parts
-            .into_iter()
-            .map(|(offset, values)| Ok((offset, PyUntypedBuffer::get(&values)?)))
-            .collect::<PyResult<Vec<_>>>()?;
         let parts = parts
-            .iter_mut()
-            .map(|(offset, values)| Ok((*offset, buffer::bytes_mut(values)?)))
+            .iter()
+            .map(|(offset, values)| Ok((*offset, Output::new(values)?)))
             .collect::<PyResult<Vec<_>>>()?;
-        py.detach(|| Ok(read_parallel(&self.opened.image()?, parts)?)).map_err(|error| self.raise(py, error))
+        // Cut first, then shared out: many small tensors are read in parallel, and so is one large tensor.
+        let segments: Vec<_> = parts
+            .iter()
+            .flat_map(|(offset, out)| {
+                (0..out.len())
+                    .step_by(SEGMENT)
+                    .map(move |start| (offset.saturating_add(start as u64), out, start))
+            })
+            .collect();
+        py.detach(|| {
+            let image = self.opened.image()?;
+            threads::try_map(segments, |(offset, out, start)| {
+                let len = SEGMENT.min(out.len() - start);
+                match &image {
+                    Image::File(file) => out.read_file(start, len, file, offset),
+                    Image::Memory(_) => out.write(start, &read_vec(&image, offset, len as u64)?),
+                }
+            })?;
+            Ok(())
+        })
+        .map_err(|error| self.raise(py, error))
     }
 
     /// Fill a writable C-contiguous float32 buffer with a quantized tensor's values from the `start`th on.
     fn dequantize(&self, py: Python<'_>, name: &str, start: u64, values: &Bound<'_, PyAny>) -> PyResult<()> {
+        const ITEM: usize = size_of::<f32>();
         let tensor = self.find(name)?;
-        let mut values = PyBuffer::get(values)?;
-        let out = buffer::floats_mut(&mut values)?;
-        py.detach(|| quant::dequantize(&self.opened.image()?, &tensor, start, out))
-            .map_err(|error| self.raise(py, error))
+        let out = Output::of_floats(values)?;
+        let count = out.len() / ITEM;
+        py.detach(|| {
+            let image = self.opened.image()?;
+            let tasks = (0..count).step_by(quant::TASK).collect();
+            threads::try_map(tasks, |first| {
+                // Into memory of this thread, which stays in its core's cache, and from there to Python's.
+                let mut values = vec![0.0_f32; quant::TASK.min(count - first)];
+                quant::dequantize(&image, &tensor, start.saturating_add(first as u64), &mut values)?;
+                Ok(out.write(first * ITEM, &values)?)
+            })
+            .map(|_: Vec<()>| ())
+        })
+        .map_err(|error| self.raise(py, error))
     }
 
     /// Check what opening leaves out: the metadata, and the footer against every byte before it.
@@ -390,9 +420,9 @@ impl Writer {
 
     /// Write the next bytes of the tensor that is due; they are due in name order.
     fn part(&self, py: Python<'_>, values: &Bound<'_, PyAny>) -> PyResult<()> {
-        let values = PyUntypedBuffer::get(values)?;
-        let bytes = buffer::bytes(&values)?;
-        py.detach(|| self.with(|writer| writer.part(bytes))).map_err(|error| raise(py, &error, &self.path))
+        let values = Input::new(values)?;
+        py.detach(|| self.with(|writer| writer.part_from(values.len() as u64, &mut values.reader())))
+            .map_err(|error| raise(py, &error, &self.path))
     }
 
     /// The tensor that is due has all its bytes; the next one is due.
@@ -457,11 +487,11 @@ impl StreamWriter {
         shape: Vec<u64>,
         values: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
-        let values = PyUntypedBuffer::get(values)?;
-        let bytes = buffer::bytes(&values)?;
+        let values = Input::new(values)?;
         py.detach(|| {
             let spec = spec(name, dtype, shape)?;
-            self.lock().as_mut().ok_or_else(closed)?.add(spec, bytes)
+            let mut stream = self.lock();
+            stream.as_mut().ok_or_else(closed)?.add_from(spec, values.len() as u64, &mut values.reader())
         })
         .map_err(|error| raise(py, &error, &self.path))
     }

@@ -3,16 +3,14 @@
 use apr_format::{dtype::Dtype, quant};
 use pyo3::{buffer::PyBuffer, exceptions::PyValueError, prelude::*, types::PyBytes};
 
-use crate::buffer;
-
 /// The stored bytes of a C-contiguous float32 buffer as q4 or q8.
 #[pyfunction]
 fn quantize<'py>(py: Python<'py>, dtype: &str, values: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     let known = Dtype::from_name(dtype)
         .ok_or_else(|| PyValueError::new_err(format!("dtype {dtype:?}: q4 and q8 are quantized to")))?;
-    let values = PyBuffer::get(values)?;
-    let values = buffer::floats(&values)?;
-    let stored = py.detach(|| quant::quantize(known, values));
+    // A copy, because Python code may write to the array while this thread quantizes without the GIL.
+    let values = PyBuffer::<f32>::get(values)?.to_vec(py)?;
+    let stored = py.detach(|| quant::quantize(known, &values));
     stored.map(|bytes| PyBytes::new(py, &bytes)).map_err(|error| PyValueError::new_err(error.to_string()))
 }
 

@@ -4,7 +4,9 @@
 use std::{
     fmt::Write,
     io::ErrorKind,
+    mem,
     path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use apr_format::{
@@ -16,14 +18,13 @@ use apr_format::{
     },
 };
 use pyo3::{
-    buffer::PyUntypedBuffer,
     exceptions::PyValueError,
     prelude::*,
     types::{PyBytes, PyTuple},
 };
 
 use crate::{
-    buffer,
+    buffer::Output,
     errors::{os_error, raise},
     watch::{tell, watched},
 };
@@ -64,39 +65,64 @@ fn row<'py>(py: Python<'py>, scan: &ShardScan) -> PyResult<Bound<'py, PyTuple>> 
 
 /// A shard directory as one stream of ids.
 #[pyclass(frozen, module = "apr._core")]
-struct TokenStream(Stream);
+struct TokenStream {
+    stream: Stream,
+    /// Memory that the last call read into, for the next one: a training run asks for the same size each time.
+    spare: Mutex<Vec<u8>>,
+}
 
 #[pymethods]
 impl TokenStream {
     #[new]
     fn new(shards: Vec<(PathBuf, u64)>) -> PyResult<Self> {
-        Stream::new(shards).map(Self).ok_or_else(|| PyValueError::new_err("too many ids"))
+        let stream = Stream::new(shards).ok_or_else(|| PyValueError::new_err("too many ids"))?;
+        Ok(Self { stream, spare: Mutex::default() })
     }
 
     /// Fill a writable C-contiguous buffer with little-endian u32 ids from `start` on.
     fn read(&self, py: Python<'_>, start: u64, out: &Bound<'_, PyAny>) -> PyResult<()> {
-        let mut out = PyUntypedBuffer::get(out)?;
-        let out = buffer::bytes_mut(&mut out)?;
-        py.detach(|| self.0.read(start, out)).map_err(|failure| self.raise(py, failure))
+        let out = Output::new(out)?;
+        self.fill(py, &out, |bytes| self.stream.read(start, bytes))
     }
 
     /// Fill rows of a writable C-contiguous u32 buffer, one after another, with ids from each start on.
     fn gather(&self, py: Python<'_>, starts: Vec<u64>, out: &Bound<'_, PyAny>) -> PyResult<()> {
-        let mut out = PyUntypedBuffer::get(out)?;
-        let out = buffer::bytes_mut(&mut out)?;
+        let out = Output::new(out)?;
         let row = out.len().checked_div(starts.len()).unwrap_or(0).max(1);
-        py.detach(|| self.0.gather(&starts, row, out)).map_err(|failure| self.raise(py, failure))
+        self.fill(py, &out, |bytes| self.stream.gather(&starts, row, bytes))
     }
 }
 
 impl TokenStream {
+    /// Read without the GIL into memory of this call alone, then copy it to Python's.
+    fn fill(
+        &self,
+        py: Python<'_>,
+        out: &Output,
+        read: impl FnOnce(&mut [u8]) -> Result<(), Failure> + Send,
+    ) -> PyResult<()> {
+        py.detach(|| {
+            let mut bytes = mem::take(&mut *self.spare());
+            bytes.resize(out.len(), 0);
+            let result = read(&mut bytes)
+                .and_then(|()| out.write(0, &bytes).map_err(|error| Failure { shard: 0, error }));
+            *self.spare() = bytes;
+            result
+        })
+        .map_err(|failure| self.raise(py, failure))
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn raise(&self, py: Python<'_>, failure: Failure) -> PyErr {
         let Failure { shard, error } = failure;
-        let path = self.0.path(shard).unwrap_or(Path::new(""));
+        let path = self.stream.path(shard).unwrap_or(Path::new(""));
         if error.kind() == ErrorKind::UnexpectedEof
             && let Ok(found) = path.metadata()
         {
-            return raise(py, &Error::CutShort { need: self.0.nbytes(shard), have: found.len() }, path);
+            return raise(py, &Error::CutShort { need: self.stream.nbytes(shard), have: found.len() }, path);
         }
         os_error(py, &error, path)
     }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Values that one task makes: some hundred kilobytes, so that they stay in the core's own cache.
-const TASK: usize = 32 << 10;
+pub const TASK: usize = 32 << 10;
 
 /// Fill `out` with the values of a quantized tensor from its value `start` on, in row-major order; the
 /// stored bytes are read from `source`.

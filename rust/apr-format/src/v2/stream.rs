@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{BufWriter, Seek, Write},
+    io::{BufWriter, Read, Seek, Write},
     path::Path,
 };
 
@@ -54,22 +54,29 @@ impl Stream {
     /// bytes of another size: the stream is then as it was. After an error of the operating system's
     /// nothing more can be written.
     pub fn add(&mut self, spec: Spec, bytes: &[u8]) -> Result<()> {
+        self.add_from(spec, bytes.len() as u64, &mut &*bytes)
+    }
+
+    /// Write one tensor, whole: `size` bytes taken from a reader.
+    ///
+    /// # Errors
+    /// As [`Self::add`], and the reader's.
+    pub fn add_from(&mut self, spec: Spec, size: u64, bytes: &mut impl Read) -> Result<()> {
         self.check()?;
         let mut tensor = layout::check(spec)?;
         if self.tensors.contains_key(&tensor.name) {
             return Err(layout::given_twice(&tensor.name));
         }
-        if tensor.nbytes != bytes.len() as u64 {
-            return Err(write::wrong_size(&tensor, bytes.len() as u64));
+        if tensor.nbytes != size {
+            return Err(write::wrong_size(&tensor, size));
         }
         tensor.offset = self.size;
-        let size = layout::end_of(&tensor).ok_or_else(layout::too_large)?;
+        let end = layout::end_of(&tensor).ok_or_else(layout::too_large)?;
         self.failed = true;
-        for part in [bytes, write::padding(tensor.nbytes)] {
-            write::put(&mut self.spool, &mut self.hasher, part)?;
-        }
+        write::put_from(&mut self.spool, &mut self.hasher, size, bytes)?;
+        write::put(&mut self.spool, &mut self.hasher, write::padding(size))?;
         self.failed = false;
-        self.size = size;
+        self.size = end;
         self.tensors.insert(tensor.name.clone(), tensor);
         Ok(())
     }

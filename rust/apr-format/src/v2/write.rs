@@ -1,6 +1,6 @@
 //! Writing a v2 file straight through: all sizes are known, nothing is held but the tensor at hand.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
 use crate::{
     error::{Error, Result},
@@ -53,15 +53,31 @@ impl<W: Write> Writer<W> {
     /// # Errors
     /// [`Error::Unwritable`] where none is due or they are too many; the operating system's.
     pub fn part(&mut self, bytes: &[u8]) -> Result<()> {
-        let given = self.written.saturating_add(bytes.len() as u64);
-        match self.due() {
-            Some(tensor) if given <= tensor.nbytes => {}
-            Some(due) => return Err(wrong_size(due, given)),
-            None => return Err(none_due()),
-        }
+        let given = self.check_room(bytes.len() as u64)?;
         self.put(bytes)?;
         self.written = given;
         Ok(())
+    }
+
+    /// Write the next `size` bytes of the tensor that is due, taken from a reader.
+    ///
+    /// # Errors
+    /// [`Error::Unwritable`] where none is due or they are too many; the reader's and the operating system's.
+    pub fn part_from(&mut self, size: u64, bytes: &mut impl Read) -> Result<()> {
+        let given = self.check_room(size)?;
+        put_from(&mut self.out, &mut self.hasher, size, bytes)?;
+        self.written = given;
+        Ok(())
+    }
+
+    /// The bytes that the due tensor has when `size` more are written.
+    fn check_room(&self, size: u64) -> Result<u64> {
+        let given = self.written.saturating_add(size);
+        match self.due() {
+            Some(tensor) if given <= tensor.nbytes => Ok(given),
+            Some(due) => Err(wrong_size(due, given)),
+            None => Err(none_due()),
+        }
     }
 
     /// The tensor that is due has all its bytes: write its padding, and go on to the next.
@@ -104,6 +120,26 @@ pub(crate) fn put(out: &mut impl Write, hasher: &mut crc32fast::Hasher, bytes: &
     for window in bytes.chunks(WINDOW) {
         hasher.update(window);
         out.write_all(window)?;
+    }
+    Ok(())
+}
+
+/// Hash and write `size` bytes of a reader. The copy costs little: hashing and writing then find the bytes in the
+/// cache.
+pub(crate) fn put_from(
+    out: &mut impl Write,
+    hasher: &mut crc32fast::Hasher,
+    size: u64,
+    bytes: &mut impl Read,
+) -> io::Result<()> {
+    let mut left = usize::try_from(size).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let mut window = vec![0; left.min(WINDOW)];
+    while left > 0 {
+        window.truncate(left);
+        bytes.read_exact(&mut window)?;
+        hasher.update(&window);
+        out.write_all(&window)?;
+        left -= window.len();
     }
     Ok(())
 }
