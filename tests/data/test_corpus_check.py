@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from apr.data.corpus_check import problems
-from apr.data.scan import scan
-from apr.data.shards import list_shards
+from apr.data.corpus_check import corpus_problems
+from apr.data.listing import list_shards
+from apr.data.scan import scan_shards
 
 EOS, UNK = 0, 3
 
@@ -19,7 +19,7 @@ def judged(path, ids, shards=1):
     path.mkdir(exist_ok=True)
     for i, part in enumerate(np.array_split(np.asarray(ids), shards)):
         part.astype("<u4").tofile(path / f"shard-{i:05d}.bin")
-    return problems(scan(list_shards(path)), EOS, UNK)
+    return corpus_problems(scan_shards(list_shards(path)), EOS, UNK)
 
 
 def with_share(share, of, tokens=10_000):
@@ -82,7 +82,7 @@ def test_too_little_to_judge_is_let_pass(tmp_path):
 def test_what_repeats_is_the_same_hashed_or_not_and_however_it_is_read(shards, tmp_path):
     judged(tmp_path / "a", copies(3, 2_000_000), shards)
     listed = list_shards(tmp_path / "a")
-    one, two = (scan(listed, hashes=hashes) for hashes in (True, False))
+    one, two = (scan_shards(listed, hashes=hashes) for hashes in (True, False))
     assert (one.windows, one.different_windows) == (two.windows, two.different_windows)
     assert one.repeated_share == pytest.approx(2 / 3, abs=0.02)
 
@@ -93,4 +93,4 @@ def test_the_same_function_judges_for_verify_and_for_a_run():
     import apr.train.start.preflight
 
     for module in (apr.data.rebuild, apr.train.start.preflight, apr.train.evaluate_file):
-        assert module.problems is problems
+        assert module.corpus_problems is corpus_problems

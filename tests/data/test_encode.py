@@ -13,7 +13,7 @@ import pytest
 
 from apr.cli import main
 from apr.data import ShardDir
-from apr.data.encode import encode
+from apr.data.encode import encode_corpus
 from apr.data.encode_options import EncodeOptions
 from apr.errors import FormatError, RefusedError, UsageError
 
@@ -78,14 +78,14 @@ def snapshot(directory):
 )
 @pytest.mark.parametrize("shard_tokens", [1, 100, 10_000_000])
 def test_ids_are_those_of_the_tokenizer_with_ends_of_text_as_asked(policy, expected, shard_tokens, options):
-    made = encode(options(eos_policy=policy, shard_tokens=shard_tokens))
+    made = encode_corpus(options(eos_policy=policy, shard_tokens=shard_tokens))
     assert stream(made.manifest and options().output) == expected(documents())
     assert made.manifest["eos_token_count"] == {"none": 0, "after": 60, "between": 59}[policy]
     assert ShardDir(options().output).total_tokens == made.manifest["total_tokens"]
 
 
 def test_a_shard_is_closed_after_the_document_that_fills_it(options):
-    encode(options(shard_tokens=100, eos_policy="after"))
+    encode_corpus(options(shard_tokens=100, eos_policy="after"))
     sizes = [path.stat().st_size // 4 for path in sorted(options().output.glob("*.bin"))]
     expected, open_tokens = [], 0
     for ids in documents():
@@ -99,7 +99,7 @@ def test_a_shard_is_closed_after_the_document_that_fills_it(options):
 
 def test_where_five_digits_might_not_last_six_are_written(options, monkeypatch):
     monkeypatch.setattr("apr.data.encode._SIX_DIGITS_FROM", 3)
-    made = encode(options(shard_tokens=100))
+    made = encode_corpus(options(shard_tokens=100))
     assert [row["name"] for row in made.manifest["shards"]][:2] == ["shard-000000.bin", "shard-000001.bin"]
     assert ShardDir(options().output).total_tokens == made.manifest["total_tokens"]
 
@@ -107,7 +107,7 @@ def test_where_five_digits_might_not_last_six_are_written(options, monkeypatch):
 def test_the_manifest_says_what_was_done(options, corpus):
     import hashlib
 
-    manifest = encode(options(shard_tokens=100)).manifest
+    manifest = encode_corpus(options(shard_tokens=100)).manifest
     assert manifest == json.loads((options().output / "manifest.json").read_text())
     digests = [
         hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(options().output.glob("*.bin"))
@@ -148,7 +148,7 @@ def run_cli(*flags, **environment):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_no_byte(workers, options, corpus, tmp_path):
-    encode(options("here", shard_tokens=100))
+    encode_corpus(options("here", shard_tokens=100))
     flags = ["--corpus", corpus, "--tokenizer", TOKENIZER, "--shard-tokens", 100]
     done = run_cli(*flags, "--output", tmp_path / "there", "--workers", workers)
     assert done.returncode == 0, done.stderr
@@ -163,14 +163,14 @@ def test_nothing_is_written_under_its_own_name(options):
             written.append(str(given[0]))
 
     sys.addaudithook(note)
-    encode(options(shard_tokens=200))
+    encode_corpus(options(shard_tokens=200))
     ours = {Path(name).name for name in written if str(options().output) in name}
     assert {".shard-00000.bin.tmp", ".manifest.json.tmp"} <= ours
     assert all(name.endswith(".tmp") for name in ours)
 
 
 def test_what_is_not_finished_is_not_trained_on(options):
-    encode(options(shard_tokens=200))
+    encode_corpus(options(shard_tokens=200))
     path = options().output / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
     with pytest.raises(RefusedError, match="did not finish"):
@@ -178,9 +178,9 @@ def test_what_is_not_finished_is_not_trained_on(options):
 
 
 def test_resuming_what_is_complete_changes_nothing(options):
-    encode(options())
+    encode_corpus(options())
     before = (options().output / "manifest.json").read_bytes()
-    assert encode(options(resume=True)).text_bytes == 0
+    assert encode_corpus(options(resume=True)).text_bytes == 0
     assert (options().output / "manifest.json").read_bytes() == before
 
 
@@ -219,11 +219,11 @@ def scan_after_changing(shards):
     ],
 )
 def test_resuming_what_is_complete_but_differs_is_refused(spoil, change, says, options):
-    encode(options(shard_tokens=200))
+    encode_corpus(options(shard_tokens=200))
     spoil(options().output)
     before = snapshot(options().output)
     with pytest.raises(RefusedError, match=says):
-        encode(options(**({"shard_tokens": 200} | change), resume=True))
+        encode_corpus(options(**({"shard_tokens": 200} | change), resume=True))
     assert snapshot(options().output) == before
 
 
@@ -231,10 +231,10 @@ def test_resuming_with_another_set_of_files_is_refused(options, tmp_path):
     roots = tmp_path / "texts"
     roots.mkdir()
     (roots / "a.txt").write_text("one text\n")
-    encode(options(corpus=(str(roots),)))
+    encode_corpus(options(corpus=(str(roots),)))
     (roots / "b.txt").write_text("")
     with pytest.raises(RefusedError, match=r"b\.txt: added to the corpus"):
-        encode(options(corpus=(str(roots),), resume=True))
+        encode_corpus(options(corpus=(str(roots),), resume=True))
 
 
 @pytest.mark.parametrize(
@@ -255,16 +255,16 @@ def test_what_happened_to_a_file_of_an_unfinished_encoding_is_named(happens, say
     unfinished(lambda **more: options(corpus=(str(roots),), **more), 50)
     happens(roots / "b.txt")
     with pytest.raises(RefusedError, match=says):
-        encode(options(corpus=(str(roots),), shard_tokens=50, resume=True))
+        encode_corpus(options(corpus=(str(roots),), shard_tokens=50, resume=True))
 
 
 def test_a_corpus_of_another_size_is_found_where_times_tell_nothing(options, corpus):
-    encode(options())
+    encode_corpus(options())
     corpus.write_text(corpus.read_text() + '{"content": "more"}\n')
     for path in options().output.glob("*.bin"):
         os.utime(path, (2**32, 2**32))  # as if the shards were copied afterwards
     with pytest.raises(RefusedError, match="input_bytes was"):
-        encode(options(resume=True))
+        encode_corpus(options(resume=True))
 
 
 @pytest.mark.parametrize(
@@ -272,14 +272,14 @@ def test_a_corpus_of_another_size_is_found_where_times_tell_nothing(options, cor
     [({"shard_tokens": None, "input_bytes": None, "complete": None}, None), ({"truncated": True}, "cut off")],
 )
 def test_resuming_an_older_or_a_repaired_manifest(change, says, options):
-    encode(options())
+    encode_corpus(options())
     path = options().output / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     if says is None:
-        assert encode(options(resume=True)).text_bytes == 0
+        assert encode_corpus(options(resume=True)).text_bytes == 0
     else:
         with pytest.raises(RefusedError, match=says):
-            encode(options(resume=True))
+            encode_corpus(options(resume=True))
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,7 @@ def test_resuming_an_older_or_a_repaired_manifest(change, says, options):
     ],
 )
 def test_resuming_something_else_is_refused(change, says, options, corpus):
-    encode(options(shard_tokens=200))
+    encode_corpus(options(shard_tokens=200))
     path = options().output / "manifest.json"
     manifest = json.loads(path.read_text())
     from apr.data.encode import _Run
@@ -306,7 +306,7 @@ def test_resuming_something_else_is_refused(change, says, options, corpus):
     if not change:
         corpus.write_text(corpus.read_text() + '{"content": "more"}\n')
     with pytest.raises(RefusedError, match=says):
-        encode(options(**({"shard_tokens": 200} | change), resume=True))
+        encode_corpus(options(**({"shard_tokens": 200} | change), resume=True))
 
 
 def unfinished(options, shard_tokens):
@@ -319,14 +319,14 @@ def unfinished(options, shard_tokens):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("apr.data.corpus._BATCH_BYTES", 500)
         with pytest.raises(KeyboardInterrupt):
-            encode(options(shard_tokens=shard_tokens), interrupted)
+            encode_corpus(options(shard_tokens=shard_tokens), interrupted)
     path = options().output / "manifest.json"
     return json.loads(path.read_text()), path
 
 
 def test_an_unfinished_manifest_is_not_trusted(options):
     manifest, path = unfinished(options, 200)
-    encode(options("whole", shard_tokens=200))
+    encode_corpus(options("whole", shard_tokens=200))
     first, *rest = manifest["shards"]
     progress = manifest["progress"]
     tokens, found = manifest["total_tokens"], manifest["total_documents"]
@@ -348,19 +348,19 @@ def test_an_unfinished_manifest_is_not_trusted(options):
     for key, change in acts:
         path.write_text(json.dumps({k: v for k, v in (manifest | change).items() if v is not None}))
         with pytest.raises(RefusedError, match=f"manifest.json: .*{key} is "):
-            encode(options(shard_tokens=200, resume=True))
+            encode_corpus(options(shard_tokens=200, resume=True))
     path.write_text(json.dumps(manifest))
-    encode(options(shard_tokens=200, resume=True))
+    encode_corpus(options(shard_tokens=200, resume=True))
     assert snapshot(path.parent) == snapshot(options("whole").output)
 
 
 def test_shards_that_are_there_are_neither_mixed_nor_overwritten(options):
-    encode(options())
+    encode_corpus(options())
     before = snapshot(options().output)
     with pytest.raises(RefusedError, match="already holds shards"):
-        encode(options(eos_policy="none"))
+        encode_corpus(options(eos_policy="none"))
     assert snapshot(options().output) == before
-    encode(options(eos_policy="none", force=True))
+    encode_corpus(options(eos_policy="none", force=True))
     assert stream(options().output) == flat(documents())
 
 
@@ -377,7 +377,7 @@ def word_level(directory, content):
 def test_a_vocabulary_that_does_not_know_the_text_is_caught_before_a_byte_is_written(options, tmp_path):
     wrong = word_level(tmp_path / "wrong", {"<unk>": 0, "def": 1, "<|endoftext|>": 2})
     with pytest.raises(RefusedError, match="unknown to this vocabulary"):
-        encode(options(tokenizer=wrong))
+        encode_corpus(options(tokenizer=wrong))
     assert not options().output.exists()
 
 
@@ -388,7 +388,7 @@ def test_a_tokenizer_whose_own_unknown_token_is_missing_is_named(late, options, 
     (tmp_path / "words.jsonl").write_text("".join(json.dumps({"content": text}) + "\n" for text in texts))
     broken = word_level(tmp_path / "broken", {"def": 1, "<|endoftext|>": 2})
     with pytest.raises(FormatError, match=r"broken/.*: this tokenizer fails at a text .*: WordLevel"):
-        encode(options(tokenizer=broken, corpus=(str(tmp_path / "words.jsonl"),)))
+        encode_corpus(options(tokenizer=broken, corpus=(str(tmp_path / "words.jsonl"),)))
 
 
 def test_a_tokenizer_that_loses_text_is_caught_before_a_byte_is_written(options, tmp_path):
@@ -396,7 +396,7 @@ def test_a_tokenizer_that_loses_text_is_caught_before_a_byte_is_written(options,
     words = {word: id_ for id_, word in enumerate(found)}
     lossy = word_level(tmp_path / "lossy", words | {"<unk>": len(words), "<|endoftext|>": len(words) + 1})
     with pytest.raises(RefusedError, match="does not give the text of"):
-        encode(options(tokenizer=lossy))
+        encode_corpus(options(tokenizer=lossy))
     assert not options().output.exists()
 
 
@@ -410,7 +410,7 @@ def test_a_byte_level_vocabulary_taken_for_hex_would_be_caught(options, tmp_path
     (tmp_path / "hexed").mkdir()
     tokenizer.save(str(tmp_path / "hexed" / "tokenizer.json"))
     with pytest.raises(RefusedError, match="unknown to this vocabulary"):
-        encode(options(tokenizer=tmp_path / "hexed"))
+        encode_corpus(options(tokenizer=tmp_path / "hexed"))
 
 
 def test_no_end_of_text_is_wrong_usage_unless_none_is_wanted(options, tmp_path):
@@ -422,21 +422,21 @@ def test_no_end_of_text_is_wrong_usage_unless_none_is_wanted(options, tmp_path):
     (bare / "vocab.json").write_text(json.dumps({letter: id_ for id_, letter in enumerate(letters)}))
     (bare / "merges.txt").write_text("")
     with pytest.raises(UsageError, match="--eos-token"):
-        encode(options(tokenizer=bare))
-    assert encode(options(tokenizer=bare, eos_policy="none")).manifest["eos_token_id"] is None
+        encode_corpus(options(tokenizer=bare))
+    assert encode_corpus(options(tokenizer=bare, eos_policy="none")).manifest["eos_token_id"] is None
 
 
 @pytest.mark.parametrize("change", [{"shard_tokens": 0}, {"workers": 0}])
 def test_sizes_below_one_are_wrong_usage(change, options):
     with pytest.raises(UsageError, match="at least 1"):
-        encode(options(**change))
+        encode_corpus(options(**change))
 
 
 def test_normalization_is_applied_before_encoding(options, tmp_path):
     (tmp_path / "a.txt").write_text("e\u0301")
     (tmp_path / "b.txt").write_text("\u00e9")
     made = [
-        encode(options(f"{name}-{form}", corpus=(str(tmp_path / f"{name}.txt"),), normalization=form))
+        encode_corpus(options(f"{name}-{form}", corpus=(str(tmp_path / f"{name}.txt"),), normalization=form))
         for name, form in (("a", "nfc"), ("b", "none"), ("a", "none"))
     ]
     nfc, composed, plain = (stream(Path(tmp_path / name)) for name in ("a-nfc", "b-none", "a-none"))
@@ -446,24 +446,24 @@ def test_normalization_is_applied_before_encoding(options, tmp_path):
 
 def test_documents_that_are_none_are_skipped_counted_and_named_or_with_strict_refused(options, corpus):
     corpus.write_text(corpus.read_text() + '{"text": "x"}\nnonsense\n')
-    made = encode(options())
+    made = encode_corpus(options())
     assert made.manifest["skipped_documents"] == 2
     assert made.manifest["total_documents"] == 60
     assert [item.name for item in made.skipped] == [f"{corpus}:61", f"{corpus}:62"]
     with pytest.raises(RefusedError, match=r"corpus\.jsonl:61: no text under 'content'"):
-        encode(options("strict", strict=True))
+        encode_corpus(options("strict", strict=True))
 
 
 def test_a_corpus_without_text_leaves_no_shards(options, tmp_path):
     (tmp_path / "empty.txt").write_text("")
     with pytest.raises(RefusedError, match="no text to encode"):
-        encode(options(corpus=(str(tmp_path / "empty.txt"),)))
+        encode_corpus(options(corpus=(str(tmp_path / "empty.txt"),)))
     assert not options().output.exists()
 
 
 def test_progress_ends_at_the_whole_corpus(options, corpus):
     seen = []
-    encode(options(), seen.append)
+    encode_corpus(options(), seen.append)
     assert (seen[-1].read, seen[-1].total) == (corpus.stat().st_size, corpus.stat().st_size)
     assert seen[-1].text == sum(len(text.encode()) for text in TEXTS)
 
@@ -473,7 +473,7 @@ def test_progress_ends_at_the_whole_corpus(options, corpus):
 )
 @pytest.mark.parametrize("flag", [{"force": True}, {"resume": True}, {}], ids=str)
 def test_what_is_no_shard_is_named_before_anything_is_removed(name, flag, options):
-    encode(options(shard_tokens=100))
+    encode_corpus(options(shard_tokens=100))
     output = options().output
     odd = output / name.rstrip("/@")
     if name.endswith("/"):
@@ -484,18 +484,18 @@ def test_what_is_no_shard_is_named_before_anything_is_removed(name, flag, option
         odd.write_bytes(b"kept")
     before = sorted(path.name for path in output.iterdir()), (output / "manifest.json").read_bytes()
     with pytest.raises(RefusedError, match=f"{odd.name}: no .*move it away"):
-        encode(options(shard_tokens=100, **flag))
+        encode_corpus(options(shard_tokens=100, **flag))
     assert (sorted(path.name for path in output.iterdir()), (output / "manifest.json").read_bytes()) == before
 
 
 def test_what_appears_while_the_text_is_looked_at_is_not_removed_either(options, monkeypatch):
-    encode(options(shard_tokens=100))
+    encode_corpus(options(shard_tokens=100))
     output = options().output
 
     def meanwhile(*_):
         (output / "shard-old-backup.bin").write_bytes(b"kept")
 
-    monkeypatch.setattr("apr.data.encode.self_test", meanwhile)
+    monkeypatch.setattr("apr.data.encode.check_round_trip", meanwhile)
     with pytest.raises(RefusedError, match=r"shard-old-backup\.bin"):
-        encode(options(shard_tokens=100, force=True))
+        encode_corpus(options(shard_tokens=100, force=True))
     assert {"manifest.json", "shard-00000.bin", "shard-old-backup.bin"} <= {p.name for p in output.iterdir()}

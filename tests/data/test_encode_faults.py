@@ -16,11 +16,11 @@ import pytest
 from tests.conftest import LONG
 
 from apr.cli import main
-from apr.data.claim import claimed
 from apr.data.corpus import Corpus, Document, Place, Skipped
-from apr.data.encode import encode
+from apr.data.encode import encode_corpus
 from apr.data.encode_options import EncodeOptions
-from apr.data.sample import sample
+from apr.data.output_dir import lock_output
+from apr.data.sample import draw_sample
 from apr.errors import RefusedError
 
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "imported-0.72" / "hf_llama_tied"
@@ -213,7 +213,7 @@ def test_a_signal_keeps_whole_shards_and_says_how_to_go_on(
     assert f"kept, {kept['shard_count']} whole shards with {kept['total_tokens']:,} tokens" in said
     assert "--resume continues" in said
     # What is done once more is the open shard: all texts but those of the shards that are kept.
-    made = encode(
+    made = encode_corpus(
         EncodeOptions((str(corpus),), TOKENIZER, tmp_path / "shards", shard_tokens=SHARD_TOKENS, resume=True)
     )
     rest = list(documents(Corpus([str(corpus)]), Place(*kept["progress"]["place"])))
@@ -263,7 +263,7 @@ def test_a_file_that_ends_before_the_place_is_not_taken_for_read(suffix, tmp_pat
 
 
 def test_a_second_encoding_of_one_directory_is_refused(corpus, tmp_path, capsys):
-    with claimed(tmp_path / "shards"):
+    with lock_output(tmp_path / "shards"):
         for more in ([], ["--resume"], ["--force"]):
             assert main(flags(corpus, tmp_path / "shards", *more)) == 5
             said = capsys.readouterr().err
@@ -299,7 +299,7 @@ def test_a_file_that_changes_while_it_is_encoded_is_named_and_nothing_is_called_
         (tmp_path / f"{name}.txt").write_text(name)
     options = EncodeOptions((str(tmp_path),), TOKENIZER, tmp_path / "shards", pattern=("*.txt",))
     with pytest.raises(RefusedError, match=r"b\.txt: changed while it was encoded"):
-        encode(options, lambda _: (tmp_path / "b.txt").write_text("longer"))
+        encode_corpus(options, lambda _: (tmp_path / "b.txt").write_text("longer"))
     assert json.loads((options.output / "manifest.json").read_text())["complete"] is False
 
 
@@ -312,9 +312,9 @@ def test_one_that_vanishes_and_is_skipped_does_not_keep_the_rest_from_being_comp
         for name in names[:3]:
             (tmp_path / name).unlink()
 
-    monkeypatch.setattr("apr.data.encode.sample", lambda *given: vanish() or sample(*given))
+    monkeypatch.setattr("apr.data.encode.draw_sample", lambda *given: vanish() or draw_sample(*given))
     options = EncodeOptions((str(tmp_path),), TOKENIZER, tmp_path / "shards")
-    made = encode(options)
+    made = encode_corpus(options)
     counts = [made.manifest[key] for key in ("complete", "total_documents", "skipped_documents")]
     assert counts == [True, 1, 3]
     assert [item.name for item in made.skipped] == [str(tmp_path / name) for name in names[:3]]
@@ -325,7 +325,7 @@ def test_one_that_vanishes_after_it_was_encoded_is_a_change(tmp_path):
         (tmp_path / name).write_text("x")
     options = EncodeOptions((str(tmp_path),), TOKENIZER, tmp_path / "shards")
     with pytest.raises(RefusedError, match=r"a\.txt: changed while it was encoded"):
-        encode(options, lambda _: (tmp_path / "a.txt").unlink())
+        encode_corpus(options, lambda _: (tmp_path / "a.txt").unlink())
 
 
 @pytest.mark.parametrize("compression", ["snappy", "zstd", "none"])
@@ -427,15 +427,15 @@ def test_on_a_full_disk_whole_shards_stay_and_resume_goes_on_when_there_is_room(
 LARGE = """
 import resource, sys
 from pathlib import Path
-from apr.data.encode import encode
+from apr.data.encode import encode_corpus
 from apr.data.encode_options import EncodeOptions
 
 root, tokenizer = Path(sys.argv[1]), Path(sys.argv[2])
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-encode(EncodeOptions((str(root / "small.txt"),), tokenizer, root / "small"))
+encode_corpus(EncodeOptions((str(root / "small.txt"),), tokenizer, root / "small"))
 before = peak()
-made = encode(EncodeOptions((str(root / "large.txt"),), tokenizer, root / "large"))
+made = encode_corpus(EncodeOptions((str(root / "large.txt"),), tokenizer, root / "large"))
 print((peak() - before) / made.text_bytes, made.manifest["shard_count"], made.manifest["total_documents"])
 """
 

@@ -87,7 +87,11 @@ def test_going_on_costs_the_same_however_far_it_was(directory, monkeypatch):
         done = []
         source = windows(directory)
         state = LoaderState(Loader(source, 10, seed=1).fingerprint, epoch, position, 1)
-        order, gather, scan = apr.data.loader.TrainingOrder.windows, ShardDir.gather, apr.data.shards.scan
+        order, gather, scan = (
+            apr.data.loader.TrainingOrder.windows,
+            ShardDir.gather,
+            apr.data.shards.scan_shards,
+        )
 
         def counted(call, size):
             return lambda *given, **named: (done.append(size(*given)), call(*given, **named))[1]
@@ -96,7 +100,7 @@ def test_going_on_costs_the_same_however_far_it_was(directory, monkeypatch):
             patch.setattr("apr.data.loader._AHEAD", 1)
             patch.setattr("apr.data.windows.TrainingOrder.windows", counted(order, lambda _, __, n: n))
             patch.setattr(ShardDir, "gather", counted(gather, lambda *given: given[2].size))
-            patch.setattr("apr.data.shards.scan", counted(scan, lambda *_: "scan"))
+            patch.setattr("apr.data.shards.scan_shards", counted(scan, lambda *_: "scan"))
             take(Loader(source, 10, state=state), 1)
         return done[:2]
 
@@ -168,7 +172,7 @@ def test_a_shard_that_shrinks_or_goes_is_named_where_the_batch_is_taken(director
 
 @pytest.fixture
 def always_looking(monkeypatch):
-    monkeypatch.setattr("apr.data.watch.PAUSE", 0.0)
+    monkeypatch.setattr("apr.data.monitor.POLL_SECONDS", 0.0)
 
 
 def written_over(path):

@@ -5,9 +5,8 @@ import os
 
 import pytest
 
-from apr.data.manifest import check_manifest, read_manifest, write_manifest
-from apr.data.missing_manifest import MANIFEST, SCHEMA
-from apr.data.shards import Shard
+from apr.data.listing import Shard
+from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, write_manifest
 from apr.errors import FormatError
 
 SOUND = {"schema": SCHEMA, "shard_count": 2, "total_tokens": 30, "unknown": {"kept": [1]}}

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -105,7 +104,7 @@ def test_no_shard_is_changed_and_none_is_opened(directory, monkeypatch):
     before = files(directory)
     opened = []
     sys.addaudithook(lambda event, given: opened.append(str(given[0])) if event == "open" else None)
-    monkeypatch.setattr("apr.data.rebuild.scan", None)
+    monkeypatch.setattr("apr.data.rebuild.scan_shards", None)
     assert repair(directory).outcome == "written"
     assert any("manifest.json" in name for name in opened)
     assert not [name for name in opened if name.endswith(".bin")]
@@ -325,7 +324,7 @@ def test_a_verify_of_a_torn_shard_keeps_a_scan_that_holds(directory, monkeypatch
     torn(directory)
     repair(directory, verify=True, truncate_torn=True)
     shards = ShardDir(directory)
-    monkeypatch.setattr("apr.data.shards.scan", None)
+    monkeypatch.setattr("apr.data.shards.scan_shards", None)
     assert shards.scan().total_tokens == 850
 
 
@@ -391,28 +390,28 @@ def test_what_is_no_text_is_reported_and_nothing_is_written(ids, says, tmp_path,
 
 
 def test_a_corpus_of_unknown_text_is_said_to_be_that(tmp_path):
-    from apr.data.corpus_check import problems
-    from apr.data.scan import scan
-    from apr.data.shards import list_shards
+    from apr.data.corpus_check import corpus_problems
+    from apr.data.listing import list_shards
+    from apr.data.scan import scan_shards
 
     write_shard(tmp_path / "shard-00000.bin", np.where(np.arange(10_000) % 5_000, 3, 4))
-    found = scan(list_shards(tmp_path))
-    assert problems(found, None, 3)[0].startswith("id 3 (unknown text) is 99.98%")
+    found = scan_shards(list_shards(tmp_path))
+    assert corpus_problems(found, None, 3)[0].startswith("id 3 (unknown text) is 99.98%")
     some = np.arange(10_000) % 400 + 10
     some[::50] = 3
     write_shard(tmp_path / "shard-00000.bin", some)
-    assert problems(scan(list_shards(tmp_path)), None, None) == []
-    assert problems(scan(list_shards(tmp_path)), None, 3) == [
+    assert corpus_problems(scan_shards(list_shards(tmp_path)), None, None) == []
+    assert corpus_problems(scan_shards(list_shards(tmp_path)), None, 3) == [
         "unknown text (id 3): 2.00% of all tokens, over 1%"
     ]
 
 
 def test_a_shard_that_changed_since_it_was_encoded_is_found(tmp_path):
-    from apr.data.encode import encode
+    from apr.data.encode import encode_corpus
     from apr.data.encode_options import EncodeOptions
 
     (tmp_path / "a.py").write_text("".join(f"def f{i}(x):\n    return {i}\n" for i in range(99)))
-    encode(EncodeOptions((str(tmp_path / "a.py"),), TOKENIZER, tmp_path / "out"))
+    encode_corpus(EncodeOptions((str(tmp_path / "a.py"),), TOKENIZER, tmp_path / "out"))
     assert repair(tmp_path / "out", verify=True).ok
     shard = tmp_path / "out" / "shard-00000.bin"
     ids = np.fromfile(shard, "<u4")
@@ -461,50 +460,3 @@ def run_module(*arguments):
 
 def without_time(content):
     return re.sub(rb'"repaired_at": "[^"]*"', b"", content)
-
-
-def test_the_plain_case_is_the_same_without_loading_anything(directory, tmp_path, capsys):
-    other = tmp_path / "other"
-    shutil.copytree(directory, other)
-    assert main(["repair-manifest", str(directory)]) == 0
-    said = capsys.readouterr().out
-    for arguments in ([other], ["--output", other]):
-        (other / "manifest.json").unlink(missing_ok=True)
-        done = run_module(*arguments)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout == said.replace(str(directory), str(other))
-        ours, theirs = ((path / "manifest.json").read_bytes() for path in (other, directory))
-        assert without_time(ours) == without_time(theirs)
-    code = (
-        "import sys; from apr.data.missing_manifest import write_missing_manifest as w; "
-        "assert w(sys.argv[1:]); "
-        "heavy = {'numpy', 'tyro', 'dataclasses', 'typing', 're', 'json', 'pathlib'}; "
-        "assert not heavy & sys.modules.keys()"
-    )
-    (other / "manifest.json").unlink()
-    subprocess.run(
-        [sys.executable, "-S", "-c", code, str(other)], check=True, env=os.environ | {"PYTHONPATH": PACKAGE}
-    )
-
-
-@pytest.mark.parametrize("number", [0, 99_999, 999])
-def test_what_is_not_plain_is_left_to_the_full_command(number, directory):
-    from apr.data.missing_manifest import write_missing_manifest
-
-    assert write_missing_manifest([]) is None
-    assert write_missing_manifest([str(directory), "--verify"]) is None
-    assert write_missing_manifest([str(directory / "gone")]) is None
-    width = 5 if number else 4
-    odd = directory / f"shard-{number:0{width}}.bin"
-    odd.write_bytes(b"abcd")
-    assert write_missing_manifest([str(directory)]) is None
-    odd.unlink()
-    for content in (b"", b"abc"):
-        (directory / "shard-00003.bin").write_bytes(content)
-        assert write_missing_manifest([str(directory)]) is None
-    (directory / "shard-00003.bin").unlink()
-    (directory / "shard-00003.bin").symlink_to(directory / "shard-00001.bin")
-    assert write_missing_manifest([str(directory)]) is None
-    (directory / "shard-00003.bin").unlink()
-    assert write_missing_manifest([str(directory)]) is not None
-    assert write_missing_manifest([str(directory)]) is None  # there is one now

@@ -134,8 +134,8 @@ def test_a_shard_that_changes_between_listing_and_reading_is_named(
         change(directory / "shard-00001.bin")
         return scan(shards, **options)
 
-    scan = rebuild.scan
-    monkeypatch.setattr(rebuild, "scan", changing)
+    scan = rebuild.scan_shards
+    monkeypatch.setattr(rebuild, "scan_shards", changing)
     assert main(["repair-manifest", str(directory), "--verify", "--force"]) == code
     said = capsys.readouterr().err
     assert says in said
@@ -147,12 +147,12 @@ INTERRUPTED = """
 import signal, sys, os
 import apr.data.rebuild as rebuild
 from apr.cli import main
-scan = rebuild.scan
+scan = rebuild.scan_shards
 def reading(shards, **options):
     def on_progress(read, total):
         os.kill(os.getpid(), signal.SIGINT)
     return scan(shards, **options | {"on_progress": on_progress})
-rebuild.scan = reading
+rebuild.scan_shards = reading
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -11,8 +11,7 @@ import pytest
 
 from apr.cli import main
 from apr.data import ShardDir, repair
-from apr.data.claim import claimed
-from apr.data.missing_manifest import write_missing_manifest
+from apr.data.output_dir import lock_output
 from apr.files import write_atomically
 
 TOKENIZER = Path(__file__).parents[1] / "fixtures" / "imported-0.72" / "hf_llama_tied"
@@ -94,13 +93,11 @@ def test_a_scan_that_cannot_be_kept_is_made_all_the_same(directory, monkeypatch)
 
 def test_where_an_encoding_is_writing_nothing_is_repaired(directory, capsys):
     before = files(directory)
-    with claimed(directory):
-        assert write_missing_manifest([str(directory)]) is None
+    with lock_output(directory):
         assert main(["repair-manifest", str(directory)]) == 5
         assert "is writing here: wait for it" in capsys.readouterr().err
         assert main(["repair-manifest", str(directory), "--dry-run"]) == 0
     assert files(directory) == before
-    assert write_missing_manifest([str(directory)]) is not None
     assert main(["repair-manifest", str(directory / "none")]) == 3
     assert not (directory / "none").exists()
 
@@ -182,14 +179,14 @@ def test_unknown_text_is_judged_without_its_tokenizer_where_the_manifest_says_it
 @pytest.fixture
 def encoded(tmp_path):
     """A directory as `encode` leaves it, five documents in two shards or more."""
-    from apr.data.encode import encode
+    from apr.data.encode import encode_corpus
     from apr.data.encode_options import EncodeOptions
 
     corpus = tmp_path / "corpus.jsonl"
     texts = [f"def f{i}(x):\n    return [x * {i}, 'wörd', {i * 17}]\n" * 5 for i in range(5)]
     corpus.write_text("".join(json.dumps({"content": text}) + "\n" for text in texts))
     output = tmp_path / "encoded"
-    encode(EncodeOptions((str(corpus),), TOKENIZER, output, shard_tokens=100))
+    encode_corpus(EncodeOptions((str(corpus),), TOKENIZER, output, shard_tokens=100))
     return output
 
 
@@ -246,11 +243,11 @@ def test_counts_that_no_corpus_has_are_a_difference_without_reading(encoded, lie
 
 @pytest.mark.usefixtures("encoded")
 def test_an_end_of_text_that_stands_in_texts_too_is_no_lie(tmp_path):
-    from apr.data.encode import encode
+    from apr.data.encode import encode_corpus
     from apr.data.encode_options import EncodeOptions
 
     output = tmp_path / "ordinary"
-    encode(EncodeOptions((str(tmp_path / "corpus.jsonl"),), TOKENIZER, output, eos_token="x"))
+    encode_corpus(EncodeOptions((str(tmp_path / "corpus.jsonl"),), TOKENIZER, output, eos_token="x"))
     eos_id = manifest(output)["eos_token_id"]
     found = np.concatenate([np.fromfile(path, "<u4") for path in sorted(output.glob("*.bin"))])
     assert (found == eos_id).sum() > manifest(output)["eos_token_count"] == 4

@@ -135,10 +135,10 @@ def test_windows_run_over_the_ends_of_shards(shards):
     ],
 )
 def test_what_is_held_out(shards, lengths, val_tokens, start):
-    from apr.data.split import split
+    from apr.data.split import split_dataset
 
     directory = shards(*lengths)
-    parts = split(directory, None, 10, val_tokens)
+    parts = split_dataset(directory, None, 10, val_tokens)
     assert parts.held_out.start == start
     assert parts.held_out.batch(np.array([0]))[0, 0] == start
     trained = parts.train.batch(np.arange(len(parts.train)))

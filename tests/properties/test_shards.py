@@ -11,10 +11,10 @@ import apr
 from apr.cli import main
 from apr.data import ShardDir, repair
 from apr.data.byte_level import KINDS, Vocabulary
-from apr.data.encode import encode
+from apr.data.encode import encode_corpus
 from apr.data.encode_options import EncodeOptions
+from apr.data.listing import list_shards
 from apr.data.manifest import check_manifest
-from apr.data.shards import list_shards
 from apr.errors import AprError, RefusedError
 
 # What pre-tokenizers treat apart: letters, digits, marks, every kind of white space, controls, emoji.
@@ -70,7 +70,7 @@ def test_the_stream_is_what_the_tokenizers_package_gives(texts, shard_tokens, po
         expected += [0] * (policy == "after")
     if not expected:
         return
-    made = encode(options)
+    made = encode_corpus(options)
     shards = ShardDir(directory / "out")
     assert shards.read(0, shards.total_tokens).tolist() == expected
     assert made.manifest["total_tokens"] == len(expected)

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import FlagCreatePairsOff as Flag
 
-from apr.data.missing_manifest import MANIFEST, outcome, summary
+from apr.data.listing import ID_SIZE
+from apr.data.manifest import MANIFEST
 from apr.data.rebuild import RepairReport, repair
 from apr.errors import EXIT_REFUSED, UsageError
+from apr.plurals import counted
 
 _LEFT_ALONE = "agrees with the files, left alone"
 _NOT_AT_FAULT = "left alone; its counts agree with the files, what is wrong is in the shards"
@@ -94,7 +96,11 @@ def _json(report: RepairReport) -> dict[str, Any]:
 
 
 def _text(report: RepairReport) -> str:
-    lines = [summary(report.path, len(report.shards), report.total_tokens)]
+    tokens = report.total_tokens
+    lines = [
+        f"{report.path}: {counted(len(report.shards), 'shard')}, {counted(tokens, 'token')}, "
+        f"{ID_SIZE * tokens / 1e6:,.1f} MB"
+    ]
     lines += _scan_lines(report)
     lines += report.done
     lines.append(_outcome(report))
@@ -138,7 +144,8 @@ def _scan_lines(report: RepairReport) -> list[str]:
 def _outcome(report: RepairReport) -> str:
     if report.outcome == "written":
         how = "finished: its encoding was cut off" if report.manifest.get("truncated") else "rebuilt"
-        return outcome(how, report.manifest["shard_count"], report.manifest["total_tokens"])
+        shards, tokens = report.manifest["shard_count"], report.manifest["total_tokens"]
+        return f"{MANIFEST}: {how}, {counted(shards, 'shard')}, {counted(tokens, 'token')}"
     alone = _LEFT_ALONE if report.ok else _NOT_AT_FAULT
     said = {"left alone": alone, "scan kept": _SCAN_KEPT}.get(report.outcome, report.outcome)
     return f"{MANIFEST}: {said}"

@@ -19,11 +19,11 @@ from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.cli._console import size
 from apr.data.corpus_files import STDIN
-from apr.data.encode import EncodeReport, Progress, encode, look_at
+from apr.data.encode import EncodeReport, Progress, encode_corpus, look_at
 from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.manifest import read_manifest
-from apr.data.missing_manifest import counted
 from apr.errors import AprError, RefusedError, UsageError
+from apr.plurals import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -116,7 +116,7 @@ class Encode(EncodeOptions):
             return self._estimate()
         try:
             with _bar("encoding") as bar, _terminable():
-                made = encode(self, lambda at: bar(at.read, at.total, _speed(at)))
+                made = encode_corpus(self, lambda at: bar(at.read, at.total, _speed(at)))
         except (KeyboardInterrupt, SystemExit):
             kept = _kept(self.output, self.corpus)
             nothing = f"{self.output}: no shard was whole yet: run the same command again"

@@ -26,7 +26,7 @@ MIN_DISTINCT_IDS, MIN_TOKENS_FOR_DISTINCT = 16, 1024
 MAX_REPEATED_SHARE, MIN_WINDOWS = 0.8, 100
 
 
-def problems(scan: Scan, eos_id: int | None, unk_id: int | None) -> list[str]:
+def corpus_problems(scan: Scan, eos_id: int | None, unk_id: int | None) -> list[str]:
     """What is wrong with a corpus, a line each; empty for one that can be text.
 
     Args:

@@ -18,12 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apr._core import Encoder
-from apr.data.claim import check_kept, claimed, clear, existing, refuse_changed, refuse_difference
 from apr.data.corpus import START, Batch, Corpus, Document, Place, Skipped
 from apr.data.encode_options import EncodeOptions, prepare
-from apr.data.manifest import write_manifest
-from apr.data.missing_manifest import MANIFEST, SCHEMA
-from apr.data.sample import Sample, sample, self_test
+from apr.data.manifest import MANIFEST, SCHEMA, write_manifest
+from apr.data.output_dir import (
+    check_corpus_unchanged,
+    check_kept_shards,
+    check_same_encoding,
+    clear_output,
+    lock_output,
+    manifest_to_resume,
+)
+from apr.data.sample import Sample, check_round_trip, draw_sample
 from apr.data.scan import corpus_sha256
 from apr.data.shard_writer import Reached, ShardWriter
 from apr.errors import FormatError, RefusedError
@@ -87,7 +93,9 @@ def look_at(options: EncodeOptions, tokenizer: LoadedTokenizer, corpus: Corpus) 
     return _Run(options, tokenizer, corpus).look_at(START)
 
 
-def encode(options: EncodeOptions, on_progress: Callable[[Progress], None] = lambda _: None) -> EncodeReport:
+def encode_corpus(
+    options: EncodeOptions, on_progress: Callable[[Progress], None] = lambda _: None
+) -> EncodeReport:
     """Encode a corpus into a directory of shards with a manifest.
 
     An exception that a signal raises (KeyboardInterrupt) comes out when the shards that were closed before
@@ -103,20 +111,20 @@ def encode(options: EncodeOptions, on_progress: Callable[[Progress], None] = lam
     """
     started = time.monotonic()
     tokenizer, corpus = prepare(options)
-    with claimed(options.output):
+    with lock_output(options.output):
         run = _Run(options, tokenizer, corpus, started)
-        found = existing(options.output, resume=options.resume, force=options.force)
+        found = manifest_to_resume(options.output, resume=options.resume, force=options.force)
         rows: list[dict[str, Any]] = []
         if found is not None:
-            refuse_difference(options.output, found, run.manifest([], Reached(), complete=False), corpus)
+            check_same_encoding(options.output, found, run.manifest([], Reached(), complete=False), corpus)
             if found.get("complete") is not False:
                 return EncodeReport(found, tokenizer, 0, time.monotonic() - started, (), complete_before=True)
             rows = found["shards"]
-            check_kept(options.output, rows)
+            check_kept_shards(options.output, rows)
             run.resume(found)
         probe = run.look_at(run.reached.place)
-        self_test(tokenizer, probe)
-        clear(options.output, keep=found is not None)
+        check_round_trip(tokenizer, probe)
+        clear_output(options.output, keep=found is not None)
         if found is None:
             write_manifest(options.output, run.manifest([], run.reached, complete=False))
         six = (probe.tokens or 0) > _SIX_DIGITS_FROM * options.shard_tokens
@@ -130,7 +138,7 @@ def encode(options: EncodeOptions, on_progress: Callable[[Progress], None] = lam
                 f"{', '.join(corpus.roots)}: no text to encode "
                 f"({run.reached.skipped:,} document{'s' * (run.reached.skipped != 1)} skipped{first})"
             )
-        refuse_changed(options.output, corpus, run.skipped_files)
+        check_corpus_unchanged(options.output, corpus, run.skipped_files)
         manifest = run.manifest(writer.rows, run.reached, complete=True)
         write_manifest(options.output, manifest)
     return EncodeReport(manifest, tokenizer, run.text_bytes, time.monotonic() - started, tuple(run.named))
@@ -191,7 +199,7 @@ class _Run:
 
     def look_at(self, start: Place) -> Sample:
         """A sample of the corpus, and its batches from a place on."""
-        return sample(self.corpus, self._ids, self.options.normalization, start)
+        return draw_sample(self.corpus, self._ids, self.options.normalization, start)
 
     def go(
         self, batches: Iterator[Batch], writer: ShardWriter, on_progress: Callable[[Progress], None]

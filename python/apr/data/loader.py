@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from apr.data.watch import Watch
+from apr.data.monitor import ShardMonitor
 from apr.data.windows import TrainingOrder
 from apr.errors import RefusedError
 
@@ -156,7 +156,7 @@ class Loader:
         self._offset = batch_size * rank
         self._batch_size = batch_size
         self._windows = windows
-        self._watch = Watch(windows.shards, scan)
+        self._monitor = ShardMonitor(windows.shards, scan)
         self._device = torch.device(device)
         self._reader: _Reader | None = None
 
@@ -181,7 +181,7 @@ class Loader:
             self._reader.forget()
             self._reader = None
         if self._reader is None:
-            source = _Source(self._windows, self._order, self._batch_size, self._step, self._watch)
+            source = _Source(self._windows, self._order, self._batch_size, self._step, self._monitor)
             self._reader = _Reader(source, self._next + self._offset, self._device)
         try:
             batch = self._reader.take()
@@ -262,14 +262,14 @@ class _Source:
     order: TrainingOrder
     batch_size: int
     step: int
-    watch: Watch
+    monitor: ShardMonitor
 
     def fill(self, position: int, out: NDArray[np.uint32]) -> None:
         """The windows at `position` and after it, into [batch_size, seq_length + 1]."""
         chosen = self.order.windows(position, self.batch_size)
         self.windows.gather(chosen, out)
         # After reading: what was read is then what the shard held.
-        self.watch.look(self.windows, chosen)
+        self.monitor.poll(self.windows, chosen)
 
 
 class _Reader:

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr.data.missing_manifest import MANIFEST, SCHEMA, manifest_bytes
 from apr.errors import FormatError
 from apr.files import write_atomically
 
@@ -14,8 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
 
-    from apr.data.shards import Shard
+    from apr.data.listing import Shard
 
+MANIFEST = "manifest.json"
+SCHEMA = "pretokenize-bin-v1"
+# Who may hold the lock on a shard directory, as a refusal names them.
+SHARD_WRITERS = "another encoding or repair"
 # What is not true of other shards than those that were counted.
 _COUNTS = {
     "shard_count",
@@ -60,7 +63,8 @@ def write_manifest(directory: str | PathLike[str], manifest: Mapping[str, Any]) 
     Raises:
         OSError: it cannot be written; an older one is untouched.
     """
-    write_atomically(Path(directory) / MANIFEST, manifest_bytes(manifest))
+    content = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+    write_atomically(Path(directory) / MANIFEST, content.encode())
 
 
 def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list[str]:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
-from apr.data.corpus_check import problems
-from apr.data.manifest import agreeing, check_manifest, read_manifest, shard_rows, write_manifest
-from apr.data.missing_manifest import MANIFEST, REBUILT, SHARD_WRITERS, rebuilt
-from apr.data.scan import TOKEN, kept_scan, scan
-from apr.data.shards import Shard, shard_files
+from apr.data.corpus_check import corpus_problems
+from apr.data.listing import ID_SIZE, Shard, shard_files
+from apr.data.manifest import (
+    MANIFEST,
+    SCHEMA,
+    SHARD_WRITERS,
+    agreeing,
+    check_manifest,
+    read_manifest,
+    shard_rows,
+    write_manifest,
+)
+from apr.data.scan import kept_scan, scan_shards
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
 from apr.errors import FormatError, RefusedError
 from apr.files import sync_directory, write_atomically
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
 
     from apr.data.scan import FullScan
 
+_REBUILT = "rebuilt from the shards; how many documents they hold, and whether they are all, is not known"
 _KEPT = "what it said agreed with the files and is kept"
 _FINISHED = "an encoding that was cut off, finished with the shards that are there"
 
@@ -181,7 +191,7 @@ class _Tidying:
     @classmethod
     def plan(cls, path: Path, *, drop_empty: bool, truncate_torn: bool) -> _Tidying:
         files = [(path / name, size) for name, size in shard_files(path)]
-        whole = [(file, size - size % TOKEN.itemsize) for file, size in files]
+        whole = [(file, size - size % ID_SIZE) for file, size in files]
         cut = {file: kept for (file, size), (_, kept) in zip(files, whole, strict=True) if kept != size}
         last = max((i for i, (_, size) in enumerate(whole) if size), default=-1)
         empty = [file for file, size in whole if not size]
@@ -200,7 +210,7 @@ class _Tidying:
                 )
             if not drop_empty:
                 raise RefusedError(f"{file}: an empty shard: --drop-empty moves it aside")
-        shards = [Shard(file.name, path, size // TOKEN.itemsize) for file, size in whole[: last + 1]]
+        shards = [Shard(file.name, path, size // ID_SIZE) for file, size in whole[: last + 1]]
         return cls(shards, empty, cut)
 
     @property
@@ -226,7 +236,9 @@ class _Tidying:
                     os.truncate(whole, self.cut[shard.path])
                     shard = shard._replace(directory=Path(aside))  # noqa: PLW2901
                 readable.append(shard)
-            return self.stamped(scan(readable, vocab_size=vocab_size, hashes=hashes, on_progress=on_progress))
+            return self.stamped(
+                scan_shards(readable, vocab_size=vocab_size, hashes=hashes, on_progress=on_progress)
+            )
 
     def stamped(self, scanned: FullScan) -> FullScan:
         """The scan with the times that cut shards themselves have now."""
@@ -329,7 +341,7 @@ def _eos_id(tokenizer: LoadedTokenizer | None, manifest: dict[str, Any]) -> int 
 def _wrong(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[str, Any]) -> list[str]:
     """What is wrong with the contents of the shards."""
     found = [
-        f"{beyond.shard}: id {beyond.token} at byte {beyond.index * TOKEN.itemsize} is beyond the vocabulary"
+        f"{beyond.shard}: id {beyond.token} at byte {beyond.index * ID_SIZE} is beyond the vocabulary"
         for beyond in scanned.beyond
     ]
     recorded = {row["name"]: row["sha256"] for row in shard_rows(manifest) if row.get("sha256")}
@@ -346,7 +358,7 @@ def _wrong(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[
     ]
     eos_id = tokenizer.eos_id if tokenizer is not None else manifest.get("eos_token_id")
     unk_id = tokenizer.unk_id if tokenizer is not None else manifest.get("unk_token_id")
-    return found + problems(scanned, eos_id, unk_id)
+    return found + corpus_problems(scanned, eos_id, unk_id)
 
 
 def _rebuilt(
@@ -368,8 +380,21 @@ def _rebuilt(
             made["eos_token_count"] = _count(scanned, eos_id)
     if unfinished or base.get("truncated"):
         made["truncated"] = True
-    note = _FINISHED if made.get("truncated") else _KEPT if "total_documents" in base else REBUILT
-    return rebuilt(base, made, len(report.shards), report.total_tokens, note=note)
+    note = _FINISHED if made.get("truncated") else _KEPT if "total_documents" in base else _REBUILT
+    return {
+        **base,
+        "schema": SCHEMA,
+        "complete": True,
+        "shard_count": len(report.shards),
+        "total_tokens": report.total_tokens,
+        "vocab_size": base.get("vocab_size"),
+        "tokenizer_dir": base.get("tokenizer_dir"),
+        **made,
+        "repair": True,
+        "repaired_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "source": "repair-manifest",
+        "note": note,
+    }
 
 
 def _of_tokenizer(loaded: LoadedTokenizer, named: str | PathLike[str] | None) -> dict[str, Any]:

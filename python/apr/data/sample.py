@@ -47,7 +47,7 @@ class Sample:
     """Estimate; None for standard input."""
 
 
-def sample(corpus: Corpus, encode: Encode, normalization: Normalization, start: Place) -> Sample:
+def draw_sample(corpus: Corpus, encode: Encode, normalization: Normalization, start: Place) -> Sample:
     """Look at some documents.
 
     Args:
@@ -87,7 +87,7 @@ def sample(corpus: Corpus, encode: Encode, normalization: Normalization, start: 
     )
 
 
-def self_test(tokenizer: LoadedTokenizer, looked_at: Sample) -> None:
+def check_round_trip(tokenizer: LoadedTokenizer, looked_at: Sample) -> None:
     """Decode what was looked at again.
 
     Raises:

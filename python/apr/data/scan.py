@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apr._core import scan_shards
+from apr import _core
+from apr.data.listing import ID_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from apr.data.shards import Shard
+    from apr.data.listing import Shard
 
-TOKEN = np.dtype("<u4")
 # Every id with at least a hundredth of all tokens is among them.
 _TOP = 100
 # Ids from here on are those of no vocabulary, and are not counted.
@@ -157,7 +157,7 @@ def _is_time(value: object) -> bool:
 
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "name": lambda value: isinstance(value, str),
-    "size": lambda value: _is_count(value) and value > 0 and value % TOKEN.itemsize == 0,
+    "size": lambda value: _is_count(value) and value > 0 and value % ID_SIZE == 0,
     "mtime_ns": _is_time,
     "max_id": lambda value: _is_count(value) and value < 1 << 32,
     "sha256": lambda value: value is None or (isinstance(value, str) and bool(_SHA256.match(value))),
@@ -207,7 +207,7 @@ class FullScan(Scan):
         return Scan(*(getattr(self, field.name) for field in fields(Scan)))
 
 
-def scan(
+def scan_shards(
     shards: Sequence[Shard],
     *,
     vocab_size: int | None = None,
@@ -228,7 +228,7 @@ def scan(
         AprError: a shard is shorter (TruncatedError) or longer than it was listed with; names it.
     """
     total = sum(shard.tokens for shard in shards)
-    rows, raw, windows, different = scan_shards(
+    rows, raw, windows, different = _core.scan_shards(
         [(shard.path, shard.tokens) for shard in shards],
         vocab_size,
         hashes,
@@ -236,7 +236,7 @@ def scan(
     )
     scans, beyond = [], []
     for shard, (modified, max_id, out_of_range, sha256) in zip(shards, rows, strict=True):
-        scans.append(ShardScan(shard.name, shard.tokens * TOKEN.itemsize, modified, max_id or 0, sha256))
+        scans.append(ShardScan(shard.name, shard.tokens * ID_SIZE, modified, max_id or 0, sha256))
         if out_of_range is not None:
             beyond.append(Beyond(shard.name, *out_of_range))
     counts = np.frombuffer(raw, "<u8")

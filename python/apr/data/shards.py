@@ -5,103 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from apr._core import TokenStream
-from apr.data.manifest import check_manifest, read_manifest, shard_rows, write_manifest
-from apr.data.missing_manifest import MANIFEST
-from apr.data.scan import TOKEN, Scan, kept_scan, scan
+from apr.data.listing import ID_DTYPE, list_shards
+from apr.data.manifest import MANIFEST, check_manifest, read_manifest, shard_rows, write_manifest
+from apr.data.scan import Scan, kept_scan, scan_shards
 from apr.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-SHARD_NAME = re.compile(r"^shard-([0-9]{4,6})\.bin$")
 # Keys of a manifest that two encodings of one corpus may differ in.
 _VOLATILE = {"scan", "elapsed_seconds", "num_workers", "repaired_at"}
-
-
-class Shard(NamedTuple):
-    """One shard file. A directory may hold a million of them: what can be put together later is."""
-
-    name: str
-    directory: Path
-    tokens: int
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.directory / self.name
-
-
-def list_shards(path: str | os.PathLike[str]) -> list[Shard]:
-    """The shards of a directory in stream order.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: no such directory.
-        RefusedError: no shards; a file whose name, kind or size no shard can have; a gap in the numbering.
-    """
-    directory = Path(path)
-    files = shard_files(directory)
-    for name, size in files:
-        if size == 0:
-            raise RefusedError(
-                f"{directory / name}: an empty shard: apr repair-manifest {path} --drop-empty moves it aside"
-            )
-        if size % TOKEN.itemsize:
-            whole = size - size % TOKEN.itemsize
-            raise RefusedError(
-                f"{directory / name}: {size} bytes is no whole number of tokens, they end at byte {whole}: "
-                f"apr repair-manifest {path} --truncate-torn cuts it there"
-            )
-    return [Shard(name, directory, size // TOKEN.itemsize) for name, size in files]
-
-
-def shard_files(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
-    """The names of the shards of a directory in stream order, each with its size in bytes, whatever that is.
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: no such directory.
-        RefusedError: no shards; a name or kind that no shard can have; mixed widths; a gap in the numbering.
-    """
-    sizes: dict[str, int] = {}
-    odd = set()
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.endswith(".bin"):
-                sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
-                if not entry.is_file(follow_symlinks=False):
-                    odd.add(entry.name)
-    names = sorted(sizes)
-    if not names:
-        raise RefusedError(f"{path}: no shards (shard-NNNNN.bin) in this directory")
-    digits = max(0, len(names[0]) - len("shard-.bin"))
-    expected = [f"shard-{number:0>{digits}}.bin" for number in range(len(names))]
-    if odd or names != expected or not SHARD_NAME.match(names[-1]):
-        name, reason = next(_oddities(names, expected, odd))
-        raise RefusedError(f"{Path(path) / name}: {reason}")
-    return [(name, sizes[name]) for name in names]
-
-
-def _oddities(names: list[str], expected: list[str], odd: set[str]) -> Iterator[tuple[str, str]]:
-    """Files that cannot be the shards that their places ask for, and why; at least one where there is any."""
-    for number, (name, wanted) in enumerate(zip(names, expected, strict=True)):
-        if not SHARD_NAME.match(name):
-            yield name, "no shard's name (shard-NNNNN.bin): move it out of the directory"
-        if name in odd:
-            yield name, "not a regular file: put the shard itself there"
-        if len(name) != len(names[0]):
-            yield name, f"its number has another width than {names[0]}'s: rename them alike"
-        if name != wanted:
-            yield name, f"numbering has a gap, number {number} is missing"
 
 
 class ShardDir:
@@ -166,7 +89,7 @@ class ShardDir:
             IndexError: they are not all in the stream.
         """
         self._check_range(start, start, n)
-        out = np.empty(n, TOKEN)
+        out = np.empty(n, ID_DTYPE)
         self.read_into(start, out)
         return out.astype(np.uint32, copy=False)
 
@@ -202,7 +125,7 @@ class ShardDir:
         kept = self._kept_scan()
         if kept is not None:
             return kept
-        made = scan(self.shards, on_progress=on_progress)
+        made = scan_shards(self.shards, on_progress=on_progress)
         self.manifest = {**self.manifest, "scan": made.to_dict()}
         # A directory that others own is read all the same, and on a full disk; it is scanned anew next time.
         with suppress(OSError):

@@ -22,7 +22,7 @@ class Split:
     """Which ids are held out, for people."""
 
 
-def split(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: int, val_tokens: int) -> Split:
+def split_dataset(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: int, val_tokens: int) -> Split:
     """Divide what there is.
 
     With a `val_dataset`, all of it is held out. Otherwise, of the N ids of `dataset` and with

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from apr.container.file import load
-from apr.data.corpus_check import problems
+from apr.data.corpus_check import corpus_problems
 from apr.data.shards import ShardDir
-from apr.data.split import split
+from apr.data.split import split_dataset
 from apr.data.windows import Windows
 from apr.errors import RefusedError, UsageError
 from apr.model.decoder import Decoder
@@ -92,7 +92,7 @@ def evaluate_file(
         raise RefusedError(
             f"{dataset}: {windows.stop - windows.start} tokens are less than one window of {length} + 1"
         )
-    found = problems(scan, *(shards.manifest.get(key) for key in ("eos_token_id", "unk_token_id")))
+    found = corpus_problems(scan, *(shards.manifest.get(key) for key in ("eos_token_id", "unk_token_id")))
     if found:
         raise RefusedError(f"{dataset}: this is no text: {'; '.join(found)}")
     kind = precision or default_precision(where)
@@ -128,7 +128,7 @@ def _choose(
             )
         return Windows(shards, length), "training", "all"
     if held_out:
-        parts = split(shards, None, length, tokens)
+        parts = split_dataset(shards, None, length, tokens)
         return parts.held_out, "held_out", parts.what
     return Windows(shards, length), "other", "all"
 

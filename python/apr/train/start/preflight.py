@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import torch
 
 from apr.contracts.verdict import load_decidable
-from apr.data.corpus_check import problems
+from apr.data.corpus_check import corpus_problems
 from apr.data.scan import Scan, common_shards
 from apr.data.shards import ShardDir
-from apr.data.split import split
+from apr.data.split import split_dataset
 from apr.errors import AprError, PreflightError, RefusedError
 from apr.train import rundir
 from apr.train.checkpoint.resume import find
@@ -188,7 +188,7 @@ def _attempt_split(refusals: Refusals, config: PretrainConfig, read: _Read) -> S
     if dataset is None or (val_dataset is None and config.val_dataset is not None):
         return None
     held_out = None if val_dataset is None else val_dataset.shards
-    parts = refusals.attempt(split, dataset.shards, held_out, config.seq_length, config.val_tokens)
+    parts = refusals.attempt(split_dataset, dataset.shards, held_out, config.seq_length, config.val_tokens)
     if val_dataset is not None:
         refusals.attempt(_check_overlap, config, dataset.scan, val_dataset.scan)
     return parts
@@ -273,7 +273,7 @@ def _check_corpus(corpus: _Corpus, tokenizer: LoadedTokenizer | None, carried: d
         eos = corpus.shards.manifest.get("eos_token_id", carried.get("tokenizer.eos_token_id"))
         unk = corpus.shards.manifest.get("unk_token_id", carried.get("tokenizer.unknown_token_id"))
         unk = None if unk == eos else unk
-    found = problems(corpus.scan, eos, unk)
+    found = corpus_problems(corpus.scan, eos, unk)
     if found:
         raise RefusedError(f"{corpus.shards.path}: this is no text: {'; '.join(found)}")
 

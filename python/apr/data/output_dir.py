@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from apr import held
 from apr.data.corpus import START
 from apr.data.corpus_files import STDIN
-from apr.data.manifest import check_manifest, is_count, read_manifest, shard_rows
-from apr.data.missing_manifest import MANIFEST, SHARD_WRITERS
-from apr.data.shards import SHARD_NAME, list_shards
+from apr.data.listing import SHARD_NAME, list_shards
+from apr.data.manifest import MANIFEST, SHARD_WRITERS, check_manifest, is_count, read_manifest, shard_rows
 from apr.errors import FormatError, RefusedError
 
 if TYPE_CHECKING:
@@ -37,13 +36,13 @@ _SAME_IF_RECORDED = ("input_files", "input_bytes", "shard_tokens")
 
 
 @contextmanager
-def claimed(output: Path) -> Iterator[None]:
+def lock_output(output: Path) -> Iterator[None]:
     """Hold a directory of shards against every other encoding and repair, as `apr.held.claimed`."""
     with held.claimed(output, SHARD_WRITERS, "wait for it, or name another --output"):
         yield
 
 
-def existing(output: Path, *, resume: bool, force: bool) -> dict[str, Any] | None:
+def manifest_to_resume(output: Path, *, resume: bool, force: bool) -> dict[str, Any] | None:
     """The manifest of the encoding that is to be continued, or None for a new one.
 
     Raises:
@@ -73,7 +72,7 @@ def _nothing_yet(output: Path) -> bool:
     return manifest.get("complete") is False and manifest.get("shard_count") == 0
 
 
-def refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any], corpus: Corpus) -> None:
+def check_same_encoding(output: Path, found: dict[str, Any], asked: dict[str, Any], corpus: Corpus) -> None:
     """Refuse to continue what another encoding began, and to take for complete what is not.
 
     Raises:
@@ -121,7 +120,7 @@ def refuse_difference(output: Path, found: dict[str, Any], asked: dict[str, Any]
             )
 
 
-def refuse_changed(output: Path, corpus: Corpus, skipped: set[str]) -> None:
+def check_corpus_unchanged(output: Path, corpus: Corpus, skipped: set[str]) -> None:
     """Refuse to call shards complete whose corpus changed while they were made.
 
     A file that was skipped, and counted so, may be gone.
@@ -137,7 +136,7 @@ def refuse_changed(output: Path, corpus: Corpus, skipped: set[str]) -> None:
         )
 
 
-def check_kept(output: Path, rows: list[dict[str, Any]]) -> None:
+def check_kept_shards(output: Path, rows: list[dict[str, Any]]) -> None:
     """Check the shards that a resumed encoding builds upon, byte for byte.
 
     Raises:
@@ -162,7 +161,7 @@ def check_kept(output: Path, rows: list[dict[str, Any]]) -> None:
         )
 
 
-def clear(output: Path, *, keep: bool) -> None:
+def clear_output(output: Path, *, keep: bool) -> None:
     """Remove what a killed encoding left half written; unless `keep`, the manifest and the shards too.
 
     Raises:

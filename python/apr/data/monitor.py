@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from apr.data.scan import TOKEN
+from apr.data.listing import ID_SIZE
 from apr.errors import RefusedError, TruncatedError
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 # A file that is open can still be read when its name is gone, and gives other ids when it was written over.
 # Seconds between two looks: a look at the shards of one batch takes some 30 µs, so that a loader without a
 # consumer loses less than a thousandth; where a step takes longer than this, every batch is looked at.
-PAUSE = 0.05
+POLL_SECONDS = 0.05
 
 
-class Watch:
+class ShardMonitor:
     """Sizes and times of shards, compared with those of their scan.
 
     Args:
@@ -41,7 +41,7 @@ class Watch:
         self._times = np.array([shard.mtime_ns for shard in scan.shards], np.int64)
         self._next = 0.0
 
-    def look(self, windows: Windows, chosen: NDArray[np.int64]) -> None:
+    def poll(self, windows: Windows, chosen: NDArray[np.int64]) -> None:
         """Look at the shards of windows that were just read, unless it was done a moment ago.
 
         One with another time is hashed: it may have been copied or touched.
@@ -60,13 +60,13 @@ class Watch:
             touched.update(range(first, bisect_right(self._starts, start + windows.seq_length, lo=first)))
         for shard in touched:
             self._compare(shard)
-        self._next = now + PAUSE
+        self._next = now + POLL_SECONDS
 
     def _compare(self, number: int) -> None:
         name, directory, tokens = self._shards.shards[number]
         path = directory / name
         status = os.stat(path)  # noqa: PTH116 (half the time of Path's)
-        size = tokens * TOKEN.itemsize
+        size = tokens * ID_SIZE
         if status.st_size < size:
             raise TruncatedError(f"{path}: the file ends at byte {status.st_size}, it had {size}", path=path)
         if status.st_size == size and status.st_mtime_ns == self._times[number]:
