@@ -1,0 +1,11 @@
+from apr.train.config import PretrainConfig as PretrainConfig
+from apr.train.evaluation import Evaluation as Evaluation
+from apr.train.evaluation import evaluate as evaluate
+from apr.train.record.callbacks import Callbacks as Callbacks
+from apr.train.record.callbacks import CheckpointRecord as CheckpointRecord
+from apr.train.record.callbacks import EvaluationRecord as EvaluationRecord
+from apr.train.record.callbacks import StepRecord as StepRecord
+from apr.train.record.result import Result as Result
+from apr.train.run import pretrain as pretrain
+from apr.train.start.planning import Plan as Plan
+from apr.train.start.planning import plan as plan
