@@ -130,6 +130,10 @@ class PreflightError(RefusedError):
         return type(self), (self.problems,)
 
 
+class OptionsError(PreflightError, UsageError):
+    """Options are missing, unknown or out of range; a line for each."""
+
+
 def exit_code(error: BaseException) -> int:
     """Return the exit code of a command that fails with this error."""
     if isinstance(error, RefusedError):

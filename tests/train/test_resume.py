@@ -363,9 +363,9 @@ def test_records_that_are_none_are_named_and_nothing_is_moved(options, train, tm
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "lacks dataset, run_dir"),
-        ("dataset: [a, b]\nrun_dir: r", r"config\.yaml: --dataset is \['a', 'b'\]: it must be a path"),
-        ("dataset: d\nrun_dir: r\ninit: 5", r"config\.yaml: --init is 5: it must be a path"),
+        ("", "dataset, run_dir"),
+        ("dataset: [a, b]\nrun_dir: r", r"config\.yaml: --dataset must be a path"),
+        ("dataset: d\nrun_dir: r\ninit: 5", r"config\.yaml: --init must be a path"),
     ],
 )
 def test_a_config_yaml_that_holds_no_run_is_one_line(options, train, tmp_path, capsys, text, words):
@@ -422,7 +422,7 @@ def test_another_cut_of_the_same_windows_goes_on(options, train, train_until):
     from apr.errors import RefusedError
 
     stopped = train_until(options(batch_size=4), 3)
-    with pytest.raises(RefusedError, match="--batch-size 4 --grad-accum 1, 4 windows a step, not 2 x 3 = 6"):
+    with pytest.raises(RefusedError, match=r"--batch-size 4 --grad-accum 1.* not 6"):
         train(options(resume=True, batch_size=2, grad_accum=3))
     resumed = train(options(resume=True, batch_size=2, grad_accum=2))
     assert (resumed.status, resumed.steps_completed) == ("BUDGET_SPENT", 12)

@@ -1,8 +1,9 @@
-"""The `apr` command: finds the subcommand, parses its flags, runs it, turns errors into exit codes.
+"""The `apr` command: find the subcommand, parse its flags, run it, and turn errors into exit codes.
 
-Each module beside this one holds one command: a dataclass (or a union of them, for subcommands) named
-`Command`, whose fields are the flags, whose docstring is the help, and whose `run()` gives the exit code. It
-may have `flags_from_file`, flags that come before those that were typed, and `refusal`, an error as its JSON.
+Each module beside this one holds one command: a dataclass named `Command`, or a union of them for
+subcommands. Its fields are the flags, its docstring is the help, and its `run()` returns the exit code.
+The module may define two functions: `default(arguments)` returns a `Command` whose values apply where a flag
+is not typed, and `refusal(error)` returns the JSON that `--json` prints for an error.
 """
 
 from __future__ import annotations
@@ -19,36 +20,37 @@ from apr.errors import EXIT_UNFORESEEN, EXIT_USAGE, AprError, RefusedError, exit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# name: (module, one line of help)
+# The module and one line of help for each command. Modules are imported only when their command runs, so that
+# `apr --help` loads neither torch nor numpy.
 COMMANDS = {
-    "inspect": ("apr.cli.inspect", "what a model file is: kind, architecture, parameters, dtypes, checksums"),
+    "inspect": ("apr.cli.inspect", "show what a model file contains: architecture, parameters, dtypes"),
     "tensors": ("apr.cli.tensors", "list the tensors of a file"),
-    "verify": ("apr.cli.verify", "check files byte for byte"),
-    "diff": ("apr.cli.diff", "what differs between two files: metadata, tensors, values"),
-    "stamp": ("apr.cli.stamp", "change the metadata of a file, and nothing else"),
-    "convert": ("apr.cli.convert", "GGUF, safetensors and transformers directories to .apr, and back"),
-    "init": ("apr.cli.init", "a freshly initialized model file"),
-    "tokenize": ("apr.cli.tokenize", "train a vocabulary, encode a corpus to shards"),
+    "verify": ("apr.cli.verify", "check every byte of model files"),
+    "diff": ("apr.cli.diff", "compare the metadata and tensors of two files"),
+    "stamp": ("apr.cli.stamp", "change the metadata of a file"),
+    "convert": ("apr.cli.convert", "convert GGUF, safetensors and transformers models to .apr, and back"),
+    "init": ("apr.cli.init", "create a model file with random weights"),
+    "tokenize": ("apr.cli.tokenize", "train a tokenizer, or encode text to token shards"),
     "repair-manifest": ("apr.cli.repair_manifest", "rebuild the manifest of a shard directory"),
-    "pretrain": ("apr.cli.pretrain", "train from an .apr file or from scratch"),
-    "evaluate": ("apr.cli.evaluate", "held-out loss of a model file on shards"),
-    "contracts": ("apr.cli.contracts", "lint contracts, check them against a run"),
+    "pretrain": ("apr.cli.pretrain", "train a model from a file or from scratch"),
+    "evaluate": ("apr.cli.evaluate", "measure the loss of a model file on token shards"),
+    "contracts": ("apr.cli.contracts", "lint contracts, or check them against a run"),
 }
 
 EXIT_INTERRUPTED = 130
 
 
 class Runnable(Protocol):
-    """What a parsed command offers."""
+    """A parsed command."""
 
     def run(self) -> int:
-        """Do it, and return the exit code."""
+        """Run the command and return its exit code."""
         ...
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `apr ARGV…` and return the exit code."""
-    _take_any_text()
+    _accept_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(_overview())
@@ -60,23 +62,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = arguments[0]
     if name not in COMMANDS:
-        print(f"apr: error: no such command: {name!r} (see apr --help)", file=sys.stderr)
+        from difflib import get_close_matches
+
+        close = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else "see apr --help"
+        print(f"apr: error: unknown command {name!r}; {hint}", file=sys.stderr)
         return EXIT_USAGE
     return run(name, arguments[1:])
 
 
 def run(name: str, argv: Sequence[str] | None = None) -> int:
     """Run one command by its name; `argv` defaults to the process's own arguments."""
-    _take_any_text()
+    _accept_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
     code = _run(name, arguments)
     for stream in (sys.stdout, sys.stderr):
-        _let_go(stream)
+        _flush(stream)
     return code
 
 
-def _take_any_text() -> None:
-    """Let standard output take what its encoding lacks, escaped, and nothing at all where it is closed."""
+def _accept_any_text() -> None:
+    """Make the standard streams escape what their encoding lacks, and exist where they were closed."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -85,24 +91,27 @@ def _take_any_text() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _let_go(stream: TextIO) -> None:
-    """Drop what a broken pipe did not take: the interpreter would try again at its end, and exit with 120."""
+def _flush(stream: TextIO) -> None:
+    """Flush a stream, or drop what is left if its reader is gone.
+
+    The interpreter flushes again when it exits; on a broken pipe it would then exit with code 120.
+    """
     try:
         stream.flush()
     except BrokenPipeError:
-        with open(os.devnull, "wb") as nothing:  # noqa: PTH123 (a device)
-            os.dup2(nothing.fileno(), stream.fileno())
+        with open(os.devnull, "wb") as devnull:  # noqa: PTH123 (a device)
+            os.dup2(devnull.fileno(), stream.fileno())
 
 
 def _run(name: str, arguments: list[str]) -> int:
     try:
         return _parse(name, arguments).run()
-    except SystemExit as stop:  # tyro: 0 after --help, 2 for wrong usage
+    except SystemExit as stop:  # the parser: 0 after --help, 2 for wrong usage
         return stop.code if isinstance(stop.code, int) else EXIT_UNFORESEEN
     except KeyboardInterrupt:
         print(f"apr {name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of a pipe went away: `apr tensors FILE | head`
+    except BrokenPipeError:  # the reader closed the pipe: `apr tensors FILE | head`
         return 0
     except (AprError, RefusedError, OSError, ModuleNotFoundError) as error:
         code = exit_code(error)
@@ -117,7 +126,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _refusal(name: str, error: Exception) -> str:
-    """An error as the JSON object that takes the place of a result."""
+    """Return an error as the JSON object that takes the place of a result."""
     module = import_module(COMMANDS[name][0])
     if hasattr(module, "refusal"):
         return str(module.refusal(error))
@@ -127,15 +136,17 @@ def _refusal(name: str, error: Exception) -> str:
 
 
 def _parse(name: str, arguments: list[str]) -> Runnable:
-    import tyro
+    from apr.cli._flags import parse
 
     module = import_module(COMMANDS[name][0])
-    # Of a flag that is given twice the last one counts: what a file says comes first.
-    from_file = module.flags_from_file(arguments) if hasattr(module, "flags_from_file") else []
-    parsed: Runnable = tyro.cli(module.Command, prog=f"apr {name}", args=[*from_file, *arguments])
-    return parsed
+    default = module.default(arguments) if hasattr(module, "default") else None
+    command: Runnable = parse(module.Command, f"apr {name}", arguments, default)
+    return command
 
 
 def _overview() -> str:
     rows = "\n".join(f"  {name:<17}{text}" for name, (_, text) in COMMANDS.items())
-    return f"usage: apr COMMAND …\n\n{rows}\n\napr COMMAND --help shows a command's flags and an example."
+    return (
+        f"usage: apr [--help] [--version] COMMAND …\n\n{rows}\n\n"
+        "Run `apr COMMAND --help` for the flags of a command and an example."
+    )

@@ -3,80 +3,139 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from apr.errors import UsageError, exit_code, messages
+from apr.cli._flags import parse_known
+from apr.errors import exit_code, messages
 from apr.files import json_text
-from apr.train.config import PretrainConfig
-
-# Flags that have a --no- form.
-_PAIRED = {"stop_at_target", "shuffle", "compile"}
+from apr.options import Alias, Unset, options_from_yaml, options_of
+from apr.train.config import (
+    CheckpointOptions,
+    DataOptions,
+    EvaluationOptions,
+    HardwareOptions,
+    ModelOptions,
+    OptimizationOptions,
+    OutputOptions,
+    PretrainConfig,
+)
+from apr.train.rundir import CONFIG
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command(PretrainConfig):
-    """Train a Qwen2 or Llama decoder on token shards: from an .apr file, or from scratch.
+class Command:
+    """Train a Qwen2 or Llama decoder on token shards, from a model file or from scratch.
 
     Example: apr pretrain --init model.apr --dataset shards --run-dir runs/first --num-steps 500
     """
 
-    plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Check everything, measure the speed, estimate memory and time; train nothing."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print JSON on standard output: a line for each step, evaluation and checkpoint, the result last (with
-    --plan: the plan). Lines for people go to standard error."""
-    config: Path | None = None
-    """YAML file of options; flags win over it."""
+    # The sections are the groups of --help, in this order.
+    data: DataOptions
+    model: ModelOptions
+    optimization: OptimizationOptions
+    evaluation: EvaluationOptions
+    checkpoints: CheckpointOptions
+    hardware: HardwareOptions
+    output: OutputOptions
+    config: Annotated[Path | None, Unset("none")] = None
+    """YAML file of options. Flags override it; the value None unsets an option."""
+    plan: bool = False
+    """Check everything, measure speed, and estimate memory and time without training."""
+    json: bool = False
+    """Print JSON to standard output: one object per line for each step, evaluation and checkpoint, and the
+    result last; with --plan, the plan. Text for people goes to standard error."""
 
     def run(self) -> int:
-        """Train or plan; the run's exit code."""
+        """Train or plan, and return the run's exit code."""
         from apr.train.machine.signals import StoppedAtOnce
         from apr.train.start.planning import plan
 
-        names = {field.name for field in fields(PretrainConfig)}
-        options = PretrainConfig(**{name: getattr(self, name) for name in names})
+        sections = [getattr(self, field.name) for field in fields(self)]
+        config = PretrainConfig(
+            **{
+                option.name: getattr(section, option.name)
+                for section in sections
+                if is_dataclass(section)
+                for option in fields(section)
+            }
+        )
         if self.plan:
-            planned = plan(options)
+            planned = plan(config)
             print(planned, file=sys.stderr if self.json else sys.stdout)
             if self.json:
                 print(json_text(planned.to_dict(), indent=2))
             return 0
         try:
-            return self._train(options)
-        except StoppedAtOnce as stopped:  # before there was a run, or while its end was written down
+            return self._train(config)
+        except StoppedAtOnce as stopped:  # before the run began, or while its end was written
             print(f"apr pretrain: {stopped}", file=sys.stderr)
             return 128 + stopped.signal
 
-    def _train(self, options: PretrainConfig) -> int:
+    def _train(self, config: PretrainConfig) -> int:
         from apr.train.record.callbacks import Callbacks
         from apr.train.record.report import Outlet
         from apr.train.run import pretrain
 
         if not self.json:
-            return pretrain(options).exit_code
+            return pretrain(config).exit_code
         out = Outlet(sys.stdout)
 
         def event(kind: str, facts: dict[str, Any]) -> None:
             out.line(json_text({"event": kind, **facts}))
 
-        told = Callbacks(
+        callbacks = Callbacks(
             on_step=lambda record: event("step", asdict(record)),
             on_evaluation=lambda record: event("evaluation", asdict(record)),
             on_checkpoint=lambda record: event(
-                "checkpoint", {**asdict(record), "path": str(record.path.relative_to(options.run_dir))}
+                "checkpoint", {**asdict(record), "path": str(record.path.relative_to(config.run_dir))}
             ),
         )
-        result = pretrain(options, callbacks=told, out=sys.stderr)
+        result = pretrain(config, callbacks=callbacks, out=sys.stderr)
         event("result", result.to_dict())
         return result.exit_code
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """The flags that name a YAML file; parsed first, because it sets the defaults of the other flags."""
+
+    config: Path | None = None
+    run_dir: Annotated[Path | None, Alias("--output-dir")] = None
+    resume: bool = False
+
+
+def default(arguments: list[str]) -> Command | None:
+    """Return the options of the file that --config names, or else of the run that --resume continues.
+
+    Raises:
+        FileNotFoundError: --config names no file.
+        OptionsError, UsageError: the file does not hold options.
+    """
+    source = parse_known(_Source, "apr pretrain", arguments)
+    path = source.config
+    if path is None and source.resume and source.run_dir is not None:
+        saved = source.run_dir / CONFIG
+        path = saved if saved.exists() else None
+    if path is None:
+        return None
+    values = options_from_yaml(PretrainConfig, path)
+    sections: dict[str, Any] = {}
+    for name, section in get_type_hints(Command).items():
+        if is_dataclass(section) and isinstance(section, type):
+            options = options_of(section)
+            given = {option: values[option] for option in options if option in values}
+            # What the file lacks keeps the field's default, or must be typed.
+            typed = {option: tyro.MISSING for option in options if options[option].required}
+            sections[name] = section(**typed | given)
+    return Command(**sections, config=path)
+
+
 def refusal(error: BaseException) -> str:
-    """A run that was refused before it began, as the JSON object that takes the place of its result."""
+    """Return a run that was refused before it began as the JSON object that takes the place of its result."""
     problems = messages(error)
     return json_text(
         {
@@ -87,43 +146,3 @@ def refusal(error: BaseException) -> str:
             "problems": problems,
         }
     )
-
-
-def flags_from_file(arguments: list[str]) -> list[str]:
-    """A YAML file's options as flags: --config's, or those of the run that --resume goes on with.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        UsageError: the file does not hold options.
-    """
-    path = _value(arguments, "--config")
-    run_dir = _value(arguments, "--run-dir", "--output-dir")
-    if path is None and "--resume" in arguments and run_dir is not None:
-        from apr.train.rundir import CONFIG
-
-        saved = Path(run_dir) / CONFIG
-        path = str(saved) if saved.exists() else None
-    if path is None:
-        return []
-    flags = []
-    for name, value in PretrainConfig.from_yaml(Path(path)).items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            if value or name in _PAIRED:
-                flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
-            flags += [f"--{flag}", str(value)]
-    return flags
-
-
-def _value(arguments: list[str], *names: str) -> str | None:
-    """The value of a flag, before the flags are parsed."""
-    for i, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name.replace("_", "-") in names:
-            if equals:
-                return value
-            if i + 1 < len(arguments):
-                return arguments[i + 1]
-            raise UsageError(f"{name} needs a value")
-    return None

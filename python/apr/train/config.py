@@ -1,19 +1,20 @@
-"""The options of a run: one dataclass, the only source of them."""
+"""The options of a run.
+
+Each option is one field; its annotation and the text below it hold every fact about it (`apr.options`). The
+sections are the groups of `apr pretrain --help`; `PretrainConfig` has the fields of all of them.
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass, fields, replace
-from numbers import Real
-from operator import index
-from os import PathLike
+from dataclasses import dataclass, field, fields
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, SupportsIndex, get_args
+from typing import Annotated, Any, Literal
 
-import tyro
+from annotated_types import Ge, Gt, Le, Lt
 
-from apr.errors import UsageError
-from apr.files import read_options
+from apr.errors import OptionsError, UsageError
+from apr.options import Alias, Negatable, Unset, check_options, options_of
 
 Mode = Literal["finetune", "from-scratch", "from-init"]
 Precision = Literal["bf16", "fp32"]
@@ -21,15 +22,18 @@ Precision = Literal["bf16", "fp32"]
 
 @dataclass(frozen=True)
 class ModeDefaults:
-    """What a mode sets where no flag does."""
+    """The values that a mode sets where the option itself is not given."""
 
     lr: float
     warmup_steps: int
     target_val_loss: float
+    """Nats per token."""
     first_val_loss_cap: float | None
-    """Cap on the held-out loss of the first epoch, nats; None: twice ln V."""
+    """Cap on the held-out loss of the first epoch in nats per token; None means twice ln V."""
 
 
+# A pretrained model needs small steps to keep what it knows; random weights need larger ones and a longer
+# warm-up, and reach a higher loss in the same time.
 MODES: dict[Mode, ModeDefaults] = {
     "finetune": ModeDefaults(5e-5, 100, 2.2, 10.0),
     "from-init": ModeDefaults(5e-5, 100, 2.2, 10.0),
@@ -37,123 +41,210 @@ MODES: dict[Mode, ModeDefaults] = {
 }
 
 
+def _by_mode(name: str) -> Unset:
+    """Return the defaults that the modes set for an option, as help shows them."""
+    modes: dict[float, list[str]] = {}
+    for mode, defaults in MODES.items():
+        modes.setdefault(getattr(defaults, name), []).append(mode)
+    return Unset("; ".join(f"{value:g} for {' and '.join(names)}" for value, names in modes.items()))
+
+
+class Resume(Enum):
+    """What `--resume` may change about an option."""
+
+    FIXED = "Nothing: the option decides what is computed."
+    FREE = "Everything: the option decides nothing that is computed."
+    MOVABLE = "The path, once there is a checkpoint, which knows the contents by size and hash."
+    SPLIT = "The value, while windows per step (batch_size x grad_accum) and so the order of data stay."
+    EXTENDABLE = "The value may grow with --extend."
+    NOT_SAVED = "The option concerns one call of the program and is not written to config.yaml."
+
+
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
+class DataOptions:
+    """Token shards, and the order in which they are read."""
+
+    dataset: Annotated[Path, Alias("--shards-dir"), Resume.MOVABLE]
+    """Directory of token shards to train on."""
+    val_dataset: Annotated[
+        Path | None,
+        Alias("--val-shard"),
+        Unset("the end of --dataset, which is then not trained on"),
+        Resume.MOVABLE,
+    ] = None
+    """Directory of token shards to evaluate on."""
+    tokenizer: Annotated[Path | None, Unset("the one inside --init, if any"), Resume.MOVABLE] = None
+    """Tokenizer of the shards: a directory, a tokenizer.json or a model file. Its vocabulary is checked, and
+    checkpoints contain it."""
+    seq_length: Annotated[int, Ge(1), Resume.FIXED] = 1024
+    """Window length in tokens."""
+    shuffle: Annotated[bool, Resume.FIXED] = True
+    """Visit windows in a pseudo-random order that --seed fixes, instead of in stored order."""
+    # torch's generators take seeds up to 2^63 - 1.
+    seed: Annotated[int, Ge(0), Le(2**63 - 1), Resume.FIXED] = 42
+    """Seed of the window order and of random initial weights."""
+    allow_shard_cycle: Annotated[bool, Resume.FIXED] = False
+    """Visit the shards again when --num-steps needs more windows than they hold. Without this flag such a run
+    is refused."""
+    force_under_provisioned: Annotated[bool, Resume.FREE] = False
+    """Do not warn about fewer than ten training tokens per parameter in a run from scratch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """The weights or the architecture that training starts from."""
+
+    mode: Annotated[Mode, Resume.FIXED] = "finetune"
+    """Start from a model file (finetune, from-init) or from random weights (from-scratch). The mode sets the
+    defaults of --lr, --warmup-steps and --target-val-loss."""
+    init: Annotated[Path | None, Unset("none"), Resume.MOVABLE] = None
+    """Model file (.apr) to start from. Required, except with --mode from-scratch."""
+    arch: Annotated[str | None, Unset("none"), Resume.MOVABLE] = None
+    """Architecture for --mode from-scratch: a preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m) or a YAML file of
+    sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizationOptions:
+    """AdamW with linear warm-up and cosine decay."""
+
+    num_steps: Annotated[int, Ge(1), Alias("--steps"), Resume.EXTENDABLE] = 1000
+    """Number of optimizer steps."""
+    batch_size: Annotated[int, Ge(1), Resume.SPLIT] = 16
+    """Windows per micro-batch."""
+    grad_accum: Annotated[int, Ge(1), Resume.SPLIT] = 1
+    """Micro-batches per optimizer step."""
+    lr: Annotated[float | None, Gt(0), _by_mode("lr"), Resume.FIXED] = None
+    """Peak learning rate."""
+    warmup_steps: Annotated[
+        int | None,
+        Ge(0),
+        Unset(f"{_by_mode('warmup_steps').meaning}; at most --num-steps / 10"),
+        Resume.FIXED,
+    ] = None
+    """Steps of linear warm-up."""
+    min_lr_ratio: Annotated[float, Ge(0), Le(1), Resume.FIXED] = 0.01
+    """Learning rate at the end of the cosine decay, as a fraction of the peak."""
+    weight_decay: Annotated[float, Ge(0), Resume.FIXED] = 0.01
+    """Weight decay of matrices. Norms, biases and embeddings are not decayed."""
+    beta1: Annotated[float, Ge(0), Lt(1), Resume.FIXED] = 0.9
+    """Decay rate of AdamW's first moment."""
+    beta2: Annotated[float, Ge(0), Lt(1), Resume.FIXED] = 0.95
+    """Decay rate of AdamW's second moment."""
+    eps: Annotated[float, Gt(0), Resume.FIXED] = 1e-8
+    """Term added to AdamW's denominator for numerical stability."""
+    grad_clip: Annotated[float, Gt(0), Resume.FIXED] = 1.0
+    """Largest gradient norm. Gradients with a larger one are scaled down to it."""
+    skip_spikes: Annotated[bool, Resume.FIXED] = False
+    """Skip the update of a step whose loss is more than 6 standard deviations above the mean of the last 100
+    steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """When held-out loss is measured, and when it ends the run."""
+
+    steps_per_epoch: Annotated[int, Ge(1), Resume.FIXED] = 100
+    """Steps from one evaluation and checkpoint to the next."""
+    val_tokens: Annotated[int, Ge(1), Resume.FIXED] = 262_144
+    """Held-out tokens per evaluation, and tokens set aside where --val-dataset is not given."""
+    target_val_loss: Annotated[float | None, Gt(0), _by_mode("target_val_loss"), Resume.FREE] = None
+    """Held-out loss to reach, in nats per token."""
+    stop_at_target: Annotated[bool, Resume.FREE] = True
+    """Stop at the first evaluation that meets the target. Runs with --contract never stop there."""
+    patience: Annotated[int, Ge(1), Resume.FREE] = 5
+    """Epochs without a new best held-out loss after which the run stops early."""
+    min_epochs: Annotated[int, Ge(0), Resume.FREE] = 3
+    """Epochs before --patience can stop the run."""
+    contract: Annotated[Path | None, Unset("none"), Resume.FREE] = None
+    """Contract (YAML file) to check at the end of the run. It never changes the exit code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions:
+    """Which checkpoints are written, and resuming from them."""
+
+    keep: Annotated[int, Ge(1), Resume.FREE] = 2
+    """Checkpoints to keep besides the best one: this many of epochs, and this many of --save-every."""
+    save_every: Annotated[int | None, Ge(1), Unset("at the end of epochs only"), Resume.FREE] = None
+    """Steps from one checkpoint to the next, besides those at the end of epochs."""
+    save_dtype: Annotated[Precision, Resume.FREE] = "fp32"
+    """With bf16, also write the final weights in bfloat16 to RUN_DIR/final.apr. Checkpoints are always
+    float32."""
+    resume: Annotated[bool, Resume.NOT_SAVED] = False
+    """Resume from the last checkpoint in the run directory. Options that are not given come from its
+    config.yaml."""
+    extend: Annotated[bool, Resume.NOT_SAVED] = False
+    """Allow --resume to raise --num-steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HardwareOptions:
+    """The device, and how it computes."""
+
+    device: Annotated[str, Resume.FREE] = "auto"
+    """Device to train on: auto, cpu, cuda or cuda:N. Only auto chooses one; a missing device is an error."""
+    precision: Annotated[Precision | None, Unset("bf16 on CUDA, fp32 on the CPU"), Resume.FIXED] = None
+    """Number format of the computation. Weights and optimizer state are always float32."""
+    compile: Annotated[bool, Negatable(), Resume.FIXED] = False
+    """Compile each layer with torch.compile. On a GPU, also capture the step in CUDA graphs."""
+    deterministic: Annotated[bool, Resume.FIXED] = False
+    """On CUDA, sum in a fixed order, so that equal runs write equal bytes. On the CPU they always do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """What is written, and where."""
+
+    run_dir: Annotated[Path, Alias("--output-dir"), Resume.FREE]
+    """Directory for everything that the run writes."""
+    tensorboard: Annotated[bool, Resume.FREE] = False
+    """Write TensorBoard event files to RUN_DIR/tensorboard."""
+    force: Annotated[bool, Resume.NOT_SAVED] = False
+    """Move a run that is already in the run directory to RUN_DIR.bak-N and start over."""
+
+
+# Dataclass fields come from the last base first; config.yaml lists them in that order.
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(
+    OutputOptions,
+    HardwareOptions,
+    CheckpointOptions,
+    EvaluationOptions,
+    OptimizationOptions,
+    ModelOptions,
+    DataOptions,
+):
     """Options of `pretrain`; the flags of `apr pretrain` have the same names.
 
     Raises:
-        UsageError: values that contradict each other or lie out of range.
+        OptionsError: values are out of range or contradict each other; it is a UsageError and has one line
+            per problem.
     """
 
-    dataset: Annotated[Path, tyro.conf.arg(aliases=("--shards-dir",))]
-    """Shard directory to train on."""
-    run_dir: Annotated[Path, tyro.conf.arg(aliases=("--output-dir",))]
-    """Where everything the run writes goes."""
-    init: Path | None = None
-    """The .apr file to start from (finetune, from-init)."""
-    val_dataset: Annotated[Path | None, tyro.conf.arg(aliases=("--val-shard",))] = None
-    """Shard directory to hold out; default: the end of --dataset, which training then leaves out."""
-    tokenizer: Path | None = None
-    """Tokenizer directory, tokenizer.json or model file: its vocabulary is checked, checkpoints carry it."""
-    mode: Mode = "finetune"
-    """Sets --lr, --warmup-steps and --target-val-loss together; an explicit flag wins."""
-    arch: str | None = None
-    """From scratch: a preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m) or a YAML file of sizes."""
-    num_steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 1000
-    """Optimizer steps."""
-    batch_size: int = 16
-    """Windows in a micro-batch."""
-    grad_accum: int = 1
-    """Micro-batches in a step."""
-    seq_length: int = 1024
-    """Tokens in a window."""
-    steps_per_epoch: int = 100
-    """Steps from one evaluation and checkpoint to the next."""
-    lr: float | None = None
-    """Peak learning rate (finetune, from-init 5e-5; from-scratch 3e-4)."""
-    warmup_steps: int | None = None
-    """Steps of linear warm-up (finetune, from-init 100; from-scratch 1000; at most --num-steps / 10)."""
-    min_lr_ratio: float = 0.01
-    """The cosine ends at this share of the peak."""
-    weight_decay: float = 0.01
-    """AdamW's, on matrices only: not on norms, biases and embeddings."""
-    beta1: float = 0.9
-    """AdamW's."""
-    beta2: float = 0.95
-    """AdamW's."""
-    eps: float = 1e-8
-    """AdamW's."""
-    grad_clip: float = 1.0
-    """Largest norm of the gradient."""
-    target_val_loss: float | None = None
-    """Held-out loss to reach, nats a token (finetune, from-init 2.2; from-scratch 3.0)."""
-    stop_at_target: bool = True
-    """Stop at the evaluation that meets the target (never with --contract)."""
-    patience: int = 5
-    """Epochs without a new best before the run stops early."""
-    min_epochs: int = 3
-    """Epochs before which patience stops nothing."""
-    val_tokens: int = 262_144
-    """Held-out tokens an evaluation takes, and holds out where there is no --val-dataset."""
-    seed: int = 42
-    """Of the initial weights and of the order of windows."""
-    shuffle: bool = True
-    """Visit windows in a pseudo-random order that the seed fixes, or in stream order."""
-    allow_shard_cycle: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on with the first window when the stream ends."""
-    force_under_provisioned: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """No warning for fewer than ten training tokens a parameter."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; only auto chooses."""
-    precision: Precision | None = None
-    """bf16: float32 weights, bfloat16 compute (default on CUDA); fp32 (default on the CPU)."""
-    compile: bool = False
-    """Compile each layer with torch.compile; on a GPU also capture the step in CUDA graphs."""
-    skip_spikes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Update nothing from a step whose loss is 6 standard deviations above the mean of the last 100."""
-    tensorboard: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Write TensorBoard event files to RUN_DIR/tensorboard."""
-    deterministic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """On CUDA, sum in a fixed order, so that the same run gives the same bytes; on the CPU it always does."""
-    keep: int = 2
-    """Checkpoints to keep beside the best one: of epochs, and as many of those that --save-every asks for."""
-    save_every: int | None = None
-    """Steps from one checkpoint to the next, besides those of epochs."""
-    save_dtype: Precision = "fp32"
-    """bf16: write the weights alone at the end, in bfloat16, to final.apr; checkpoints stay float32."""
-    contract: Path | None = None
-    """Contract to decide at the end; never changes the exit code."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on from the run directory's last checkpoint, with its config.yaml for every flag not given."""
-    extend: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Let --resume raise --num-steps."""
-    force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Move a run that is already there to RUN_DIR.bak-N."""
-
     def __post_init__(self) -> None:
-        for field in fields(PretrainConfig):
-            object.__setattr__(self, field.name, _plain(field.name, getattr(self, field.name)))
-        _check_types(self)
-        _check_ranges(self)
+        problems = check_options(self) or _contradictions(self)
+        if problems:
+            raise OptionsError(problems)
 
     @property
     def mode_defaults(self) -> ModeDefaults:
-        """What the mode sets."""
+        """The values that the mode sets."""
         return MODES[self.mode]
 
     @property
     def windows_per_step(self) -> int:
-        """Windows that one optimizer step takes."""
+        """Number of windows that one optimizer step takes."""
         return self.batch_size * self.grad_accum
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens that one optimizer step trains on."""
+        """Number of tokens that one optimizer step trains on."""
         return self.windows_per_step * self.seq_length
 
     @property
     def epochs(self) -> int:
-        """Evaluations after the first; a partial last epoch counts as one."""
+        """Number of evaluations after the first one; a partial last epoch counts as one."""
         return -(-self.num_steps // self.steps_per_epoch)
 
     def saves_on_the_way(self, step: int) -> bool:
@@ -162,155 +253,97 @@ class PretrainConfig:
             return False
         return step % self.steps_per_epoch != 0 and step != self.num_steps
 
-    def resolved(self) -> PretrainConfig:
-        """The same options with the mode's row filled in.
+    def check_warmup(self) -> None:
+        """Check that warm-up leaves at least one step for the cosine decay.
 
         Raises:
-            UsageError: a warm-up that leaves no step for the cosine.
+            UsageError: --warmup-steps is not less than --num-steps.
         """
-        row = self.mode_defaults
-        warmup = (
-            min(row.warmup_steps, self.num_steps // 10) if self.warmup_steps is None else self.warmup_steps
-        )
-        if warmup >= self.num_steps:
+        if self.warmup_steps is not None and self.warmup_steps >= self.num_steps:
             raise UsageError(
-                f"--warmup-steps {warmup} leaves none of --num-steps {self.num_steps} for the cosine"
+                f"--warmup-steps {self.warmup_steps} leaves no step of --num-steps {self.num_steps} for the "
+                "cosine decay; use fewer"
             )
-        target = row.target_val_loss if self.target_val_loss is None else self.target_val_loss
-        return replace(
-            self, lr=row.lr if self.lr is None else self.lr, warmup_steps=warmup, target_val_loss=target
-        )
 
-    def to_yaml(self) -> dict[str, Any]:
-        """Everything needed to run it again: paths made absolute; not how an earlier run was met."""
+    def resolved(self, precision: Precision) -> ResolvedConfig:
+        """Return the options of the run itself, with the mode's defaults filled in.
+
+        Args:
+            precision: what the run computes in; the default depends on its device.
+        """
+        defaults = self.mode_defaults
+        filled: dict[str, Any] = {
+            "lr": defaults.lr,
+            "warmup_steps": min(defaults.warmup_steps, self.num_steps // 10),
+            "target_val_loss": defaults.target_val_loss,
+        }
+        for option in fields(PretrainConfig):
+            value = getattr(self, option.name)
+            if value is not None or option.name not in filled:
+                filled[option.name] = value
+        return ResolvedConfig(**{**filled, "precision": precision})
+
+    def inputs(self) -> dict[str, Path]:
+        """Return the files and directories that the run reads, by flag; some may not exist."""
+        options = options_of(PretrainConfig)
+        paths = {
+            option.flag: getattr(self, name)
+            for name, option in options.items()
+            if option.type is Path and name != "run_dir" and getattr(self, name) is not None
+        }
+        if self._arch_file is not None:
+            paths[options["arch"].flag] = self._arch_file
+        return paths
+
+    @property
+    def _arch_file(self) -> Path | None:
         from apr.model.init import PRESETS
 
-        values = {key: value for key, value in asdict(self).items() if key not in _ABOUT_EARLIER_RUNS}
-        if self.arch is not None and self.arch not in PRESETS:
-            values["arch"] = Path(self.arch)
+        return None if self.arch is None or self.arch in PRESETS else Path(self.arch)
+
+    def to_yaml(self) -> dict[str, Any]:
+        """Return what config.yaml holds: all that is needed to run again, with absolute paths."""
+        values = {
+            name: getattr(self, name)
+            for name, option in options_of(PretrainConfig).items()
+            if option.marker(Resume) is not Resume.NOT_SAVED
+        }
+        if self._arch_file is not None:
+            values["arch"] = self._arch_file
         return {
-            key: str(value.absolute()) if isinstance(value, Path) else value for key, value in values.items()
+            name: str(value.absolute()) if isinstance(value, Path) else value
+            for name, value in values.items()
         }
 
-    @classmethod
-    def from_yaml(cls, path: Path) -> dict[str, Any]:
-        """The options that a file gives.
 
-        Raises:
-            FileNotFoundError: no such file.
-            UsageError: it is no mapping of option names; names the unknown ones.
-        """
-        names = {field.name for field in fields(cls)}
-        options = {str(key).replace("-", "_"): value for key, value in read_options(path).items()}
-        options = {_ALIASES.get(key, key): value for key, value in options.items()}
-        unknown = sorted(options.keys() - names)
-        if unknown:
-            raise UsageError(f"{path}: no such option: {', '.join(unknown)}")
-        try:
-            return {key: _plain(key, value) for key, value in options.items()}
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from None
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig(PretrainConfig):
+    """The options of a run that has been prepared: nothing is left to the mode or the device."""
+
+    # `field()` drops the inherited default, so that these are required.
+    lr: float = field()
+    warmup_steps: int = field()
+    target_val_loss: float = field()
+    precision: Precision = field()
 
 
-_SWITCHES = ("stop_at_target", "shuffle", "allow_shard_cycle", "force_under_provisioned", "compile",
-             "skip_spikes", "tensorboard", "deterministic", "resume", "extend", "force")  # fmt: skip
-_PATHS = ("dataset", "run_dir", "init", "val_dataset", "tokenizer", "contract")
-_ABOUT_EARLIER_RUNS = {"resume", "extend", "force"}
-_AT_LEAST_ONE = ("num_steps", "batch_size", "grad_accum", "seq_length", "steps_per_epoch", "patience", "keep",
-                 "val_tokens", "save_every")  # fmt: skip
-_POSITIVE = ("lr", "eps", "grad_clip", "target_val_loss")
-_NOT_NEGATIVE = ("warmup_steps", "weight_decay", "min_epochs", "seed")
-
-
-_INTEGERS = (*_AT_LEAST_ONE, "seed", "min_epochs", "warmup_steps")
-_NUMBERS = ("lr", "min_lr_ratio", "weight_decay", "beta1", "beta2", "eps", "grad_clip", "target_val_loss")
-_CHOICES = {
-    "mode": tuple(MODES),
-    "precision": (None, *get_args(Precision)),
-    "save_dtype": get_args(Precision),
-}
-_ALIASES = {
-    "shards_dir": "dataset",
-    "output_dir": "run_dir",
-    "val_shard": "val_dataset",
-    "steps": "num_steps",
-}
-_MAX_SEED = 2**63 - 1  # torch's generators take no more
-
-
-def _plain(name: str, value: object) -> object:
-    """A value in the option's own type, where it is one: NumPy's numbers, torch's devices, paths as text.
-
-    Raises:
-        UsageError: it is no path, or neither true nor false.
-    """
-    flag = f"--{name.replace('_', '-')}"
-    if value is None:
-        return None
-    if name in _PATHS:
-        if not isinstance(value, (str, PathLike)):
-            raise UsageError(f"{flag} is {value!r}: it must be a path")
-        return Path(value)
-    if name in _SWITCHES and not isinstance(value, bool):
-        raise UsageError(f"{flag} is {value!r}: it must be true or false")
-    if name == "arch" and not isinstance(value, (str, PathLike)):
-        raise UsageError(f"{flag} is {value!r}: it must be a preset or a path")
-    if name in {"device", "arch"}:
-        return str(value)
-    if isinstance(value, SupportsIndex) and not isinstance(value, (bool, str)) and name in _INTEGERS:
-        return index(value)
-    return (
-        float(value) if name in _NUMBERS and isinstance(value, Real) and not isinstance(value, int) else value
-    )
-
-
-def _check_types(config: PretrainConfig) -> None:
-    for name in ("dataset", "run_dir"):
-        if getattr(config, name) is None:
-            raise UsageError(f"--{name.replace('_', '-')} is missing: it must be a path")
-    for names, kinds, what in ((_INTEGERS, (int,), "a whole number"), (_NUMBERS, (int, float), "a number")):
-        for name in names:
-            value = getattr(config, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-                raise UsageError(f"--{name.replace('_', '-')} is {value!r}: it must be {what}")
-    for name, choices in _CHOICES.items():
-        if getattr(config, name) not in choices:
-            known = ", ".join(str(choice) for choice in choices if choice is not None)
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} is {getattr(config, name)!r}: it must be one of {known}")
-    if config.seed > _MAX_SEED:
-        raise UsageError(f"--seed is {config.seed}: it must be below 2^63")
-
-
-def _check_ranges(config: PretrainConfig) -> None:
-    def check(names: tuple[str, ...], rule: str, *, least: float, above: bool = False) -> None:
-        for name in names:
-            value = getattr(config, name)
-            if value is None:
-                continue
-            if not math.isfinite(value) or value < least or (above and value == least):
-                raise UsageError(f"--{name.replace('_', '-')} is {value}: it must be {rule}")
-
-    check(_AT_LEAST_ONE, "at least 1", least=1)
-    check(_POSITIVE, "positive", least=0, above=True)
-    check(_NOT_NEGATIVE, "0 or more", least=0)
-    for name in ("beta1", "beta2", "min_lr_ratio"):
-        value = getattr(config, name)
-        if not 0 <= value <= 1 or (name != "min_lr_ratio" and value == 1):
-            raise UsageError(f"--{name.replace('_', '-')} is {value}: it must be a share of 1")
+def _contradictions(config: PretrainConfig) -> list[UsageError]:
+    """Return what is wrong between options that are each valid."""
+    problems = []
     if config.mode == "from-scratch":
         if config.init is not None:
-            raise UsageError("--init and --mode from-scratch contradict each other: leave one out")
+            problems.append("--init cannot be used with --mode from-scratch; leave one of them out")
         if config.arch is None:
-            raise UsageError("--mode from-scratch needs --arch: a preset or a YAML file of sizes")
+            problems.append("--mode from-scratch needs --arch, a preset or a YAML file of sizes")
     else:
         if config.init is None:
-            raise UsageError(f"--mode {config.mode} needs --init FILE.apr (--mode from-scratch needs none)")
+            problems.append(f"--mode {config.mode} needs --init FILE.apr; --mode from-scratch does not")
         if config.arch is not None:
-            raise UsageError(
-                f"--arch belongs to --mode from-scratch: --mode {config.mode} takes it from --init"
+            problems.append(
+                f"--arch can only be used with --mode from-scratch; --mode {config.mode} reads it from --init"
             )
     if config.extend and not config.resume:
-        raise UsageError("--extend belongs to --resume")
+        problems.append("--extend can only be used with --resume")
     if config.resume and config.force:
-        raise UsageError("--resume and --force contradict each other: go on with the run, or move it away")
+        problems.append("--resume cannot be used with --force; resume the run, or start over")
+    return [UsageError(problem) for problem in problems]

@@ -9,7 +9,7 @@ from apr.train import gates
 
 if TYPE_CHECKING:
     from apr.train.checkpoint.state import RunState
-    from apr.train.config import PretrainConfig
+    from apr.train.config import ResolvedConfig
     from apr.train.record.result import Status
 
 
@@ -21,11 +21,11 @@ class Ended:
     detail: str
 
 
-def after_epoch(config: PretrainConfig, state: RunState, cap: float) -> Ended | None:
+def after_epoch(config: ResolvedConfig, state: RunState, cap: float) -> Ended | None:
     """What the gates say at the end of an epoch.
 
     Args:
-        config: with the mode's row filled in.
+        config: the options of the run.
         state: it counts the epoch.
         cap: see `gates.divergence`.
     """
@@ -35,7 +35,6 @@ def after_epoch(config: PretrainConfig, state: RunState, cap: float) -> Ended | 
         return Ended(
             "DIVERGENCE", f"held-out loss {divergence.value:.4f} is above {divergence.threshold:.4f}"
         )
-    assert config.target_val_loss is not None
     met = history[-1] <= config.target_val_loss
     if met and config.stop_at_target and config.contract is None:
         return budget_spent(config, state)
@@ -45,10 +44,9 @@ def after_epoch(config: PretrainConfig, state: RunState, cap: float) -> Ended | 
     return None
 
 
-def budget_spent(config: PretrainConfig, state: RunState) -> Ended:
+def budget_spent(config: ResolvedConfig, state: RunState) -> Ended:
     """The steps are done, or need not be: the held-out loss decides which."""
     target, final = config.target_val_loss, state.final_val_loss
-    assert target is not None
     met = final is not None and final <= target
     words = f"target {target:g} {'met' if met else 'not met'}"
     return Ended("TARGET_MET" if met else "BUDGET_SPENT", f"{_change(state)}; {words}")

@@ -272,8 +272,6 @@ class Loop:
 
     def _rate(self, step: int) -> float:
         config = self._config
-        assert config.lr is not None
-        assert config.warmup_steps is not None
         return learning_rate(
             step,
             peak=config.lr,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from apr.data.split import Split
     from apr.model.config import ModelConfig
     from apr.train.checkpoint.resume import Found
-    from apr.train.config import Precision, PretrainConfig
+    from apr.train.config import Precision, ResolvedConfig
     from apr.train.start.needs import Needs
 
 
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 class Prepared:
     """A run that may start: what it trains, on what, where."""
 
-    config: PretrainConfig
-    """With the mode's row and the precision filled in."""
+    config: ResolvedConfig
     model_config: ModelConfig
     split: Split
     device: torch.device

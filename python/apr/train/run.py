@@ -88,8 +88,8 @@ def pretrain(
         try:
             context.enter_context(own_settings())
             if config.resume:
-                rundir.check_free(config)
-                config = rundir.as_before(config)
+                rundir.check_run_dir(config)
+                config = rundir.resumed_config(config)
             prepared = prepare(config)
             context.enter_context(_own_random_numbers(prepared.device))
             context.enter_context(determinism(asked=config.deterministic))
@@ -337,7 +337,6 @@ class _Run:
 
     @property
     def _target(self) -> float:
-        assert self._config.target_val_loss is not None  # filled in by `prepare`
         return self._config.target_val_loss
 
 

@@ -1,4 +1,4 @@
-"""A run directory: whether it holds a run, moving one away, what a resumed run may do otherwise."""
+"""A run directory: claiming it, whether it holds a run, and what a resumed run may change."""
 
 from __future__ import annotations
 
@@ -6,42 +6,35 @@ import json
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from apr import held
-from apr.errors import RefusedError, UsageError
+from apr.errors import PreflightError, RefusedError, UsageError
 from apr.files import write_atomically
-from apr.train.config import PretrainConfig
+from apr.options import options_from_yaml, options_of
+from apr.train.config import PretrainConfig, ResolvedConfig, Resume
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from apr.options import Option
+
 RESULT, CONFIG, METRICS, LOG, PLOT = "result.json", "config.yaml", "train.jsonl", "run.log", "loss.png"
 EVENTS, EXPORT = "tensorboard", "final.apr"
 
-# What a resumed run may do otherwise: none of it changes what is computed.
-_FREE = {"run_dir", "device", "keep", "contract", "patience", "min_epochs", "target_val_loss",
-         "stop_at_target", "tensorboard", "force_under_provisioned", "save_every", "save_dtype"}  # fmt: skip
-# Where they lie is free: a checkpoint knows by hashes and sizes what they held.
-_IDENTIFIED = {"dataset", "val_dataset", "init", "tokenizer", "arch"}
-# Windows of a step may be cut otherwise into micro-batches: the order of data stays.
-_CUT = ("batch_size", "grad_accum")
-# Left open, these follow from the mode or the device: the run keeps what it had.
-_FOLLOWS = ("lr", "warmup_steps", "target_val_loss", "precision")
-
 
 def claimed(run_dir: Path) -> AbstractContextManager[None]:
-    """Hold a run directory, made if it is not there, against every other run.
+    """Hold a run directory against other processes; it is created if it does not exist.
 
     Raises:
         RefusedError: another run holds it.
-        NotADirectoryError: something else has its name.
+        NotADirectoryError: the path is not a directory.
     """
-    return held.claimed(run_dir, "another run", "wait for it, or name another --run-dir")
+    return held.claimed(run_dir, "another run", "wait for it, or use another --run-dir")
 
 
 def holds_run(run_dir: Path) -> bool:
-    """Whether there is a run; a refusal alone is none."""
+    """Whether the directory holds a run; a refusal that was recorded there does not count."""
     if (run_dir / METRICS).exists() or (run_dir / "ckpt").exists():
         return True
     try:
@@ -51,36 +44,31 @@ def holds_run(run_dir: Path) -> bool:
     return not (isinstance(result, dict) and result.get("status") == "REFUSED")
 
 
-def check_free(config: PretrainConfig) -> None:
-    """What the directory holds fits what was asked for.
+def check_run_dir(config: PretrainConfig) -> None:
+    """Check that the run directory holds what --resume or --force, or neither, asks for.
 
     Raises:
-        RefusedError: a run is there and neither --resume nor --force was given, or none and --resume was.
+        RefusedError: it holds a run and neither --resume nor --force is given; it holds none and --resume is;
+            or --force would move away a file that the new run reads.
     """
-    there = holds_run(config.run_dir)
-    if there and not (config.resume or config.force):
-        raise RefusedError(f"{config.run_dir}: holds a run: --resume goes on with it, --force moves it away")
-    if config.resume and not there:
-        raise RefusedError(f"{config.run_dir}: holds no run to resume")
-    if there and config.force:
-        _check_nothing_needed_inside(config)
-
-
-def _check_nothing_needed_inside(config: PretrainConfig) -> None:
-    """Whether what the run is to read stays where it is when the run directory is moved away."""
-    run_dir = config.run_dir.resolve()
-    for name in ("init", "dataset", "val_dataset", "tokenizer", "arch", "contract"):
-        value = getattr(config, name)
-        path = None if value is None else Path(value).resolve()
-        if path is not None and path.exists() and (run_dir == path or run_dir in path.parents):
-            raise RefusedError(
-                f"--{name.replace('_', '-')} {value}: lies in the run that --force would move away: "
-                "copy it out first"
-            )
+    run_dir, taken = config.run_dir, holds_run(config.run_dir)
+    if taken and not (config.resume or config.force):
+        raise RefusedError(
+            f"{run_dir}: already holds a run; pass --resume to continue it, or --force to move it away"
+        )
+    if config.resume and not taken:
+        raise RefusedError(f"{run_dir}: no run to resume")
+    if taken and config.force:
+        resolved = run_dir.resolve()
+        for flag, path in config.inputs().items():
+            if path.exists() and path.resolve().is_relative_to(resolved):
+                raise RefusedError(
+                    f"{flag} {path}: is inside the run that --force would move away; copy it out first"
+                )
 
 
 def move_away(path: Path) -> Path:
-    """Rename a file or directory to NAME.bak-N with the first free N."""
+    """Rename a file or directory to NAME.bak-N with the first N that is free, and return the new path."""
     names = (path.with_name(f"{path.name}.bak-{n}") for n in count(1))
     return path.rename(next(name for name in names if not name.exists()))
 
@@ -93,46 +81,61 @@ def write_config(run_dir: Path, config: PretrainConfig) -> None:
     write_atomically(run_dir / CONFIG, text.encode())
 
 
-def as_before(config: PretrainConfig) -> PretrainConfig:
-    """The options of a run that is resumed, checked against those it was started with.
+def resumed_config(config: PretrainConfig) -> PretrainConfig:
+    """Return the options of a resumed run: those given, which must agree with those in config.yaml.
+
+    An option that is None here and was resolved from the mode or the device when the run started keeps the
+    value it had.
 
     Raises:
-        RefusedError: an option differs that must not; names it with both values.
+        FileNotFoundError: the run directory has no config.yaml.
+        UsageError: config.yaml is not valid or lacks options.
+        RefusedError: options differ that a resumed run must keep; has a line for each, with both values.
     """
-    before = PretrainConfig.from_yaml(config.run_dir / CONFIG)
-    lost = sorted({"dataset", "run_dir"} - before.keys())
-    if lost:
-        raise UsageError(f"{config.run_dir / CONFIG}: lacks {', '.join(lost)}: bring the run's own file back")
-    left_open = {name: before[name] for name in _FOLLOWS if getattr(config, name) is None and name in before}
-    config = replace(config, **left_open)
-    now = config.to_yaml()
-    was = PretrainConfig(**before).to_yaml()
-    free = _FREE | _IDENTIFIED if any((config.run_dir / "ckpt").glob("*.apr")) else _FREE
-    for name, value in now.items():
-        if value == was[name] or name in free or (name in _IDENTIFIED and _same_path(value, was[name])):
-            continue
-        if name in _CUT:
-            _check_windows_a_step(config, was)
-            continue
-        if name == "num_steps" and value > was[name] and config.extend:
-            continue
-        hint = " (--extend allows more)" if name == "num_steps" and value > was[name] else ""
-        raise RefusedError(
-            f"{config.run_dir}: the run has --{name.replace('_', '-')} {was[name]}, not {value}: "
-            f"a resumed run keeps it{hint}"
-        )
+    path, options = config.run_dir / CONFIG, options_of(PretrainConfig)
+    saved = options_from_yaml(PretrainConfig, path)
+    missing = [name for name, option in options.items() if option.required and name not in saved]
+    if missing:
+        raise UsageError(f"{path}: {', '.join(missing)} missing; restore the file that the run wrote")
+    unset = [name for name in ResolvedConfig.__annotations__ if getattr(config, name) is None]
+    config = replace(config, **{name: saved[name] for name in unset if name in saved})
+    before = PretrainConfig(**saved)
+    has_checkpoint = any((config.run_dir / "ckpt").glob("*.apr"))
+    conflicts = [
+        _conflict(option, config, before, has_checkpoint=has_checkpoint) for option in options.values()
+    ]
+    # --batch-size and --grad-accum share one line.
+    problems = [RefusedError(f"{config.run_dir}: {line}") for line in dict.fromkeys(conflicts) if line]
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise PreflightError(problems)
     return config
 
 
-def _same_path(a: str | None, b: str | None) -> bool:
-    return a is not None and b is not None and Path(a).resolve() == Path(b).resolve()
-
-
-def _check_windows_a_step(config: PretrainConfig, was: dict[str, Any]) -> None:
-    before = was["batch_size"] * was["grad_accum"]
-    if config.windows_per_step != before:
-        raise RefusedError(
-            f"{config.run_dir}: the run has --batch-size {was['batch_size']} --grad-accum "
-            f"{was['grad_accum']}, {before} windows a step, not {config.batch_size} x {config.grad_accum} = "
-            f"{config.windows_per_step}: a resumed run keeps their product"
-        )
+def _conflict(
+    option: Option, config: PretrainConfig, before: PretrainConfig, *, has_checkpoint: bool
+) -> str | None:
+    """Return why a resumed run cannot change an option as it does, or None."""
+    now, was = getattr(config, option.name), getattr(before, option.name)
+    advice = "a resumed run keeps it"
+    match option.marker(Resume):
+        case Resume.FREE | Resume.NOT_SAVED:
+            return None
+        case Resume.MOVABLE:
+            if has_checkpoint or (now and was and Path(now).resolve() == Path(was).resolve()):
+                return None
+        case Resume.SPLIT:
+            if config.windows_per_step == before.windows_per_step:
+                return None
+            return (
+                f"the run has {before.windows_per_step} windows per step (--batch-size {before.batch_size} "
+                f"--grad-accum {before.grad_accum}), not {config.windows_per_step}; {advice}"
+            )
+        case Resume.EXTENDABLE if now > was:
+            if config.extend:
+                return None
+            advice += "; pass --extend to train for longer"
+    if now == was:
+        return None
+    return f"the run has {option.flag} {was}, not {now}; {advice}"

@@ -136,8 +136,8 @@ def plan(config: PretrainConfig) -> Plan:
         AprError, OSError, RefusedError: as `prepare`, or memory runs out.
     """
     if config.resume:
-        rundir.check_free(config)
-        config = rundir.as_before(config)
+        rundir.check_run_dir(config)
+        config = rundir.resumed_config(config)
     prepared = prepare(config)
     with own_settings(), determinism(asked=config.deterministic):
         with building(prepared):

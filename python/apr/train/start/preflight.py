@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
@@ -54,8 +54,8 @@ def prepare(config: PretrainConfig) -> Prepared:
     """
     refusals = Refusals()
     attempt = refusals.attempt
-    attempt(rundir.check_free, config)
-    config = attempt(config.resolved) or config
+    attempt(rundir.check_run_dir, config)
+    attempt(config.check_warmup)
     device = attempt(choose_device, config.device)
     if config.contract is not None:
         attempt(load_decidable, config.contract)
@@ -83,8 +83,8 @@ def prepare(config: PretrainConfig) -> Prepared:
     assert parts is not None
     assert needs is not None
     return Prepared(
-        # Written down as it was chosen: where a resumed run goes on on another device, it stays.
-        config=replace(config, precision=needs.precision),
+        # The chosen precision is written to config.yaml: a run resumed on another device keeps it.
+        config=config.resolved(needs.precision),
         model_config=start.model,
         split=parts,
         device=device,

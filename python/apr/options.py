@@ -1,0 +1,239 @@
+"""Options declared as dataclass fields, with every fact about an option on its field.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        num_steps: Annotated[int, Ge(1), Alias("--steps")] = 1000
+        "Number of optimizer steps."
+        precision: Annotated[Literal["bf16", "fp32"] | None, Unset("bf16 on CUDA")] = None
+        "Number format of the computation."
+
+The annotation holds the type, the bounds (`Ge`, `Gt`, `Le` and `Lt` of annotated-types), other names and the
+meaning of None; the text below the field is its help. `check_options` checks the values of all fields in one
+loop, `options_from_yaml` reads them from a file, and `apr.cli._flags` turns the same fields into flags.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from functools import cache
+from numbers import Real
+from operator import ge, gt, index, le, lt
+from os import PathLike, fspath
+from pathlib import Path
+from types import NoneType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    SupportsIndex,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from annotated_types import Ge, Gt, Le, Lt
+
+from apr.errors import OptionsError, UsageError
+from apr.files import read_options
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from _typeshed import DataclassInstance
+
+M = TypeVar("M")
+
+# The bound's class: its attribute, the comparison that must hold, the words of an error.
+_BOUNDS: dict[type, tuple[str, Callable[[Any, Any], bool], str]] = {
+    Ge: ("ge", ge, "at least"),
+    Gt: ("gt", gt, "greater than"),
+    Le: ("le", le, "at most"),
+    Lt: ("lt", lt, "less than"),
+}
+
+
+class Alias:
+    """Other names of an option: flags as they are typed; a long one is also a key in YAML files."""
+
+    def __init__(self, *flags: str) -> None:
+        self.flags = flags
+
+
+@dataclass(frozen=True)
+class Unset:
+    """What an option stands for while it is None; help shows it as the default."""
+
+    meaning: str
+
+
+class Negatable:
+    """A switch that is off by default and has a `--no-` form all the same."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: a field of a dataclass, with what its annotation says about it."""
+
+    name: str
+    type: Any
+    """The type without `Annotated` and without None."""
+    optional: bool
+    """Whether None is allowed."""
+    required: bool
+    """Whether the field has no default."""
+    markers: tuple[object, ...]
+
+    @property
+    def flag(self) -> str:
+        """The flag as it is typed, such as `--num-steps`."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        """The other flags of the option."""
+        alias = self.marker(Alias)
+        return () if alias is None else alias.flags
+
+    def marker(self, kind: type[M]) -> M | None:
+        """Return the marker of this class in the field's annotation, or None."""
+        return next((marker for marker in self.markers if isinstance(marker, kind)), None)
+
+    def checked(self, value: object) -> object:
+        """Return a value in the option's own type: NumPy's numbers become Python's, text becomes a path.
+
+        Raises:
+            UsageError: the value has another type or is out of bounds.
+        """
+        if value is None:
+            if self.optional:
+                return None
+            raise UsageError(f"{self.flag} is required, but is missing")
+        value = self._converted(value)
+        for marker in self.markers:
+            if type(marker) in _BOUNDS:
+                attribute, holds, words = _BOUNDS[type(marker)]
+                bound = getattr(marker, attribute)
+                if not holds(value, bound):
+                    raise self._error(f"{words} {bound:g}" if bound < 2**53 else f"{words} {bound}", value)
+        return value
+
+    def _converted(self, value: object) -> object:
+        if get_origin(self.type) is Literal:
+            choices = get_args(self.type)
+            if value not in choices:
+                raise self._error(f"one of {', '.join(map(str, choices))}", value)
+        elif self.type is bool:
+            if not isinstance(value, bool):
+                raise self._error("true or false", value)
+        elif self.type is int:
+            # bool is a subclass of int; `seed=True` is a mistake all the same.
+            if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+                raise self._error("a whole number", value)
+            return index(value)
+        elif self.type is float:
+            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+                raise self._error("a finite number", value)
+            return float(value)
+        elif self.type is Path:
+            if not isinstance(value, (str, PathLike)):
+                raise self._error("a path", value)
+            return Path(value)
+        elif self.type is str:
+            if isinstance(value, (bool, Real, list, dict)):
+                raise self._error("text", value)
+            # Anything else may have a text form of its own, such as a torch.device.
+            return fspath(value) if isinstance(value, PathLike) else str(value)
+        return value
+
+    def _error(self, rule: str, value: object) -> UsageError:
+        return UsageError(f"{self.flag} must be {rule}, not {value!r}")
+
+
+@cache
+def options_of(cls: type[DataclassInstance]) -> dict[str, Option]:
+    """Return the options that a dataclass declares, by field name, in the order of its fields."""
+    hints = get_type_hints(cls, include_extras=True)
+    options = {}
+    for field in fields(cls):
+        hint = hints[field.name]
+        markers: tuple[object, ...] = ()
+        if get_origin(hint) is Annotated:
+            markers, hint = hint.__metadata__, hint.__origin__
+        arms = get_args(hint) if NoneType in get_args(hint) else (hint,)
+        types = [arm for arm in arms if arm is not NoneType]
+        options[field.name] = Option(
+            field.name,
+            types[0] if len(types) == 1 else hint,
+            optional=len(arms) > len(types),
+            required=field.default is MISSING and field.default_factory is MISSING,
+            markers=markers,
+        )
+    return options
+
+
+def check_options(instance: DataclassInstance) -> list[UsageError]:
+    """Check all fields of a dataclass, and store each valid value in the option's own type.
+
+    Returns:
+        What is wrong, in the order of the fields.
+    """
+    problems = []
+    for name, option in options_of(type(instance)).items():
+        try:
+            value = option.checked(getattr(instance, name))
+        except UsageError as error:
+            problems.append(error)
+        else:
+            object.__setattr__(instance, name, value)  # the dataclass may be frozen
+    return problems
+
+
+def options_from_yaml(cls: type[DataclassInstance], path: Path) -> dict[str, Any]:
+    """Read options from a YAML file; a key may be a field's name or an alias, with `_` or `-`.
+
+    Returns:
+        Values by field name. An option that is null in the file is left out, so that its default applies.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OptionsError: keys are unknown or values are not valid; names all of them.
+        UsageError: the file is not a YAML mapping.
+    """
+    options = options_of(cls)
+    names = {name: name for name in options}
+    for name, option in options.items():
+        names |= {flag.removeprefix("--").replace("-", "_"): name for flag in option.aliases}
+    values: dict[str, Any] = {}
+    problems = []
+    for key, value in read_options(path).items():
+        written = str(key).replace("-", "_")
+        if written not in names:
+            close = get_close_matches(written, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            problems.append(UsageError(f"{path}: unknown option {str(key)!r}{hint}"))
+        elif value is not None:
+            option = options[names[written]]
+            try:
+                values[option.name] = option.checked(_number(value, option.type))
+            except UsageError as error:
+                problems.append(UsageError(f"{path}: {error}"))
+    if problems:
+        raise OptionsError(problems)
+    return values
+
+
+def _number(value: object, kind: type) -> object:
+    """Return text that is written as a number as that number, where the option is one.
+
+    YAML 1.1 takes `5e-5` for text, because a float needs a dot there, and people quote numbers.
+    """
+    if isinstance(value, str) and kind in {int, float}:
+        try:
+            return kind(value)
+        except ValueError:
+            return value
+    return value
