@@ -148,7 +148,7 @@ def test_several_files_on_each_side(tmp_path):
 
 
 def test_a_checkpoint_of_a_run_becomes_a_model(tmp_path):
-    from apr.container.metadata import HF_CONFIG
+    from apr.convert.directory import HF_CONFIG
     from apr.model import Decoder
 
     convert(IMPORTED / "hf_llama_tied", tmp_path / "m.apr")

@@ -507,7 +507,7 @@ def test_pruning_keeps_the_best_and_says_what_went(options, train, tmp_path):
 
 
 def test_a_base_file_is_never_a_checkpoint():
-    from apr.container.file import load
+    from apr.container.load import load
     from apr.errors import RefusedError
     from apr.train.checkpoint.state import state_of
 

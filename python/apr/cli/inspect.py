@@ -11,7 +11,7 @@ import tyro
 
 from apr.cli._console import console, printable, show, size, table
 from apr.cli._keys import KeyFlags
-from apr.container.inspect import inspect
+from apr.model.inspect import inspect
 
 # Longer metadata values are shown by their beginning.
 _SHOWN = 72

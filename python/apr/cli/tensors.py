@@ -12,8 +12,9 @@ import tyro
 
 from apr.cli._console import listing, printable
 from apr.cli._keys import KeyFlags
-from apr.container.file import AprFile, TensorInfo, load
-from apr.container.sharded import ShardedFile
+from apr.container.header import TensorInfo
+from apr.container.load import load
+from apr.container.tensor_file import TensorFile
 
 # What the index says, in which file it is (of several), statistics.
 _Row: TypeAlias = tuple[TensorInfo, dict[str, str], dict[str, float | int | None]]
@@ -60,15 +61,14 @@ class Command(KeyFlags):
         """The columns that say where a tensor is, and a row for each tensor."""
         rows: list[_Row] = []
         with load(self.file, **self.keys()) as file:
-            several = file if isinstance(file, ShardedFile) else None
             for name in file:
                 if fnmatchcase(name, self.filter):
-                    place = {} if several is None else {"file": Path(several.file_of(name).path).name}
+                    place = {"file": Path(file.file_of(name).path).name} if file.is_sharded else {}
                     rows.append((file.info(name), place, _stats(file, name) if self.stats else {}))
-        return [] if several is None else ["file"], rows
+        return ["file"] if file.is_sharded else [], rows
 
 
-def _stats(file: AprFile, name: str) -> dict[str, float | int | None]:
+def _stats(file: TensorFile, name: str) -> dict[str, float | int | None]:
     from apr.container.stats import stats  # NumPy, which a plain listing does without
 
     return stats(file.numpy(name))

@@ -12,7 +12,8 @@ import tyro
 
 from apr.cli._console import console, printable, show, table
 from apr.cli._keys import KeyFlags
-from apr.container.verify import Report, verify
+from apr.container.report import Report
+from apr.container.verify import verify
 from apr.errors import EXIT_NOT_VALID, EXIT_REFUSED, UsageError, exit_code, message
 
 if TYPE_CHECKING:

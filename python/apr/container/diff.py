@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apr.container.file import load
+from apr.container.load import load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

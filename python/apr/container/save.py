@@ -11,7 +11,7 @@ from operator import or_
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from apr._core import Writer
-from apr.container.file import Flags
+from apr.container.header import Flags
 from apr.container.metadata import HF_TOKENIZER, SHARDING, VOCABULARY, encode
 from apr.container.quantized import Quantized
 

@@ -8,7 +8,7 @@ from operator import or_
 from typing import TYPE_CHECKING
 
 from apr._core import Stamp
-from apr.container.file import Flags
+from apr.container.header import Flags
 from apr.container.metadata import encode
 from apr.container.save import SAID_BY_FLAG, flags
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from apr._core import Container
-    from apr.container.file import TensorInfo
+    from apr.container.header import TensorInfo
 
 # Page-locked buffers on the way to a GPU: while one is copied the next is read. Locking pages is dear (a
 # second for a gigabyte), so there are few, and torch's allocator keeps them for the next call.

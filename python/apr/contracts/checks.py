@@ -100,7 +100,7 @@ class Run:
     @cached_property
     def ln_vocab(self) -> float:
         """ln V: the loss of a model that knows nothing, with V from the checkpoint's own metadata."""
-        from apr.container.file import load
+        from apr.container.load import load
         from apr.errors import AprError
 
         name, path = self.checkpoint

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apr.container.file import load
+from apr.container.load import load
 from apr.container.metadata import encode
 from apr.convert import from_apr, from_gguf, from_hf, from_safetensors, to_apr, to_hf, to_safetensors
 from apr.convert.directory import replacing_directory

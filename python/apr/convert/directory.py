@@ -8,7 +8,6 @@ import shutil
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from apr.container.metadata import TOKENIZER_BINARIES, TOKENIZER_TEXTS
 from apr.errors import RefusedError
 from apr.files import naming, sync_directory
 from apr.held import held
@@ -18,6 +17,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
+# Metadata keys: config.json and generation_config.json of a transformers directory, kept as objects.
+HF_CONFIG, HF_GENERATION = "hf_config", "hf_generation_config"
+# The names of a tokenizer's files; what is no text is kept as {"base64": …}.
+TOKENIZER_TEXTS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+)
+TOKENIZER_BINARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 # What is written into a directory, by any conversion.
 _WRITTEN = {CONFIG, GENERATION, *TOKENIZER_TEXTS, *TOKENIZER_BINARIES}
 _WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.(safetensors|apr)|model\.(safetensors|apr)\.index\.json")

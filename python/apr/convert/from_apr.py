@@ -5,25 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from apr.container.dtypes import QUANTIZED
-from apr.container.file import TRAINING_PREFIX
 from apr.container.metadata import HF_TOKENIZER, SHARDING
 from apr.convert.plan import Layout
 from apr.convert.stream import Model, from_apr, stored_in
 from apr.errors import UsageError
+from apr.model.names import TRAINING_PREFIX
 
 if TYPE_CHECKING:
-    from apr.container.file import AprFile
+    from apr.container.tensor_file import TensorFile
     from apr.convert.plan import Plan
 
 
-def read(file: AprFile, plan: Plan) -> Model:
+def read(file: TensorFile, plan: Plan) -> Model:
     """Everything that is in an .apr file, as the target file holds it.
 
     Raises:
         UsageError: the target is one of the files that are read.
     """
     target, options = plan.target, plan.options
-    if target.exists() and any(target.samefile(one.path) for one in getattr(file, "files", [file])):
+    if target.exists() and any(target.samefile(one.path) for one in file.files):
         raise UsageError(f"{target}: is one of the files that are read: name another file")
     to_apr = plan.layout in {Layout.APR, Layout.APR_SHARDS}
     quantized = stored_in if to_apr and (options.keep_quantized or options.dtype is None) else from_apr

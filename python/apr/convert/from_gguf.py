@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from apr.container.gguf import GgufModel
 from apr.container.save import TensorSpec
 from apr.convert.stream import Item, Model, stretches
+from apr.gguf.reader import GgufModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from apr.container.gguf import GgufTensor
+    from apr.gguf.reader import GgufTensor
 
 # GGML's types that .apr stores as they are, where that is asked for.
 _KEPT = {"Q4_K": "q4_k", "Q6_K": "q6_k"}

@@ -10,15 +10,16 @@ import base64
 import json
 from typing import TYPE_CHECKING, Any
 
-from apr.container.metadata import (
+from apr.container.metadata import HF_TOKENIZER
+from apr.convert import from_safetensors
+from apr.convert.directory import (
+    CONFIG,
+    GENERATION,
     HF_CONFIG,
     HF_GENERATION,
-    HF_TOKENIZER,
     TOKENIZER_BINARIES,
     TOKENIZER_TEXTS,
 )
-from apr.convert import from_safetensors
-from apr.convert.directory import CONFIG, GENERATION
 from apr.convert.plan import SAFETENSORS_INDEX
 from apr.convert.stream import Item, Model, json_object, same_values
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from apr.container.sharded import INDEX_SUFFIX
+from apr.container.shard_index import INDEX_SUFFIX
 from apr.convert.directory import check_replaceable
 from apr.errors import UnsupportedError, UsageError
 

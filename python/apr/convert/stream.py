@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from apr.container.file import AprFile
+    from apr.container.tensor_file import TensorFile
 
 # Called with (name, tensors done, tensors in all) before each tensor is read.
 OnTensor: TypeAlias = "Callable[[str, int, int], None]"
@@ -126,7 +126,7 @@ def stretches(values: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, values)
 
 
-def stored_in(file: AprFile, name: str) -> Item:
+def stored_in(file: TensorFile, name: str) -> Item:
     """A tensor of an .apr file as it is stored, a quantized one too.
 
     One that is quantized without the padding of its rows, as old files may be, is dequantized.
@@ -143,7 +143,7 @@ def stored_in(file: AprFile, name: str) -> Item:
     return Item(TensorSpec(name, info.dtype, info.shape), parts)
 
 
-def from_apr(file: AprFile, name: str) -> Item:
+def from_apr(file: TensorFile, name: str) -> Item:
     """A tensor of an .apr file under its name; a quantized one dequantized."""
     stored = file.slice(name)
     dtype = stored.dtype if stored.dtype in NUMPY else "f32"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from apr.container.metadata import SHARDING, of_a_later_file
+from apr.container.metadata import SHARDING
 from apr.container.save import TensorSpec
 from apr.container.save import write as write_file
 from apr.convert.plan import APR_INDEX
 from apr.files import write_json
+from apr.model.metadata import of_a_later_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

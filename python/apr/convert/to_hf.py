@@ -12,23 +12,24 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from apr.container.file import HEADS, TRAINING_PREFIX
-from apr.container.gguf import hf_name, unpermute
-from apr.container.metadata import (
+from apr.container.metadata import HF_TOKENIZER
+from apr.convert import to_safetensors
+from apr.convert.directory import (
+    CONFIG,
+    GENERATION,
     HF_CONFIG,
     HF_GENERATION,
-    HF_TOKENIZER,
     TOKENIZER_BINARIES,
     TOKENIZER_TEXTS,
+    replacing_directory,
 )
-from apr.convert import to_safetensors
-from apr.convert.directory import CONFIG, GENERATION, replacing_directory
 from apr.convert.from_hf import BASE64, WEIGHTS
 from apr.convert.stream import Item, Model, from_apr, grouped, same_values, stretches
 from apr.errors import FormatError, RefusedError, UnsupportedError, WeightsError
 from apr.files import write_atomically, write_json
+from apr.gguf.names import hf_name, unpermute
 from apr.model.config import ModelConfig, names_family
-from apr.model.names import EMBEDDING, HEAD, check_layers, parameter_shapes
+from apr.model.names import EMBEDDING, HEAD, HEADS, TRAINING_PREFIX, check_layers, parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from apr.container.file import AprFile
+    from apr.container.tensor_file import TensorFile
     from apr.convert.stream import FloatDtype, OnTensor
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -52,7 +53,7 @@ def is_described(metadata: Mapping[str, Any]) -> bool:
 
 
 def write(
-    file: AprFile,
+    file: TensorFile,
     directory: Path,
     *,
     dtype: FloatDtype | None,
@@ -92,7 +93,7 @@ def write(
     return Model(config, items, (*notes, *about))
 
 
-def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
+def _as_hf(file: TensorFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
     """Tensors under transformers' names, config.json, and notes."""
     names = [name for name in file if not name.startswith(TRAINING_PREFIX)]
     head_present = any(name in names and not file.info(name).tied for name in HEADS)
@@ -131,7 +132,9 @@ def _as_hf(file: AprFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
     )
 
 
-def _named(file: AprFile, name: str, target: str, shape: tuple[int, ...] | None, config: ModelConfig) -> Item:
+def _named(
+    file: TensorFile, name: str, target: str, shape: tuple[int, ...] | None, config: ModelConfig
+) -> Item:
     item = from_apr(file, name)
     item = replace(item, spec=replace(item.spec, name=target))
     if shape is not None and item.spec.shape == (1, *shape):  # some writers keep biases as rows
@@ -214,7 +217,7 @@ def _dtype(config: Mapping[str, Any], items: Sequence[Item]) -> dict[str, str]:
     return {key: most for key in ("dtype", "torch_dtype") if config.get(key) is not None}
 
 
-def _tokenizer_files(file: AprFile) -> tuple[dict[str, bytes], tuple[str, ...]]:
+def _tokenizer_files(file: TensorFile) -> tuple[dict[str, bytes], tuple[str, ...]]:
     """The tokenizer's files, as they were or rebuilt, and a note where there is something to say."""
     kept = file.metadata.get(HF_TOKENIZER)
     if isinstance(kept, dict):

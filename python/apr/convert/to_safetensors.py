@@ -9,7 +9,7 @@ import json
 import struct
 from typing import TYPE_CHECKING, Any
 
-from apr.container.metadata import as_texts
+from apr.compat.text_metadata import as_texts
 from apr.convert.from_safetensors import DTYPES, JSON_KEYS, METADATA
 from apr.convert.plan import SAFETENSORS_INDEX
 from apr.errors import UnsupportedError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
-from apr.container.metadata import canonical, same_value
 from apr.errors import RefusedError
+from apr.model.metadata import canonical, same_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
-from apr.container.file import load
+from apr.container.load import load
 from apr.model.config import ModelConfig
 from apr.model.fill import fill, has_head
 from apr.model.names import check_layers

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from apr.container.file import HEADS, TRAINING_PREFIX
-from apr.container.gguf import hf_name, unpermute
 from apr.errors import WeightsError
-from apr.model.names import EMBEDDING, HEAD, check_layers, parameter_shapes
+from apr.gguf.names import hf_name, unpermute
+from apr.model.names import EMBEDDING, HEAD, HEADS, TRAINING_PREFIX, check_layers, parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from torch import Tensor, nn
 
-    from apr.container.file import AprFile
+    from apr.container.tensor_file import TensorFile
     from apr.model.config import ModelConfig
 
 # Weights of trained models have a root mean square of 1e-3 to 1; norms and biases stay below a few hundred.
@@ -30,12 +29,12 @@ _TINY, _MOST_TINY = 1e-4, 0.1
 _ENOUGH_VALUES, _SAMPLE = 256, 65536
 
 
-def has_head(file: AprFile) -> bool:
+def has_head(file: TensorFile) -> bool:
     """Whether the file holds an output projection that is not empty."""
     return any(name in file and not file.info(name).tied for name in HEADS)
 
 
-def fill(config: ModelConfig, parameters: Iterable[tuple[str, nn.Parameter]], file: AprFile) -> None:
+def fill(config: ModelConfig, parameters: Iterable[tuple[str, nn.Parameter]], file: TensorFile) -> None:
     """Copy every weight of `file` into the named parameters of a decoder, on their device and in their dtype.
 
     GGUF's names are translated, and with them Llama's q and k rows are put in transformers' order; a head
@@ -53,7 +52,7 @@ def fill(config: ModelConfig, parameters: Iterable[tuple[str, nn.Parameter]], fi
             parameter.copy_(_in_order(values, source, name, config))
 
 
-def match(config: ModelConfig, file: AprFile) -> dict[str, str]:
+def match(config: ModelConfig, file: TensorFile) -> dict[str, str]:
     """The tensor of `file` for each parameter, from names and shapes alone.
 
     Raises:
@@ -80,7 +79,7 @@ def match(config: ModelConfig, file: AprFile) -> dict[str, str]:
     return sources
 
 
-def check_values(config: ModelConfig, file: AprFile) -> None:
+def check_values(config: ModelConfig, file: TensorFile) -> None:
     """What `fill` checks of the values, without a model to fill.
 
     Raises:
@@ -96,7 +95,7 @@ def check_values(config: ModelConfig, file: AprFile) -> None:
         raise WeightsError(f"{file.path}: {_listed(problems)}")
 
 
-def _plausible(file: AprFile, source: str, name: str) -> Tensor:
+def _plausible(file: TensorFile, source: str, name: str) -> Tensor:
     values = file[source].flatten() if name.endswith(".bias") else file[source]
     if not values.is_floating_point():
         raise WeightsError(f"{file.path}: {source} holds {values.dtype} values, weights are floating point")
@@ -153,7 +152,7 @@ def spoiled(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return None
 
 
-def _sources(file: AprFile) -> dict[str, str]:
+def _sources(file: TensorFile) -> dict[str, str]:
     """transformers' name: the file's name, without training state and empty heads."""
     sources: dict[str, str] = {}
     for name in file:
@@ -166,7 +165,7 @@ def _sources(file: AprFile) -> dict[str, str]:
     return sources
 
 
-def _check_copy(file: AprFile, head: str, sources: dict[str, str]) -> None:
+def _check_copy(file: TensorFile, head: str, sources: dict[str, str]) -> None:
     embedding = sources.get(EMBEDDING)
     if embedding is not None and not torch.equal(file[head], file[embedding]):
         raise WeightsError(

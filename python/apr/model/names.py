@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from apr.container.file import HEADS
 from apr.errors import WeightsError
 
 if TYPE_CHECKING:
     from apr.model.config import ModelConfig
 
+# Tensors of a checkpoint whose names start like this are the state of a training run, not of the model.
+TRAINING_PREFIX = "__training__."
+# The output projection, in transformers' names and in GGUF's.
+HEADS = ("lm_head.weight", "output.weight")
 EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from apr.container.file import load
+from apr.container.load import load
 from apr.data.corpus_check import corpus_problems
 from apr.data.shards import ShardDir
 from apr.data.split import split_dataset

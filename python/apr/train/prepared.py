@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from apr.container.file import load
+from apr.container.load import load
 from apr.data.split import evaluation_windows
 from apr.model.decoder import Decoder
 from apr.model.fill import fill

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from apr._core import Container
-from apr.container.file import AprFile
+from apr.container.header import FileHeader, flag_states
+from apr.container.mapped_file import MappedFile
 from apr.errors import DecryptionError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -51,15 +52,13 @@ class V1Flags(IntFlag):
 
 
 @dataclass(frozen=True, slots=True)
-class V1Header:
+class V1Header(FileHeader):
     """The 32 bytes at the start, field by field. Sizes in bytes.
 
     `payload_size` is the payload's as stored, `uncompressed_size` once decrypted and decompressed;
     `compression` is "none", "zstd", "zstd19" or "lz4"; `quality` is the writer's score, 0 to 100.
     """
 
-    magic: bytes
-    version: tuple[int, int]
     model_type: int
     metadata_size: int
     payload_size: int
@@ -116,8 +115,8 @@ def open_v1(
     return V1File(path, container)
 
 
-class V1File(AprFile):
-    """An open v1 file: an `AprFile` over the tensors that its metadata describe. Made by `apr.load`.
+class V1File(MappedFile):
+    """An open v1 file: a `TensorFile` over the tensors that its metadata describe. Made by `apr.load`.
 
     Most v1 files hold a model as one value of its writer's own type: `payload` has its bytes, and there
     are no tensors. `info(name).offset` counts from the file's start only where the payload is neither
@@ -125,7 +124,7 @@ class V1File(AprFile):
     """
 
     @cached_property
-    def header(self) -> V1Header:  # type: ignore[override] # another form has another header
+    def header(self) -> V1Header:
         """The header's fields."""
         fields = self._container.v1()
         assert fields is not None
@@ -164,11 +163,34 @@ class V1File(AprFile):
         """Whether the payload is encrypted and the file was opened without a key."""
         return self._container.locked
 
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
+    def header_facts(self) -> dict[str, object]:
+        """Return what `apr.inspect` shows of the header."""
+        header, signature = self.header, self.signature
+        return {
+            "version": ".".join(map(str, header.version)),
+            "header_checksum": None,
+            "footer_checksum": None if self.footer is None else f"{self.footer:#010x}",
+            **flag_states(header.flags),
+            "reserved": header.reserved.hex() if any(header.reserved) else None,
+            "v1": {
+                "model_type": header.model_type_name,
+                "compression": header.compression,
+                "quality": header.quality,
+                "payload_size": header.payload_size,
+                "uncompressed_size": header.uncompressed_size,
+                "encrypted": V1Flags.ENCRYPTED in header.flags,
+                "locked": self.locked,
+                "signature": None
+                if signature is None
+                else "trusted"
+                if signature.trusted
+                else "integrity alone",
+                "public_key": None if signature is None else signature.public_key.hex(),
+            },
+        }
 
     def require_tensors(self) -> None:
-        """Refuse a file whose metadata describe no tensors; errors as in `AprFile`."""
+        """Refuse a file whose metadata describe no tensors; errors as in `TensorFile`."""
         if self.locked:
             raise DecryptionError(
                 f"{self._path}: an encrypted v1 file whose tensors are locked: open it with its password or "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from apr.container import torch_dtypes
-from apr.container.file import load
+from apr.container.load import load
 from apr.container.save import TensorSpec, bytes_of, write
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apr.container.file import load
+from apr.container.load import load
 from apr.errors import AprError, RefusedError, message
 from apr.files import write_json
 from apr.train.checkpoint.state import state_of

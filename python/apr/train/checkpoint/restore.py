@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from apr.container.file import TRAINING_PREFIX, load
+from apr.container.load import load
 from apr.errors import RefusedError
+from apr.model.names import TRAINING_PREFIX
 from apr.train.checkpoint.optimizer_state import MOMENTS
 from apr.train.checkpoint.state import state_of
 from apr.train.optimizer import set_learning_rate
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import AdamW
 
-    from apr.container.file import AprFile
+    from apr.container.tensor_file import TensorFile
     from apr.model.decoder import Decoder
     from apr.train.checkpoint.state import RunState
 
@@ -58,7 +59,7 @@ def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any])
         return state
 
 
-def _state_tensor(file: AprFile, name: str) -> Tensor:
+def _state_tensor(file: TensorFile, name: str) -> Tensor:
     try:
         return file[TRAINING_PREFIX + name]
     except KeyError:

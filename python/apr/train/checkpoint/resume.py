@@ -7,9 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from apr.container.file import TRAINING_PREFIX, load
+from apr.container.load import load
 from apr.errors import AprError, RefusedError, WeightsError, message
 from apr.model.fill import spoiled
+from apr.model.names import TRAINING_PREFIX
 from apr.train import rundir
 from apr.train.checkpoint.files import Checkpoint, best_of, list_checkpoints, mark
 from apr.train.checkpoint.state import state_of
@@ -18,7 +19,7 @@ from apr.train.record.metrics import cut_back, read_metrics
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from apr.container.file import AprFile
+    from apr.container.tensor_file import TensorFile
     from apr.train.checkpoint.state import RunState
     from apr.train.record.report import Report
 
@@ -70,7 +71,7 @@ def find(run_dir: Path) -> Found:
     return found
 
 
-def _check_weights(file: AprFile) -> None:
+def _check_weights(file: TensorFile) -> None:
     problem = spoiled((name, file[name]) for name in file if not name.startswith(TRAINING_PREFIX))
     if problem is not None:
         raise WeightsError(f"{file.path}: weights of a run that exploded: {problem}")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from apr.container.file import TRAINING_PREFIX, load
+from apr.container.load import load
 from apr.container.save import TensorSpec, bytes_of, spec_of, write
+from apr.model.names import TRAINING_PREFIX
 from apr.train.checkpoint.optimizer_state import digest, moments
 
 if TYPE_CHECKING:

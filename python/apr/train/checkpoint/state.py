@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from apr.errors import RefusedError
 
 if TYPE_CHECKING:
-    from apr.container.file import AprFile
+    from apr.container.tensor_file import TensorFile
 
 # A loss this many standard deviations above the mean of that many steps is a spike.
 _SPIKE_SIGMA, _SPIKE_WINDOW = 6.0, 100
@@ -106,7 +106,7 @@ class RunState:
         return asdict(self)
 
 
-def state_of(file: AprFile) -> RunState:
+def state_of(file: TensorFile) -> RunState:
     """The run's state in a checkpoint's metadata.
 
     Raises:

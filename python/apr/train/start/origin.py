@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr.container.file import load
+from apr.container.load import load
 from apr.container.metadata import HF_TOKENIZER, VOCABULARY
 from apr.errors import RefusedError
 from apr.model.config import ModelConfig
@@ -15,7 +15,7 @@ from apr.model.fill import check_values, has_head, match
 from apr.model.init import PRESETS, load_arch
 
 if TYPE_CHECKING:
-    from apr.container.file import AprFile
+    from apr.container.tensor_file import TensorFile
     from apr.data.tokenizers import LoadedTokenizer
 
 _TOKENIZER_KEYS = ("tokenizer.", "chat_template", "special_tokens", HF_TOKENIZER)
@@ -98,7 +98,7 @@ def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
     return Origin(model, carried, base, path)
 
 
-def _carried(file: AprFile, tokenizer: LoadedTokenizer | None) -> dict[str, Any]:
+def _carried(file: TensorFile, tokenizer: LoadedTokenizer | None) -> dict[str, Any]:
     inside = {key: value for key, value in file.metadata.items() if key.startswith(_TOKENIZER_KEYS)}
     if tokenizer is not None and not {VOCABULARY, HF_TOKENIZER} & inside.keys():
         inside = tokenizer.metadata()
@@ -107,11 +107,11 @@ def _carried(file: AprFile, tokenizer: LoadedTokenizer | None) -> dict[str, Any]
     return carried | inside
 
 
-def _base(file: AprFile) -> dict[str, Any]:
+def _base(file: TensorFile) -> dict[str, Any]:
     return {"name": Path(file.path).name, "size": file.nbytes, "crc32": f"{_crc32(file):08x}"}
 
 
-def _crc32(file: AprFile) -> int:
+def _crc32(file: TensorFile) -> int:
     if file.footer is not None:
         return file.footer
     crc = 0

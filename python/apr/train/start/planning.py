@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from apr.container.file import load
+from apr.container.load import load
 from apr.container.save import save
 from apr.errors import RefusedError
 from apr.train import rundir

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 
 from apr.container.dtypes import NUMPY
 from apr.errors import FormatError, UnsupportedError
+from apr.gguf.names import FAMILIES, hf_name, unpermute
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,57 +20,11 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType, GGUFReader, ReaderField, ReaderTensor
     from numpy.typing import NDArray
 
-# GGUF `general.architecture`: transformers' class
-FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-
-_TOP_NAMES = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-_BLOCK_NAMES = {
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "attn_norm": "input_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-    "ffn_norm": "post_attention_layernorm",
-}
 # Factors of Llama 3's rotary frequencies; the parameters of all published models, but for the largest factor.
 _ROPE_FACTORS = "rope_freqs.weight"
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1, 4, 8192
-_BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
-
 # Types that .apr stores as they are; every other one is dequantized to float32.
 _PLAIN_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
-
-
-def hf_name(name: str) -> str | None:
-    """The transformers name of a GGUF tensor, or None for a name that neither family has."""
-    if name in _TOP_NAMES:
-        return _TOP_NAMES[name]
-    match = _BLOCK.fullmatch(name)
-    if match is None or match[2] not in _BLOCK_NAMES:
-        return None
-    return f"model.layers.{match[1]}.{_BLOCK_NAMES[match[2]]}.{match[3]}"
-
-
-def unpermute(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Undo the row order that GGUF converters give Llama's q and k.
-
-    Args:
-        rows: [heads x head_dim, ...]; row (h, 2i + j) holds transformers' row (h, j x head_dim/2 + i).
-        heads: attention heads for q, KV heads for k.
-
-    Returns:
-        The same values in transformers' order (halves, not adjacent pairs): a new array of the same shape.
-    """
-    head_dim = rows.shape[0] // heads
-    pairs = rows.reshape(heads, head_dim // 2, 2, *rows.shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 
 
 @dataclass(frozen=True)

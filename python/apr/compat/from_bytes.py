@@ -6,20 +6,20 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from apr.container.file import load
+from apr.container.load import load
 from apr.errors import AprError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from apr.container.file import AprFile
+    from apr.container.tensor_file import TensorFile
 
 # What errors name in place of a path.
 _NAME = "<bytes>"
 
 
 @contextmanager
-def opened(data: bytes) -> Iterator[AprFile]:
+def opened(data: bytes) -> Iterator[TensorFile]:
     """The open file, which lives in memory alone; tensors taken from it stay valid."""
     memory = os.memfd_create("apr")
     path = f"/proc/self/fd/{memory}"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from apr.compat.text_metadata import as_texts
 from apr.container.dtypes import QUANTIZED
-from apr.container.file import load
-from apr.container.metadata import as_texts
+from apr.container.load import load
 
 if TYPE_CHECKING:
     from os import PathLike
     from types import TracebackType
 
-    from apr.container.file import TensorInfo
+    from apr.container.header import TensorInfo
 
 # As safetensors takes them.
 _TORCH, _NUMPY = ("pt", "torch", "pytorch"), ("np", "numpy")

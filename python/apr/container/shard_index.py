@@ -1,0 +1,101 @@
+"""The index of a model in several files (`model.apr.index.json`): which file holds which tensor."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+from apr.errors import FormatError
+
+# Ends the name of an index; the name before it is the model's.
+INDEX_SUFFIX = ".apr.index.json"
+# Larger than the index of any model, so that a wrong file is not read into memory.
+_LARGEST_INDEX = 64 << 20
+
+
+def find_model(path: Path) -> Path:
+    """Return the index, or the single `.apr` file, that a directory stands for; other paths as they are.
+
+    Raises:
+        IsADirectoryError: the directory has neither one index nor exactly one `.apr` file.
+    """
+    if not path.is_dir():
+        return path
+    names = sorted(name for name in os.listdir(path) if not name.startswith("."))  # noqa: PTH208 (names)
+    indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    files = [name for name in names if name.endswith(".apr")]
+    candidates = indices or files
+    if not candidates:
+        problem = f"the directory has neither an index (*{INDEX_SUFFIX}) nor an .apr file"
+        raise IsADirectoryError(errno.EISDIR, problem, os.fspath(path))
+    if len(candidates) > 1:
+        problem = (
+            f"the directory has {len(indices)} indices (*{INDEX_SUFFIX}) and {len(files)} .apr files; "
+            "pass the path of one"
+        )
+        raise IsADirectoryError(errno.EISDIR, problem, os.fspath(path))
+    return path / candidates[0]
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Return the file name of each tensor. Every file exists and is in the directory of the index.
+
+    Raises:
+        FormatError: the file is not a valid index, or a file name leads out of the directory.
+        FileNotFoundError: a file that the index names does not exist.
+        OSError: the index cannot be read.
+    """
+    weight_map = _parse_index(path)
+    directory = Path(os.path.realpath(path.parent))
+    for name in dict.fromkeys(weight_map.values()):
+        # A hostile index must not make a reader open files elsewhere, neither by a path nor by a link.
+        if "/" in name or not name.isprintable() or not name.endswith(".apr"):
+            refuse_index(path, f"{name!r} is not a plain name of an .apr file")
+        file = path.with_name(name)
+        if not os.path.lexists(file):
+            raise FileNotFoundError(errno.ENOENT, f"no such file, but {path.name} names it", os.fspath(file))
+        if Path(os.path.realpath(file)).parent != directory:
+            refuse_index(path, f"{name!r} is a link to a file outside the directory")
+    return weight_map
+
+
+def refuse_index(path: Path, problem: str, tensor: str | None = None) -> NoReturn:
+    """Raise the error for an index that is invalid or does not match its files."""
+    raise FormatError(f"{path}: {problem}", path=path, tensor=tensor)
+
+
+def _parse_index(path: Path) -> dict[str, str]:
+    with path.open("rb") as file:
+        text = file.read(_LARGEST_INDEX + 1)
+    if len(text) > _LARGEST_INDEX:
+        refuse_index(path, "larger than 64 MiB, not an index")
+    try:
+        index = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
+    except _DuplicateKeyError as error:
+        refuse_index(path, f"the key {error.args[0]!r} is a duplicate")
+    except (ValueError, RecursionError) as error:
+        refuse_index(path, f"invalid JSON: {type(error).__name__}: {error}")
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        refuse_index(path, 'not an index: {"weight_map": {tensor: file}} with at least one tensor is missing')
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str):
+            refuse_index(path, f"tensor {tensor!r}: the file name must be a string, not {name!r}", tensor)
+    return weight_map
+
+
+class _DuplicateKeyError(Exception):
+    """An object of the index has the same key twice."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # `json` keeps the last of two equal keys: two readers could take different files for one tensor.
+    members: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in members:
+            raise _DuplicateKeyError(key)
+        members[key] = value
+    return members

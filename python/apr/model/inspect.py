@@ -1,0 +1,92 @@
+"""`apr.inspect`: what a model file is, as a dictionary."""
+
+from __future__ import annotations
+
+import os
+from math import prod
+from typing import TYPE_CHECKING, Any, Literal
+
+from apr.container.inspect import container_facts
+from apr.container.load import load
+from apr.model.metadata import spellings
+from apr.model.names import HEADS, TRAINING_PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from os import PathLike
+    from typing import Unpack
+
+    from apr.container.header import TensorInfo
+    from apr.container.legacy.keys import Keys
+
+_SIZES = ("num_layers", "num_heads", "num_kv_heads", "hidden_size", "vocab_size")
+
+
+def inspect(
+    path: str | PathLike[str],
+    *,
+    verify: Literal["structure", "full"] = "full",
+    **keys: Unpack[Keys],
+) -> dict[str, object]:
+    """Describe a file. Every file that opens is described, including one whose checksum is wrong.
+
+    Args:
+        path: the file; or, for a model in several files, its index or directory.
+        verify: "full" reads every byte to decide `checksum_valid`; "structure" leaves it None.
+        keys: `password`, `recipient_key` and `trusted_key` as in `apr.load`.
+
+    Returns:
+        A dictionary that `json.dumps` accepts:
+
+        - `file`: the path; `files`: the paths of a model in several files, else None.
+        - `valid`: whether no check failed; `checksum_valid`: whether the footer matches, None if there is no
+          footer or it was not checked.
+        - `format`: the form of the format, such as "APR v2"; `version`: such as "2.0".
+        - `kind`: "model", "checkpoint" or "shard".
+        - `tensor_count`, `param_count`, `size_bytes`; `dtypes`: the number of tensors of each dtype.
+        - `architecture`, `num_layers`, `num_heads`, `num_kv_heads`, `hidden_size`, `vocab_size`: from the
+          metadata, None if they do not contain them.
+        - `header_checksum`, `footer_checksum`: as stored, in hexadecimal; None if there is none and for
+          several files.
+        - `flags`: each named flag and whether it is set; `unknown_flags`: the set bits without a name;
+          `reserved`: the reserved bytes in hexadecimal, None if all are zero.
+        - `v1`: None, or for version 1 `model_type`, `compression`, `quality`, `payload_size` (stored bytes),
+          `uncompressed_size`, `encrypted`, `locked` (encrypted, and no key was given), `signature` (None,
+          "trusted" or "integrity alone") and `public_key` (hexadecimal).
+        - `metadata`: all metadata.
+
+    Raises:
+        AprError: the file does not open; the error has the path, tensor and byte.
+        OSError: the file cannot be opened or read.
+    """
+    with load(path, **keys) as file:
+        facts = container_facts(file, os.fspath(path), verify=verify)
+        infos = [file.info(name) for name in file]
+        metadata = file.metadata
+        is_shard = not file.is_sharded and bool(facts["flags"].get("sharded"))
+    if any(info.name.startswith(TRAINING_PREFIX) for info in infos):
+        kind = "checkpoint"
+    else:
+        kind = "shard" if is_shard else "model"
+    return {
+        **facts,
+        "kind": kind,
+        "architecture": _architecture(metadata),
+        **{key: next(iter(spellings(metadata, key).values()), None) for key in _SIZES},
+        "param_count": sum(prod(info.shape) for info in infos if _is_parameter(info, metadata)),
+    }
+
+
+def _architecture(metadata: Mapping[str, Any]) -> object:
+    """Return the most specific name that the metadata contain: `architecture` alone is often a default."""
+    for key in ("hf_model_type", "hf_architecture", "architecture"):
+        if metadata.get(key):
+            return metadata[key]
+    return None
+
+
+def _is_parameter(info: TensorInfo, metadata: Mapping[str, Any]) -> bool:
+    """Whether the values count as parameters of the model: neither training state nor a tied head does."""
+    declared_tied = metadata.get("tie_word_embeddings") or metadata.get("tied_embeddings")
+    is_tied = info.tied or (declared_tied and info.name in HEADS)
+    return not is_tied and not info.name.startswith(TRAINING_PREFIX)
