@@ -69,7 +69,7 @@ def test_several_files_are_the_mapping_that_one_is(tmp_path, tensors, count, ran
 
 def test_every_form_of_a_tensor_is_there(index):
     file = apr.load(index)
-    assert isinstance(file, apr.AprFile)
+    assert isinstance(file, apr.TensorFile)
     assert list(file) == ["a", "b", "c", "d"]
     assert dict(file).keys() == file.keys()
     assert file["b"].tolist() == [[0, 1, 2], [3, 4, 5]]
