@@ -68,7 +68,7 @@ def test_what_cannot_be_quantized_is_refused():
     ]:
         with pytest.raises(ValueError, match=says):
             apr.quantize(np.array([0, value], "<f4"), dtype)
-    with pytest.raises(ValueError, match="q4_k is not quantized to"):
+    with pytest.raises(ValueError, match="q4_k"):
         apr.quantize(np.zeros(2, "<f4"), "q4_k")
     with pytest.raises(TypeError, match="int64: only floating-point"):
         apr.quantize(torch.arange(3), "q8")

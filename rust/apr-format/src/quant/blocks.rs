@@ -1,11 +1,15 @@
-//! One block of each quantized dtype, in the order of operations of its writer's own reader.
+//! Decoders of one block of each quantized dtype.
+//!
+//! Each decoder keeps the order of operations of the reference reader (aprender's for q4, GGML's for the
+//! others): float32 arithmetic is not associative, and the values must agree in every bit.
 
 use half::f16;
 
-/// APR's q4: an f16 scale, then 32 nibbles, the low one of a byte first.
+/// Decode a block of q4: an f16 scale, then 32 nibbles, the low one of each byte first.
 pub(super) fn q4(block: &[u8; 18]) -> [f32; 32] {
     let scale = f16_at(block, 0);
-    // Its writer's reader takes NaN, infinite and subnormal scales for zero.
+    // aprender's reader replaces NaN, infinite and subnormal scales by zero, so a block that it wrote with
+    // such a scale decodes to zeros there.
     let scale = if scale.is_normal() { scale.to_f32() } else { 0.0 };
     std::array::from_fn(|i| {
         let byte = block[2 + i / 2];
@@ -14,8 +18,10 @@ pub(super) fn q4(block: &[u8; 18]) -> [f32; 32] {
     })
 }
 
-/// GGML's `q4_k`: d and dmin f16, 12 bytes of 6-bit scales and mins, then eight groups of 32 nibbles,
-/// two groups to 32 bytes.
+/// Decode a block of GGML's `q4_k`: the f16 factors `d` and `dmin`, 12 bytes of 6-bit scales and minimums, then
+/// eight groups of 32 nibbles.
+///
+/// Two groups share 32 bytes: an even group has the low nibbles, the odd group after it the high ones.
 pub(super) fn q4_k(block: &[u8; 144]) -> [f32; 256] {
     let (d, dmin) = (f16_at(block, 0).to_f32(), f16_at(block, 2).to_f32());
     let mut values = [0.0; 256];
@@ -30,8 +36,10 @@ pub(super) fn q4_k(block: &[u8; 144]) -> [f32; 256] {
     values
 }
 
-/// The 6-bit scale and min of one of eight groups: the last four keep their two high bits above the
-/// six bits of the first four.
+/// Return the 6-bit scale and minimum of one of eight groups, which 12 bytes hold.
+///
+/// Bytes 0 to 3 hold the scales of groups 0 to 3 in their low six bits, bytes 4 to 7 the minimums. Groups 4 to 7
+/// are split: the low four bits of both share bytes 8 to 11, and the high two bits fill the rest of bytes 0 to 7.
 fn scale_and_min(packed: &[u8], group: usize) -> (u8, u8) {
     if group < 4 {
         return (packed[group] & 63, packed[group + 4] & 63);
@@ -40,8 +48,11 @@ fn scale_and_min(packed: &[u8], group: usize) -> (u8, u8) {
     ((low & 15) | (packed[group - 4] >> 6 << 4), (low >> 4) | (packed[group] >> 6 << 4))
 }
 
-/// GGML's `q6_k`: 128 bytes of low nibbles, 64 of high bit pairs, 16 i8 scales, d f16. Each half of a
-/// block is four groups of 32: groups 0 and 1 in the low nibbles, 2 and 3 in the high ones.
+/// Decode a block of GGML's `q6_k`: 128 bytes with the low four bits of each value, 64 bytes with the high two, 16
+/// i8 scales, and the f16 factor `d` at the end.
+///
+/// Each half of a block has four groups of 32 values. Groups 0 and 1 use the low nibbles of 64 bytes, groups 2 and
+/// 3 the high nibbles; all four share 32 bytes of high bits, two bits each. A scale covers a run of 16 values.
 pub(super) fn q6_k(block: &[u8; 210]) -> [f32; 256] {
     let d = f16_at(block, 208).to_f32();
     let mut values = [0.0; 256];

@@ -1,4 +1,4 @@
-//! Float32 to APR's own quantized pair, byte for byte as the ecosystem's importer writes it.
+//! Quantize float32 values to q8 and q4, byte for byte as aprender's importer does.
 
 use half::f16;
 use rayon::prelude::*;
@@ -9,20 +9,22 @@ use crate::{
     threads,
 };
 
-/// Values that one task quantizes.
+/// Values that one task quantizes: enough that starting a task costs nothing against it.
 const TASK: usize = 32 << 10;
-/// Values and bytes of a q4 block.
+/// Values of a q4 block.
 const Q4_VALUES: usize = 32;
+/// Bytes of a q4 block: an f16 scale and 32 nibbles.
 const Q4_SIZE: usize = 18;
 
-/// The stored bytes of values quantized to q4 or q8.
+/// Quantize values to q4 or q8 and return the bytes to store.
 ///
-/// q8 has one scale, the largest magnitude over 127; q4 one for each 32 values, theirs over 7, stored as
-/// f16. Values are rounded to the nearest step, halves away from zero.
+/// q8 has one f32 scale for the tensor: the largest magnitude divided by 127. q4 has an f16 scale for each block of
+/// 32 values: the largest magnitude of the block divided by 7. Values are rounded to the nearest step, halves away
+/// from zero.
 ///
 /// # Errors
-/// [`Error::Unwritable`] for another dtype, and for values that the dtype has no steps for: NaN, infinities,
-/// and in q4 magnitudes above 7 times what an f16 holds.
+/// [`Error::Unwritable`] for another dtype, for NaN and infinities, and for q4 magnitudes above 458 528, whose scale
+/// an f16 cannot hold.
 pub fn quantize(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
     threads::run(|| quantize_here(dtype, values))
 }
@@ -30,17 +32,17 @@ pub fn quantize(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
 fn quantize_here(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
     let refuse = |what: String| Err(Error::Unwritable { tensor: None, what });
     if !matches!(dtype, Dtype::Q4 | Dtype::Q8) {
-        return refuse(format!("{} is not quantized to: q4 and q8 are", dtype.name()));
+        return refuse(format!("cannot quantize to {}: the dtype must be q4 or q8", dtype.name()));
     }
     if let Some(at) = values.par_iter().position_first(|value| !value.is_finite()) {
-        return refuse(format!("value {at} is {}, which no quantized dtype holds", values[at]));
+        return refuse(format!("value {at} is {}: quantized dtypes hold only finite values", values[at]));
     }
     if dtype == Dtype::Q8 {
         return Ok(q8(values));
     }
     let largest = 7.0 * f16::MAX.to_f32();
     if let Some(at) = values.par_iter().position_first(|value| value.abs() > largest) {
-        return refuse(format!("value {at} is {}: q4 holds magnitudes up to {largest}", values[at]));
+        return refuse(format!("value {at} is {}: q4 holds magnitudes of at most {largest}", values[at]));
     }
     Ok(q4(values))
 }
@@ -64,7 +66,7 @@ fn q4(values: &[f32]) -> Vec<u8> {
         let scale = values.iter().fold(0.0_f32, |most, value| most.max(value.abs())) / 7.0;
         block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
         for (i, byte) in block[2..].iter_mut().enumerate() {
-            // What fills up the last block counts as zero.
+            // A partial last block is stored whole, padded with zeros.
             let nibble = |i: usize| step(values.get(i).copied().unwrap_or(0.0), scale, 7.0) + 8;
             *byte = (nibble(2 * i) | (nibble(2 * i + 1) << 4)).to_le_bytes()[0];
         }
@@ -72,7 +74,7 @@ fn q4(values: &[f32]) -> Vec<u8> {
     bytes
 }
 
-/// The nearest step, from -most to most; 0 where everything is zero.
+/// Return the step nearest to a value, from `-most` to `most`; 0 if the scale is 0.
 #[allow(clippy::cast_possible_truncation)] // at most 127
 fn step(value: f32, scale: f32, most: f32) -> i16 {
     if scale > 0.0 { (value / scale).round().clamp(-most, most) as i16 } else { 0 }

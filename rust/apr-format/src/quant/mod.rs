@@ -1,4 +1,6 @@
-//! Quantized tensors to float32, in parallel, bit for bit as their writers' own readers.
+//! Dequantize tensors to float32 in parallel, and quantize float32 values.
+//!
+//! The values agree in every bit with those of the reference readers.
 
 mod blocks;
 mod encode;
@@ -13,14 +15,14 @@ use crate::{
     threads,
 };
 
-/// Values that one task makes: some hundred kilobytes, so that they stay in the core's own cache.
+/// Values that one task decodes: 128 KiB as float32, which stay in a core's own L2 cache.
 pub const TASK: usize = 32 << 10;
 
-/// Fill `out` with the values of a quantized tensor from its value `start` on, in row-major order; the
-/// stored bytes are read from `source`.
+/// Fill `out` with values of a quantized tensor, in row-major order, beginning with its value `start`. Only the
+/// blocks that hold these values are read from `source`.
 ///
 /// # Errors
-/// [`Error::Unwritable`] where the tensor is not quantized or has no such values; the operating system's.
+/// [`Error::Unwritable`] if the tensor is not quantized or has fewer values; [`Error::Io`] if reading fails.
 pub fn dequantize(
     source: &(impl Source + ?Sized),
     tensor: &Tensor,
@@ -29,7 +31,7 @@ pub fn dequantize(
 ) -> Result<()> {
     if start.checked_add(out.len() as u64).is_none_or(|end| end > tensor.count()) {
         let what = format!(
-            "tensor {:?} has {} values, not {} from {start} on",
+            "tensor {:?} has {} values: cannot read {} from value {start} on",
             tensor.name,
             tensor.count(),
             out.len()
@@ -48,14 +50,18 @@ pub fn dequantize(
     }
 }
 
-/// Where a value lies: its block, its place in the block, and how many values follow it there.
+/// The position of a value: its block, its index in the block, and how many values of its row the block has from
+/// there on.
 struct Place {
     block: u64,
     within: usize,
     run: usize,
 }
 
-/// Blocks of `N` values in `B` bytes. Rows that are padded start at a block of their own.
+/// Decode blocks of `N` values in `B` bytes.
+///
+/// Some writers pad each row to whole blocks, so that every row starts a new block; in other files the blocks run
+/// through the tensor. The stored size tells which: see `Tensor::padded_columns`.
 fn in_blocks<const N: usize, const B: usize>(
     source: &(impl Source + ?Sized),
     tensor: &Tensor,
@@ -77,7 +83,7 @@ fn in_blocks<const N: usize, const B: usize>(
         let mut at = start + (task * TASK) as u64;
         let first = place(at).block;
         let blocks = place(at + values.len() as u64 - 1).block - first + 1;
-        // What is read lies within the tensor, whose bytes the reader has checked.
+        // In bounds: the size of the tensor was checked against its dims and the file when it was opened.
         let stored = read_vec(source, tensor.offset + first * B as u64, blocks * B as u64)?;
         for block in stored.as_chunks::<B>().0 {
             let Place { within, run, .. } = place(at);
@@ -91,7 +97,7 @@ fn in_blocks<const N: usize, const B: usize>(
     .map(|_: Vec<()>| ())
 }
 
-/// One f32 scale, then an i8 for each value.
+/// Decode q8: one f32 scale for the whole tensor, then an i8 for each value.
 fn q8(source: &(impl Source + ?Sized), tensor: &Tensor, start: u64, out: &mut [f32]) -> Result<()> {
     if out.is_empty() {
         return Ok(());
@@ -125,7 +131,7 @@ mod tests {
         out
     }
 
-    /// `q6_k` blocks that hold one value each, known by their scale.
+    /// `q6_k` blocks of 256 equal values: the scale, and with it the value, tells the block.
     fn marked(blocks: u8) -> Vec<u8> {
         let mut bytes = Vec::new();
         for mark in 1..=blocks {
@@ -142,18 +148,18 @@ mod tests {
     }
 
     #[test]
-    fn padded_rows_start_at_a_block_and_flat_ones_do_not() {
+    fn only_padded_rows_start_a_new_block() {
         let padded = marks(&values(Dtype::Q6K, &[2, 300], &marked(4)));
         assert_eq!([255, 256, 299, 300, 599].map(|i| padded[i]), [1, 2, 2, 3, 4]);
         let flat = marks(&values(Dtype::Q6K, &[2, 300], &marked(3)));
         assert_eq!([255, 256, 511, 512, 599].map(|i| flat[i]), [1, 2, 2, 3, 3]);
-        // Where both layouts have the same size, rows are padded.
+        // If both layouts have the same size, the rows are taken as padded.
         let same = marks(&values(Dtype::Q6K, &[2, 200], &marked(2)));
         assert_eq!([199, 200].map(|i| same[i]), [1, 2]);
     }
 
     #[test]
-    fn values_from_any_place_on_are_those_of_the_whole() {
+    fn dequantizing_from_any_value_equals_the_rest_of_the_whole() {
         for (dims, blocks) in [([2, 300], 4), ([2, 300], 3), ([2, 200], 2)] {
             let bytes = marked(blocks);
             let tensor = tensor(Dtype::Q6K, &dims, bytes.len());
@@ -168,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_several_tasks_is_whole() {
+    fn tensors_of_several_tasks_are_decoded_completely() {
         let stored = || (0..=250_u8).cycle().take(3 * TASK + 7);
         let bytes: Vec<u8> = 0.5_f32.to_le_bytes().into_iter().chain(stored()).collect();
         let expected: Vec<_> = stored().map(|byte| f32::from(byte.cast_signed()) * 0.5).collect();
@@ -176,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn another_size_and_other_dtypes_are_refused() {
+    fn plain_dtypes_and_out_of_range_values_are_refused() {
         let mut out = [0.0; 3];
         let mut refused = |dtype, dims: &[u64], bytes: &[u8]| {
             dequantize(bytes, &tensor(dtype, dims, bytes.len()), 0, &mut out).is_err()
