@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# `make demo`: a real pretrained model and this machine's own Python source in, a fine-tuned .apr and six
-# verdicts out. Every line that starts with `$` can be copied. Everything it makes is in demo/.
+# `make demo`: fine-tunes a real pretrained model on this machine's own Python source and checks six promises about
+# the run. Every line that starts with `$` can be copied. All output is in demo/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 pip_python=$(command -v "${PYTHON:-python3}")  # before .venv, whose Python has no pip, comes first in PATH
@@ -21,7 +21,8 @@ run() {
     "$@"
 }
 
-# Sequence of 512 as a batch of one fills two cores; a GPU takes the full 500 steps of the contract.
+# A GPU takes the 500 steps of the contract. Two cores take as many steps as fit into five minutes: a batch of one
+# sequence of 512 tokens keeps both busy.
 if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     steps=500 batch=(--batch-size 16 --compile) val_tokens=262144
 else
@@ -41,7 +42,7 @@ ls -lh "demo/cache/$model" | awk '{print $5, $9}'
 rm -rf "$out"
 mkdir -p "$out"
 
-say "2. GGUF to .apr: names, sizes and tokenizer go along, weights become float32 bit for bit"
+say "2. GGUF to .apr: names, sizes and tokenizer are kept, weights become float32"
 run apr convert "demo/cache/$model" "$out/smollm2.apr"
 
 say "3. What is in the file"
@@ -51,35 +52,31 @@ say "4. This machine's Python source to token shards, with the tokenizer inside 
 run apr tokenize encode --corpus "$stdlib" --pattern '*.py' \
     --exclude 'test/*' 'site-packages/*' 'idlelib/*' 'lib2to3/*' 'email/*' 'json/*' 'asyncio/*' \
     --tokenizer "$out/smollm2.apr" --output "$out/train"
-say "   … and three packages that training never sees"
+say "   … and three packages that training does not see"
 run apr tokenize encode --corpus "$stdlib/asyncio" "$stdlib/email" "$stdlib/json" --pattern '*.py' \
     --tokenizer "$out/smollm2.apr" --output "$out/held-out"
 
-say "5. Are these shards what they say, and is it text?"
+say "5. Check the shards: every id, and whether it looks like text"
 run apr repair-manifest "$out/train" --verify --tokenizer "$out/smollm2.apr"
 
 train=(apr pretrain --init "$out/smollm2.apr" --dataset "$out/train" --val-dataset "$out/held-out"
-    --tokenizer "$out/smollm2.apr" --run-dir "$out/run" --seq-length 512 "${batch[@]}" --val-tokens "$val_tokens")
+    --tokenizer "$out/smollm2.apr" --run-dir "$out/run" --seq-length 512 "${batch[@]}")
 
-say "6. What a run of 1000 steps would do: everything is checked, the speed is measured, nothing is trained"
-run "${train[@]}" --num-steps 1000 --plan --json > "$out/plan.json"
+say "6. Check everything and measure the speed, without training"
+run "${train[@]}" --val-tokens "$val_tokens" --num-steps 1000 --plan --json > "$out/plan.json"
 if [ -z "$steps" ]; then
-    # As many steps as leave the whole demo under five minutes, with three evaluations between them.
-    steps=$(python -c '
-import json, sys
-plan = json.load(open(sys.argv[1]))
-print(max(12, min(500, int((130 - 3 * plan["seconds_per_evaluation"]) / plan["seconds_per_step"]))))' "$out/plan.json")
-    printf '\nWithout a GPU a demo has time for %s steps.\n' "$steps"
+    read -r steps val_tokens < <(python docs/demo_steps.py "$out/plan.json" $((SECONDS - started)))
+    printf '\nWithout a GPU there is time for %s steps and %s held-out tokens.\n' "$steps" "$val_tokens"
 fi
-train+=(--num-steps "$steps" --steps-per-epoch "$(( (steps + 1) / 2 ))" --no-stop-at-target)
+train+=(--val-tokens "$val_tokens" --num-steps "$steps" --steps-per-epoch "$steps" --no-stop-at-target)
 
-say "7. Fine-tune: held-out loss before the first step and after the last"
+say "7. Fine-tune, with the held-out loss before the first step and after the last"
 run "${train[@]}"
 
-say "8. Six promises, decided from what is on disk"
+say "8. Check six promises against the files of the run"
 run apr contracts check "$contract" --run-dir "$out/run"
 
-say "9. The new model file verifies, and scores the same on its own"
+say "9. Verify the new model file, and measure its loss again on its own"
 checkpoint=$(ls "$out"/run/ckpt/*.apr | tail -n 1)
 run apr verify "$checkpoint"
 run apr evaluate "$checkpoint" --dataset "$out/held-out" 2>/dev/null
