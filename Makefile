@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Each does all set-up on a machine with Python >= 3.11, pip and Rust.
+# `make demo` and `make test` do all set-up on a machine with Python >= 3.11, pip and Rust.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,18 +10,20 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name target -prune -o \
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 
-.PHONY: help setup test test-long demo demo-scratch lint format bench fuzz check-free-threaded clean
+.PHONY: help setup test test-long demo demo-scratch lint check-crate format bench fuzz check-free-threaded clean
 
 help:
-	@echo "make demo          a real model in, Python source in, a fine-tuned .apr and a verdict out"
-	@echo "make demo-scratch  the same offline: a small model from scratch, then fine-tuned"
-	@echo "make test          all tests (small budgets); make test-long: large budgets"
-	@echo "make fuzz          every fuzz target for FUZZ_SECONDS (60) each"
-	@echo "make lint format bench clean"
+	@echo "make demo          fine-tune a real model on this machine's Python source (5 minutes)"
+	@echo "make demo-scratch  the same without a download: train a small model from scratch, then fine-tune it"
+	@echo "make test          run all tests with small budgets; make test-long: with large ones"
+	@echo "make lint          check formatting, lints, types, imports and contracts; make format: mend the first two"
+	@echo "make check-crate   build the crate's documentation and dry-run its publication"
+	@echo "make fuzz          run every fuzz target for FUZZ_SECONDS (60)"
+	@echo "make bench         run every benchmark; make clean: remove all that these commands made"
 
 setup: $(BUILT)
 
-# uv into a folder of its own: needs pip alone, neither the venv module nor a writable system.
+# uv goes into a folder of its own: that needs only pip, no venv module and no writable system.
 $(UV):
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv uv
 
@@ -30,14 +32,14 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt | $(UV)
 	$(UV) pip install --quiet -r pyproject.toml --extra all --group dev -c .ci/constraints.txt
 	touch $@
 
-# The extension, in release mode, linked to python/apr: rebuilt only when its sources changed.
+# The extension in release mode, editable. Rebuilt only when its sources change.
 $(BUILT): $(INSTALLED) $(RUST_SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(UV) pip install --quiet --no-deps --no-build-isolation --reinstall-package apr --editable .
 	touch $@
 
 test: $(BUILT)
 	cargo test --quiet --workspace
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --durations 10
 
 test-long: $(BUILT)
 	cargo test --quiet --workspace
@@ -61,9 +63,15 @@ lint: $(BUILT)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/apr contracts lint
 
-# The bindings compile for a CPython without a GIL, which need not be here.
+# What publishing the crate would refuse: broken documentation links, missing files, code that needs the workspace.
+check-crate:
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps -p apr-format
+	cargo publish --quiet --dry-run -p apr-format
+
+# Check that the bindings compile for a free-threaded CPython, which need not be installed.
 check-free-threaded:
 	PYO3_CONFIG_FILE=$(CURDIR)/rust/apr-python/cp314t.cfg CARGO_TARGET_DIR=target/cp314t \
 		cargo clippy --quiet -p apr-python -- -D warnings
