@@ -4,14 +4,16 @@ import json
 import sys
 from pathlib import Path
 
-# `make demo` promises five minutes after set-up. Loading, the checks after training and the picture take about 40 s.
-DEMO_SECONDS, RESERVED_SECONDS = 300, 40
+# `make demo` promises five minutes after set-up. Loading, the last checks and the picture take about 40 s.
+DEMO_SECONDS = 300
+RESERVED_SECONDS = 40
 # Three evaluations remain: before the first step, after the last, and of the file on its own.
 EVALUATIONS = 3
 EVALUATION_SECONDS = 15
 SEQ_LENGTH = 512
 # Fewer steps than this leave nothing to see; then the demo takes longer than it promises.
-MIN_STEPS, MAX_STEPS = 8, 500
+MIN_STEPS = 8
+MAX_STEPS = 500
 
 
 def main(plan: dict, elapsed: float) -> None:
