@@ -300,7 +300,7 @@ def test_counts_of_one_and_texts_of_nothing_are_said_as_they_are(tmp_path, capsy
     argv = ["tokenize", "encode", "--tokenizer", str(TOKENIZER), "--output", str(tmp_path / "out")]
     argv += ["--corpus", str(tmp_path), "--pattern", "*.txt"]
     assert main(argv) == 0
-    assert "out: 1 token of 2 documents in 1 shard, from 0 B of text" in capsys.readouterr().out
+    assert "out: 1 token of 2 documents in 1 shard, from 0 bytes of text" in capsys.readouterr().out
     assert main([*argv, "--resume"]) == 0
     assert "out: 1 token of 2 documents in 1 shard, all there already" in capsys.readouterr().out
     assert main(["repair-manifest", str(tmp_path / "out")]) == 0

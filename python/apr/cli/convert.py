@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.filesize import decimal
 from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.cli._console import printable
@@ -103,7 +104,7 @@ class Command:
             print(f"apr convert: note: {printable(note)}", file=sys.stderr)
         print(
             f"{printable(str(made.target))}: {made.tensors} tensors, "
-            f"{made.parameters / 1e6:.1f} M parameters, {made.nbytes / 1e6:.1f} MB, "
+            f"{made.parameters / 1e6:.1f} M parameters, {decimal(made.nbytes)}, "
             f"from {printable(made.source.name)} in {seconds:.1f} s"
         )
         return 0

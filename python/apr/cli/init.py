@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.filesize import decimal
 from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.convert import FloatDtype
@@ -89,7 +90,7 @@ class Command:
         else:
             print(
                 f"{self.out}: {tensors} tensors, {values / 1e6:.1f} M parameters, vocabulary {vocab_size:,}, "
-                f"{self.out.stat().st_size / 1e6:.1f} MB, seed {self.seed}"
+                f"{decimal(self.out.stat().st_size)}, seed {self.seed}"
             )
         return 0
 

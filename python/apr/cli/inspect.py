@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.filesize import decimal
 
-from apr.cli._console import console, printable, show, size, table
+from apr.cli._console import console, printable, show, table
 from apr.cli._keys import KeyFlags
 from apr.model.inspect import inspect
 
@@ -60,7 +61,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     stored = found["footer_checksum"]
     rows = [
         ("format", f"{found['format']} (version {found['version']}), a {found['kind']}"),
-        ("size", f"{size(found['size_bytes'])} ({found['size_bytes']} bytes)"),
+        ("size", f"{decimal(found['size_bytes'])} ({found['size_bytes']} bytes)"),
         ("architecture", _architecture(found)),
         ("parameters", f"{found['param_count']:,} in {found['tensor_count']} tensors"),
         ("dtypes", ", ".join(f"{dtype} ({tensors})" for dtype, tensors in found["dtypes"].items()) or "none"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.filesize import decimal
 from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.data.listing import ID_SIZE
@@ -99,7 +100,7 @@ def _text(report: RepairReport) -> str:
     tokens = report.total_tokens
     lines = [
         f"{report.path}: {counted(len(report.shards), 'shard')}, {counted(tokens, 'token')}, "
-        f"{ID_SIZE * tokens / 1e6:,.1f} MB"
+        f"{decimal(ID_SIZE * tokens)}"
     ]
     lines += _scan_lines(report)
     lines += report.done

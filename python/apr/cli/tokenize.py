@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
+from rich.filesize import decimal
 from tyro.conf import FlagCreatePairsOff as Flag
 
-from apr.cli._console import size
 from apr.data.corpus_files import STDIN
 from apr.data.encode import EncodeReport, Progress, encode_corpus, look_at
 from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.manifest import read_manifest
+from apr.duration import format_duration
 from apr.errors import AprError, RefusedError, UsageError
 from apr.plurals import counted
 
@@ -93,7 +94,7 @@ class Train:
         else:
             print(
                 f"{made.output}: {made.vocab_size} tokens from {counted(made.documents, 'document')}, "
-                f"{size(made.text_bytes)} of text, in {time.monotonic() - started:.1f} s"
+                f"{decimal(made.text_bytes)} of text, in {time.monotonic() - started:.1f} s"
             )
         return 0
 
@@ -145,8 +146,8 @@ class Encode(EncodeOptions):
         else:
             print(
                 f"about {counted(tokens, 'token')} of {counted(documents, 'document')} "
-                f"({size(corpus.nbytes)} in {counted(len(corpus.files), 'file')}): "
-                f"{counted(shards, 'shard')}, {size(4 * tokens)}"
+                f"({decimal(corpus.nbytes)} in {counted(len(corpus.files), 'file')}): "
+                f"{counted(shards, 'shard')}, {decimal(4 * tokens)}"
             )
         _print_notes(tokenizer.note, (), 0)
         return 0
@@ -242,7 +243,7 @@ def _encoded(made: EncodeReport, output: Path) -> str:
     if made.complete_before:
         return f"{what}, all there already"
     speed = made.text_bytes / 1e6 / max(made.seconds, 1e-9)
-    return f"{what}, from {size(made.text_bytes)} of text in {made.seconds:.1f} s ({speed:.1f} MB/s)"
+    return f"{what}, from {decimal(made.text_bytes)} of text in {made.seconds:.1f} s ({speed:.1f} MB/s)"
 
 
 def _print_notes(note: str | None, skipped: tuple[Skipped, ...], count: int) -> None:
@@ -328,7 +329,7 @@ def _bar(doing: str) -> Iterator[Callable[[int, int | None, Callable[[float], st
             left = (
                 ""
                 if not total or read == first
-                else f", {_clock((total - read) * (now - started) / (read - first))} left"
+                else f", {format_duration((total - read) * (now - started) / (read - first))} left"
             )
             if terminal:
                 bar.update(task, completed=read, total=total, description=text(now - started) + left)
@@ -338,12 +339,6 @@ def _bar(doing: str) -> Iterator[Callable[[int, int | None, Callable[[float], st
                 print(f"{doing}: {share}{text(now - started)}{left}", file=sys.stderr, flush=True)
 
         yield update
-
-
-def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 Command = (

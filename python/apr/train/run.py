@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import torch
 
+from apr.duration import format_duration
 from apr.errors import EXIT_REFUSED, EXIT_UNFORESEEN, AprError, RefusedError, exit_code, message, messages
 from apr.files import write_json
 from apr.train import gates, rundir
@@ -25,7 +26,7 @@ from apr.train.machine.out_of_memory import building, is_out_of_memory, out_of_m
 from apr.train.machine.signals import Interrupted, StoppedAtOnce, StopRequest
 from apr.train.record.metrics import read_metrics
 from apr.train.record.plot import plot_losses
-from apr.train.record.report import Report, clock
+from apr.train.record.report import Report
 from apr.train.record.result import Gate, Result, Status
 from apr.train.record.tensorboard import EventFiles
 from apr.train.start.planning import summary
@@ -191,8 +192,8 @@ class _Run:
         spikes = f", {made.spikes} spikes" if made.spikes else ""
         skipped = f" ({made.skipped_steps} skipped)" if made.skipped_steps else ""
         lines = [
-            f"{made.steps_completed:,} steps, {made.tokens_seen:,} tokens in {clock(made.wall_seconds)}"
-            f"{speed}{spikes}{skipped}"
+            f"{made.steps_completed:,} steps, {made.tokens_seen:,} tokens "
+            f"in {format_duration(made.wall_seconds)}{speed}{spikes}{skipped}"
         ]
         if made.best_checkpoint is not None:
             loss = self._loop.best_checkpoint_loss

@@ -6,11 +6,11 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Self
 
+from apr.duration import format_duration
 from apr.train import rundir
 from apr.train.machine.device import Utilization, peak_flops
 from apr.train.record.callbacks import CheckpointRecord, EvaluationRecord, StepRecord
 from apr.train.record.metrics import MetricsFile
-from apr.train.record.report import clock
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -144,7 +144,9 @@ class Recorder:
     def _time_left(self, done: int) -> str:
         mean = sum(self._step_seconds) / len(self._step_seconds)
         evaluations = self._config.epochs - (done - 1) // self._config.steps_per_epoch
-        return clock(mean * (self._config.num_steps - done) + self._evaluation_seconds * evaluations)
+        return format_duration(
+            mean * (self._config.num_steps - done) + self._evaluation_seconds * evaluations
+        )
 
     def _send(self, record: StepRecord | EvaluationRecord | CheckpointRecord) -> None:
         for callbacks in self._callbacks:

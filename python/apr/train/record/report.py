@@ -126,10 +126,3 @@ class Report:
         if self._log is not None:
             with suppress(OSError):  # what a full disk did not take
                 self._log.close()
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02 or 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -7,6 +7,8 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
+from rich.filesize import decimal
+
 from apr.errors import RefusedError
 from apr.model.names import parameter_shapes
 from apr.train.loss import rows_at_a_time
@@ -113,11 +115,6 @@ def flops_a_token(model: ModelConfig, groups: dict[str, int], seq_length: int) -
     looked_up = 0 if model.tie_word_embeddings else groups["embedding"]
     attention = 12 * model.num_layers * model.num_heads * model.head_dim * seq_length
     return 6 * (sum(groups.values()) - looked_up) + attention
-
-
-def decimal(nbytes: int) -> str:
-    """Bytes as 1.2 GB, or below that as 3.4 MB."""
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
 def existing(path: Path) -> Path:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.filesize import decimal
 
 from apr.container.load import load
 from apr.container.save import save
+from apr.duration import format_duration
 from apr.errors import RefusedError
 from apr.train import rundir
 from apr.train.loss import token_losses
@@ -20,8 +22,7 @@ from apr.train.machine.determinism import determinism, own_settings
 from apr.train.machine.device import computing
 from apr.train.machine.out_of_memory import building, is_out_of_memory, out_of_memory
 from apr.train.optimizer import make_optimizer
-from apr.train.record.report import clock
-from apr.train.start.needs import decimal, existing
+from apr.train.start.needs import existing
 from apr.train.start.preflight import prepare
 from apr.train.step import Step
 
@@ -124,7 +125,7 @@ class Plan:
                 f"{self.seconds_per_evaluation:.1f} s an evaluation, "
                 f"{self.seconds_per_checkpoint:.1f} s a checkpoint (measured just now)",
                 f"{f'the {config.num_steps - self.steps_done} steps left' if self.steps_done else 'in all'}: "
-                f"about {clock(self.seconds)}",
+                f"about {format_duration(self.seconds)}",
             ]
         )
 
