@@ -1,8 +1,8 @@
-"""The container against named peers, in one run: medians, ratios, peak memory.
+"""Compare the container with named peers in one run: median times, ratios, peak memory.
 
-Peers: safetensors, `torch.load(mmap=True)`, zlib, the gguf package. The sides of a row take turns, the page
-cache is warm, files lie in a temporary directory (TMPDIR says where). Peak memory is the growth of the
-process's resident set during one call, mapped pages included.
+The peers are safetensors, `torch.load(mmap=True)`, zlib and the gguf package. The sides of a row take turns.
+The page cache is warm; files are in a temporary directory (set TMPDIR to choose the disk). Peak memory is the
+growth of the resident set during one call, mapped pages included.
 """
 
 from __future__ import annotations
@@ -33,25 +33,26 @@ WINDOW = 1 << 20
 
 @dataclass
 class Row:
-    """A job, ours and its peers', and the ratio to the first of them that is aimed at."""
+    """One task of ours and of its peers, with the target for the ratio to the first peer."""
 
     what: str
     ours: Callable[[], object]
     peers: dict[str, Callable[[], object]]
     rounds: int
     target: float | None
-    faster: bool = False  # the ratio says how many times as fast we are, not which part of the time we take
+    faster: bool = False
+    """Whether the ratio is their time over ours; otherwise it is ours over theirs."""
 
 
 def random_bits(values: int) -> Tensor:
-    """Random bfloat16 values: nothing on the way may profit from zeros."""
+    """Return random bfloat16 values. Zeros would compress, and sparse files would skip them."""
     import torch
 
     return torch.randint(-(2**15), 2**15, (values,), dtype=torch.int16).view(torch.bfloat16)
 
 
 def decoder() -> dict[str, Tensor]:
-    """290 tensors of a Qwen2 decoder with 24 layers, 1 GB in bf16."""
+    """Return the 290 tensors of a Qwen2 decoder with 24 layers: 1 GB in bf16."""
     shapes: dict[str, tuple[int, ...]] = {
         "embed_tokens.weight": (VOCABULARY, HIDDEN),
         "norm.weight": (HIDDEN,),
@@ -77,7 +78,7 @@ def decoder() -> dict[str, Tensor]:
 
 
 def experts(count: int) -> dict[str, Tensor]:
-    """Many small tensors, as a mixture of experts has them."""
+    """Return many small tensors, as a mixture of experts has."""
     bits = random_bits(128)
     return {
         f"model.layers.{n // 512}.mlp.experts.{n % 512}.w": bits.view(8, 16).clone() for n in range(count)
@@ -85,7 +86,7 @@ def experts(count: int) -> dict[str, Tensor]:
 
 
 def write(directory: Path, model: dict[str, Tensor]) -> tuple[Path, Path, Path]:
-    """The same tensors as .apr, .safetensors and .pt."""
+    """Write the same tensors as .apr, .safetensors and .pt."""
     import safetensors.torch
     import torch
 
@@ -103,7 +104,7 @@ def write(directory: Path, model: dict[str, Tensor]) -> tuple[Path, Path, Path]:
 
 
 def tokenizer() -> dict[str, object]:
-    """A tokenizer.json of Qwen's size, as metadata: 150 000 tokens and as many merges, 12 MB."""
+    """Return metadata with a tokenizer.json of Qwen's size: 150,000 tokens and as many merges, 12 MB."""
     rng = random.Random(0)
     tokens = [
         "".join(rng.choices("abcdefghijklmnopqrstuvwxyzĠ", k=rng.randint(4, 23))) for _ in range(150_000)
@@ -117,13 +118,13 @@ def tokenizer() -> dict[str, object]:
 
 
 def with_tokenizer(directory: Path, model: dict[str, Tensor]) -> tuple[Path, list[Path]]:
-    """The .apr with a tokenizer, beside it a directory of several; and as many safetensors files."""
+    """Write one .apr with a tokenizer, the same in several files, and as many safetensors files."""
     import safetensors.torch
 
     import apr
     from apr.convert import ConvertOptions, convert
 
-    one = directory / "told.apr"
+    one = directory / "tokenizer.apr"
     apr.save(model, one, tokenizer())
     several = one.with_suffix("")
     convert(one, several / "model.apr.index.json", ConvertOptions(max_shard_size=150_000_000))
@@ -135,7 +136,7 @@ def with_tokenizer(directory: Path, model: dict[str, Tensor]) -> tuple[Path, lis
 
 
 def times(row: Row) -> list[float]:
-    """Median seconds of each side, taking turns, after one round that does not count."""
+    """Return the median seconds of each side. They take turns; the first round does not count."""
     sides = [row.ours, *row.peers.values()]
     taken: list[list[float]] = [[] for _ in sides]
     for _ in range(row.rounds + 1):
@@ -147,32 +148,32 @@ def times(row: Row) -> list[float]:
 
 
 def peak(act: Callable[[], object]) -> float:
-    """Megabytes by which the resident set grows at most during a call."""
+    """Return the largest growth of the resident set during a call, in megabytes."""
     Path("/proc/self/clear_refs").write_text("5")
     before = status("VmRSS")
-    kept = act()  # noqa: F841 (what is loaded stays until the peak is read)
+    result = act()  # noqa: F841 (keeps the tensors alive until the peak is read)
     return (status("VmHWM") - before) / 1e3
 
 
 def status(key: str) -> int:
-    """A figure of this process in kilobytes."""
+    """Return a figure of /proc/self/status in kilobytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line.split()[1] for line in lines if line.startswith(f"{key}:")))
 
 
 def python(code: str) -> Callable[[], object]:
-    """Run a statement in a fresh interpreter."""
+    """Return a function that runs code in a new interpreter."""
     return lambda: subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def crc(path: Path) -> int:
-    """zlib's CRC32 of a file, one thread."""
+    """Return zlib's CRC32 of a file, computed in one thread."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
         return zlib.crc32(pages)
 
 
 def parallel_read(path: Path) -> None:
-    """Every byte into a buffer of each thread, as many threads as cores."""
+    """Read every byte of a file, one thread per core."""
     threads, size = os.cpu_count() or 1, path.stat().st_size
 
     def part(n: int) -> None:
@@ -194,7 +195,7 @@ def synced(path: Path) -> None:
 
 
 def rows(directory: Path) -> list[Row]:
-    """The table's rows."""
+    """Return the rows of the table."""
     import gguf
     import numpy as np
     import safetensors
@@ -203,10 +204,10 @@ def rows(directory: Path) -> list[Row]:
 
     import apr
 
-    found: list[Row] = []
+    opened: list[Row] = []
     for model, rounds, target in ((experts(20), 50, None), (decoder(), 15, 0.25), (experts(18_867), 7, 0.3)):
         ours, theirs, pickled = write(directory, model)
-        found.append(
+        opened.append(
             Row(
                 f"open + dict of {len(model)} tensors",
                 lambda ours=ours: dict(apr.load(ours)),
@@ -220,7 +221,7 @@ def rows(directory: Path) -> list[Row]:
         )
     ours, theirs, pickled = (directory / f"290.{suffix}" for suffix in ("apr", "safetensors", "pt"))
     name, model = "model.norm.weight", decoder()
-    told, shards = with_tokenizer(directory, model)
+    with_text, shards = with_tokenizer(directory, model)
 
     def safe_tensor() -> object:
         with safetensors.safe_open(theirs, "pt") as file:
@@ -233,7 +234,7 @@ def rows(directory: Path) -> list[Row]:
         safetensors.torch.save_file(model, theirs)
         synced(theirs)
 
-    text = json.dumps(dict(apr.load(told).metadata), ensure_ascii=False)
+    text = json.dumps(dict(apr.load(with_text).metadata), ensure_ascii=False)
     q4_k = np.random.default_rng(0).integers(0, 256, (4096, 16, 144), np.uint8)
     q4_k[..., :4] = [0, 20, 0, 18]  # finite scales
     quantized = directory / "q4_k.apr"
@@ -244,31 +245,31 @@ def rows(directory: Path) -> list[Row]:
     blocks = q4_k.reshape(4096, -1)
     k_quant = gguf.GGMLQuantizationType.Q4_K
     return [
-        *found,
+        *opened,
         Row(
             "open + dict of 290 tensors, 12 MB of tokenizer in ours",
-            lambda: dict(apr.load(told)),
+            lambda: dict(apr.load(with_text)),
             {"safetensors.load_file": lambda: safetensors.torch.load_file(theirs)},
             15,
             0.25,
         ),
         Row(
             "open + one tensor of 1 GB, 12 MB of tokenizer in ours",
-            lambda: apr.load(told)[name],
+            lambda: apr.load(with_text)[name],
             {"safe_open": safe_tensor},
             50,
             0.7,
         ),
         Row(
             f"open + dict of 290 tensors in {len(shards)} files, tokenizer in ours",
-            lambda: dict(apr.load(told.with_suffix(""))),
+            lambda: dict(apr.load(with_text.with_suffix(""))),
             {"load_file of each": lambda: [safetensors.torch.load_file(shard) for shard in shards]},
             15,
             None,
         ),
         Row(
             "metadata of 12 MB, read, checked and parsed",
-            lambda: apr.load(told).metadata,
+            lambda: apr.load(with_text).metadata,
             {"json.loads of the same text": lambda: json.loads(text)},
             7,
             None,
@@ -322,7 +323,7 @@ def rows(directory: Path) -> list[Row]:
 
 
 def show(row: Row) -> None:
-    """Print a job: one line for each peer."""
+    """Print one line for each peer of a row."""
     seconds = times(row)
     memory = [peak(act) for act in (row.ours, *row.peers.values())]
     for n, peer in enumerate(row.peers, 1):

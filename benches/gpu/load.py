@@ -1,8 +1,8 @@
-"""A state dict on a GPU: `to_torch` beside safetensors, and what the hardware allows.
+"""Load a state dict to a GPU: `to_torch` against safetensors, and what the hardware allows.
 
     python benches/gpu/load.py
 
-2.2 GB of bf16 in 580 tensors and 18,867 small ones, page cache warm, medians of seven.
+2.2 GB of bf16 in 580 tensors, then 18,867 small tensors; page cache warm, medians of seven.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 
 
 def seconds(act: Callable[[], object]) -> float:
-    """Median of seven, after one that does not count; each lets go of what it made."""
+    """Return the median of seven calls after one that does not count. Each result is freed."""
     taken = []
     for _ in range(8):
         start = time.perf_counter()
-        made = act()
+        result = act()
         torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
-        del made
+        del result
     return statistics.median(taken[1:])
 
 
 def main() -> None:
-    """Check the bytes, then print the table."""
+    """Compare the bytes, then print the table."""
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as directory:
         large = decoder() | {f"again.{name}": values for name, values in decoder().items()}
@@ -48,7 +48,7 @@ def main() -> None:
             apr.save(model, ours)
             safetensors.torch.save_file(model, theirs)
             state = apr.load(ours).to_torch("cuda")
-            bits = torch.int16  # random bits hold NaNs, which are equal to nothing
+            bits = torch.int16  # random bits contain NaNs, which never compare equal
             assert all(torch.equal(state[n].cpu().view(bits), v.view(bits)) for n, v in model.items())
             del state
             size = ours.stat().st_size
@@ -57,8 +57,8 @@ def main() -> None:
                 peer = "safetensors.load_file" if where == "cuda" else "load_file + clone"
 
                 def load(theirs: Path = theirs, where: str = where) -> dict[str, torch.Tensor]:
-                    found = safetensors.torch.load_file(theirs, device=where)
-                    return found if where == "cuda" else {n: v.clone() for n, v in found.items()}
+                    state = safetensors.torch.load_file(theirs, device=where)
+                    return state if where == "cuda" else {n: v.clone() for n, v in state.items()}
 
                 them = seconds(load)
                 print(

@@ -1,4 +1,4 @@
-"""The peer of the training benches: transformers' model with our weights."""
+"""The peer of the training benchmarks: transformers' model with our weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def transformers_model(ours: Decoder) -> PreTrainedModel:
-    """Qwen2ForCausalLM or LlamaForCausalLM of the same configuration, on the same device, to be trained.
+    """Return a trainable Qwen2ForCausalLM or LlamaForCausalLM of the same configuration on the same device.
 
-    Every parameter is a copy of ours; a tied head is tied there too.
+    Every parameter is a copy of ours. A tied head stays tied.
     """
     config = ours.config
-    assert config.rope_scaling is None, "no preset has one"
+    assert config.rope_scaling is None, "the presets have no rope scaling"
     kind, model = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[
         config.family
     ]
