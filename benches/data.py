@@ -127,7 +127,7 @@ def row(what: str, peer: str, speeds: list[float], unit: str, *, at_least: float
 
 
 def repair_manifest(directory: Path, _megabytes: float) -> None:
-    """Write the manifest of 228 sparse shards of 10 M tokens; the peer is an interpreter that does nothing."""
+    """Write the manifest of 228 sparse shards of 10 M tokens; the peer is an idle interpreter."""
     for number in range(228):
         with (directory / f"shard-{number:05}.bin").open("wb") as shard:
             shard.truncate(40_000_000)

@@ -3,9 +3,10 @@
     python benches/train.py [--arch PRESET] [--device cpu|cuda] [--batch-size N] [--seq-length T] [--steps N]
         [--compile]
 
-Both sides have the same weights and windows. They do a forward pass, cross entropy, a backward pass, clipping at
-1.0 and fused AdamW; on CUDA with bfloat16 autocast over float32 weights. The peer is LlamaForCausalLM or
-Qwen2ForCausalLM, with --compile compiled as a whole. The sides take turns; figures are medians.
+Both sides have the same weights and windows. They do a forward pass, cross entropy, a backward pass,
+clipping at 1.0 and fused AdamW; on CUDA with bfloat16 autocast over float32 weights. The peer is
+LlamaForCausalLM or Qwen2ForCausalLM, with --compile compiled as a whole. The sides take turns; figures are
+medians.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python benches/train_cpu.py [--steps N] [--threads N] [--compile]
 
-Both sides have the same weights and, in each step, the same 4 windows of 128 tokens. They do a forward and a
-backward pass in float32, clip gradients at 1.0 and update with the same AdamW options. The peer is the loop that
-most people write: Qwen2ForCausalLM, cross entropy of its logits, `clip_grad_norm_`, `torch.optim.AdamW`. A second
-peer uses torch's fused AdamW. The sides take turns in a rotating order; figures are medians.
+Both sides have the same weights and, in each step, the same 4 windows of 128 tokens. They do a forward and
+a backward pass in float32, clip gradients at 1.0 and update with the same AdamW options. The peer is the
+loop that most people write: Qwen2ForCausalLM, cross entropy of its logits, `clip_grad_norm_`,
+`torch.optim.AdamW`. A second peer uses torch's fused AdamW. The sides take turns in a rotating order;
+figures are medians.
 """
 
 from __future__ import annotations
