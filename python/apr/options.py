@@ -70,6 +70,13 @@ class Unset:
     meaning: str
 
 
+@dataclass(frozen=True)
+class Metavar:
+    """The word that stands for the value in help, instead of the type's name."""
+
+    word: str
+
+
 class Negatable:
     """A switch that is off by default and has a `--no-` form all the same."""
 

@@ -1,6 +1,6 @@
-"""How fields of a command's dataclass become flags, and what a misspelled flag is answered with.
+"""Parsing the flags of a command, which are the fields of its dataclass.
 
-tyro makes the flags; a rule of its registry passes on what `apr.options` keeps on a field.
+tyro does the parsing and prints help. A rule in its registry translates the markers of `apr.options`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from contextlib import redirect_stderr
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from functools import cache, partial
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 from tyro.constructors import (
@@ -25,10 +25,12 @@ from tyro.constructors import (
 )
 
 from apr.errors import EXIT_USAGE
-from apr.options import Negatable, Unset, options_of
+from apr.options import Metavar, Negatable, Unset, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from _typeshed import DataclassInstance
 
     from apr.options import Option
 
@@ -47,14 +49,15 @@ def parse(command: type[T], prog: str, arguments: Sequence[str], default: T | No
         command: a dataclass, or a union of them for subcommands.
         prog: the words before the flags, for help and errors.
         arguments: the words to parse.
-        default: an instance that has the values of flags that are not typed.
+        default: the values of flags that are not typed.
 
     Raises:
-        SystemExit: help was printed (code 0), or the flags are wrong and errors were (code 2).
+        SystemExit: with code 0 after printing help, with code 2 after printing what is wrong with the flags.
     """
     errors = io.StringIO()
     try:
-        # tyro names every flag that is missing before one that is misspelled, and suggests nothing then.
+        # tyro suggests nothing when a required flag is missing, perhaps because it is misspelled. Its errors
+        # are held back until it is known whether there is a suggestion.
         with redirect_stderr(errors):
             return tyro.cli(
                 command,
@@ -80,29 +83,39 @@ def parse_known(command: type[T], prog: str, arguments: Sequence[str]) -> T:
     return parsed
 
 
-def _suggestions(command: type[object], prog: str, arguments: Sequence[str]) -> list[str]:
+def _suggestions(command: Any, prog: str, arguments: Sequence[str]) -> list[str]:  # noqa: ANN401
     """Return a line for each word of a command line that is meant as a flag or subcommand but is not one."""
-    with _REGISTRY:
-        parser = tyro.extras.get_parser(command, prog=prog, config=_CONFIG)
     lines = []
+    subcommands = {}
+    for arm in get_args(command):  # of a union; a dataclass has none
+        cls, subcommand = get_args(arm)
+        subcommands[subcommand.name] = cls
+    flags = ["--help"] if subcommands else _flags(command)
     for word in arguments:
-        flags: list[str] = []
-        subcommands: dict[str, Any] = {}
-        for action in parser._actions:  # noqa: SLF001 (argparse has no public list of them)
-            flags += action.option_strings
-            if isinstance(action.choices, dict):
-                subcommands |= action.choices
         name = word.partition("=")[0]
+        dashed = name.replace("_", "-")  # --num_steps is --num-steps
         if word in subcommands:
-            prog, parser = f"{prog} {word}", subcommands[word]
-        elif name.startswith("--"):
-            if name.replace("_", "-") not in flags:
-                close = get_close_matches(name.replace("_", "-"), flags, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"see {prog} --help"
-                lines.append(f"{prog}: error: unknown option {name}; {hint}")
+            prog, flags, subcommands = f"{prog} {word}", _flags(subcommands[word]), {}
         elif close := get_close_matches(word, subcommands, n=1):
-            lines.append(f"{prog}: error: unknown command {word!r}; did you mean {close[0]}?")
+            return [f"{prog}: error: unknown command {word!r}; did you mean {close[0]}?"]
+        elif word.startswith("--") and dashed not in flags:
+            close = get_close_matches(dashed, flags, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"see {prog} --help"
+            lines.append(f"{prog}: error: unknown option {name}; {hint}")
     return lines
+
+
+def _flags(cls: type[DataclassInstance]) -> list[str]:
+    """Return the flags of a dataclass and of those nested in it."""
+    flags = ["--help"]
+    for option in options_of(cls).values():
+        if isinstance(option.type, type) and is_dataclass(option.type):
+            flags += _flags(option.type)
+        elif tyro.conf.Positional not in option.markers:
+            flags += [option.flag, *option.aliases]
+            if option.type is bool:
+                flags.append(option.flag.replace("--", "--no-"))
+    return flags
 
 
 @_REGISTRY.struct_rule
@@ -133,18 +146,21 @@ def _options_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 def _argument(option: Option) -> object:
     """Return tyro's description of an option: its names in the order of help, its metavar and default."""
-    names: dict[str, Any] = {}
+    description: dict[str, Any] = {}
     if option.aliases:
         # tyro lists aliases before the name. So that the main name precedes its long aliases, it is declared
         # as an alias itself, and the last alias as the name.
         in_order = sorted([option.flag, *option.aliases], key=lambda flag: flag.startswith("--"))
-        names = {"aliases": tuple(in_order[:-1]), "name": in_order[-1].removeprefix("--")}
-    if option.optional:
+        description = {"aliases": tuple(in_order[:-1]), "name": in_order[-1].removeprefix("--")}
+    metavar = option.marker(Metavar)
+    if metavar is not None:
+        description["metavar"] = metavar.word
+    elif option.optional:
         # tyro would show `{None}|PATH`.
         spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(option.type, set()))
         if isinstance(spec, PrimitiveConstructorSpec):
-            names["metavar"] = spec.metavar
-    return tyro.conf.arg(**names, help_behavior_hint=partial(_default_hint, option))
+            description["metavar"] = spec.metavar
+    return tyro.conf.arg(**description, help_behavior_hint=partial(_default_hint, option))
 
 
 def _default_hint(option: Option, default: str) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from apr.files import json_text
+from apr.options import Alias
 from apr.train.config import Precision
 
 
@@ -25,7 +26,7 @@ class Command:
 
     file: Annotated[Path, tyro.conf.Positional]
     """The model."""
-    dataset: Annotated[Path, tyro.conf.arg(aliases=("--shards-dir",))]
+    dataset: Annotated[Path, Alias("--shards-dir")]
     """Shard directory."""
     held_out: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Only what training on this directory holds out; refused where the model was trained on all of it."""

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.filesize import decimal
 from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.convert import FloatDtype
 from apr.errors import RefusedError, UsageError
+from apr.options import Alias
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Command:
     Example: apr init --arch sizes.yaml --tokenizer my-tokenizer/ -o fresh.apr
     """
 
-    arch: Annotated[str, tyro.conf.arg(aliases=["--preset"])]
+    arch: Annotated[str, Alias("--preset")]
     """A preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m), or a YAML file of sizes as metadata name them."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o", "--output"])]
+    out: Annotated[Path, Alias("-o", "--output")]
     """The .apr file to write."""
     seed: int = 42
     """Of the weights."""

@@ -24,6 +24,7 @@ from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.manifest import read_manifest
 from apr.duration import format_duration
 from apr.errors import AprError, RefusedError, UsageError
+from apr.options import Alias
 from apr.plurals import counted
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class Decode:
     """As `encode` takes it (default: the one the shards were made with, where the manifest says it is)."""
     start: int = 0
     """The first token, counted from the start of the first shard."""
-    count: Annotated[int, tyro.conf.arg(aliases=["--tokens"])] = 256
+    count: Annotated[int, Alias("--tokens")] = 256
     """How many tokens; fewer where the shards end."""
     json: Annotated[bool, Flag] = False
     """Print one JSON object on standard output."""

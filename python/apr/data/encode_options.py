@@ -1,71 +1,81 @@
-"""What an encoding is asked for, and the tokenizer and corpus that it then has."""
+"""The options of an encoding, and the tokenizer and corpus that they name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path  # noqa: TC003 (the command line is made from the annotations)
+from pathlib import Path  # noqa: TC003 (options are read from the annotations at run time)
 from typing import Annotated, Literal
 
-import tyro
+from annotated_types import Ge
 
 from apr.data.corpus import Corpus
-from apr.data.sample import Normalization  # noqa: TC001 (likewise)
+from apr.data.sample import Normalization  # noqa: TC001 (the same)
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
-from apr.errors import UsageError
+from apr.errors import OptionsError, UsageError
+from apr.options import Alias, Metavar, Unset, check_options
 
 EosPolicy = Literal["none", "between", "after"]
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What to encode, with what, and where to; the flags of `apr tokenize encode` have the same names."""
+    """Options of an encoding; the flags of `apr tokenize encode` have the same names.
 
-    corpus: tuple[str, ...]
-    """Text files, folders, JSON lines (.jsonl, .ndjson, .json; .gz, .zst), .parquet; - is standard input."""
+    Raises:
+        OptionsError: values are out of range or contradict each other; it is a UsageError.
+    """
+
+    corpus: Annotated[tuple[str, ...], Metavar("PATH [PATH ...]")]
+    """Text to encode: text files, directories, JSON lines (.jsonl, .ndjson or .json, also with .gz or .zst)
+    or Parquet files (.parquet). The path - is standard input."""
     tokenizer: Path
-    """A directory (tokenizer.json, or vocab.json and merges.txt), a tokenizer.json, an .apr or .gguf."""
+    """Tokenizer: a tokenizer.json, a directory that holds one or vocab.json and merges.txt, or an .apr or
+    .gguf file."""
     output: Path
-    """The shard directory."""
-    pattern: tuple[str, ...] = ()
-    """Globs that a file below a directory has to match one of."""
-    exclude: tuple[str, ...] = ()
-    """Globs below each directory that are left out, such as 'test/*'."""
-    content_field: str = "content"
-    """The key or column of JSONL and parquet that holds the text."""
+    """Directory for the shards."""
+    pattern: Annotated[tuple[str, ...], Metavar("GLOB [GLOB ...]"), Unset("all files")] = ()
+    """Encode only the files of a directory that match one of these globs, such as '*.py'."""
+    exclude: Annotated[tuple[str, ...], Metavar("GLOB [GLOB ...]"), Unset("none")] = ()
+    """Leave out the files of a directory that match one of these globs, such as 'test/*'."""
+    content_field: Annotated[str, Metavar("NAME")] = "content"
+    """JSON key or Parquet column that holds the text."""
     eos_policy: EosPolicy = "between"
-    """Where the end of text stands: between two documents, after each, or nowhere."""
-    eos_token: str | None = None
-    """The token that ends a text, against what the tokenizer's configuration says."""
+    """Where end-of-text tokens are inserted: between two documents, after each one, or nowhere (none)."""
+    eos_token: Annotated[str | None, Metavar("TOKEN"), Unset("the tokenizer's own")] = None
+    """End-of-text token."""
     normalization: Normalization = "none"
-    """The Unicode form texts are brought into."""
-    shard_tokens: int = 10_000_000
-    """A shard is closed after the document that reaches this many tokens."""
-    workers: Annotated[int | None, tyro.conf.arg(aliases=["--num-workers"])] = None
-    """Threads (default: one for each core); they decide nothing but the time."""
-    strict: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Refuse the corpus if a document is no UTF-8 or lacks the field."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Continue an encoding that was cut off; not one of standard input, which cannot be compared."""
-    force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Replace the shards that are already there."""
+    """Unicode normalization form that is applied to the text."""
+    shard_tokens: Annotated[int, Ge(1)] = 10_000_000
+    """Shard size in tokens. A shard ends with the document that reaches it."""
+    workers: Annotated[int | None, Ge(1), Alias("--num-workers"), Unset("one per CPU core")] = None
+    """Number of threads. The shards do not depend on it."""
+    strict: bool = False
+    """Refuse the corpus if a document is not valid UTF-8 or lacks the text field, instead of skipping it."""
+    resume: bool = False
+    """Resume an encoding that was interrupted. Standard input cannot be resumed."""
+    force: bool = False
+    """Replace shards that are already in the output directory."""
+
+    def __post_init__(self) -> None:
+        problems = check_options(self)
+        if self.resume and self.force:
+            problems.append(UsageError("--resume cannot be used with --force; resume, or start over"))
+        if problems:
+            raise OptionsError(problems)
 
 
 def prepare(options: EncodeOptions) -> tuple[LoadedTokenizer, Corpus]:
-    """The tokenizer and the corpus of an encoding.
+    """Return the tokenizer and the corpus of an encoding.
 
     Raises:
-        UsageError: options that contradict themselves; no known end of text; standard input to be resumed.
+        AprError, OSError: the tokenizer or a file of the corpus cannot be read.
+        UsageError: the end-of-text token is unknown, or standard input is to be resumed.
     """
-    if options.resume and options.force:
-        raise UsageError("--resume keeps what --force replaces: choose one")
-    for flag, value in (("--shard-tokens", options.shard_tokens), ("--workers", options.workers)):
-        if value is not None and value < 1:
-            raise UsageError(f"{flag} {value}: at least 1 is needed")
     tokenizer = load_tokenizer(options.tokenizer, eos_token=options.eos_token)
     if tokenizer.eos_id is None and options.eos_policy != "none":
         raise UsageError(
-            f"{options.tokenizer}: nothing says which token ends a text: name it with --eos-token, "
-            "or use --eos-policy none"
+            f"{options.tokenizer}: no end-of-text token is configured; name it with --eos-token, or use "
+            "--eos-policy none"
         )
     corpus = Corpus(
         options.corpus,
@@ -76,7 +86,7 @@ def prepare(options: EncodeOptions) -> tuple[LoadedTokenizer, Corpus]:
     )
     if options.resume and corpus.nbytes is None:
         raise UsageError(
-            "--resume with standard input: it cannot be told from another input: "
-            "encode it anew with --force, or put it into a file and name that"
+            "--resume cannot be used with standard input, because it may be other text than before; use "
+            "--force to start over, or encode from a file"
         )
     return tokenizer, corpus

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from apr.errors import OptionsError, UsageError
-from apr.options import Alias, Negatable, Unset, check_options, options_of
+from apr.options import Alias, Metavar, Negatable, Unset, check_options, options_of
 
 Mode = Literal["finetune", "from-scratch", "from-init"]
 Precision = Literal["bf16", "fp32"]
@@ -99,7 +99,7 @@ class ModelOptions:
     defaults of --lr, --warmup-steps and --target-val-loss."""
     init: Annotated[Path | None, Unset("none"), Resume.MOVABLE] = None
     """Model file (.apr) to start from. Required, except with --mode from-scratch."""
-    arch: Annotated[str | None, Unset("none"), Resume.MOVABLE] = None
+    arch: Annotated[str | None, Metavar("PRESET|FILE"), Unset("none"), Resume.MOVABLE] = None
     """Architecture for --mode from-scratch: a preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m) or a YAML file of
     sizes."""
 
@@ -182,7 +182,7 @@ class CheckpointOptions:
 class HardwareOptions:
     """The device, and how it computes."""
 
-    device: Annotated[str, Resume.FREE] = "auto"
+    device: Annotated[str, Metavar("DEVICE"), Resume.FREE] = "auto"
     """Device to train on: auto, cpu, cuda or cuda:N. Only auto chooses one; a missing device is an error."""
     precision: Annotated[Precision | None, Unset("bf16 on CUDA, fp32 on the CPU"), Resume.FIXED] = None
     """Number format of the computation. Weights and optimizer state are always float32."""
