@@ -10,7 +10,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name target -prune -o \
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 
-.PHONY: help setup test test-long demo demo-scratch lint check-crate format bench fuzz check-free-threaded clean
+.PHONY: help setup test test-long demo demo-scratch lint check-crate format bench fuzz sanitize miri check-free-threaded clean
 
 help:
 	@echo "make demo          fine-tune a real model on this machine's Python source (5 minutes)"
@@ -19,6 +19,8 @@ help:
 	@echo "make lint          check formatting, lints, types, imports and contracts; make format: mend the first two"
 	@echo "make check-crate   build the crate's documentation and dry-run its publication"
 	@echo "make fuzz          run every fuzz target for FUZZ_SECONDS (60)"
+	@echo "make sanitize      run the unsafe code under AddressSanitizer and valgrind (needs nightly Rust)"
+	@echo "make miri          run the mapping's tests under Miri (needs nightly Rust with Miri)"
 	@echo "make bench         run every benchmark; make clean: remove all that these commands made"
 
 setup: $(BUILT)
@@ -56,6 +58,12 @@ bench: $(BUILT)
 
 fuzz:  # needs: cargo install cargo-fuzz. FUZZ_SECONDS for each target (60)
 	$(PYTHON) rust/apr-format/fuzz/run.py
+
+sanitize: $(BUILT)
+	PYTHON=$(CURDIR)/$(BIN)/python .ci/sanitize
+
+miri:
+	.ci/miri
 
 lint: $(BUILT)
 	cargo fmt --all --check
