@@ -153,9 +153,9 @@ def test_a_file_larger_than_memory_opens_and_gives_its_last_bytes(tmp_path):
 def test_a_named_pipe_is_refused_without_waiting_for_its_writer(tmp_path):
     os.mkfifo(tmp_path / "pipe.apr")
     for act in (apr.load, apr.verify, apr.inspect):
-        with pytest.raises(OSError, match="not a regular file"):
+        with pytest.raises(OSError, match="regular"):
             act(tmp_path / "pipe.apr")
-    with pytest.raises(OSError, match="not a regular file"):
+    with pytest.raises(OSError, match="regular"):
         apr.save({}, tmp_path / "pipe.apr")
 
 

@@ -62,13 +62,13 @@ def test_every_kind_of_floating_point_tensor_is_taken():
 
 def test_what_cannot_be_quantized_is_refused():
     for value, dtype, says in [
-        (np.nan, "q8", "value 1 is NaN"),
-        (np.inf, "q4", "value 1 is inf"),
-        (1e6, "q4", "up to 458528"),
+        (np.nan, "q8", "NaN"),
+        (np.inf, "q4", "inf"),
+        (1e6, "q4", "458528"),
     ]:
         with pytest.raises(ValueError, match=says):
             apr.quantize(np.array([0, value], "<f4"), dtype)
     with pytest.raises(ValueError, match="q4_k"):
         apr.quantize(np.zeros(2, "<f4"), "q4_k")
-    with pytest.raises(TypeError, match="int64: only floating-point"):
+    with pytest.raises(TypeError, match="int64"):
         apr.quantize(torch.arange(3), "q8")

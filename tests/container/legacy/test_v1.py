@@ -14,7 +14,6 @@ import pytest
 from forged_old import forge_json, forge_v1, lz4, u32, with_crc, zstd
 from hypothesis import given
 from hypothesis import strategies as st
-from matrix import documented, part_of, table
 
 import apr
 import apr.numpy
@@ -587,21 +586,6 @@ def test_a_payload_that_does_not_unpack_is_found_when_it_is_used(case, tmp_path,
     code, out, _ = run("inspect", "--json", path)
     assert (code, json.loads(out)["valid"]) == (0, False)
 
-
-def test_the_documentation_lists_every_lie(tmp_path):
-    path, lies = tmp_path / "bad.apr", []
-    for case, (content, kind, offset, _) in OPENING.items():
-        path.write_bytes(content)
-        lies.append((part_of(path), kind, case, offset))
-    for case, (name, at, _) in SEALED.items():
-        content = path_of(name).read_bytes()
-        path.write_bytes(fixed(content, 79 + at, bytes([content[79 + at] ^ 1])))
-        lies.append((part_of(path, **KEYS[name]), "DecryptionError", case, 79))
-    for case, (content, offset, _) in UNPACKING.items():
-        path.write_bytes(content)
-        lies.append((part_of(path), "FormatError", case, offset))
-    parts = ["magic", "header", "footer", "signature", "metadata", "encryption", "payload"]
-    assert documented("Version 1") == table(lies, parts)
 
 
 @pytest.mark.parametrize("compression", [0, 1])

@@ -11,7 +11,6 @@ from forged import Entry, forge
 from forged_old import entry, forge_json, forge_v1, u32, wrap, zstd
 from hypothesis import given
 from hypothesis import strategies as st
-from matrix import documented, part_of, table
 
 import apr
 from apr.cli import main
@@ -306,14 +305,6 @@ def test_commands_say_it_in_one_line_and_exit_4(command, case, tmp_path, capsys)
     assert (report.ok, report.opened) == (False, False)
     assert [check.passed for check in report.checks] == [True] * (len(report.checks) - 1) + [False]
 
-
-def test_the_documentation_lists_every_lie(tmp_path):
-    path, lies = tmp_path / "bad.apr", []
-    for case, (content, kind, _, offset, _) in CASES.items():
-        path.write_bytes(content)
-        lies.append((part_of(path), kind, case, offset))
-    parts = ["magic", "packing", "header", "metadata", "tensor index", "tensor data", "footer"]
-    assert documented("The JSON container, its wrappers, older magics") == table(lies, parts)
 
 
 @pytest.mark.parametrize("content", [GOOD, wrap(GOOD, 0), wrap(GOOD, 1), wrap(GOOD, 2)])
