@@ -316,7 +316,7 @@ def test_a_missing_name_and_a_closed_file_are_said(tmp_path):
     apr.save({"weight": BASE}, tmp_path / "m.apr")
     with apr.safe_open(tmp_path / "m.apr", "pt") as file:
         for act in (file.get_tensor, file.get_slice):
-            with pytest.raises(KeyError, match="'weigth'.*weight"):
+            with pytest.raises(KeyError, match=r"'weigth'.*weight"):
                 act("weigth")
         tensor = file.get_tensor("weight")
     assert tensor.equal(BASE)
@@ -326,7 +326,7 @@ def test_a_missing_name_and_a_closed_file_are_said(tmp_path):
 
 def test_bytes_that_are_no_file_are_an_error_about_bytes():
     for load in (apr.torch.load, apr.numpy.load):
-        with pytest.raises(apr.UnsupportedError, match="^<bytes>: .*zip") as caught:
+        with pytest.raises(apr.UnsupportedError, match=r"^<bytes>: .*zip") as caught:
             load(b"PK\3\4" + bytes(100))
         assert caught.value.path == "<bytes>"
 
@@ -346,7 +346,7 @@ def test_a_file_with_both_names_of_a_tied_head_loads_strictly(tmp_path):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     state["head.weight"][0] += 1
     apr.save(state, tmp_path / "m.apr")
-    with pytest.raises(RuntimeError, match='"head.weight"'):
+    with pytest.raises(RuntimeError, match=r'"head\.weight"'):
         apr.torch.load_model(other, tmp_path / "m.apr")
 
 
@@ -354,7 +354,7 @@ def test_numpy_arrays_of_any_layout_are_saved_with_their_values(tmp_path):
     value = np.arange(6.0).reshape(2, 3).T  # safetensors 0.8 writes such values in another order
     apr.numpy.save_file({"a": value}, tmp_path / "m.apr")
     assert np.array_equal(apr.numpy.load_file(tmp_path / "m.apr")["a"], value)
-    with pytest.raises(TypeError, match="'a'.*list"):
+    with pytest.raises(TypeError, match=r"'a'.*list"):
         apr.numpy.save_file({"a": [1]}, tmp_path / "m.apr")
 
 

@@ -142,9 +142,7 @@ def test_an_empty_head_is_tied_to_the_embedding_of_another_file(tmp_path):
             assert file.numpy("lm_head.weight").shape == file.slice("lm_head.weight")[:].shape == (3, 2)
             assert file.to_torch()["lm_head.weight"].shape == (3, 2)
         else:
-            with pytest.raises(
-                apr.FormatError, match="embed_tokens"
-            ) as caught:
+            with pytest.raises(apr.FormatError, match="embed_tokens") as caught:
                 file["lm_head.weight"]
             assert (caught.value.tensor, caught.value.path) == ("lm_head.weight", str(tmp_path / "1.apr"))
 

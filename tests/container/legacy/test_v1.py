@@ -587,7 +587,6 @@ def test_a_payload_that_does_not_unpack_is_found_when_it_is_used(case, tmp_path,
     assert (code, json.loads(out)["valid"]) == (0, False)
 
 
-
 @pytest.mark.parametrize("compression", [0, 1])
 def test_a_count_that_is_not_the_tensors_is_found_when_they_are_used(compression, tmp_path):
     path = tmp_path / "bad.apr"

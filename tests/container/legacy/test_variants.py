@@ -306,7 +306,6 @@ def test_commands_say_it_in_one_line_and_exit_4(command, case, tmp_path, capsys)
     assert [check.passed for check in report.checks] == [True] * (len(report.checks) - 1) + [False]
 
 
-
 @pytest.mark.parametrize("content", [GOOD, wrap(GOOD, 0), wrap(GOOD, 1), wrap(GOOD, 2)])
 def test_forged_files_are_otherwise_good(content, tmp_path):
     """The base of every case above opens: each is refused for the one field that lies."""
