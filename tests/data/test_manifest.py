@@ -1,4 +1,4 @@
-"""manifest.json: what is written comes back, and where it disagrees with the files."""
+"""`manifest.json`: reading, writing, and where it disagrees with the files."""
 
 import json
 import os
@@ -17,13 +17,13 @@ def shards(tmp_path):
     return [Shard(f"shard-{i:05d}.bin", tmp_path, n) for i, n in enumerate((10, 20))]
 
 
-def test_unknown_keys_and_their_order_come_back(tmp_path):
+def test_unknown_keys_and_their_order_are_kept(tmp_path):
     write_manifest(tmp_path, SOUND)
     assert list(read_manifest(tmp_path).items()) == list(SOUND.items())
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
 
-def test_a_write_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_manifest(tmp_path, monkeypatch):
     write_manifest(tmp_path, SOUND)
 
     def full(_):
@@ -36,19 +36,19 @@ def test_a_write_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
 
-def test_none_says_what_rebuilds_it(tmp_path):
+def test_a_missing_manifest_names_the_command_that_rebuilds_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="repair-manifest"):
         read_manifest(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"3", b"[" * 100_000])
-def test_what_is_no_json_object_is_refused(content, tmp_path):
+def test_anything_but_a_json_object_is_refused(content, tmp_path):
     (tmp_path / MANIFEST).write_bytes(content)
-    with pytest.raises(FormatError, match=r"manifest\.json: no JSON"):
+    with pytest.raises(FormatError, match=r"manifest\.json.*JSON"):
         read_manifest(tmp_path)
 
 
-def test_one_that_agrees_has_nothing_to_say(shards):
+def test_a_manifest_that_agrees_has_no_problems(shards):
     assert check_manifest(SOUND, shards) == []
     rows = [{"name": shard.name, "tokens": shard.tokens} for shard in shards]
     assert check_manifest(SOUND | {"shards": rows}, shards) == []
@@ -59,12 +59,12 @@ def test_one_that_agrees_has_nothing_to_say(shards):
     [
         ({"schema": "pretokenize-bin-v2"}, ["schema is 'pretokenize-bin-v2'"]),
         ({"schema": None}, ["schema is None"]),
-        ({"shard_count": 3}, ["shard_count is 3, the files say 2"]),
+        ({"shard_count": 3}, ["shard_count is 3"]),
         ({"shard_count": 2.0}, ["shard_count is 2.0"]),
-        ({"total_tokens": True}, ["total_tokens is True, the files say 30"]),
+        ({"total_tokens": True}, ["total_tokens is True"]),
         ({"shard_count": 1, "total_tokens": 10}, ["shard_count", "total_tokens"]),
-        ({"shards": [{"name": "shard-00000.bin", "tokens": 11}]}, ["00000", "00001.bin: no tokens recorded"]),
-        ({"shards": [{"name": "shard-00000.bin", "tokens": 10, "sha256": 3}]}, ["sha256 that is no text"]),
+        ({"shards": [{"name": "shard-00000.bin", "tokens": 11}]}, ["00000.bin", "00001.bin"]),
+        ({"shards": [{"name": "shard-00000.bin", "tokens": 10, "sha256": 3}]}, ["sha256"]),
         ({"complete": "yes"}, ["complete is 'yes'"]),
     ],
 )
@@ -86,9 +86,9 @@ def test_each_field_that_disagrees_is_named(change, says, shards):
         {"shards": 3},
     ],
 )
-def test_null_and_what_other_producers_keep_there_are_no_disagreement(change, shards):
+def test_null_and_the_values_of_other_producers_are_accepted(change, shards):
     assert check_manifest(SOUND | change, shards) == []
 
 
-def test_a_missing_field_is_a_disagreement(shards):
-    assert check_manifest({}, shards)[1] == "shard_count is missing, the files say 2"
+def test_a_missing_required_key_is_named(shards):
+    assert "shard_count is missing" in check_manifest({}, shards)[1]

@@ -1,4 +1,4 @@
-"""Is a corpus text at all? What the distribution of its ids says before a step is spent on it."""
+"""Whether ids can be text at all, judged by their distribution before a training step is spent on them."""
 
 from __future__ import annotations
 
@@ -9,58 +9,67 @@ if TYPE_CHECKING:
 
 # Fewer tokens have no distribution worth judging.
 MIN_TOKENS = 32
-# The most frequent token of text and code (a comma, a line break, a space) has 3 to 15 % of it, with a
+# The most frequent token of text and code (a comma, a line break, a space) makes up 3 to 15 %, with a
 # vocabulary of single bytes up to 30 %. A corpus that was 99.99 % <unk> once trained to a loss of 0.0008.
 MAX_SHARE = 0.5
-# Text in single bytes has 4 to 5 bits a token, in a vocabulary of thousands 8 to 11.
+# Text in single bytes has 4 to 5 bits per token, in a vocabulary of thousands 8 to 11.
 MIN_ENTROPY_BITS = 2.0
-# A byte-level vocabulary has no unknown text; of another kind, more than this was made for other text.
+# A byte-level vocabulary knows all text. If another kind misses more than this, it was made for other text.
 MAX_UNKNOWN_SHARE = 0.01
-# Documents of fewer than four tokens on the average are none.
+# A quarter of all tokens means documents of fewer than four tokens on average, which are not documents.
 MAX_EOS_SHARE = 0.25
-# Text in single bytes has some thirty different ones before its first page is over.
+# Text in single bytes has some thirty different ids on its first page.
 MIN_DISTINCT_IDS, MIN_TOKENS_FOR_DISTINCT = 16, 1024
-# Up to four copies of a text teach nearly as much as new text (https://arxiv.org/abs/2305.16264): they are
-# three quarters repeats. More than five copies of everything are a fault of its making. Fewer windows of 64
-# ids than these have no share worth judging.
+# Up to four copies of a text teach nearly as much as new text (https://arxiv.org/abs/2305.16264); three
+# quarters of them are repeats. More than five copies of everything are a mistake in how the corpus was made.
+# Fewer windows of 64 ids than MIN_WINDOWS have no share worth judging.
 MAX_REPEATED_SHARE, MIN_WINDOWS = 0.8, 100
 
 
 def corpus_problems(scan: Scan, eos_id: int | None, unk_id: int | None) -> list[str]:
-    """What is wrong with a corpus, a line each; empty for one that can be text.
+    """Return why a corpus cannot be text, one line per reason; an empty list if it can be.
 
     Args:
-        scan: of all its shards: more tokens with one id than `MAX_SHARE`, less entropy than
-            `MIN_ENTROPY_BITS`, fewer different ids than `MIN_DISTINCT_IDS` and more repeated windows than
-            `MAX_REPEATED_SHARE` are wrong.
-        eos_id: the id that ends a text, or None where it is not known; at most `MAX_EOS_SHARE` of all.
-        unk_id: the id that stands for unknown text, or None where there is none; at most
-            `MAX_UNKNOWN_SHARE` of all.
+        scan: of all shards. `MAX_SHARE`, `MIN_ENTROPY_BITS`, `MIN_DISTINCT_IDS` and `MAX_REPEATED_SHARE` are
+            its limits.
+        eos_id: the end-of-text id, at most `MAX_EOS_SHARE` of all tokens; None if it is not known.
+        unk_id: the id of unknown text, at most `MAX_UNKNOWN_SHARE` of all tokens; None if there is none.
     """
     if not scan.most_frequent:
-        return ["no id is one that a vocabulary has: shards hold little-endian ids of 32 bits"]
+        return ["no id is small enough for a vocabulary; shards must contain little-endian 32-bit ids"]
     if scan.total_tokens < MIN_TOKENS:
         return []
-    found = []
+    problems = []
     token, count = scan.most_frequent[0]
     share = count / scan.total_tokens
-    if share > MAX_SHARE:
-        kind = " (unknown text)" if token == unk_id else " (end of text)" if token == eos_id else ""
-        found.append(f"id {token}{kind} is {share:.2%} of all tokens, in text none is over {MAX_SHARE:.0%}")
-    if scan.entropy_bits < MIN_ENTROPY_BITS:
-        found.append(f"{scan.entropy_bits:.3f} bits a token, text has over {MIN_ENTROPY_BITS:g}")
-    if scan.distinct_ids < MIN_DISTINCT_IDS and scan.total_tokens >= MIN_TOKENS_FOR_DISTINCT:
-        found.append(f"{scan.distinct_ids} different ids, text has {MIN_DISTINCT_IDS} at least")
-    if scan.repeated_share > MAX_REPEATED_SHARE and scan.windows >= MIN_WINDOWS:
-        found.append(
-            f"{scan.repeated_share:.0%} of the windows of 64 ids are repeats, over {MAX_REPEATED_SHARE:.0%}: "
-            "the same text again and again"
+    dominated = share > MAX_SHARE
+    if dominated:
+        kind = ""
+        if token == unk_id:
+            kind = " (unknown text)"
+        elif token == eos_id:
+            kind = " (end of text)"
+        problems.append(
+            f"id {token}{kind} is {share:.2%} of all tokens; no id of text is over {MAX_SHARE:.0%}"
         )
-    for what, special, limit in (
+    if scan.entropy_bits < MIN_ENTROPY_BITS:
+        problems.append(
+            f"the entropy is {scan.entropy_bits:.3f} bits per token; text has over {MIN_ENTROPY_BITS:g}"
+        )
+    if scan.distinct_ids < MIN_DISTINCT_IDS and scan.total_tokens >= MIN_TOKENS_FOR_DISTINCT:
+        problems.append(f"only {scan.distinct_ids} different ids; text has at least {MIN_DISTINCT_IDS}")
+    if scan.repeated_share > MAX_REPEATED_SHARE and scan.windows >= MIN_WINDOWS:
+        problems.append(
+            f"{scan.repeated_share:.0%} of the windows of 64 ids are repeats, over {MAX_REPEATED_SHARE:.0%}; "
+            "the same text occurs many times"
+        )
+    for name, special, limit in (
         ("unknown text", unk_id, MAX_UNKNOWN_SHARE),
-        ("ends of text", eos_id, MAX_EOS_SHARE),
+        ("end of text", eos_id, MAX_EOS_SHARE),
     ):
-        # Where it is the most frequent id of all, that has been said.
-        if limit < scan.share(special) and not (special == token and share > MAX_SHARE):
-            found.append(f"{what} (id {special}): {scan.share(special):.2%} of all tokens, over {limit:.0%}")
-    return found
+        # An id that dominates the corpus already has its line.
+        if scan.share(special) > limit and not (dominated and special == token):
+            problems.append(
+                f"{name} (id {special}) is {scan.share(special):.2%} of all tokens, over {limit:.0%}"
+            )
+    return problems

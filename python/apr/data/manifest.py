@@ -1,10 +1,10 @@
-"""`manifest.json` of a shard directory: reading, writing, and where it disagrees with the files."""
+"""`manifest.json` of a shard directory: its keys, reading, writing, and where it disagrees with the files."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from apr.errors import FormatError
 from apr.files import write_atomically
@@ -19,7 +19,90 @@ MANIFEST = "manifest.json"
 SCHEMA = "pretokenize-bin-v1"
 # Who may hold the lock on a shard directory, as a refusal names them.
 SHARD_WRITERS = "another encoding or repair"
-# What is not true of other shards than those that were counted.
+
+
+class ShardRow(TypedDict):
+    """One row of the manifest's `shards`, in stream order."""
+
+    name: str
+    tokens: int
+    documents: NotRequired[int]
+    """Documents that end in this shard."""
+    sha256: NotRequired[str | None]
+    """SHA-256 of the file, in hex."""
+
+
+class Progress(TypedDict):
+    """Where an unfinished encoding resumes."""
+
+    place: list[int]
+    """The fields of `apr.data.corpus.Place`: file, line or row, byte."""
+    options: dict[str, Any]
+    """Options and a digest of the corpus that a resumed encoding must share."""
+
+
+class Manifest(TypedDict, total=False):
+    """The keys of schema `pretokenize-bin-v1`.
+
+    A reader needs `schema`, `shard_count` and `total_tokens`. Every other key may be absent or null, and
+    unknown keys are kept.
+    """
+
+    schema: str
+    complete: bool
+    """False while an encoding is unfinished; nothing trains on such a directory."""
+    tokenizer_dir: str | None
+    """Path of the tokenizer as it was given."""
+    tokenizer_sha256: str
+    vocab_size: int | None
+    """The highest id of the vocabulary + 1."""
+    eos_policy: str
+    """Where the end-of-text token stands: none, between or after documents."""
+    eos_token_id: int | None
+    unk_token_id: int | None
+    eos_token_count: int
+    """End-of-text tokens that the encoder wrote."""
+    shard_count: int
+    total_tokens: int
+    total_documents: int
+    skipped_documents: int
+    """Documents that could not be read, or had no text."""
+    content_field: str
+    normalization: str
+    """Unicode form of the texts: none or nfc."""
+    input_format: str
+    """text, jsonl, parquet or mixed."""
+    input_files: list[str]
+    input_bytes: int | None
+    """Stored size of all input files; null if standard input was one."""
+    corpus_roots: list[str]
+    """Paths of the corpus as they were given."""
+    corpus_sha256: str
+    """SHA-256 over the hex digests of all shards, in stream order."""
+    num_workers: int
+    elapsed_seconds: float
+    seq_length_hint: int | None
+    """Always null here; other producers record the window length that they had in mind."""
+    shard_tokens: int
+    """The option `--shard-tokens`."""
+    producer_version: str
+    shards: list[ShardRow]
+    progress: Progress
+    """Present only while `complete` is false."""
+    scan: dict[str, Any]
+    """The fields of `apr.data.scan.Scan`."""
+    scan_sha256: str
+    """SHA-256 of the canonical JSON of `scan`; a scan that does not match is not used."""
+    truncated: bool
+    """The encoding was cut off and finished by a repair."""
+    repair: bool
+    repaired_at: str
+    """UTC, as in 2026-11-30T12:00:00Z."""
+    source: str
+    note: str
+
+
+# Keys that are true only of the shards that were counted.
 _COUNTS = {
     "shard_count",
     "total_tokens",
@@ -28,146 +111,150 @@ _COUNTS = {
     "eos_token_count",
     "corpus_sha256",
     "scan",
+    "scan_sha256",
 }
-# Of those that may be absent or null, the ones that are numbers of something.
-_NUMBERS = ("total_documents", "skipped_documents", "eos_token_count")
+_OPTIONAL_COUNTS = ("total_documents", "skipped_documents", "eos_token_count")
+_IDS = ("vocab_size", "eos_token_id", "unk_token_id")
 
 
 def read_manifest(directory: str | PathLike[str]) -> dict[str, Any]:
-    """The manifest of a shard directory, unknown keys too.
+    """Return the manifest of a shard directory, including unknown keys.
 
     Raises:
-        FileNotFoundError: there is none; the message says what rebuilds it.
-        FormatError: it is no JSON object.
+        FileNotFoundError: no manifest; the message names the command that rebuilds it.
+        FormatError: the file is not a JSON object.
     """
     path = Path(directory) / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        reason = f"no manifest: apr repair-manifest {directory} rebuilds it"
+        reason = f"no manifest; rebuild it with apr repair-manifest {directory}"
         raise FileNotFoundError(error.errno, reason, str(path)) from None
     except (ValueError, RecursionError) as error:
         raise FormatError(
-            f"{path}: no JSON ({error}): apr repair-manifest {directory} --force rebuilds it", path=path
+            f"{path}: invalid JSON ({error}); rebuild it with apr repair-manifest {directory} --force",
+            path=path,
         ) from None
     if not isinstance(manifest, dict):
         raise FormatError(
-            f"{path}: no JSON object: apr repair-manifest {directory} --force rebuilds it", path=path
+            f"{path}: not a JSON object; rebuild it with apr repair-manifest {directory} --force", path=path
         )
     return manifest
 
 
-def write_manifest(directory: str | PathLike[str], manifest: Mapping[str, Any]) -> None:
-    """Write the manifest atomically.
+def write_manifest(directory: str | PathLike[str], manifest: Mapping[str, object]) -> None:
+    """Write the manifest atomically, as indented ASCII JSON in the order of its keys.
 
     Raises:
-        OSError: it cannot be written; an older one is untouched.
+        OSError: writing failed; an existing manifest is unchanged.
     """
     content = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
     write_atomically(Path(directory) / MANIFEST, content.encode())
 
 
 def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list[str]:
-    """Where a manifest disagrees with the shards beside it, one line a field; empty if nowhere.
+    """Return where a manifest disagrees with the shards beside it, one line per field.
 
-    `schema`, `shard_count` and `total_tokens` must be there; `shards` is compared if its rows are ours.
+    `schema`, `shard_count` and `total_tokens` are required. `shards` is compared if its rows have our form.
     """
     expected = {
         "schema": SCHEMA,
         "shard_count": len(shards),
         "total_tokens": sum(shard.tokens for shard in shards),
     }
-    found = [
-        f"{key} is {_shown(manifest, key)}, {'it must be' if key == 'schema' else 'the files say'} {value!r}"
-        for key, value in expected.items()
-        if type(manifest.get(key)) is not type(value) or manifest[key] != value
-    ]
-    # What may be absent or null, but is used where it is there.
-    found += [
-        f"{key} is {manifest[key]!r}, no number of 32 bits"
-        for key in ("vocab_size", "eos_token_id", "unk_token_id")
-        if not _is_id(manifest.get(key, 0))
+    problems = []
+    for key, value in expected.items():
+        # The type is compared too: true == 1 and 4.0 == 4 in Python, but neither is a count in JSON.
+        if type(manifest.get(key)) is not type(value) or manifest[key] != value:
+            recorded = repr(manifest[key]) if key in manifest else "missing"
+            reason = f"expected {value!r}" if key == "schema" else f"the files contain {value}"
+            problems.append(f"{key} is {recorded}, {reason}")
+    problems += [
+        f"{key} is {manifest[key]!r}, not an unsigned 32-bit integer"
+        for key in _IDS
+        if not _is_id_or_null(manifest.get(key))
     ]
     if not isinstance(manifest.get("complete"), bool | None):
-        found.append(f"complete is {manifest['complete']!r}, neither true nor false")
-    found += _wrong_counts(manifest).values()
+        problems.append(f"complete is {manifest['complete']!r}, not a boolean")
+    problems += _count_problems(manifest).values()
     rows = shard_rows(manifest)
     if rows:
-        found += _row_problems(rows, shards)
-    return found
-
-
-def _wrong_counts(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """Keys that say how much there is of something and cannot be true, whatever the shards hold."""
-    found = {
-        key: f"{key} is {manifest[key]!r}, no number of anything"
-        for key in _NUMBERS
-        if manifest.get(key) is not None and not is_count(manifest[key])
-    }
-    if not isinstance(manifest.get("corpus_sha256"), str | None):
-        found["corpus_sha256"] = f"corpus_sha256 is {manifest['corpus_sha256']!r}, no text"
-    documents = [row.get("documents") for row in shard_rows(manifest)]
-    total = manifest.get("total_documents")
-    if documents and total is not None and all(map(is_count, documents)):
-        counted = sum(row["documents"] for row in shard_rows(manifest))
-        # Without ends of text, empty documents at the end are in no shard.
-        open_end = manifest.get("eos_policy") not in ("between", "after")
-        if total != counted and not (open_end and is_count(total) and total > counted):
-            found["total_documents"] = f"total_documents is {total!r}, its shards have {counted}"
-    return found
+        problems += _row_problems(rows, shards)
+    return problems
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a whole number, not below 0."""
+    """Whether a value is an integer that is at least 0; booleans are not."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def agreeing(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
-    """What of a manifest can be kept for these shards: all but what `check_manifest` names and what follows.
+def shard_rows(manifest: Mapping[str, Any]) -> list[ShardRow]:
+    """Return the rows of `shards`; empty if another producer keeps something else under that key."""
+    rows = manifest.get("shards")
+    if not isinstance(rows, list):
+        return []
+    for row in rows:
+        if not isinstance(row, dict) or not isinstance(row.get("name"), str) or "tokens" not in row:
+            return []
+    return rows
 
-    Rows of shards that are as they were stay with their hashes, others say no more than how many tokens there
-    are. Where tokens came, went or were never counted, so did documents.
+
+def still_valid(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+    """Return the part of a manifest that is true of these shards.
+
+    All of it if `check_manifest` has no objection. Otherwise rows of shards with an unchanged token count are
+    kept with their hashes, and the others keep only their token count. If the number of shards or tokens
+    changed, or was never recorded, document counts and other totals are dropped.
     """
     if not manifest or not check_manifest(manifest, shards):
         return dict(manifest)
-    kept = {
-        key: value
-        for key, value in manifest.items()
-        if key not in ("vocab_size", "eos_token_id", "unk_token_id") or _is_id(value)
-    }
-    rows = {row["name"]: row for row in shard_rows(manifest) if isinstance(row.get("sha256"), str | None)}
-    if rows:
-        fresh = [{"name": shard.name, "tokens": shard.tokens} for shard in shards]
-        recorded = [rows.get(row["name"], row) for row in fresh]
-        kept["shards"] = [
-            old if old["tokens"] == row["tokens"] else row for old, row in zip(recorded, fresh, strict=True)
-        ]
-    total = sum(shard.tokens for shard in shards)
-    counted = (manifest.get("shard_count"), manifest.get("total_tokens")) == (len(shards), total)
-    if not counted or kept.get("shards") != manifest.get("shards"):
+    kept = {key: value for key, value in manifest.items() if key not in _IDS or _is_id_or_null(value)}
+    recorded = {row["name"]: row for row in shard_rows(manifest) if isinstance(row.get("sha256"), str | None)}
+    if recorded:
+        rows: list[ShardRow] = []
+        for shard in shards:
+            row = recorded.get(shard.name)
+            if row is None or row["tokens"] != shard.tokens:
+                row = {"name": shard.name, "tokens": shard.tokens}
+            rows.append(row)
+        kept["shards"] = rows
+    totals = (len(shards), sum(shard.tokens for shard in shards))
+    same_totals = (manifest.get("shard_count"), manifest.get("total_tokens")) == totals
+    if not same_totals or kept.get("shards") != manifest.get("shards"):
         kept = {key: value for key, value in kept.items() if key not in _COUNTS}
-    wrong = _wrong_counts(kept)
-    return {key: value for key, value in kept.items() if key not in wrong}
+    impossible = _count_problems(kept)
+    return {key: value for key, value in kept.items() if key not in impossible}
 
 
-def shard_rows(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of `shards`, {name, tokens, …}; empty where another producer keeps something else there."""
-    rows = manifest.get("shards")
-    ours = isinstance(rows, list) and all(
-        isinstance(row, dict) and isinstance(row.get("name"), str) and "tokens" in row for row in rows
-    )
-    return rows if ours and rows else []
+def _count_problems(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the keys whose values cannot be true whatever the shards contain, each with a line."""
+    problems = {
+        key: f"{key} is {manifest[key]!r}, not a count"
+        for key in _OPTIONAL_COUNTS
+        if manifest.get(key) is not None and not is_count(manifest[key])
+    }
+    if not isinstance(manifest.get("corpus_sha256"), str | None):
+        problems["corpus_sha256"] = f"corpus_sha256 is {manifest['corpus_sha256']!r}, not a string"
+    documents = [row.get("documents") for row in shard_rows(manifest)]
+    total = manifest.get("total_documents")
+    if documents and total is not None and all(map(is_count, documents)):
+        in_rows = sum(row["documents"] for row in shard_rows(manifest))
+        # Without end-of-text tokens, empty documents at the end of a corpus are in no shard.
+        may_exceed = manifest.get("eos_policy") not in ("between", "after")
+        if total != in_rows and not (may_exceed and is_count(total) and total > in_rows):
+            problems["total_documents"] = (
+                f"total_documents is {total!r}, the rows of shards add up to {in_rows}"
+            )
+    return problems
 
 
-def _is_id(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int):
-        return value is None
-    return 0 <= value < 2**32
+def _is_id_or_null(value: object) -> bool:
+    return value is None or (is_count(value) and isinstance(value, int) and value < 2**32)
 
 
-def _row_problems(rows: Sequence[Mapping[str, Any]], shards: Sequence[Shard]) -> list[str]:
+def _row_problems(rows: Sequence[ShardRow], shards: Sequence[Shard]) -> list[str]:
     if not all(isinstance(row.get("sha256"), str | None) for row in rows):
-        return ["shards has a sha256 that is no text"]
+        return ["shards has a row whose sha256 is not a string"]
     recorded = {row["name"]: row["tokens"] for row in rows}
     actual = {shard.name: shard.tokens for shard in shards}
     return [
@@ -175,7 +262,3 @@ def _row_problems(rows: Sequence[Mapping[str, Any]], shards: Sequence[Shard]) ->
         for name in sorted(recorded.keys() | actual.keys())
         if recorded.get(name) != actual.get(name)
     ]
-
-
-def _shown(manifest: Mapping[str, Any], key: str) -> str:
-    return repr(manifest[key]) if key in manifest else "missing"

@@ -3,69 +3,58 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from apr.data.corpus_check import corpus_problems
-from apr.data.listing import ID_SIZE, Shard, shard_files
+from apr.data.listing import ID_SIZE, Shard
 from apr.data.manifest import (
     MANIFEST,
     SCHEMA,
     SHARD_WRITERS,
-    agreeing,
     check_manifest,
     read_manifest,
     shard_rows,
+    still_valid,
     write_manifest,
 )
-from apr.data.scan import kept_scan, scan_shards
-from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
+from apr.data.repair_report import RepairReport
+from apr.data.shard_fixes import ShardFixes, free_name
 from apr.errors import FormatError, RefusedError
-from apr.files import sync_directory, write_atomically
+from apr.files import write_atomically
 from apr.held import held
 
+# numpy, tokenizers and the scan are imported where they are used: without --verify a repair needs file sizes
+# only, and takes less time than importing numpy does.
 if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
 
     from apr.data.scan import FullScan
+    from apr.data.tokenizers import LoadedTokenizer
 
-_REBUILT = "rebuilt from the shards; how many documents they hold, and whether they are all, is not known"
-_KEPT = "what it said agreed with the files and is kept"
-_FINISHED = "an encoding that was cut off, finished with the shards that are there"
+# The manifest's `note`. Readers may show it; nothing depends on it.
+_NOTE_REBUILT = (
+    "rebuilt from the shards; how many documents they hold, and whether they are all, is not known"
+)
+_NOTE_KEPT = "what it said agreed with the files and is kept"
+_NOTE_FINISHED = "an encoding that was cut off, finished with the shards that are there"
 
 
 @dataclass(frozen=True)
-class RepairReport:
-    """What was found and done."""
+class _Options:
+    """The arguments of `repair`."""
 
-    path: Path
-    shards: tuple[Shard, ...]
-    manifest: dict[str, Any]
-    """As it stands now; as it would stand after a dry run, or if the shards were sound."""
-    outcome: Literal["written", "left alone", "scan kept", "would be written", "not written"]
-    """`scan kept`: it agrees with the files, and what was read of them was added to it."""
-    done: tuple[str, ...]
-    """Changes to files other than the manifest, a line each; none where anything is wrong."""
-    scan: FullScan | None
-    """What is in the shards, if that was asked for."""
+    tokenizer_path: str | PathLike[str] | None
     tokenizer: LoadedTokenizer | None
-    problems: tuple[str, ...]
-    """What is wrong with the contents, a line each."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong with the contents, as far as they were read."""
-        return not self.problems
-
-    @property
-    def total_tokens(self) -> int:
-        """Tokens of all shards."""
-        return sum(shard.tokens for shard in self.shards)
+    verify: bool
+    hashes: bool
+    force: bool
+    dry_run: bool
+    drop_empty: bool
+    truncate_torn: bool
+    on_progress: Callable[[int, int], None] | None
 
 
 def repair(
@@ -80,316 +69,266 @@ def repair(
     truncate_torn: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> RepairReport:
-    """Write the manifest that a shard directory lacks; leave alone one that agrees with the files.
+    """Write the manifest that a shard directory lacks; leave alone a manifest that agrees with the files.
 
-    What `verify` with `hashes` finds is kept in it all the same: a run that trains on the shards need not
-    read them again.
-
-    No contents are read and no shard is changed unless that is asked for.
+    The shards are neither read nor changed unless an argument asks for it. The scan that `verify` makes with
+    `hashes` is added to the manifest even if that agrees with the files: training on the shards then does not
+    read them a second time.
 
     Args:
         path: the shard directory.
-        tokenizer: what the shards were made with: gives the manifest its vocabulary's size.
-        verify: read all ids: highest id, hashes, ids beyond the vocabulary, whether it can be text. Where
-            that fails, the report has `problems` and nothing is written, cut or moved.
-        hashes: whether `verify` takes each shard's SHA-256, which is most of its time.
-        force: replace a manifest that disagrees; the old one is kept as manifest.json.bak.
+        tokenizer: the tokenizer that the shards were encoded with; records the vocabulary's size and special
+            ids in the manifest.
+        verify: read all ids, and check the vocabulary's bounds, hashes, counts, and whether the ids can be
+            text. If a check fails, the report has `problems`, and nothing is written, cut or moved.
+        hashes: whether `verify` takes the SHA-256 of each shard, which takes most of its time.
+        force: replace a manifest that disagrees with the files; the old one is kept as manifest.json.bak.
         dry_run: change nothing.
         drop_empty: move empty shards at the end aside.
-        truncate_torn: cut the last shard where its whole tokens end; the cut bytes are kept aside.
-        on_progress: called with tokens read and tokens in all.
+        truncate_torn: cut a last shard that ends within an id; the bytes behind the cut are kept aside.
+        on_progress: called with (tokens read, total tokens) from time to time.
 
     Raises:
         FileNotFoundError, NotADirectoryError: no such directory.
-        RefusedError: no shards, a file that no shard can be, a manifest that disagrees (without `force`); an
-            encoding or another repair is writing there.
+        RefusedError: no shards; a file that cannot be a shard; a manifest that disagrees with the files,
+            without `force`; an encoding or another repair is writing to the directory.
+        FormatError, UnsupportedError: the tokenizer cannot be read.
+        OSError: reading or writing failed.
     """
     path = Path(path)
-    loaded = None if tokenizer is None else load_tokenizer(tokenizer)
-    how = _How(tokenizer, loaded, verify, hashes, force, dry_run, drop_empty, truncate_torn)
+    loaded = None
+    if tokenizer is not None:
+        from apr.data.tokenizers import load_tokenizer
+
+        loaded = load_tokenizer(tokenizer)
+    options = _Options(
+        tokenizer_path=tokenizer,
+        tokenizer=loaded,
+        verify=verify,
+        hashes=hashes,
+        force=force,
+        dry_run=dry_run,
+        drop_empty=drop_empty,
+        truncate_torn=truncate_torn,
+        on_progress=on_progress,
+    )
     if dry_run:
-        return _repair(path, how, on_progress)
-    # What is decided upon must still be so when it is written.
-    with held(path, SHARD_WRITERS, "wait for it, or see what would be done with --dry-run"):
-        return _repair(path, how, on_progress)
+        return _repair(path, options)
+    # The lock is held from reading to writing: what was decided upon must still be true when it is written.
+    with held(path, SHARD_WRITERS, "wait for it, or pass --dry-run to see what a repair would do"):
+        return _repair(path, options)
 
 
-@dataclass(frozen=True)
-class _How:
-    """The arguments of `repair`."""
-
-    tokenizer: str | PathLike[str] | None
-    loaded: LoadedTokenizer | None
-    verify: bool
-    hashes: bool
-    force: bool
-    dry_run: bool
-    drop_empty: bool
-    truncate_torn: bool
-
-
-def _repair(path: Path, how: _How, on_progress: Callable[[int, int], None] | None) -> RepairReport:
-    loaded, force, dry_run = how.loaded, how.force, how.dry_run
-    tidy = _Tidying.plan(path, drop_empty=how.drop_empty, truncate_torn=how.truncate_torn)
-    old, differences = _found(path, tidy.shards, loaded)
-    if differences and not force:
-        raise RefusedError(
-            f"{path / MANIFEST}: disagrees{' with the files' * (loaded is None)}: {'; '.join(differences)}: "
-            "--force replaces it and keeps the old one as manifest.json.bak"
-        )
-    found = agreeing(old, tidy.shards)
-    scanned = None
-    if how.verify:
-        limit = loaded.vocab_size if loaded is not None else found.get("vocab_size")
-        scanned = tidy.scan(vocab_size=limit, hashes=how.hashes, on_progress=on_progress)
-    lies = {} if scanned is None else _lies(scanned, loaded, found)
-    wrong = () if scanned is None else tuple(_wrong(scanned, loaded, found | {"scan": old.get("scan")}))
-    if not force:
-        wrong += tuple(f"{MANIFEST}: {lie}: --force writes what is so" for lie in lies.values())
-    if not dry_run and not wrong:
-        tidy.apply()
-        scanned = None if scanned is None else tidy.stamped(scanned)
-    done = () if wrong else tidy.lines
-    report = RepairReport(path, tuple(tidy.shards), found, "left alone", done, scanned, loaded, wrong)
-    unfinished = old.get("complete") is False
-    lacks = loaded is not None and any(found.get(key) is None for key in _of_tokenizer(loaded, how.tokenizer))
-    if found and not unfinished and not force and not lacks:
-        if lies:
+def _repair(path: Path, options: _Options) -> RepairReport:
+    fixes = ShardFixes.plan(path, drop_empty=options.drop_empty, truncate_torn=options.truncate_torn)
+    recorded = _recorded_manifest(path, fixes.shards, options)
+    kept = still_valid(recorded, fixes.shards)
+    scan: FullScan | None = None
+    contradicted: dict[str, str] = {}
+    problems: list[str] = []
+    if options.verify:
+        vocab_size = kept.get("vocab_size") if options.tokenizer is None else options.tokenizer.vocab_size
+        scan = fixes.scan(vocab_size=vocab_size, hashes=options.hashes, on_progress=options.on_progress)
+        contradicted = _contradicted_keys(kept, scan, options.tokenizer)
+        problems = _content_problems(kept, recorded, scan, options.tokenizer)
+        if not options.force:
+            problems += [
+                f"{MANIFEST}: {reason}; pass --force to correct it" for reason in contradicted.values()
+            ]
+    if not problems and not options.dry_run:
+        fixes.apply()
+        if scan is not None:
+            scan = fixes.with_current_times(scan)
+    report = RepairReport(
+        path=path,
+        shards=tuple(fixes.shards),
+        manifest=kept,
+        outcome="left alone",
+        done=() if problems else fixes.lines,
+        scan=scan,
+        tokenizer=options.tokenizer,
+        problems=tuple(problems),
+    )
+    unfinished = recorded.get("complete") is False
+    lacks_tokenizer = any(kept.get(key) is None for key in _tokenizer_keys(options))
+    if kept and not (unfinished or options.force or lacks_tokenizer):
+        if contradicted:
             return replace(report, outcome="not written")
-        return report if wrong or dry_run else _scan_kept(report)
-    base = {key: value for key, value in found.items() if key != "progress" and key not in lies}
-    report = replace(report, manifest=_rebuilt(base, report, how.tokenizer, unfinished=unfinished))
-    if wrong:
+        return report if problems or options.dry_run else _keep_scan(report)
+
+    true_keys = {key: value for key, value in kept.items() if key != "progress" and key not in contradicted}
+    report = replace(report, manifest=_rebuilt(true_keys, report, options, unfinished=unfinished))
+    if problems:
         return replace(report, outcome="not written")
-    if dry_run:
+    if options.dry_run:
         return replace(report, outcome="would be written")
     if (path / MANIFEST).exists():
-        write_atomically(_free(path / f"{MANIFEST}.bak"), (path / MANIFEST).read_bytes())
+        write_atomically(free_name(path / f"{MANIFEST}.bak"), (path / MANIFEST).read_bytes())
     write_manifest(path, report.manifest)
     return replace(report, outcome="written")
 
 
-def _scan_kept(report: RepairReport) -> RepairReport:
-    """The manifest agrees with the files: what was read of them is all that may be added."""
-    scanned = report.scan
-    if scanned is None or scanned.corpus_sha256 is None or scanned.kept == kept_scan(report.manifest):
+def _recorded_manifest(path: Path, shards: list[Shard], options: _Options) -> dict[str, Any]:
+    """Return the manifest of the directory, empty if it has none that is a JSON object.
+
+    Raises:
+        RefusedError: it disagrees with the shards or the tokenizer, and `force` was not given.
+    """
+    recorded: dict[str, Any] = {}
+    differences: list[str] = []
+    try:
+        recorded = read_manifest(path)
+    except FileNotFoundError:
+        return recorded
+    except FormatError:
+        differences.append("not a JSON object")
+    else:
+        counted = recorded.get("shard_count")
+        if recorded.get("complete") is False and isinstance(counted, int) and 0 <= counted < len(shards):
+            # The encoder was killed after it wrote a shard and before it wrote the manifest that counts it.
+            differences = check_manifest(recorded, shards[:counted])
+        else:
+            differences = check_manifest(recorded, shards)
+    tokenizer = options.tokenizer
+    if tokenizer is not None and recorded:
+        for key, value in (("vocab_size", tokenizer.vocab_size), ("tokenizer_sha256", tokenizer.sha256)):
+            if recorded.get(key) not in (None, value):
+                differences.append(f"{key} is {recorded[key]!r}, but {value!r} for this tokenizer")
+    if differences and not options.force:
+        raise RefusedError(
+            f"{path / MANIFEST}: does not match the shards: {'; '.join(differences)}; "
+            "pass --force to replace it (the old one is kept as manifest.json.bak)"
+        )
+    return recorded
+
+
+def _keep_scan(report: RepairReport) -> RepairReport:
+    """Add a scan with hashes to a manifest that agrees with the files."""
+    from apr.data.scan import Scan
+
+    scan = report.scan
+    if scan is None or scan.corpus_sha256 is None or scan.kept == Scan.from_manifest(report.manifest):
         return report
-    report = replace(report, manifest={**report.manifest, "scan": scanned.to_dict()}, outcome="scan kept")
+    report = replace(report, manifest={**report.manifest, **scan.manifest_keys()}, outcome="scan kept")
     write_manifest(report.path, report.manifest)
     return report
 
 
-@dataclass(frozen=True)
-class _Tidying:
-    """What has to happen to shards before the directory is one, and the shards it then has."""
-
-    shards: list[Shard]
-    empty: list[Path]
-    cut: dict[Path, int]
-    """Where whole tokens end in a torn shard."""
-
-    @classmethod
-    def plan(cls, path: Path, *, drop_empty: bool, truncate_torn: bool) -> _Tidying:
-        files = [(path / name, size) for name, size in shard_files(path)]
-        whole = [(file, size - size % ID_SIZE) for file, size in files]
-        cut = {file: kept for (file, size), (_, kept) in zip(files, whole, strict=True) if kept != size}
-        last = max((i for i, (_, size) in enumerate(whole) if size), default=-1)
-        empty = [file for file, size in whole if not size]
-        for file, kept in cut.items():
-            torn = f"{file}: torn, its whole tokens end at byte {kept} of {kept + file.stat().st_size % 4}"
-            if file != files[-1][0]:
-                raise RefusedError(f"{torn}: only a last shard can be cut there, encode this one again")
-            if not truncate_torn:
-                raise RefusedError(f"{torn}: --truncate-torn cuts it there and keeps the rest aside")
-        if last < 0:
-            raise RefusedError(f"{files[0][0]}: an empty shard, and no other holds a token: encode again")
-        for file in empty:
-            if file in [name for name, _ in whole[:last]]:
-                raise RefusedError(
-                    f"{file}: an empty shard between others: encode it again, or renumber them"
-                )
-            if not drop_empty:
-                raise RefusedError(f"{file}: an empty shard: --drop-empty moves it aside")
-        shards = [Shard(file.name, path, size // ID_SIZE) for file, size in whole[: last + 1]]
-        return cls(shards, empty, cut)
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """What happens, a line each."""
-        moved = [f"{file.name}: empty, moved aside as {file.name}.empty" for file in self.empty]
-        torn = [
-            f"{file.name}: cut at byte {kept}, the rest is in {file.name}.torn"
-            for file, kept in self.cut.items()
-        ]
-        return (*torn, *moved)
-
-    def scan(
-        self, *, vocab_size: int | None, hashes: bool, on_progress: Callable[[int, int], None] | None
-    ) -> FullScan:
-        """What will be in the shards; nothing of the directory changes: a torn one is read from a copy."""
-        with TemporaryDirectory(prefix="apr-") as aside:
-            readable = []
-            for shard in self.shards:
-                if shard.path in self.cut:
-                    whole = Path(aside) / shard.name
-                    shutil.copyfile(shard.path, whole)
-                    os.truncate(whole, self.cut[shard.path])
-                    shard = shard._replace(directory=Path(aside))  # noqa: PLW2901
-                readable.append(shard)
-            return self.stamped(
-                scan_shards(readable, vocab_size=vocab_size, hashes=hashes, on_progress=on_progress)
-            )
-
-    def stamped(self, scanned: FullScan) -> FullScan:
-        """The scan with the times that cut shards themselves have now."""
-        cut = {file.name: file for file in self.cut}
-        rows = [
-            replace(row, mtime_ns=cut[row.name].stat().st_mtime_ns) if row.name in cut else row
-            for row in scanned.shards
-        ]
-        return replace(scanned, shards=tuple(rows))
-
-    def apply(self) -> None:
-        """Cut and move; nothing is lost, whenever this is killed."""
-        for file, kept in self.cut.items():
-            with file.open("r+b") as shard:
-                shard.seek(kept)
-                write_atomically(_free(file.with_name(f"{file.name}.torn")), shard.read())
-                shard.truncate(kept)
-                os.fsync(shard.fileno())
-        for file in self.empty:
-            file.rename(_free(file.with_name(f"{file.name}.empty")))
-            sync_directory(file.parent)
-
-
-def _free(path: Path) -> Path:
-    """The path, or with a number behind it if something is there."""
-    taken = 1
-    while (free := path if taken == 1 else path.with_name(f"{path.name}-{taken}")).exists():
-        taken += 1
-    return free
-
-
-def _found(
-    path: Path, shards: list[Shard], loaded: LoadedTokenizer | None
-) -> tuple[dict[str, Any], list[str]]:
-    """The manifest that is there, empty if none is, and where it disagrees with shards and tokenizer."""
-    try:
-        found = read_manifest(path)
-    except FileNotFoundError:
-        return {}, []
-    except FormatError:
-        return {}, ["no JSON object"]
-    counted = found.get("shard_count")
-    if found.get("complete") is False and isinstance(counted, int) and 0 <= counted < len(shards):
-        # Killed between a shard and the manifest that counts it.
-        differences = check_manifest(found, shards[:counted])
-    else:
-        differences = check_manifest(found, shards)
-    if loaded is not None:
-        says = {"vocab_size": loaded.vocab_size, "tokenizer_sha256": loaded.sha256}
-        differences += [
-            f"{key} is {found[key]!r}, the tokenizer's is {value!r}"
-            for key, value in says.items()
-            if found.get(key) not in (None, value)
-        ]
-    return found, differences
-
-
-def _lies(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[str, Any]) -> dict[str, str]:
-    """What a manifest says of the contents that they are not, a line for each key."""
-    found = {}
-    recorded, sha256 = manifest.get("corpus_sha256"), scanned.corpus_sha256
+def _contradicted_keys(
+    manifest: dict[str, Any], scan: FullScan, tokenizer: LoadedTokenizer | None
+) -> dict[str, str]:
+    """Return the keys that the ids contradict, each with a line that says how."""
+    contradicted = {}
+    recorded, sha256 = manifest.get("corpus_sha256"), scan.corpus_sha256
     if recorded is not None and sha256 is not None and recorded != sha256:
-        found["corpus_sha256"] = f"corpus_sha256 is {recorded!r}, the shards' hashes give {sha256!r}"
-    ends, eos_id = manifest.get("eos_token_count"), _eos_id(tokenizer, manifest)
-    if ends is not None and eos_id is not None:
-        counted = _count(scanned, eos_id)
-        # A token that stands in texts too, where it was named as their end, is there more often.
-        if ends > counted or (ends < counted and ends != _ends(manifest)):
-            found["eos_token_count"] = (
-                f"eos_token_count is {ends}, the shards hold id {eos_id} {counted} times"
-            )
-        ends = counted if "eos_token_count" in found else ends
-    if ends is not None and _ours(manifest) and ends != _ends(manifest):
-        found["total_documents"] = (
-            f"total_documents is {manifest['total_documents']}, that would be {_ends(manifest)} ends of text "
-            f"(eos_policy {manifest['eos_policy']!r}), not {ends}"
+        contradicted["corpus_sha256"] = (
+            f"corpus_sha256 is {recorded!r}, but the hashes of the shards give {sha256!r}"
         )
-    return found
+
+    eos_count, expected_eos = manifest.get("eos_token_count"), _expected_eos_count(manifest)
+    eos_id = manifest.get("eos_token_id")
+    if eos_id is None and tokenizer is not None:
+        eos_id = tokenizer.eos_id
+    if eos_count is not None and eos_id is not None:
+        actual = scan.count(eos_id)
+        # --eos-token may name a token that also occurs within texts; there are then more of them than the
+        # encoder wrote. That is fine if the recorded number fits the number of documents.
+        if eos_count > actual or (eos_count < actual and eos_count != expected_eos):
+            contradicted["eos_token_count"] = (
+                f"eos_token_count is {eos_count}, but the shards contain id {eos_id} {actual} times"
+            )
+            eos_count = actual
+
+    # Only our encoder is known to write exactly the ends of text that its policy says.
+    ours = str(manifest.get("producer_version")).startswith("apr ")
+    if eos_count is not None and ours and expected_eos is not None and eos_count != expected_eos:
+        contradicted["total_documents"] = (
+            f"total_documents is {manifest['total_documents']}, which makes {expected_eos} ends of text "
+            f"(eos_policy {manifest['eos_policy']!r}), not {eos_count}"
+        )
+    return contradicted
 
 
-def _ours(manifest: dict[str, Any]) -> bool:
-    return str(manifest.get("producer_version")).startswith("apr ") and _ends(manifest) is not None
-
-
-def _ends(manifest: dict[str, Any]) -> int | None:
-    """How many ends of text an encoding of so many documents writes; None where it does not say."""
+def _expected_eos_count(manifest: dict[str, Any]) -> int | None:
+    """Return the end-of-text tokens that encoding `total_documents` writes; None if a key is missing."""
     documents = manifest.get("total_documents")
     if documents is None:
         return None
-    ends = {"none": 0, "between": max(0, documents - 1), "after": documents}
-    return ends.get(str(manifest.get("eos_policy")))
+    by_policy = {"none": 0, "between": max(0, documents - 1), "after": documents}
+    return by_policy.get(str(manifest.get("eos_policy")))
 
 
-def _eos_id(tokenizer: LoadedTokenizer | None, manifest: dict[str, Any]) -> int | None:
-    """The id that ends a text here: what it was encoded with, else its tokenizer's."""
-    recorded: int | None = manifest.get("eos_token_id")
-    return recorded if recorded is not None or tokenizer is None else tokenizer.eos_id
+def _content_problems(
+    manifest: dict[str, Any],
+    recorded: dict[str, Any],
+    scan: FullScan,
+    tokenizer: LoadedTokenizer | None,
+) -> list[str]:
+    """Return what is wrong with the ids of the shards, one line each."""
+    from apr.data.corpus_check import corpus_problems
+    from apr.data.scan import Scan
 
-
-def _wrong(scanned: FullScan, tokenizer: LoadedTokenizer | None, manifest: dict[str, Any]) -> list[str]:
-    """What is wrong with the contents of the shards."""
-    found = [
-        f"{beyond.shard}: id {beyond.token} at byte {beyond.index * ID_SIZE} is beyond the vocabulary"
-        for beyond in scanned.beyond
+    problems = [
+        f"{bad.shard}: id {bad.token} at byte {bad.index * ID_SIZE} is not in the vocabulary"
+        for bad in scan.out_of_range
     ]
-    recorded = {row["name"]: row["sha256"] for row in shard_rows(manifest) if row.get("sha256")}
-    before = kept_scan(manifest)
-    if before is not None:
-        now = {(shard.name, shard.size, shard.mtime_ns) for shard in scanned.shards}
-        untouched = [shard for shard in before.shards if (shard.name, shard.size, shard.mtime_ns) in now]
-        recorded = {shard.name: shard.sha256 for shard in untouched if shard.sha256} | recorded
-    found += [
-        f"{shard.name}: changed since its hash was recorded (SHA-256 {shard.sha256[:12]}…, "
-        f"recorded {recorded[shard.name][:12]}…)"
-        for shard in scanned.shards
-        if shard.sha256 and recorded.get(shard.name, shard.sha256) != shard.sha256
-    ]
-    eos_id = tokenizer.eos_id if tokenizer is not None else manifest.get("eos_token_id")
-    unk_id = tokenizer.unk_id if tokenizer is not None else manifest.get("unk_token_id")
-    return found + corpus_problems(scanned, eos_id, unk_id)
+    hashes: dict[str, str | None] = {}
+    earlier = Scan.from_manifest(recorded)
+    if earlier is not None:
+        # A hash from an earlier scan is evidence only while size and time say that nobody wrote to the file.
+        now = {(shard.name, shard.size, shard.mtime_ns) for shard in scan.shards}
+        for shard in earlier.shards:
+            if (shard.name, shard.size, shard.mtime_ns) in now:
+                hashes[shard.name] = shard.sha256
+    hashes |= {row["name"]: row["sha256"] for row in shard_rows(manifest) if row.get("sha256")}
+    for shard in scan.shards:
+        before = hashes.get(shard.name)
+        if before is not None and shard.sha256 is not None and before != shard.sha256:
+            problems.append(
+                f"{shard.name}: changed since its hash was recorded "
+                f"(SHA-256 {shard.sha256[:12]}…, recorded {before[:12]}…)"
+            )
+    if tokenizer is not None:
+        eos_id, unk_id = tokenizer.eos_id, tokenizer.unk_id
+    else:
+        eos_id, unk_id = manifest.get("eos_token_id"), manifest.get("unk_token_id")
+    return problems + corpus_problems(scan, eos_id, unk_id)
 
 
 def _rebuilt(
-    base: dict[str, Any], report: RepairReport, tokenizer: str | PathLike[str] | None, *, unfinished: bool
+    true_keys: dict[str, Any], report: RepairReport, options: _Options, *, unfinished: bool
 ) -> dict[str, Any]:
-    loaded, scanned = report.tokenizer, report.scan
-    made: dict[str, Any] = {}
-    if loaded is not None:
-        made |= _of_tokenizer(loaded, tokenizer)
-        if base.get("tokenizer_sha256") == loaded.sha256 and base.get("eos_token_id") is not None:
-            # It may have been encoded with another one than usual.
-            made["eos_token_id"] = base["eos_token_id"]
-    if scanned is not None:
-        made["scan"] = scanned.to_dict()
-        if scanned.corpus_sha256 is not None:
-            made["corpus_sha256"] = scanned.corpus_sha256
-        eos_id = made.get("eos_token_id", base.get("eos_token_id"))
-        if eos_id is not None and base.get("eos_token_count") is None:
-            made["eos_token_count"] = _count(scanned, eos_id)
-    if unfinished or base.get("truncated"):
-        made["truncated"] = True
-    note = _FINISHED if made.get("truncated") else _KEPT if "total_documents" in base else _REBUILT
+    """Return a new manifest: what is still true of the old one, and what the files, ids and tokenizer say."""
+    tokenizer, scan = options.tokenizer, report.scan
+    new: dict[str, Any] = _tokenizer_keys(options)
+    if tokenizer is not None and true_keys.get("tokenizer_sha256") == tokenizer.sha256:
+        # The encoding may have named another end of text with --eos-token than the tokenizer's own.
+        eos_id = true_keys.get("eos_token_id")
+        if eos_id is not None:
+            new["eos_token_id"] = eos_id
+    if scan is not None:
+        new |= scan.manifest_keys()
+        if scan.corpus_sha256 is not None:
+            new["corpus_sha256"] = scan.corpus_sha256
+        eos_id = new.get("eos_token_id", true_keys.get("eos_token_id"))
+        if eos_id is not None and true_keys.get("eos_token_count") is None:
+            new["eos_token_count"] = scan.count(eos_id)
+    if unfinished or true_keys.get("truncated"):
+        new["truncated"] = True
+        note = _NOTE_FINISHED
+    elif "total_documents" in true_keys:
+        note = _NOTE_KEPT
+    else:
+        note = _NOTE_REBUILT
     return {
-        **base,
+        **true_keys,
         "schema": SCHEMA,
         "complete": True,
         "shard_count": len(report.shards),
         "total_tokens": report.total_tokens,
-        "vocab_size": base.get("vocab_size"),
-        "tokenizer_dir": base.get("tokenizer_dir"),
-        **made,
+        "vocab_size": true_keys.get("vocab_size"),
+        "tokenizer_dir": true_keys.get("tokenizer_dir"),
+        **new,
         "repair": True,
         "repaired_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "source": "repair-manifest",
@@ -397,16 +336,16 @@ def _rebuilt(
     }
 
 
-def _of_tokenizer(loaded: LoadedTokenizer, named: str | PathLike[str] | None) -> dict[str, Any]:
-    found = {
-        "vocab_size": loaded.vocab_size,
-        "tokenizer_dir": None if named is None else os.fspath(named),
-        "tokenizer_sha256": loaded.sha256,
-        "eos_token_id": loaded.eos_id,
-        "unk_token_id": loaded.unk_id,
+def _tokenizer_keys(options: _Options) -> dict[str, Any]:
+    """Return the manifest keys that follow from the given tokenizer, without those that it leaves open."""
+    tokenizer = options.tokenizer
+    if tokenizer is None or options.tokenizer_path is None:
+        return {}
+    keys = {
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_dir": os.fspath(options.tokenizer_path),
+        "tokenizer_sha256": tokenizer.sha256,
+        "eos_token_id": tokenizer.eos_id,
+        "unk_token_id": tokenizer.unk_id,
     }
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def _count(scanned: FullScan, token: int) -> int:
-    return int(scanned.counts[token]) if token < len(scanned.counts) else 0
+    return {key: value for key, value in keys.items() if value is not None}

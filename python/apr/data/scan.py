@@ -1,11 +1,9 @@
-"""One pass over the ids of shards, and what the manifest keeps of it."""
+"""One pass over the ids of shards, and the summary of it that the manifest keeps."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-import re
-from collections.abc import Callable  # noqa: TC003 (a table of them is annotated)
+import json
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -15,196 +13,133 @@ from apr import _core
 from apr.data.listing import ID_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from apr.data.listing import Shard
 
-# Every id with at least a hundredth of all tokens is among them.
+# How many of the most frequent ids a scan keeps: every id with at least 1 % of all tokens is among them.
 _TOP = 100
-# Ids from here on are those of no vocabulary, and are not counted.
-MAX_COUNTED = 1 << 22
-# What adding up in another order may make of an entropy, in bits.
-_ROUNDING = 1e-6
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True, slots=True)
 class ShardScan:
-    """What one pass over a shard found; `size` in bytes and `mtime_ns` tell whether it still holds."""
+    """Summary of one shard; it is valid while the file has this size and modification time."""
 
     name: str
     size: int
+    """Bytes."""
     mtime_ns: int
     max_id: int
+    """The highest id."""
     sha256: str | None
-    """In hex; None where it was not asked for."""
+    """In hex; None if the scan took no hashes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What one pass over all shards found."""
+    """Summary of all shards of a directory."""
 
     shards: tuple[ShardScan, ...]
     total_tokens: int
     entropy_bits: float
-    """Entropy of the unigram distribution, bits a token."""
+    """Entropy of the unigram distribution, in bits per token."""
     distinct_ids: int
-    """How many different ids there are."""
+    """Number of different ids."""
     windows: int
-    """Windows of 64 ids that were taken, about one in 300 places, to see what repeats."""
+    """Sampled windows of 64 ids, about one per 300 ids; they measure repetition."""
     different_windows: int
-    """How many of them differ from one another; an estimate, with a standard error of 0.8 %."""
+    """How many of the windows differ from one another: an estimate with a standard error of 0.8 %."""
     most_frequent: tuple[tuple[int, int], ...]
-    """The hundred most frequent ids with their counts, most frequent first."""
+    """The 100 most frequent ids with their counts, most frequent first."""
 
     @property
     def max_id(self) -> int:
-        """The highest id."""
+        """The highest id of all shards."""
         return max(shard.max_id for shard in self.shards)
 
     @property
     def repeated_share(self) -> float:
-        """Share of windows that are copies of another one; n copies of everything have 1 - 1/n."""
+        """Share of windows that are copies of another one: 1 - 1/n for n copies of the same text."""
         return 1 - self.different_windows / self.windows if self.windows else 0.0
 
     @property
     def corpus_sha256(self) -> str | None:
-        """SHA-256 over the shards' hex digests in stream order; None where a shard was not hashed."""
+        """SHA-256 over the hex digests of all shards in stream order; None if a shard has none."""
         hashes = [shard.sha256 for shard in self.shards if shard.sha256 is not None]
         return corpus_sha256(hashes) if len(hashes) == len(self.shards) else None
 
     def share(self, token: int | None) -> float:
-        """Share of an id in all tokens; 0 for an id that is not among the hundred most frequent."""
-        return dict(self.most_frequent).get(token, 0) / self.total_tokens if token is not None else 0.0
+        """Return the share of an id in all tokens; 0 for None and for ids outside `most_frequent`."""
+        if token is None:
+            return 0.0
+        return dict(self.most_frequent).get(token, 0) / self.total_tokens
+
+    def manifest_keys(self) -> dict[str, Any]:
+        """Return the manifest keys that keep this scan: `scan` and the digest of it."""
+        row = self.to_dict()
+        return {"scan": row, "scan_sha256": _digest(row)}
 
     def to_dict(self) -> dict[str, Any]:
-        """As the manifest keeps it."""
+        """Return the fields as JSON keeps them."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, kept: object) -> Scan:
-        """What `to_dict` gave.
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> Scan | None:
+        """Return the scan that a manifest keeps, valid or outdated; None if its digest is missing or wrong.
 
-        Raises:
-            ValueError: it is something else, or its numbers are not those of one corpus.
+        The digest guards against edits by hand and against manifests written before it existed, which did
+        not record one. Whoever gets None scans again.
         """
-        row = _typed(cls, kept)
-        found = cls(
-            **row
-            | {
-                "shards": tuple(ShardScan(**_typed(ShardScan, shard)) for shard in row["shards"]),
-                "most_frequent": tuple(_pair(pair) for pair in row["most_frequent"]),
-            }
-        )
-        if not found._adds_up():
-            raise ValueError("the numbers are not those of one corpus")
-        return found
-
-    def _adds_up(self) -> bool:
-        """Whether one corpus can have all of these numbers."""
-        counts = [count for _, count in self.most_frequent]
-        counted, rest = sum(counts), self.total_tokens - sum(counts)
-        ids = {token for token, _ in self.most_frequent}
-        order = [(count, token) for token, count in self.most_frequent]
-        return (
-            0 < 4 * self.total_tokens == sum(shard.size for shard in self.shards)
-            and len(ids) == len(counts) == min(_TOP, self.distinct_ids)
-            and all(token <= self.max_id for token in ids)
-            and order == sorted(order, reverse=True)
-            and min(counts, default=0) > 0 <= rest
-            and self.distinct_ids - len(ids) <= rest
-            and self.different_windows <= self.windows <= self.total_tokens
-            # Ids that no vocabulary has are in none of the counts.
-            and (self.max_id >= MAX_COUNTED or self._entropy_fits(counts, counted))
-        )
-
-    def _entropy_fits(self, counts: Sequence[int], counted: int) -> bool:
-        """Whether the entropy is one that these counts and so many other ids leave open."""
-        total, rest, others = self.total_tokens, self.total_tokens - counted, self.distinct_ids - len(counts)
-        if (rest == 0) != (others == 0) or rest > others * min(counts):
-            return False
-        known = sum(count / total * math.log2(total / count) for count in counts)
-        least = known + rest / total * math.log2(total / min(counts))
-        most = known + (rest / total * math.log2(total * others / rest) if rest else 0.0)
-        return least - _ROUNDING <= self.entropy_bits <= most + _ROUNDING
-
-
-def _typed(of: type, kept: object) -> dict[str, Any]:
-    """The fields of a dataclass as JSON keeps them, each of its kind and no number below 0."""
-    if not isinstance(kept, dict):
-        raise ValueError("no JSON object")  # noqa: TRY004 (all of this is one error)
-    row = {field.name: kept.get(field.name) for field in fields(of)}
-    if kept.keys() != row.keys() or not all(_KINDS[field.name](row[field.name]) for field in fields(of)):
-        raise ValueError(f"no {of.__name__}")
-    return row
-
-
-def _pair(value: object) -> tuple[int, int]:
-    if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(_is_count, value)):
-        raise ValueError("no id with its count")
-    return value[0], value[1]
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 1 << 64
-
-
-def _is_time(value: object) -> bool:
-    return type(value) is int and -(1 << 63) <= value < 1 << 63
-
-
-_KINDS: dict[str, Callable[[Any], bool]] = {
-    "name": lambda value: isinstance(value, str),
-    "size": lambda value: _is_count(value) and value > 0 and value % ID_SIZE == 0,
-    "mtime_ns": _is_time,
-    "max_id": lambda value: _is_count(value) and value < 1 << 32,
-    "sha256": lambda value: value is None or (isinstance(value, str) and bool(_SHA256.match(value))),
-    "shards": lambda value: isinstance(value, list | tuple) and len(value) > 0,
-    "total_tokens": _is_count,
-    "entropy_bits": lambda value: type(value) in (int, float) and 0 <= value < math.inf,
-    "distinct_ids": _is_count,
-    "windows": _is_count,
-    "different_windows": _is_count,
-    "most_frequent": lambda value: isinstance(value, list | tuple),
-}
-
-
-def kept_scan(manifest: Mapping[str, Any]) -> Scan | None:
-    """The scan that a manifest keeps, whether or not it still holds; None without one that can be read."""
-    try:
-        return Scan.from_dict(manifest.get("scan"))
-    except ValueError:
-        return None
+        row = manifest.get("scan")
+        try:
+            if not isinstance(row, dict) or manifest.get("scan_sha256") != _digest(row):
+                return None
+            return cls(
+                **row
+                | {
+                    "shards": tuple(ShardScan(**shard) for shard in row["shards"]),
+                    "most_frequent": tuple((token, count) for token, count in row["most_frequent"]),
+                }
+            )
+        except (KeyError, TypeError, ValueError, RecursionError):
+            # Another version may keep other fields. A manifest that json reads may still be nested too deeply
+            # to be written again.
+            return None
 
 
 @dataclass(frozen=True, slots=True)
-class Beyond:
-    """An id at or above the vocabulary's size; `index` counts tokens from the start of the shard."""
+class IdOutOfRange:
+    """An id that is not below the vocabulary's size."""
 
     shard: str
     index: int
+    """Tokens before it in the shard."""
     token: int
 
 
 @dataclass(frozen=True, slots=True)
 class FullScan(Scan):
-    """A scan that has just been made, with what the manifest does not keep."""
+    """A scan that was just made, with the results that the manifest does not keep."""
 
     counts: NDArray[np.uint64]
-    """How often each id occurs, [max_id + 1]; ids that no vocabulary has are left out."""
-    beyond: tuple[Beyond, ...]
-    """The first id of each shard that is out of range."""
+    """Occurrences of each id: uint64 [max_id + 1], without ids from 2^22 on, which no vocabulary has."""
+    out_of_range: tuple[IdOutOfRange, ...]
+    """The first id of each shard that is not below the vocabulary's size."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As the manifest keeps it."""
+        """Return the fields as JSON keeps them."""
         return asdict(self.kept)
 
     @property
     def kept(self) -> Scan:
-        """What the manifest keeps."""
+        """The part that the manifest keeps."""
         return Scan(*(getattr(self, field.name) for field in fields(Scan)))
+
+    def count(self, token: int) -> int:
+        """Return how often an id occurs."""
+        return int(self.counts[token]) if token < len(self.counts) else 0
 
 
 def scan_shards(
@@ -214,32 +149,32 @@ def scan_shards(
     hashes: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> FullScan:
-    """Read every id once, in parallel. What is found does not depend on how many threads there are.
+    """Read every id once, in parallel. The result does not depend on the number of threads.
 
     Args:
-        shards: what to read, in stream order.
-        vocab_size: ids from here on are out of range.
-        hashes: whether each shard's SHA-256 is wanted; it takes most of the time.
-        on_progress: called with (tokens read, tokens in all) from time to time; what it raises ends the
-            scan, as Ctrl-C does.
+        shards: the shards, in stream order.
+        vocab_size: ids that are not below it are out of range.
+        hashes: whether to take the SHA-256 of each shard, which takes most of the time.
+        on_progress: called with (tokens read, total tokens) from time to time; an exception that it raises
+            ends the scan, and so does Ctrl-C.
 
     Raises:
-        OSError: a shard cannot be read; FileNotFoundError where it is gone.
-        AprError: a shard is shorter (TruncatedError) or longer than it was listed with; names it.
+        OSError: a shard cannot be read; FileNotFoundError if it is gone.
+        AprError: the size of a shard changed since it was listed (TruncatedError if it is shorter).
     """
     total = sum(shard.tokens for shard in shards)
-    rows, raw, windows, different = _core.scan_shards(
+    rows, raw_counts, windows, different = _core.scan_shards(
         [(shard.path, shard.tokens) for shard in shards],
         vocab_size,
         hashes,
         None if on_progress is None else lambda read: on_progress(read, total),
     )
-    scans, beyond = [], []
-    for shard, (modified, max_id, out_of_range, sha256) in zip(shards, rows, strict=True):
+    scans, out_of_range = [], []
+    for shard, (modified, max_id, first_out_of_range, sha256) in zip(shards, rows, strict=True):
         scans.append(ShardScan(shard.name, shard.tokens * ID_SIZE, modified, max_id or 0, sha256))
-        if out_of_range is not None:
-            beyond.append(Beyond(shard.name, *out_of_range))
-    counts = np.frombuffer(raw, "<u8")
+        if first_out_of_range is not None:
+            out_of_range.append(IdOutOfRange(shard.name, *first_out_of_range))
+    counts = np.frombuffer(raw_counts, "<u8")
     return FullScan(
         shards=tuple(scans),
         total_tokens=total,
@@ -249,30 +184,36 @@ def scan_shards(
         different_windows=different,
         most_frequent=_most_frequent(counts),
         counts=counts,
-        beyond=tuple(beyond),
+        out_of_range=tuple(out_of_range),
     )
 
 
+def corpus_sha256(digests: Iterable[str]) -> str:
+    """Return the SHA-256 over the hex digests of shards in stream order, in hex."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def common_shards(a: Iterable[ShardScan], b: Iterable[ShardScan]) -> list[tuple[str, str]]:
+    """Return the names of shards of two directories that have the same bytes, in pairs."""
+    names = {shard.sha256: shard.name for shard in a if shard.sha256 is not None}
+    return [(names[shard.sha256], shard.name) for shard in b if shard.sha256 in names]
+
+
+def _digest(row: dict[str, Any]) -> str:
+    # Canonical form: sorted keys, no white space, so that reformatting the manifest changes nothing.
+    return hashlib.sha256(json.dumps(row, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _most_frequent(counts: NDArray[np.uint64]) -> tuple[tuple[int, int], ...]:
-    """The `_TOP` most frequent ids; of equally frequent ones the higher first."""
-    # All counts sorted would take as long as the scan of millions of ids.
-    least = np.partition(counts, -_TOP)[-_TOP] if len(counts) > _TOP else 0
-    ids = np.flatnonzero(counts >= max(1, least))
+    """Return the `_TOP` most frequent ids with their counts; of equal counts, the higher id first."""
+    # Sorting all counts would take as long as the scan of millions of ids, so only candidates are sorted.
+    threshold = np.partition(counts, -_TOP)[-_TOP] if len(counts) > _TOP else 0
+    ids = np.flatnonzero(counts >= max(1, threshold))
     order = ids[np.argsort(counts[ids], kind="stable")[::-1][:_TOP]]
     return tuple((int(token), int(counts[token])) for token in order)
 
 
 def _entropy_bits(counts: NDArray[np.uint64]) -> float:
     p = counts[counts > 0] / max(1, counts.sum())
+    # The entropy of a single id is -0.0, which JSON would keep; adding 0.0 removes the sign.
     return float(-(p * np.log2(p)).sum()) + 0.0
-
-
-def corpus_sha256(shards: Iterable[str]) -> str:
-    """SHA-256 over the shards' own, in hex and in stream order."""
-    return hashlib.sha256("".join(shards).encode()).hexdigest()
-
-
-def common_shards(a: Iterable[ShardScan], b: Iterable[ShardScan]) -> list[tuple[str, str]]:
-    """Pairs of shards of two directories that are the same bytes."""
-    names = {shard.sha256: shard.name for shard in a if shard.sha256 is not None}
-    return [(names[shard.sha256], shard.name) for shard in b if shard.sha256 in names]

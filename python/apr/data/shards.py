@@ -1,4 +1,4 @@
-"""A shard directory as one stream of token ids: listing, reading, scanning."""
+"""A shard directory as one stream of token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from apr._core import TokenStream
 from apr.data.listing import ID_DTYPE, list_shards
 from apr.data.manifest import MANIFEST, check_manifest, read_manifest, shard_rows, write_manifest
-from apr.data.scan import Scan, kept_scan, scan_shards
+from apr.data.scan import Scan, scan_shards
 from apr.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Keys of a manifest that two encodings of one corpus may differ in.
-_VOLATILE = {"scan", "elapsed_seconds", "num_workers", "repaired_at"}
+# Keys of a manifest in which two encodings of the same corpus may differ.
+_VOLATILE = {"scan", "scan_sha256", "elapsed_seconds", "num_workers", "repaired_at"}
 
 
 class ShardDir:
@@ -32,31 +32,34 @@ class ShardDir:
 
     Args:
         path: the directory.
-        unfinished: whether the shards of an encoding that did not finish will do.
+        unfinished: whether to accept an encoding that did not finish; the stream then ends with the last
+            shard that its manifest counts.
 
     Raises:
         FileNotFoundError: no such directory, or no manifest.
-        RefusedError: shards or manifest are not what they should be; the message says what repairs them.
+        RefusedError: the shards or the manifest are not valid; the message names the command that repairs
+            them.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, unfinished: bool = False) -> None:
         self.path = Path(path)
         self.shards = tuple(list_shards(self.path))
         self.manifest = read_manifest(self.path)
-        unfinished = unfinished and self.manifest.get("complete") is False
+        is_unfinished = self.manifest.get("complete") is False
         counted = self.manifest.get("shard_count")
-        if unfinished and isinstance(counted, int):
-            self.shards = self.shards[: max(counted, 0)]  # what its manifest knows of
+        if unfinished and is_unfinished and isinstance(counted, int):
+            # An encoder that was killed may leave one shard that its manifest does not count yet.
+            self.shards = self.shards[: max(counted, 0)]
         differences = check_manifest(self.manifest, self.shards)
         if differences:
             raise RefusedError(
-                f"{self.path / MANIFEST}: {'; '.join(differences)}: "
-                f"apr repair-manifest {self.path} --force rebuilds it"
+                f"{self.path / MANIFEST}: {'; '.join(differences)}; "
+                f"rebuild it with apr repair-manifest {self.path} --force"
             )
-        if self.manifest.get("complete") is False and not unfinished:
+        if is_unfinished and not unfinished:
             raise RefusedError(
-                f"{self.path}: encoding did not finish: finish it with --resume, "
-                f"or take what is there with apr repair-manifest {self.path}"
+                f"{self.path}: encoding did not finish; finish it with --resume, "
+                f"or keep only these shards with apr repair-manifest {self.path}"
             )
         self._starts = [0, *accumulate(shard.tokens for shard in self.shards)]
         self._opened: tuple[int, TokenStream] | None = None
@@ -68,25 +71,27 @@ class ShardDir:
 
     @property
     def vocab_size(self) -> int | None:
-        """The vocabulary's size as the manifest gives it."""
+        """The vocabulary's size as the manifest records it; None if it does not."""
         value = self.manifest.get("vocab_size")
         return value if isinstance(value, int) else None
 
     @property
     def manifest_sha256(self) -> str:
-        """SHA-256 of the manifest without what two encodings of one corpus may differ in."""
-        kept = {key: value for key, value in self.manifest.items() if key not in _VOLATILE}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the manifest without the keys in which two encodings of the same corpus may differ."""
+        stable = {key: value for key, value in self.manifest.items() if key not in _VOLATILE}
+        return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()
 
     def starts(self) -> list[int]:
-        """The first id's place of each shard, and the end of the stream."""
+        """Return the position of each shard's first id in the stream, and the stream's length."""
         return list(self._starts)
 
     def read(self, start: int, n: int) -> NDArray[np.uint32]:
-        """The ids `start` … `start + n` (exclusive) of the stream, as a new uint32 array.
+        """Return the ids at `start` … `start + n` (exclusive) of the stream as a new array: uint32 [n].
 
         Raises:
-            IndexError: they are not all in the stream.
+            IndexError: the range is not within the stream.
+            TruncatedError: a shard became shorter; names it.
+            OSError: a shard cannot be read; FileNotFoundError if it is gone.
         """
         self._check_range(start, start, n)
         out = np.empty(n, ID_DTYPE)
@@ -94,18 +99,24 @@ class ShardDir:
         return out.astype(np.uint32, copy=False)
 
     def read_into(self, start: int, out: NDArray[np.uint32]) -> None:
-        """Fill `out` [n], C-contiguous, with the ids from `start` on.
+        """Fill `out`, uint32 [n], C-contiguous, with the ids from `start` on.
 
         Raises:
-            IndexError: they are not all in the stream.
-            TruncatedError: a shard is shorter than it was; names it.
-            OSError: a shard cannot be read; FileNotFoundError where it is gone.
+            IndexError: the range is not within the stream.
+            TruncatedError: a shard became shorter; names it.
+            OSError: a shard cannot be read; FileNotFoundError if it is gone.
         """
         self._check_range(start, start, len(out))
         self._stream.read(start, out.data)
 
     def gather(self, starts: Sequence[int], out: NDArray[np.uint32]) -> None:
-        """Fill the rows of `out` [len(starts), n], C-contiguous, with ids from each start on: `read_into`."""
+        """Fill row i of `out`, uint32 [len(starts), n], C-contiguous, with the n ids from `starts[i]` on.
+
+        Raises:
+            IndexError: a range is not within the stream.
+            TruncatedError: a shard became shorter; names it.
+            OSError: a shard cannot be read; FileNotFoundError if it is gone.
+        """
         if starts:
             self._check_range(min(starts), max(starts), out.size // len(starts))
         self._stream.gather(starts, out.reshape(-1).data)
@@ -115,44 +126,46 @@ class ShardDir:
             raise IndexError(f"{self.path}: ids {first} to {last + n} of a stream of {self.total_tokens}")
 
     def scan(self, on_progress: Callable[[int, int], None] | None = None) -> Scan:
-        """Every id, read once: the scan that the manifest keeps where all sizes and times still agree.
+        """Return a summary of all ids, with hashes.
 
-        Else a new one, kept in the manifest where that can be written.
+        The scan that the manifest keeps is returned if the size and time of every shard still match it.
+        Otherwise all shards are read, and the manifest keeps the new scan if it can be written.
 
         Raises:
-            OSError, AprError: a shard cannot be read, or has another size than it was listed with.
+            OSError, AprError: a shard cannot be read, or its size changed since it was listed.
         """
-        kept = self._kept_scan()
+        kept = self._valid_kept_scan()
         if kept is not None:
             return kept
-        made = scan_shards(self.shards, on_progress=on_progress)
-        self.manifest = {**self.manifest, "scan": made.to_dict()}
-        # A directory that others own is read all the same, and on a full disk; it is scanned anew next time.
+        scan = scan_shards(self.shards, on_progress=on_progress)
+        self.manifest = {**self.manifest, **scan.manifest_keys()}
+        # Keeping the scan only saves time: a read-only directory or a full disk does not stop a run.
         with suppress(OSError):
             write_manifest(self.path, self.manifest)
-        return made
+        return scan
 
     def changed_shards(self) -> list[str]:
-        """The shards whose hash is not the one that their encoder wrote into the manifest."""
+        """Return the names of shards whose hash differs from the one that their encoder recorded."""
         recorded = {row["name"]: row.get("sha256") for row in shard_rows(self.manifest)}
         return [s.name for s in self.scan().shards if recorded.get(s.name) not in (None, s.sha256)]
 
-    def _kept_scan(self) -> Scan | None:
-        kept = kept_scan(self.manifest)
-        if kept is None:
+    def _valid_kept_scan(self) -> Scan | None:
+        kept = Scan.from_manifest(self.manifest)
+        if kept is None or kept.corpus_sha256 is None:
             return None
+        scanned = [(shard.name, shard.size, shard.mtime_ns) for shard in kept.shards]
         status = [(shard.name, shard.path.stat()) for shard in self.shards]
         now = [(name, at.st_size, at.st_mtime_ns) for name, at in status]
-        same = now == [(s.name, s.size, s.mtime_ns) for s in kept.shards]
-        return kept if same and kept.corpus_sha256 is not None else None
+        return kept if now == scanned else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the open files: whether it was read from before decides nothing."""
+        """Return the state without open files: they are opened again on first use in the copy."""
         return self.__dict__ | {"_opened": None}
 
     @property
     def _stream(self) -> TokenStream:
-        # A fork copies it as it stands, perhaps locked by a thread that the child does not have.
+        # After a fork the child opens its own stream: another thread of the parent may have held the lock of
+        # the inherited one at that moment, and nobody would release it in the child.
         opened, process = self._opened, os.getpid()
         if opened is None or opened[0] != process:
             files = [(f"{self.path}/{name}", tokens) for name, _, tokens in self.shards]

@@ -1,4 +1,4 @@
-"""Repair where the machine fails: killed, no room, no right to read, shards that change under it."""
+"""Repairs on a failing machine: killed, no space, no permission, shards that change meanwhile."""
 
 import json
 import os
@@ -10,10 +10,12 @@ import sys
 import numpy as np
 import pytest
 from tests.conftest import LONG
+from tests.data.directories import file_bytes, read_json
 from tests.killing import KILLED_AT_EVENT
 
 from apr.cli import main
 from apr.data import ShardDir
+from apr.data.scan import scan_shards
 from apr.errors import RefusedError
 
 OLD = {"schema": "pretokenize-bin-v1", "shard_count": 1, "total_tokens": 1}
@@ -31,27 +33,19 @@ def directory(tmp_path):
     return path
 
 
-def files(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
-
-
-def manifest(directory):
-    return json.loads((directory / "manifest.json").read_bytes())
-
-
-# The command opens the directory, looks for the manifest, cuts, keeps, renames: some thirty events in all.
+# A repair has about thirty such events: listing, reading the manifest, cutting, renaming.
 @pytest.mark.parametrize("moment", range(1, 40) if LONG else [2, 5, 8, 11, 14])
-def test_killed_anywhere_the_manifest_is_the_old_one_or_the_new_one(moment, directory):
+def test_a_kill_at_any_file_operation_leaves_the_old_or_the_new_manifest(moment, directory):
     with (directory / "shard-00002.bin").open("ab") as shard:
         shard.write(b"\x01\x02\x03")
-    before = files(directory)
+    before = file_bytes(directory)
     flags = ["repair-manifest", str(directory), "--force", "--truncate-torn", "--verify"]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_AT_EVENT, str(moment), *flags], check=False, capture_output=True
     )
     assert killed.returncode in {0, -signal.SIGKILL}, killed.stderr
     assert LONG or killed.returncode == -signal.SIGKILL
-    assert manifest(directory) == OLD or manifest(directory)["total_tokens"] == 850
+    assert read_json(directory) == OLD or read_json(directory)["total_tokens"] == 850
     shard = (directory / "shard-00002.bin").read_bytes()
     kept = b"".join(path.read_bytes() for path in directory.glob("shard-00002.bin.torn*"))
     assert shard == before["shard-00002.bin"] or shard + kept == before["shard-00002.bin"]
@@ -62,7 +56,7 @@ def test_killed_anywhere_the_manifest_is_the_old_one_or_the_new_one(moment, dire
 
 
 def as_child(act, *arguments):
-    """Exit code and standard error of something done in a process of its own, which imports nothing anew."""
+    """Exit code and standard error of a function in a fork, which need not import anything again."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -79,9 +73,9 @@ def as_child(act, *arguments):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
 
 
-def test_a_full_disk_leaves_everything_as_it_was(directory):
+def test_a_full_disk_changes_nothing(directory):
     (directory / "manifest.json").unlink()
-    before = files(directory)
+    before = file_bytes(directory)
 
     def without_room():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -91,11 +85,11 @@ def test_a_full_disk_leaves_everything_as_it_was(directory):
     code, said = as_child(without_room)
     assert code == 7
     assert len(said.splitlines()) == 1
-    assert "File too large" in said
-    assert files(directory) == before
+    assert "manifest.json" in said
+    assert file_bytes(directory) == before
 
 
-def test_one_unreadable_file_among_a_thousand_is_named(directory):
+def test_an_unreadable_shard_is_named(directory):
     for number in range(3, 1000):
         np.arange(4, dtype="<u4").tofile(directory / f"shard-{number:05d}.bin")
     (directory / "shard-00567.bin").chmod(0)
@@ -113,46 +107,39 @@ def test_one_unreadable_file_among_a_thousand_is_named(directory):
 
 
 @pytest.mark.parametrize(
-    ("change", "code", "says"),
+    ("change", "code"),
     [
-        (lambda path: path.unlink(), 3, "shard-00001.bin: No such file or directory"),
-        (
-            lambda path: path.write_bytes(bytes(8)),
-            4,
-            "shard-00001.bin: the file ends at byte 8, but had 1600",
-        ),
-        (lambda path: path.write_bytes(bytes(4000)), 4, "has 4000 bytes, but had 1600 when it was listed"),
+        (lambda path: path.unlink(), 3),
+        (lambda path: path.write_bytes(bytes(8)), 4),
+        (lambda path: path.write_bytes(bytes(4000)), 4),
     ],
     ids=["gone", "shrunk", "grown"],
 )
 def test_a_shard_that_changes_between_listing_and_reading_is_named(
-    change, code, says, directory, monkeypatch, capsys
+    change, code, directory, monkeypatch, capsys
 ):
-    from apr.data import rebuild
-
     def changing(shards, **options):
         change(directory / "shard-00001.bin")
-        return scan(shards, **options)
+        return scan_shards(shards, **options)
 
-    scan = rebuild.scan_shards
-    monkeypatch.setattr(rebuild, "scan_shards", changing)
+    monkeypatch.setattr("apr.data.scan.scan_shards", changing)
     assert main(["repair-manifest", str(directory), "--verify", "--force"]) == code
     said = capsys.readouterr().err
-    assert says in said
+    assert "shard-00001.bin" in said
     assert len(said.splitlines()) == 1
-    assert manifest(directory) == OLD
+    assert read_json(directory) == OLD
 
 
 INTERRUPTED = """
 import signal, sys, os
-import apr.data.rebuild as rebuild
+import apr.data.scan
 from apr.cli import main
-scan = rebuild.scan_shards
+scan_shards = apr.data.scan.scan_shards
 def reading(shards, **options):
     def on_progress(read, total):
         os.kill(os.getpid(), signal.SIGINT)
-    return scan(shards, **options | {"on_progress": on_progress})
-rebuild.scan_shards = reading
+    return scan_shards(shards, **options | {"on_progress": on_progress})
+apr.data.scan.scan_shards = reading
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -164,28 +151,24 @@ def test_ctrl_c_ends_a_verify_in_the_middle_of_a_shard(directory):
     command = [sys.executable, "-c", INTERRUPTED, "repair-manifest", str(directory), "--verify", "--force"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (130, "apr repair-manifest: interrupted\n")
-    assert manifest(directory) == OLD
+    assert read_json(directory) == OLD
 
 
-def test_a_manifest_edited_by_hand_is_found_out(directory, capsys):
+def test_edits_of_a_manifest_by_hand_are_noticed(directory, capsys):
     assert main(["repair-manifest", str(directory), "--force", "--verify"]) == 0
-    made = manifest(directory)
+    made = read_json(directory)
     path = directory / "manifest.json"
     path.write_text(json.dumps(made | {"total_tokens": 851}))
     assert main(["repair-manifest", str(directory)]) == 5
-    assert "total_tokens is 851, the files say 850" in capsys.readouterr().err
+    assert "total_tokens" in capsys.readouterr().err
     path.write_text(json.dumps(made | {"vocab_size": 400}))
     assert main(["repair-manifest", str(directory), "--verify"]) == 5
-    assert "is beyond the vocabulary" in capsys.readouterr().err
+    assert "vocabulary" in capsys.readouterr().err
+    # A scan that was edited is not evidence of anything: it is replaced.
     made["scan"]["shards"][1]["sha256"] = "0" * 64
     path.write_text(json.dumps(made))
-    assert main(["repair-manifest", str(directory), "--verify"]) == 5
-    assert "shard-00001.bin: changed since its hash was recorded" in capsys.readouterr().err
-    made["scan"]["max_id"], made["scan"]["shards"] = 7, made["scan"]["shards"][:1]
-    path.write_text(json.dumps(made))
     assert main(["repair-manifest", str(directory), "--verify"]) == 0
-    assert "what was read is kept in it" in capsys.readouterr().out
-    assert len(manifest(directory)["scan"]["shards"]) == 3
+    assert read_json(directory)["scan"]["shards"][1]["sha256"] != "0" * 64
 
 
 @pytest.mark.long
