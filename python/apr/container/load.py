@@ -54,14 +54,16 @@ def load(
     if isinstance(path, bytes):
         raise TypeError(f"path must be a str or a PathLike, not bytes; pass os.fsdecode({path!r})")
     if os.fspath(path).endswith(".index.json") or os.path.isdir(path):  # noqa: PTH112 (a Path costs more)
-        from apr.container.legacy.keys import refuse
+        from apr.container.legacy.keys import refuse_keys
         from apr.container.shard_index import find_model
         from apr.container.sharded import ShardedFile
 
         _refuse_safetensors(os.fspath(path))
         model = find_model(Path(path))
         if not model.name.endswith(".apr"):
-            refuse(model, {"password": password, "recipient_key": recipient_key, "trusted_key": trusted_key})
+            refuse_keys(
+                model, {"password": password, "recipient_key": recipient_key, "trusted_key": trusted_key}
+            )
             return ShardedFile(model, verify=verify)
         path = model
     container = Container(os.fspath(path), password, recipient_key, trusted_key)

@@ -40,14 +40,14 @@ def verify(
     """
     name = os.fspath(path)
     if name.endswith(".index.json") or os.path.isdir(name):  # noqa: PTH112 (a Path costs more)
-        from apr.container.legacy.keys import refuse
+        from apr.container.legacy.keys import refuse_keys
         from apr.container.shard_index import find_model
         from apr.container.sharded import failed_index_check, verify_sharded
 
         model = find_model(Path(name))
         if not model.name.endswith(".apr"):
             try:
-                refuse(model, keys)
+                refuse_keys(model, keys)
             except AprError as error:
                 return Report(name, opened=False, checks=(failed_index_check(error),))
             report = verify_sharded(model, on_progress)

@@ -43,6 +43,7 @@ use pyo3::{
 use crate::{
     buffer::{Input, Mapping, Output},
     errors::{os_error, raise},
+    v1::{V1Header, V1Signer},
     watch::{in_silence, tell, watched},
 };
 
@@ -80,39 +81,24 @@ impl Container {
         self.opened.form().name()
     }
 
-    /// Of v1, the header's fields in file order, the compression by its name.
-    fn v1<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
-        let Some(v1) = self.opened.v1() else { return Ok(None) };
-        let header = &v1.header;
-        (
-            header.version,
-            header.model_type,
-            header.metadata_size,
-            header.payload_size,
-            header.uncompressed_size,
-            header.compression.name(),
-            header.flags,
-            header.quality,
-            PyBytes::new(py, &header.reserved),
-        )
-            .into_pyobject(py)
-            .map(Some)
+    /// The header of a version 1 file; None for the other forms.
+    fn v1_header(&self, py: Python<'_>) -> Option<V1Header> {
+        self.opened.v1().map(|v1| V1Header::new(py, &v1.header))
     }
 
-    /// Of a signed file, the public key in it and whether that is the trusted one.
+    /// Who signed a version 1 file; None if nobody did, and for the other forms.
     #[getter]
-    fn signer<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyBytes>, bool)> {
-        let signer = self.opened.v1()?.signer?;
-        Some((PyBytes::new(py, &signer.public_key), signer.is_trusted))
+    fn signer(&self, py: Python<'_>) -> Option<V1Signer> {
+        self.opened.v1()?.signer.as_ref().map(|signer| V1Signer::new(py, signer))
     }
 
-    /// Whether the payload is encrypted and no key was given.
+    /// Whether the payload is encrypted and the file was opened without a key.
     #[getter]
     fn locked(&self) -> bool {
         self.opened.v1().is_some_and(Opened::is_locked)
     }
 
-    /// The payload of v1, decrypted and decompressed; empty for the other forms.
+    /// The payload of a version 1 file, decrypted and decompressed; empty for the other forms.
     fn payload<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let Some(v1) = self.opened.v1() else { return Ok(PyBytes::new(py, &[])) };
         let packed = py.detach(|| v1.packed(self.opened.source())).map_err(|error| self.raise(py, error))?;

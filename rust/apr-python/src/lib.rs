@@ -12,6 +12,7 @@ mod errors;
 mod quantize;
 mod shards;
 mod stamp;
+mod v1;
 mod watch;
 
 /// The extension module; `python/apr/_core.pyi` describes what is in it.
@@ -25,5 +26,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     stamp::register(module)?;
     encode::register(module)?;
     quantize::register(module)?;
-    shards::register(module)
+    shards::register(module)?;
+    v1::register(module)
 }

@@ -1,4 +1,4 @@
-"""APR v1 (magic `APRN`): metadata, payload and described tensors; signed and encrypted files."""
+"""Version 1 files (magic `APRN`): header, metadata, payload and tensors; signatures and encryption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apr.errors import DecryptionError, UnsupportedError
 if TYPE_CHECKING:
     from os import PathLike
 
-FORM = "APR v1"
+# Names of the model types, by the number that the header stores.
 _MODEL_TYPES = {
     0x01: "linear regression",
     0x02: "logistic regression",
@@ -40,7 +40,7 @@ _MODEL_TYPES = {
 
 
 class V1Flags(IntFlag):
-    """Bits of the v1 header; bits without a name are kept."""
+    """Bits of a version 1 header's flags field; bits without a name are kept."""
 
     ENCRYPTED = 1 << 0
     SIGNED = 1 << 1
@@ -53,10 +53,17 @@ class V1Flags(IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class V1Header(FileHeader):
-    """The 32 bytes at the start, field by field. Sizes in bytes.
+    """The fields of a version 1 header, which takes 32 bytes.
 
-    `payload_size` is the payload's as stored, `uncompressed_size` once decrypted and decompressed;
-    `compression` is "none", "zstd", "zstd19" or "lz4"; `quality` is the writer's score, 0 to 100.
+    Attributes:
+        model_type: the number of the kind of model; `model_type_name` has it in words.
+        metadata_size: bytes of the metadata.
+        payload_size: bytes of the payload as stored.
+        uncompressed_size: bytes of the payload once decrypted and decompressed.
+        compression: "none", "zstd", "zstd19" (zstd at level 19) or "lz4".
+        flags: the set flags.
+        quality: the score that the writer gave the model, 0 to 100.
+        reserved: the last 9 bytes, zero in every known file.
     """
 
     model_type: int
@@ -70,13 +77,19 @@ class V1Header(FileHeader):
 
     @property
     def model_type_name(self) -> str:
-        """What kind of model it is; an unknown kind is shown as its number."""
+        """The kind of model, such as "random forest"; an unknown kind as its number in hexadecimal."""
         return _MODEL_TYPES.get(self.model_type, f"{self.model_type:#x}")
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Who signed a file. If `trusted` is false, the key is the file's own word: it proves integrity alone."""
+    """The signature of a file, which was checked when the file was opened.
+
+    Attributes:
+        public_key: the Ed25519 public key (32 bytes) that the file contains.
+        trusted: whether it is the trusted key that the caller gave. If not, the signature only proves that
+            the file is as its signer left it: anyone can sign a file and put their own key into it.
+    """
 
     public_key: bytes
     trusted: bool
@@ -89,74 +102,77 @@ def open_v1(
     recipient_key: bytes | None = None,
     trusted_key: bytes | None = None,
 ) -> V1File:
-    """Open a v1 file: structure, checksum, signature and, where a key is given, decryption are checked.
+    """Open a version 1 file. Opening checks the structure, the checksum and the signature.
 
-    An encrypted file opens without a key too: its header and metadata can be read, its payload not.
+    With a key, opening also decrypts the payload. An encrypted file opens without its key too: its header
+    and metadata can be read, its payload cannot.
 
     Args:
         path: the file.
-        password: decrypts a file that was encrypted with it.
-        recipient_key: the X25519 secret key, 32 bytes, of the one whom the file is encrypted for.
-        trusted_key: the Ed25519 public key, 32 bytes, by which the file must be signed.
+        password: the password of a file that was encrypted with one.
+        recipient_key: the X25519 secret key (32 bytes) that the file is encrypted for.
+        trusted_key: the Ed25519 public key (32 bytes) that must have signed the file.
 
     Raises:
         DecryptionError: the key is wrong or of the wrong kind, or the file is not encrypted.
-        SignatureError: the signature does not fit, is by another key, or the file is not signed.
-        UnsupportedError: an `.apr` file of another form.
-        AprError: the file is damaged or cut off; with path and byte.
-        OSError: as `open` would.
+        SignatureError: the signature is missing, wrong, or not made by the trusted key.
+        UnsupportedError: the file has another version or format.
+        AprError: the file is damaged or cut short; the error has the path and byte.
+        OSError: the file cannot be opened or read.
     """
     container = Container(os.fspath(path), password, recipient_key, trusted_key)
-    if container.form != FORM:
+    if container.v1_header() is None:
         name = os.fspath(path)
         raise UnsupportedError(
-            f"{name}: {container.form}, not APR v1: apr.load opens it", path=name, offset=0
+            f"{name}: not a version 1 file but {container.form}; open it with apr.load", path=name, offset=0
         )
     return V1File(path, container)
 
 
 class V1File(MappedFile):
-    """An open v1 file: a `TensorFile` over the tensors that its metadata describe. Made by `apr.load`.
+    """An opened version 1 file. `apr.load` and `apr.open_v1` return one.
 
-    Most v1 files hold a model as one value of its writer's own type: `payload` has its bytes, and there
-    are no tensors. `info(name).offset` counts from the file's start only where the payload is neither
-    compressed nor encrypted, else in the payload. Of the metadata, NaN and infinities are None.
+    The mapping has the tensors that the metadata describe. Most version 1 files have none: their payload is
+    one value of a type of their writer, and `payload` has its bytes.
+
+    If the payload is compressed or encrypted, `info(name).offset` counts from the start of the decompressed
+    payload, else from the start of the file. NaN and infinities in the metadata are None.
     """
 
     @cached_property
     def header(self) -> V1Header:
-        """The header's fields."""
-        fields = self._container.v1()
-        assert fields is not None
-        version, model_type, metadata, stored, unpacked, compression, flags, quality, reserved = fields
+        """The fields of the header."""
+        fields = self._container.v1_header()
+        assert fields is not None  # `apr.load` and `open_v1` make a V1File for version 1 only
         return V1Header(
             magic=b"APRN",
-            version=version,
-            model_type=model_type,
-            metadata_size=metadata,
-            payload_size=stored,
-            uncompressed_size=unpacked,
-            compression=compression,
-            flags=V1Flags(flags),
-            quality=quality,
-            reserved=reserved,
+            version=fields.version,
+            model_type=fields.model_type,
+            metadata_size=fields.metadata_size,
+            payload_size=fields.payload_size,
+            uncompressed_size=fields.uncompressed_size,
+            compression=fields.compression,
+            flags=V1Flags(fields.flags),
+            quality=fields.quality,
+            reserved=fields.reserved,
         )
 
     @cached_property
     def payload(self) -> bytes:
-        """The payload, verified, decrypted and decompressed; unpacked at the first use.
+        """The payload, decrypted and decompressed on first use.
 
         Raises:
-            DecryptionError: it is encrypted, and the file was opened without a key.
-            FormatError: it does not decompress to its declared size.
+            DecryptionError: the payload is encrypted, and the file was opened without a key.
+            FormatError: the payload does not decompress to its declared size.
+            TruncatedError: the file was cut short since it was opened.
         """
         return self._container.payload()
 
     @property
     def signature(self) -> Signature | None:
-        """Who signed the file; None if nobody did."""
+        """The signature, or None if the file is not signed."""
         signer = self._container.signer
-        return None if signer is None else Signature(*signer)
+        return None if signer is None else Signature(signer.public_key, signer.is_trusted)
 
     @property
     def locked(self) -> bool:
@@ -166,6 +182,10 @@ class V1File(MappedFile):
     def header_facts(self) -> dict[str, object]:
         """Return what `apr.inspect` shows of the header."""
         header, signature = self.header, self.signature
+        signed, public_key = None, None
+        if signature is not None:
+            signed = "trusted" if signature.trusted else "integrity alone"
+            public_key = signature.public_key.hex()
         return {
             "version": ".".join(map(str, header.version)),
             "header_checksum": None,
@@ -180,37 +200,43 @@ class V1File(MappedFile):
                 "uncompressed_size": header.uncompressed_size,
                 "encrypted": V1Flags.ENCRYPTED in header.flags,
                 "locked": self.locked,
-                "signature": None
-                if signature is None
-                else "trusted"
-                if signature.trusted
-                else "integrity alone",
-                "public_key": None if signature is None else signature.public_key.hex(),
+                "signature": signed,
+                "public_key": public_key,
             },
         }
 
     def require_tensors(self) -> None:
-        """Refuse a file whose metadata describe no tensors; errors as in `TensorFile`."""
+        """Check that the metadata describe the payload as tensors and that it is not locked.
+
+        Raises:
+            DecryptionError: the file is encrypted and was opened without its key.
+            UnsupportedError: the metadata do not describe the payload as tensors.
+        """
         if self.locked:
             raise DecryptionError(
-                f"{self._path}: an encrypted v1 file whose tensors are locked: open it with its password or "
-                "recipient_key",
+                f"{self._path}: the tensors of this version 1 file are encrypted; open it with its "
+                "password or recipient key",
                 path=self._path,
             )
         if not len(self):
             raise UnsupportedError(
-                f"{self._path}: a v1 file ({self.header.model_type_name}) whose payload is not described as "
-                "tensors: apr.load(FILE).payload has its bytes",
+                f"{self._path}: the payload of this version 1 file ({self.header.model_type_name}) is not "
+                "described as tensors; its bytes are apr.load(FILE).payload",
                 path=self._path,
             )
 
     def __reduce__(self) -> tuple[object, ...]:
-        if self.header.flags & V1Flags.ENCRYPTED and not self.locked:
-            raise TypeError(f"{self._path}: its key is not written into a pickle: open the file by its path")
+        # A pickle may be stored or sent to another process, so it must not contain a secret. A public key is
+        # not one: with it, the copy checks the signature again.
+        if V1Flags.ENCRYPTED in self.header.flags and not self.locked:
+            raise TypeError(
+                f"{self._path}: an opened encrypted file cannot be pickled, because its key must not be "
+                "written to the pickle; open the file again instead"
+            )
         if self.signature is not None and self.signature.trusted:
-            return _reopened, (self._absolute, self.signature.public_key)
+            return _open_signed, (self._absolute, self.signature.public_key)
         return super().__reduce__()
 
 
-def _reopened(path: str, trusted_key: bytes) -> V1File:
+def _open_signed(path: str, trusted_key: bytes) -> V1File:
     return open_v1(path, trusted_key=trusted_key)
