@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from apr.container.save import TensorSpec
 from apr.convert.stream import Item, Model, stretches
-from apr.gguf.reader import GgufModel
+from apr.gguf.metadata import model_metadata
+from apr.gguf.reader import GgufFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,11 +34,13 @@ def read(path: Path, *, keep_quantized: bool, tokenizer: bool) -> Model:
         FormatError: the file's structure lies.
         UnsupportedError: a family, a feature or a tensor that has no place in a Llama or Qwen2 decoder.
     """
-    model = GgufModel(path)
+    file = GgufFile(path)
     metadata = {
-        key: value for key, value in model.metadata.items() if tokenizer or not key.startswith("tokenizer.")
+        key: value
+        for key, value in model_metadata(file).items()
+        if tokenizer or not key.startswith("tokenizer.")
     }
-    return Model(metadata, [_item(tensor, keep=keep_quantized) for tensor in model.tensors.values()])
+    return Model(metadata, [_item(tensor, keep=keep_quantized) for tensor in file.tensors.values()])
 
 
 def _item(tensor: GgufTensor, *, keep: bool) -> Item:

@@ -112,7 +112,7 @@ def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -
     with path.open("rb") as file:
         magic = file.read(4)
     if magic == b"GGUF":
-        from apr.gguf.reader import read_metadata
+        from apr.gguf.metadata import read_metadata
 
         return _from_metadata(path, read_metadata(path), eos_token)
     if magic.startswith(b"APR"):

@@ -1,4 +1,4 @@
-"""GGUF's names of tensors and transformers', and the order of rows in which they differ."""
+"""Tensor names of GGUF and of transformers, and the order of rows in which the two formats differ."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
 
 
 def hf_name(name: str) -> str | None:
-    """The transformers name of a GGUF tensor, or None for a name that neither family has."""
+    """Return the transformers name of a GGUF tensor, or None if neither family has such a tensor."""
     if name in _TOP_NAMES:
         return _TOP_NAMES[name]
     match = _BLOCK.fullmatch(name)
@@ -43,14 +43,16 @@ def hf_name(name: str) -> str | None:
 
 
 def unpermute(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Undo the row order that GGUF converters give Llama's q and k.
+    """Undo the row order that GGUF converters give the q and k projections of Llama.
+
+    GGUF rotates adjacent pairs of values, transformers rotates the two halves of a head.
 
     Args:
-        rows: [heads x head_dim, ...]; row (h, 2i + j) holds transformers' row (h, j x head_dim/2 + i).
-        heads: attention heads for q, KV heads for k.
+        rows: [heads * head_dim, ...]; row (h, 2i + j) holds transformers' row (h, j * head_dim/2 + i).
+        heads: the number of attention heads for q, of KV heads for k.
 
     Returns:
-        The same values in transformers' order (halves, not adjacent pairs): a new array of the same shape.
+        A new array of the same shape with the rows in transformers' order.
     """
     head_dim = rows.shape[0] // heads
     pairs = rows.reshape(heads, head_dim // 2, 2, *rows.shape[1:])
