@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from forged import Entry, forge
+from tests.container.forged import Entry, forge
 
 import apr
 from apr.cli import main

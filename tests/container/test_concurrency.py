@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from forged import Entry, forge
+from tests.container.forged import Entry, forge
 
 import apr
 

@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from forged import Entry, forge
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.container.forged import Entry, forge
 
 import apr
 from apr.cli import main

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from forged import Entry, forge
+from tests.container.forged import Entry, forge
 
 import apr
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from forged import Entry, forge
+from tests.container.forged import Entry, forge
 
 import apr
 from apr.container.save import TensorSpec, write

@@ -9,7 +9,7 @@ import safetensors
 import safetensors.numpy
 import safetensors.torch
 import torch
-from forged import Entry, forge
+from tests.container.forged import Entry, forge
 
 import apr
 import apr.numpy

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forged_old import forge_json, forge_v1, lz4, u32, with_crc, zstd
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.container.legacy.forged_old import forge_json, forge_v1, lz4, u32, with_crc, zstd
 
 import apr
 import apr.numpy

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forged import Entry, forge
-from forged_old import entry, forge_json, forge_v1, u32, wrap, zstd
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.container.forged import Entry, forge
+from tests.container.legacy.forged_old import entry, forge_json, forge_v1, u32, wrap, zstd
 
 import apr
 from apr.cli import main
