@@ -1,4 +1,7 @@
-"""The flags of keys. They name files: what stands on a command line is seen by every user of the machine."""
+"""Flags for the keys of encrypted or signed version 1 files.
+
+The flags name files that hold keys, because every user of a machine can read its command lines.
+"""
 
 from __future__ import annotations
 
@@ -11,25 +14,30 @@ from apr.errors import UsageError
 if TYPE_CHECKING:
     from apr.container.legacy.keys import Keys
 
-# Longer than any key or password that is meant.
-_LARGEST = 1 << 16
+# Far above any key or password, so that a wrong path, such as a model file, is not read whole.
+_MAX_KEY_FILE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyFlags:
-    """Keys of v1 files that are encrypted or signed."""
+    """Flags that name files with keys."""
 
     password_file: Path | None = None
-    """A file whose first line is the password of an encrypted file."""
+    """File whose first line is the password of an encrypted file."""
     recipient_key_file: Path | None = None
-    """A file with the recipient's X25519 secret key: 32 bytes, or 64 hex digits."""
+    """File with the recipient's X25519 secret key, as 32 bytes or 64 hex digits."""
     trusted_key_file: Path | None = None
-    """A file with the Ed25519 public key by which the file must be signed: 32 bytes, or 64 hex digits."""
+    """File with the Ed25519 public key that must have signed the file, as 32 bytes or 64 hex digits."""
 
     def keys(self) -> Keys:
-        """The keys in the files that are named."""
+        """Read the keys from the named files.
+
+        Raises:
+            UsageError: both a password and a recipient key are named, or a file does not hold a key.
+            OSError: a file cannot be read.
+        """
         if self.password_file is not None and self.recipient_key_file is not None:
-            raise UsageError("give --password-file or --recipient-key-file, not both")
+            raise UsageError("--password-file and --recipient-key-file cannot be used together; pass one")
         return {
             "password": None if self.password_file is None else _password(self.password_file),
             "recipient_key": None if self.recipient_key_file is None else _key(self.recipient_key_file),
@@ -41,7 +49,7 @@ def _password(path: Path) -> str:
     try:
         return _read(path).decode().partition("\n")[0].removesuffix("\r")
     except UnicodeDecodeError:
-        raise UsageError(f"{path}: a password is UTF-8 text") from None
+        raise UsageError(f"{path}: the password is not UTF-8 text") from None
 
 
 def _key(path: Path) -> bytes:
@@ -53,13 +61,13 @@ def _key(path: Path) -> bytes:
     except ValueError:
         key = b""
     if len(key) != 32:
-        raise UsageError(f"{path}: a key is 32 bytes, or 64 hex digits")
+        raise UsageError(f"{path}: not a key; it must hold 32 bytes or 64 hex digits")
     return key
 
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
-        content = file.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise UsageError(f"{path}: too large for a key")
+        content = file.read(_MAX_KEY_FILE + 1)
+    if len(content) > _MAX_KEY_FILE:
+        raise UsageError(f"{path}: larger than {_MAX_KEY_FILE:,} bytes, so not a key file")
     return content

@@ -1,4 +1,4 @@
-"""`apr contracts`: lint promises, decide them from a run, list them."""
+"""`apr contracts`: lint contracts, check them against a run, list them."""
 
 from __future__ import annotations
 
@@ -19,29 +19,32 @@ from apr.errors import EXIT_REFUSED
 
 @dataclass(frozen=True)
 class Lint:
-    """Check every contract of a directory: shape, ids, dependencies, and that each named test exists.
+    """Check all contracts in a directory: structure, unique ids, dependencies, and that the tests exist.
+
+    The exit code is 5 if there is a problem.
 
     Example: apr contracts lint contracts --strict-test-binding
     """
 
     directory: Annotated[Path, tyro.conf.Positional] = Path("contracts")
-    """The directory of *.yaml contracts; tests are named relative to its parent."""
-    strict_test_binding: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Have pytest collect every test."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object on standard output."""
+    """Directory of *.yaml contracts. Test paths are relative to its parent."""
+    strict_test_binding: bool = False
+    """Find tests by letting pytest collect them, instead of by reading the test files."""
+    json: bool = False
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
-        """Print all problems; 5 if there are any."""
+        """Print all problems."""
         contracts, problems = lint(self.directory, collect=self.strict_test_binding)
         if self.json:
             rows = [{"file": str(p.path), "line": p.line, "problem": p.text} for p in problems]
             print(json.dumps({"contracts": [c.name for c in contracts], "problems": rows}))
         else:
-            print(*problems, sep="\n", end="\n" if problems else "")
-            promises = sum(len(c.falsifiers) for c in contracts)
+            for problem in problems:
+                print(problem)
+            falsifiers = sum(len(c.falsifiers) for c in contracts)
             print(
-                f"{len(contracts)} contracts, {promises} falsifiers, {len(problems)} problems",
+                f"{len(contracts)} contracts, {falsifiers} falsifiers, {len(problems)} problems",
                 file=sys.stderr,
             )
         return EXIT_REFUSED if problems else 0
@@ -49,20 +52,22 @@ class Lint:
 
 @dataclass(frozen=True)
 class Check:
-    """Decide a contract's falsifiers from what a run left on disk; 5 if a blocking one fails.
+    """Check a contract against the files that a run left in its directory.
+
+    The exit code is 5 if a falsifier that blocks a release fails.
 
     Example: apr contracts check contracts/apr-pretrain-init-finetune-v1.yaml --run-dir runs/first
     """
 
     contract: Annotated[Path, tyro.conf.Positional]
-    """The contract."""
+    """The contract file."""
     run_dir: Path
     """The run directory."""
-    record: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Keep the evidence beside the contract; a contract that holds becomes ACTIVE_RUNTIME, if the run
-    met its conditions."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object on standard output."""
+    record: bool = False
+    """Write the evidence beside the contract. If the contract holds and the run met its conditions, its
+    status becomes ACTIVE_RUNTIME."""
+    json: bool = False
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
         """Print the verdict."""
@@ -79,34 +84,37 @@ class Check:
 
 @dataclass(frozen=True)
 class List:
-    """List contracts with their status and how many falsifiers each has.
+    """List contracts with their status, their number of falsifiers and their description.
+
+    The exit code is 5 if a file is not a valid contract.
 
     Example: apr contracts list
     """
 
     directory: Annotated[Path, tyro.conf.Positional] = Path("contracts")
-    """The directory of *.yaml contracts."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object on standard output."""
+    """Directory of *.yaml contracts."""
+    json: bool = False
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
-        """Print a row for each contract; 5 if a file is none."""
+        """Print a row for each contract."""
         contracts, problems = lint(self.directory)
-        rows = [
-            {
-                "name": c.name,
-                "status": c.status,
-                "falsifiers": len(c.falsifiers),
-                "description": c.description,
-            }
-            for c in contracts
-        ]
         if self.json:
+            rows = [
+                {
+                    "name": c.name,
+                    "status": c.status,
+                    "falsifiers": len(c.falsifiers),
+                    "description": c.description,
+                }
+                for c in contracts
+            ]
             print(json.dumps({"contracts": rows}))
         else:
-            for row in rows:
-                print(f"{row['name']:<40} {row['status']:<15} {row['falsifiers']:>3}  {row['description']}")
-        print(*problems, sep="\n", end="\n" if problems else "", file=sys.stderr)
+            for c in contracts:
+                print(f"{c.name:<40} {c.status:<15} {len(c.falsifiers):>3}  {c.description}")
+        for problem in problems:
+            print(problem, file=sys.stderr)
         return EXIT_REFUSED if problems else 0
 
 

@@ -1,4 +1,4 @@
-"""`apr convert`: models from one format to another."""
+"""`apr convert`: convert models from one format to another."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Annotated
 
 import tyro
 from rich.filesize import decimal
-from tyro.conf import FlagCreatePairsOff as Flag
 
-from apr.cli._console import printable
+from apr.cli._console import printable, progress_bar
 from apr.convert import ConvertOptions, FloatDtype, convert
 from apr.errors import UsageError
+from apr.options import Unset
 
 _UNITS = {
     "kb": 10**3,
@@ -31,12 +31,13 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Command:
-    """Convert a model: GGUF, safetensors or a transformers directory to .apr, and .apr back.
+    """Convert a GGUF file, a safetensors file or a transformers directory to .apr, or .apr to another format.
 
-    TARGET decides what is written. A name that ends in .apr or .safetensors is that file;
-    model.apr.index.json and model.safetensors.index.json are several in that directory. Any other name is a
-    directory: a transformers one where SOURCE is .apr, several .apr files where it is not. Tokenizer and
-    configuration go along; a file of any size takes some tens of megabytes of memory.
+    TARGET determines what is written. A name that ends in .apr or .safetensors is a single file.
+    model.apr.index.json and model.safetensors.index.json stand for several files in that directory. Any other
+    name is a directory: a transformers model if SOURCE is .apr, and several .apr files otherwise. The
+    tokenizer and the configuration are converted too. Memory stays at some tens of megabytes for models of
+    any size.
 
     Example: apr convert Qwen2.5-0.5B/ qwen.apr
 
@@ -50,75 +51,76 @@ class Command:
     """
 
     source: Annotated[Path, tyro.conf.Positional]
-    """A GGUF or safetensors file, a transformers directory, an .apr; of several files, their index."""
+    """A GGUF, safetensors or .apr file, a transformers directory, or the index of a model in several
+    files."""
     target: Annotated[Path, tyro.conf.Positional]
     """The file or directory to write."""
-    dtype: FloatDtype | None = None
-    """Store floating-point tensors in this dtype, quantized ones too (default: as stored; f32 for those that
-    the target does not hold or that come from GGUF)."""
-    keep_quantized: Annotated[bool, Flag] = False
-    """To .apr: leave quantized tensors as they are, of GGUF's q4_k and q6_k, whatever the dtype."""
-    max_shard_size: str | None = None
-    """Write several files of at most this size: 2GB, 500MiB, or bytes."""
-    no_tokenizer: Annotated[bool, Flag] = False
-    """Leave the tokenizer out."""
-    force: Annotated[bool, Flag] = False
-    """Replace a directory that is there and holds a model: files that conversions write, no others."""
-    json: Annotated[bool, Flag] = False
-    """Print one JSON object on standard output."""
+    dtype: Annotated[
+        FloatDtype | None, Unset("as stored, but f32 for quantized tensors unless both are .apr")
+    ] = None
+    """Data type to store floating-point tensors in, including dequantized ones."""
+    keep_quantized: bool = False
+    """Keep quantized tensors as stored, whatever --dtype is. For GGUF sources, this applies to q4_k and q6_k.
+    The target must be .apr."""
+    max_shard_size: Annotated[str | None, Unset("5GB, if several files are written")] = None
+    """Write several files of at most this size, such as 2GB, 500MiB, or a number of bytes."""
+    no_tokenizer: bool = False
+    """Leave out the tokenizer."""
+    force: bool = False
+    """Replace an existing target directory if it holds only files that a conversion writes."""
+    json: bool = False
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
-        """Convert, and say what was written."""
-        from rich.console import Console
-        from rich.progress import Progress
-
+        """Convert the model and print what was written."""
         started = time.monotonic()
         options = ConvertOptions(
             dtype=self.dtype,
             keep_quantized=self.keep_quantized,
-            max_shard_size=None if self.max_shard_size is None else _bytes(self.max_shard_size),
+            max_shard_size=None if self.max_shard_size is None else _parse_size(self.max_shard_size),
             tokenizer=not self.no_tokenizer,
             force=self.force,
         )
-        with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        with progress_bar() as bar:
             task = bar.add_task("reading", total=None)
 
             def on_tensor(name: str, done: int, total: int) -> None:
                 bar.update(task, description=printable(name), completed=done, total=total)
 
-            made = convert(self.source, self.target, options, on_tensor=on_tensor)
+            result = convert(self.source, self.target, options, on_tensor=on_tensor)
         seconds = time.monotonic() - started
         if self.json:
-            found = {
-                "source": str(made.source),
-                "target": str(made.target),
-                "tensors": made.tensors,
-                "param_count": made.parameters,
-                "size_bytes": made.nbytes,
+            facts = {
+                "source": str(result.source),
+                "target": str(result.target),
+                "tensors": result.tensors,
+                "param_count": result.parameters,
+                "size_bytes": result.nbytes,
                 "seconds": round(seconds, 3),
-                "notes": list(made.notes),
+                "notes": list(result.notes),
             }
-            print(json.dumps(found))
+            print(json.dumps(facts))
             return 0
-        for note in made.notes:
+        for note in result.notes:
             print(f"apr convert: note: {printable(note)}", file=sys.stderr)
         print(
-            f"{printable(str(made.target))}: {made.tensors} tensors, "
-            f"{made.parameters / 1e6:.1f} M parameters, {decimal(made.nbytes)}, "
-            f"from {printable(made.source.name)} in {seconds:.1f} s"
+            f"{printable(str(result.target))}: {result.tensors} tensors, "
+            f"{result.parameters / 1e6:.1f} M parameters, {decimal(result.nbytes)}, "
+            f"from {printable(result.source.name)} in {seconds:.1f} s"
         )
         return 0
 
 
-def _bytes(text: str) -> int:
-    """A size such as 2GB, 500MiB or 1000000."""
-    number = text.strip().lower()
-    factor = 1
-    for unit, value in _UNITS.items():
+def _parse_size(text: str) -> int:
+    """Return the bytes of a size such as 2GB, 500MiB or 1000000."""
+    number, factor = text.strip().lower(), 1
+    for unit, nbytes in _UNITS.items():
         if number.endswith(unit):
-            number, factor = number[: -len(unit)], value
+            number, factor = number.removesuffix(unit), nbytes
             break
     try:
         return int(float(number) * factor)
     except (ValueError, OverflowError):
-        raise UsageError(f"--max-shard-size {text!r}: a size such as 2GB, 500MiB, or bytes") from None
+        raise UsageError(
+            f"--max-shard-size {text!r} is not a size such as 2GB, 500MiB, or a number of bytes"
+        ) from None

@@ -1,4 +1,4 @@
-"""`apr diff`: what differs between two files."""
+"""`apr diff`: compare two model files."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ import tyro
 from apr.cli._console import console, printable
 from apr.container.diff import diff
 from apr.errors import EXIT_REFUSED, UsageError
+from apr.options import Unset
 
 
 @dataclass(frozen=True)
 class Command:
-    """Compare two files: metadata, names, dtypes, shapes and values.
+    """Compare two files: metadata, tensor names, dtypes, shapes and values.
 
-    Without --atol every bit must be equal; with it, values may differ by that much, and NaN equals NaN.
-    Exits 0 where they are the same, 5 where they differ.
+    The exit code is 0 if the files are the same, and 5 if they differ.
 
     Example: apr diff before.apr after.apr --atol 1e-6
     """
 
     a: Annotated[Path, tyro.conf.Positional]
-    """An .apr file."""
+    """The first .apr file, or the index or directory of a model in several files."""
     b: Annotated[Path, tyro.conf.Positional]
-    """Another."""
-    atol: float | None = None
-    """The absolute difference up to which values count as equal."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object on standard output."""
+    """The second one."""
+    atol: Annotated[float | None, Unset("every bit must be equal")] = None
+    """Absolute difference up to which values count as equal. With it, NaN equals NaN."""
+    json: bool = False
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
-        """Print what differs."""
+        """Print the differences."""
         if self.atol is not None and not 0 <= self.atol < inf:
-            raise UsageError(f"--atol must be a finite number, 0 or more, not {self.atol}")
-        found = diff(self.a, self.b, atol=self.atol)
+            raise UsageError(f"--atol is {self.atol}; it must be a finite number of at least 0")
+        result = diff(self.a, self.b, atol=self.atol)
         if self.json:
-            print(json.dumps(found.to_dict()))
+            print(json.dumps(result.to_dict()))
         else:
-            verdict, *lines = map(printable, found.lines())
-            console().print(verdict, style="bold green" if found.same else "bold red")
+            verdict, *lines = map(printable, result.lines())
+            console().print(verdict, style="bold green" if result.same else "bold red")
             for line in lines:
                 console().print(line)
-        return 0 if found.same else EXIT_REFUSED
+        return 0 if result.same else EXIT_REFUSED

@@ -1,4 +1,4 @@
-"""`apr evaluate`: the loss of a model file on token shards."""
+"""`apr evaluate`: measure the loss of a model file on token shards."""
 
 from __future__ import annotations
 
@@ -10,46 +10,47 @@ from typing import Annotated
 import tyro
 
 from apr.files import json_text
-from apr.options import Alias
+from apr.options import Alias, Unset
 from apr.train.config import Precision
 
 
 @dataclass(frozen=True)
 class Command:
-    """Mean cross entropy of a model file on token shards, the number that `apr pretrain` reports.
+    """Measure the mean cross entropy of a model file on token shards, as `apr pretrain` reports it.
 
-    Sequence length, tokens and held-out range are those in a checkpoint's metadata where no flag is given.
-    Text that the checkpoint was trained on is called so.
+    Flags that are not given default to the values in a checkpoint's metadata. The output says whether the
+    model was trained on the text, was trained with that text held out, or neither.
 
     Example: apr evaluate runs/first/ckpt/epoch-004.apr --dataset shards
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The model."""
+    """The model file."""
     dataset: Annotated[Path, Alias("--shards-dir")]
-    """Shard directory."""
-    held_out: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Only what training on this directory holds out; refused where the model was trained on all of it."""
-    seq_length: int | None = None
-    """Tokens in a window (default: the checkpoint's, else 1024 or as many as the model has positions)."""
-    val_tokens: int | None = None
-    """Tokens to take at most (default: the checkpoint's, else 262144)."""
+    """Directory of token shards."""
+    held_out: bool = False
+    """Evaluate only tokens that training on this directory holds out. Refused if the model was trained on all
+    of them."""
+    seq_length: Annotated[int | None, Unset("the checkpoint's, else 1024 or the model's limit")] = None
+    """Tokens per window."""
+    val_tokens: Annotated[int | None, Unset("the checkpoint's, else 262144")] = None
+    """Maximum number of tokens to evaluate."""
     batch_size: int = 1
-    """Windows at a time; changes only speed and memory."""
+    """Windows per forward pass. Changes only speed and memory."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    precision: Precision | None = None
-    """bf16 (default on CUDA) or fp32 (default on the CPU)."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object on standard output."""
+    """Device to compute on: auto, cpu, cuda or cuda:N."""
+    precision: Annotated[Precision | None, Unset("bf16 on CUDA, fp32 on the CPU")] = None
+    """Number format of the computation."""
+    json: bool = False
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
-        """Evaluate, and print the loss."""
+        """Evaluate the model and print its loss."""
         from apr.train.evaluate_file import WORDS, evaluate_file
         from apr.train.record.report import Report
 
         with Report(sys.stderr) as report:
-            made, what = evaluate_file(
+            result, facts = evaluate_file(
                 self.file,
                 self.dataset,
                 held_out=self.held_out,
@@ -63,9 +64,11 @@ class Command:
                 ),
             )
         if self.json:
-            print(json_text({"file": str(self.file), **asdict(made), "val_ppl": made.val_ppl, **what}))
+            print(json_text({"file": str(self.file), **asdict(result), "val_ppl": result.val_ppl, **facts}))
         else:
-            words = ", ".join(f"{key} {value}" for key, value in what.items() if key != "text")
-            print(f"{self.file}: {WORDS[what['text']]} {made.val_loss:.4f}, perplexity {made.val_ppl:.2f}, "
-                  f"{made.val_tokens:,} tokens ({words})")  # fmt: skip
+            conditions = ", ".join(f"{key} {value}" for key, value in facts.items() if key != "text")
+            print(
+                f"{self.file}: {WORDS[facts['text']]} {result.val_loss:.4f}, "
+                f"perplexity {result.val_ppl:.2f}, {result.val_tokens:,} tokens ({conditions})"
+            )
         return 0

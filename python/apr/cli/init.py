@@ -1,28 +1,27 @@
-"""`apr init`: a freshly initialized model file."""
+"""`apr init`: create a model file with random weights."""
 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from rich.filesize import decimal
-from tyro.conf import FlagCreatePairsOff as Flag
 
+from apr.cli._console import progress_bar
 from apr.convert import FloatDtype
 from apr.errors import RefusedError, UsageError
-from apr.options import Alias
+from apr.options import Alias, Unset
 
 
 @dataclass(frozen=True)
 class Command:
-    """Write a model file with fresh weights, to start training from; the same seed gives the same bytes.
+    """Create a model file with random weights to start training from. The same seed gives the same bytes.
 
-    Matrices are normal with a standard deviation of 0.02 (those that write to the residual stream smaller, as
-    in GPT-2), norms 1, biases 0.
+    Matrices are drawn from a normal distribution with standard deviation 0.02, divided by sqrt(2 x layers)
+    for those that write to the residual stream, as in GPT-2. Norms are 1 and biases 0.
 
     Example: apr init --arch qwen2.5-0.5b -o fresh.apr
 
@@ -30,30 +29,53 @@ class Command:
     """
 
     arch: Annotated[str, Alias("--preset")]
-    """A preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m), or a YAML file of sizes as metadata name them."""
+    """A preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m), or a YAML file with sizes under their metadata
+    keys."""
     out: Annotated[Path, Alias("-o", "--output")]
     """The .apr file to write."""
     seed: int = 42
-    """Of the weights."""
+    """Seed of the random weights."""
     dtype: FloatDtype = "f32"
-    """Store the weights in this dtype."""
+    """Data type to store the weights in."""
     tokenizer: Path | None = None
-    """A tokenizer directory, tokenizer.json or model file: gives the vocabulary's size, and goes along."""
-    vocab_size: int | None = None
-    """Rows of the embedding (default: the tokenizer's, else the preset's or the YAML file's)."""
-    json: Annotated[bool, Flag] = False
-    """Print one JSON object on standard output."""
+    """A tokenizer directory, tokenizer.json or model file. The tokenizer is stored in the file and sets the
+    vocabulary size."""
+    vocab_size: Annotated[int | None, Unset("the tokenizer's, else the preset's or the YAML file's")] = None
+    """Number of rows in the embedding."""
+    json: bool = False
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
-        """Write the file, and say what is in it."""
-        import apr
+        """Write the file and print what it holds."""
+        started = time.monotonic()
+        if not 0 <= self.seed < 2**63:  # the range of torch's generators
+            raise UsageError(f"--seed is {self.seed}; it must be at least 0 and below 2^63")
+        vocab_size, tokenizer_metadata = self._vocabulary()
+        tensors, parameters = self._write(vocab_size, tokenizer_metadata)
+        size = self.out.stat().st_size
+        if self.json:
+            facts = {
+                "target": str(self.out),
+                "tensors": tensors,
+                "param_count": parameters,
+                "vocab_size": vocab_size,
+                "size_bytes": size,
+                "seconds": round(time.monotonic() - started, 3),
+            }
+            print(json.dumps(facts))
+        else:
+            print(
+                f"{self.out}: {tensors} tensors, {parameters / 1e6:.1f} M parameters, "
+                f"vocabulary {vocab_size:,}, {decimal(size)}, seed {self.seed}"
+            )
+        return 0
+
+    def _write(self, vocab_size: int, tokenizer_metadata: dict[str, Any]) -> tuple[int, int]:
+        """Write the file and return the number of tensors and of parameters."""
         from apr.container.torch_dtypes import TORCH
+        from apr.container.writer import Writer
         from apr.model.init import fresh_weights, load_arch
 
-        started = time.monotonic()
-        if not 0 <= self.seed < 2**63:  # torch's generators take no more
-            raise UsageError(f"--seed {self.seed}: it must be from 0 to below 2^63")
-        vocab_size, carried = self._vocabulary()
         config = load_arch(self.arch, vocab_size)
         metadata = {
             "model_type": config.family,
@@ -61,64 +83,44 @@ class Command:
             "data_source": None,
             "data_license": None,
             **config.to_metadata(),
-            **carried,
+            **tokenizer_metadata,
         }
-        tensors = values = 0
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with (
-            Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar,
-            apr.Writer(self.out, metadata) as writer,
-        ):
+        tensors = parameters = 0
+        with progress_bar() as bar, Writer(self.out, metadata) as writer:
             task = bar.add_task("writing", total=None)
             for name, weights in fresh_weights(config, self.seed):
                 bar.update(task, description=name)
                 writer.add(name, weights.to(TORCH[self.dtype]))
-                tensors, values = tensors + 1, values + weights.numel()
-            writer.metadata["param_count"] = values
-        found = {
-            "target": str(self.out),
-            "tensors": tensors,
-            "param_count": values,
-            "vocab_size": vocab_size,
-            "size_bytes": self.out.stat().st_size,
-            "seconds": round(time.monotonic() - started, 3),
-        }
-        if self.json:
-            print(json.dumps(found))
-        else:
-            print(
-                f"{self.out}: {tensors} tensors, {values / 1e6:.1f} M parameters, vocabulary {vocab_size:,}, "
-                f"{decimal(self.out.stat().st_size)}, seed {self.seed}"
-            )
-        return 0
+                tensors, parameters = tensors + 1, parameters + weights.numel()
+            writer.metadata["param_count"] = parameters
+        return tensors, parameters
 
-    def _vocabulary(self) -> tuple[int, dict[str, object]]:
-        """The vocabulary's size, and the tokenizer's metadata."""
+    def _vocabulary(self) -> tuple[int, dict[str, Any]]:
+        """Return the vocabulary size and the tokenizer's metadata."""
         from apr.files import read_options
         from apr.model.init import PRESETS, VOCABULARIES
 
-        published = VOCABULARIES.get(self.arch)
         if self.arch not in PRESETS and Path(self.arch).is_file():
-            published = read_options(Path(self.arch)).get("vocab_size")
-        carried: dict[str, object] = {}
-        least = None
+            size = read_options(Path(self.arch)).get("vocab_size")
+        else:
+            size = VOCABULARIES.get(self.arch)
+        metadata: dict[str, Any] = {}
         if self.tokenizer is not None:
             from apr.data.tokenizers import load_tokenizer
 
-            loaded = load_tokenizer(self.tokenizer)
-            carried, least = loaded.metadata(), loaded.vocab_size
-            if not carried:
+            tokenizer = load_tokenizer(self.tokenizer)
+            size, metadata = tokenizer.vocab_size, tokenizer.metadata()
+            if not metadata:
                 raise RefusedError(
-                    f"{self.tokenizer}: a tokenizer that metadata have no form for (byte-level BPE has one): "
-                    "leave --tokenizer out and give --vocab-size"
+                    f"{self.tokenizer}: cannot store this kind of tokenizer in a model file (only byte-level "
+                    "BPE); leave out --tokenizer and pass --vocab-size"
                 )
-        size = next((size for size in (self.vocab_size, least, published) if size is not None), None)
+            if self.vocab_size is not None and self.vocab_size < size:
+                raise UsageError(
+                    f"--vocab-size {self.vocab_size} is smaller than the tokenizer's vocabulary of {size}"
+                )
+        if self.vocab_size is not None:
+            size = self.vocab_size
         if size is None:
-            raise UsageError(
-                f"--arch {self.arch} has no vocabulary of its own: give --tokenizer or --vocab-size"
-            )
-        if least is not None and size < least:
-            raise UsageError(f"--vocab-size {size} is less than the tokenizer's {least}")
-        return size, carried
+            raise UsageError(f"--arch {self.arch} sets no vocabulary size; pass --tokenizer or --vocab-size")
+        return size, metadata

@@ -1,4 +1,4 @@
-"""`apr inspect`: what a file is."""
+"""`apr inspect`: show what a model file contains."""
 
 from __future__ import annotations
 
@@ -14,101 +14,109 @@ from apr.cli._console import console, printable, show, table
 from apr.cli._keys import KeyFlags
 from apr.model.inspect import inspect
 
-# Longer metadata values are shown by their beginning.
-_SHOWN = 72
+# Characters of a metadata value on one line. A tokenizer's vocabulary would fill the screen; --json prints
+# all.
+_MAX_VALUE = 72
 
 
 @dataclass(frozen=True)
 class Command(KeyFlags):
-    """Say what a file is: kind, version, architecture, parameters, dtypes, flags, checksums, metadata.
+    """Show what a model file contains: kind, version, architecture, parameters, dtypes, checksums, metadata.
 
-    Exits 0 whenever the file opens, and says so if a checksum is wrong; `apr verify` makes that an exit
-    code.
+    The exit code is 0 for every file that can be opened, even if a checksum is wrong. Use `apr verify` to get
+    an exit code for a damaged file.
 
     Example: apr inspect model.apr
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The .apr file, or an index or directory of several."""
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Leave out the checksum over all bytes."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object on standard output, metadata whole."""
+    """The .apr file, or the index or directory of a model in several files."""
+    quick: bool = False
+    """Skip the checksum over all bytes, which takes the time to read the file."""
+    json: bool = False
+    """Print one JSON object to standard output, with all metadata."""
 
     def run(self) -> int:
-        """Print what it is."""
-        found: dict[str, Any] = inspect(
-            self.file, verify="structure" if self.quick else "full", **self.keys()
-        )
+        """Print the facts about the file."""
+        facts = inspect(self.file, verify="structure" if self.quick else "full", **self.keys())
         if self.json:
-            print(json.dumps(found))
+            print(json.dumps(facts))
             return 0
-        verdict = "valid" if found["valid"] else "NOT VALID: apr verify says what is wrong"
-        console().print(
-            f"{printable(str(self.file))}: {verdict}", style="bold green" if found["valid"] else "bold red"
-        )
+        path = printable(str(self.file))
+        if facts["valid"]:
+            console().print(f"{path}: valid", style="bold green")
+        else:
+            console().print(f"{path}: NOT VALID; run apr verify to see why", style="bold red")
         rows = table()
-        for label, text in _rows(found):
+        for label, text in _rows(facts):
             rows.add_row(f"  {printable(label)}", printable(text))
         show(rows)
         return 0
 
 
-def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    flags = [name for name, is_set in found["flags"].items() if is_set]
-    flags += [f"bit {bit} (unknown)" for bit in found["unknown_flags"]]
-    footer = {True: "right", False: "WRONG", None: "not checked"}[found["checksum_valid"]]
-    stored = found["footer_checksum"]
+def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    flags = [name for name, is_set in facts["flags"].items() if is_set]
+    flags += [f"bit {bit} (unknown)" for bit in facts["unknown_flags"]]
+    dtypes = [f"{dtype} ({count})" for dtype, count in facts["dtypes"].items()]
     rows = [
-        ("format", f"{found['format']} (version {found['version']}), a {found['kind']}"),
-        ("size", f"{decimal(found['size_bytes'])} ({found['size_bytes']} bytes)"),
-        ("architecture", _architecture(found)),
-        ("parameters", f"{found['param_count']:,} in {found['tensor_count']} tensors"),
-        ("dtypes", ", ".join(f"{dtype} ({tensors})" for dtype, tensors in found["dtypes"].items()) or "none"),
+        ("format", f"{facts['format']} (version {facts['version']}), a {facts['kind']}"),
+        ("size", f"{decimal(facts['size_bytes'])} ({facts['size_bytes']:,} bytes)"),
+        ("architecture", _architecture(facts)),
+        ("parameters", f"{facts['param_count']:,} in {facts['tensor_count']} tensors"),
+        ("dtypes", ", ".join(dtypes) or "none"),
         ("flags", ", ".join(flags) or "none"),
     ]
-    if found["v1"]:
-        rows += _v1(found["v1"])
-    if found["files"]:
-        rows.append(("files", f"{len(found['files'])}, their footers {footer}"))
+    if facts["v1"]:
+        rows += _v1_rows(facts["v1"])
+    footer = {True: "correct", False: "WRONG", None: "not checked"}[facts["checksum_valid"]]
+    if facts["files"]:
+        rows.append(("files", f"{len(facts['files'])}, footer checksums {footer}"))
     else:
-        header = found["header_checksum"]
-        rows.append(("header", f"CRC32 {header}, right" if header else "no checksum of its own"))
-        none = "none: the file's bytes cannot be verified"
-        rows.append(("footer", f"CRC32 {stored}, {footer}" if stored else none))
-    if found["reserved"]:
-        rows.append(("reserved", f"not zero: {found['reserved']}"))
-    rows.append(("metadata", f"{len(found['metadata'])} keys"))
-    return rows + [(f"  {key}", _shortened(value)) for key, value in found["metadata"].items()]
+        header, stored = facts["header_checksum"], facts["footer_checksum"]
+        rows.append(("header", f"CRC32 {header}, correct" if header else "no checksum"))
+        rows.append(
+            ("footer", f"CRC32 {stored}, {footer}" if stored else "none: the bytes cannot be verified")
+        )
+    if facts["reserved"]:
+        rows.append(("reserved", f"not zero: {facts['reserved']}"))
+    rows.append(("metadata", f"{len(facts['metadata'])} keys"))
+    return rows + [(f"  {key}", _shortened(value)) for key, value in facts["metadata"].items()]
 
 
-def _v1(found: dict[str, Any]) -> list[tuple[str, str]]:
-    sizes = f"{found['uncompressed_size']} bytes, compression {found['compression']}"
-    locked = ", encrypted: no key was given" if found["locked"] else ", decrypted" * found["encrypted"]
-    rows = [
-        ("model type", found["model_type"]),
-        ("quality", f"{found['quality']} of 100"),
-        ("payload", f"{sizes}, {found['payload_size']} stored{locked}"),
+def _v1_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    payload = (
+        f"{facts['uncompressed_size']} bytes, compression {facts['compression']}, "
+        f"{facts['payload_size']} bytes stored"
+    )
+    if facts["locked"]:
+        payload += ", encrypted (no key given)"
+    elif facts["encrypted"]:
+        payload += ", decrypted"
+    signature = f"by {facts['public_key']}, {facts['signature']}" if facts["signature"] else "none"
+    return [
+        ("model type", facts["model_type"]),
+        ("quality", f"{facts['quality']} of 100"),
+        ("payload", payload),
+        ("signature", signature),
     ]
-    by = f"by {found['public_key']}, {found['signature']}"
-    return [*rows, ("signature", by if found["signature"] else "none")]
 
 
-def _architecture(found: dict[str, Any]) -> str:
-    facts = {
-        "layers": found["num_layers"],
-        "heads": found["num_heads"],
-        "KV heads": found["num_kv_heads"],
-        "hidden": found["hidden_size"],
-        "vocabulary": found["vocab_size"],
+def _architecture(facts: dict[str, Any]) -> str:
+    sizes = {
+        "layers": facts["num_layers"],
+        "heads": facts["num_heads"],
+        "KV heads": facts["num_kv_heads"],
+        "hidden": facts["hidden_size"],
+        "vocabulary": facts["vocab_size"],
     }
-    sizes = ", ".join(f"{what} {value}" for what, value in facts.items() if value is not None)
-    return ": ".join(filter(None, [str(found["architecture"] or "unknown"), sizes]))
+    name = str(facts["architecture"] or "unknown")
+    known = [f"{label} {size}" for label, size in sizes.items() if size is not None]
+    return f"{name}: {', '.join(known)}" if known else name
 
 
 def _shortened(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    if len(text) <= _SHOWN:
+    if len(text) <= _MAX_VALUE:
         return text
-    what = f"{len(value)} items" if isinstance(value, (list, dict)) else f"{len(text)} characters"
-    return f"{text[:_SHOWN]}… ({what})"
+    length = f"{len(value)} items" if isinstance(value, (list, dict)) else f"{len(text)} characters"
+    return f"{text[:_MAX_VALUE]}… ({length})"

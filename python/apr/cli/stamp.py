@@ -12,37 +12,38 @@ import tyro
 from apr.cli._console import console
 from apr.container.stamp import stamp
 from apr.errors import AprError, UsageError
+from apr.options import Alias
 
 
 @dataclass(frozen=True)
 class Command:
-    """Change metadata of a file; its tensors stay byte for byte, and are checked on the way.
+    """Copy a file with changed metadata. Tensor bytes are verified and copied as they are.
 
-    A value is JSON where it can be read as JSON, else text: layers=24 is a number, 'tags=["a"]' a list,
-    author=Ada text, 'version="2"' text too. KEY=null removes a key.
+    A value is read as JSON if it is valid JSON, and as text otherwise: layers=24 sets a number, 'tags=["a"]'
+    a list, author=Ada text, and 'version="2"' text as well. KEY=null removes a key.
 
     Example: apr stamp model.apr author=Ada license=mit -o stamped.apr
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The .apr file."""
+    """The .apr file to read."""
     changes: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="KEY=VALUE…")]
-    """What to set."""
-    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """The file to write; may be FILE itself, which is replaced only once the new one is whole."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object on standard output."""
+    """The metadata keys to set."""
+    out: Annotated[Path, Alias("-o")]
+    """The file to write. It may be FILE, which is replaced only once the new file is complete."""
+    json: bool = False
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
-        """Write the file, and say what was changed."""
+        """Write the file and print what changed."""
         changes = dict(_change(text) for text in self.changes)
         if not changes:
-            raise UsageError("name at least one KEY=VALUE")
+            raise UsageError("no change given; name at least one KEY=VALUE")
         try:
             stamp(self.file, changes, self.out)
-        except AprError:
+        except AprError:  # also a ValueError: the file is not valid, which is not a mistake in the arguments
             raise
-        except ValueError as error:  # a key or value that is no text
+        except ValueError as error:  # a key or value that JSON cannot hold
             raise UsageError(str(error)) from None
         removed = [key for key, value in changes.items() if value is None]
         if self.json:
@@ -54,15 +55,16 @@ class Command:
 
 
 def _change(text: str) -> tuple[str, object]:
+    """Return the key and the value of KEY=VALUE."""
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise UsageError(f"{text!r}: expected KEY=VALUE")
+        raise UsageError(f"{text!r} is not KEY=VALUE")
     try:
-        return key, json.loads(value, parse_constant=_no_constant)
+        return key, json.loads(value, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
         return key, value
 
 
-def _no_constant(text: str) -> NoReturn:
-    """NaN and infinities are no JSON."""
+def _refuse_constant(text: str) -> NoReturn:
+    """Refuse NaN and infinities, which Python reads but JSON does not have: they stay text."""
     raise ValueError(text)

@@ -1,12 +1,12 @@
-"""`apr tensors`: a row for each tensor of a file."""
+"""`apr tensors`: list the tensors of a file."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated
 
 import tyro
 
@@ -14,66 +14,73 @@ from apr.cli._console import listing, printable
 from apr.cli._keys import KeyFlags
 from apr.container.header import TensorInfo
 from apr.container.load import load
-from apr.container.tensor_file import TensorFile
 
-# What the index says, in which file it is (of several), statistics.
-_Row: TypeAlias = tuple[TensorInfo, dict[str, str], dict[str, float | int | None]]
 _STATS = ("min", "max", "mean", "std", "nan", "inf")
 
 
 @dataclass(frozen=True)
-class Command(KeyFlags):
-    """List the tensors of a file: name, dtype, shape, bytes, offset from the start of the file.
+class _Row:
+    info: TensorInfo
+    file: str | None
+    """The file's name, for a model in several files."""
+    stats: dict[str, float | int | None] = field(default_factory=dict)
 
-    Of a model in several files, given by its index or directory, each row says in which file it is.
+    def to_dict(self) -> dict[str, object]:
+        place = {} if self.file is None else {"file": self.file}
+        return asdict(self.info) | place | self.stats
+
+    def cells(self) -> list[str]:
+        info = self.info
+        place = [] if self.file is None else [printable(self.file)]
+        # A tied head has an entry of no bytes: its values are the embedding's.
+        size = "tied" if info.tied else str(info.nbytes)
+        stats = ["-" if value is None else f"{value:.6g}" for value in self.stats.values()]
+        return [
+            *place,
+            printable(info.name),
+            info.dtype,
+            str(list(info.shape)),
+            size,
+            str(info.offset),
+            *stats,
+        ]
+
+
+@dataclass(frozen=True)
+class Command(KeyFlags):
+    """List the tensors of a file: name, dtype, shape, bytes, and offset from the start of the file.
+
+    For a model in several files, given by its index or directory, each row names the file.
 
     Example: apr tensors model.apr --filter '*.layers.0.*' --stats
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The .apr file, or an index or directory of several."""
+    """The .apr file, or the index or directory of a model in several files."""
     filter: str = "*"
-    """List only names that match this glob."""
-    stats: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Add min, max, mean, standard deviation of the finite values, and how many are NaN and infinite."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object on standard output."""
+    """List only names that match this glob pattern."""
+    stats: bool = False
+    """Add the minimum, maximum, mean and standard deviation of the finite values, and the number of NaN and
+    infinite values. Reads all values."""
+    json: bool = False
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
-        """Print the rows."""
-        places, rows = self._rows()
-        if self.json:
-            print(json.dumps({"tensors": [asdict(info) | place | stats for info, place, stats in rows]}))
-            return 0
-        numbers = ["bytes", "offset", *(_STATS if self.stats else ())]
-        cells = [
-            [
-                *map(printable, place.values()),
-                *_cells(info),
-                *("-" if value is None else f"{value:.6g}" for value in stats.values()),
-            ]
-            for info, place, stats in rows
-        ]
-        listing([*places, "name", "dtype", "shape"], numbers, cells)
-        return 0
-
-    def _rows(self) -> tuple[list[str], list[_Row]]:
-        """The columns that say where a tensor is, and a row for each tensor."""
-        rows: list[_Row] = []
+        """Print a row for each tensor."""
         with load(self.file, **self.keys()) as file:
-            for name in file:
-                if fnmatchcase(name, self.filter):
-                    place = {"file": Path(file.file_of(name).path).name} if file.is_sharded else {}
-                    rows.append((file.info(name), place, _stats(file, name) if self.stats else {}))
-        return ["file"] if file.is_sharded else [], rows
+            rows = [
+                _Row(file.info(name), Path(file.file_of(name).path).name if file.is_sharded else None)
+                for name in file
+                if fnmatchcase(name, self.filter)
+            ]
+            if self.stats:
+                from apr.container.stats import stats  # loads NumPy, which a plain listing does without
 
-
-def _stats(file: TensorFile, name: str) -> dict[str, float | int | None]:
-    from apr.container.stats import stats  # NumPy, which a plain listing does without
-
-    return stats(file.numpy(name))
-
-
-def _cells(info: TensorInfo) -> list[str]:
-    size = "tied" if info.tied else str(info.nbytes)
-    return [printable(info.name), info.dtype, str(list(info.shape)), size, str(info.offset)]
+                rows = [_Row(row.info, row.file, stats(file.numpy(row.info.name))) for row in rows]
+        if self.json:
+            print(json.dumps({"tensors": [row.to_dict() for row in rows]}))
+            return 0
+        texts = ["file"] if file.is_sharded else []
+        numbers = ["bytes", "offset", *(_STATS if self.stats else ())]
+        listing([*texts, "name", "dtype", "shape"], numbers, [row.cells() for row in rows])
+        return 0

@@ -1,4 +1,4 @@
-"""`apr verify`: every check, byte for byte."""
+"""`apr verify`: check every byte of model files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from apr.cli._console import console, printable, show, table
+from apr.cli._console import console, printable, progress_bar, show, table
 from apr.cli._keys import KeyFlags
 from apr.container.report import Report
 from apr.container.verify import verify
@@ -19,31 +19,32 @@ from apr.errors import EXIT_NOT_VALID, EXIT_REFUSED, UsageError, exit_code, mess
 if TYPE_CHECKING:
     from apr.container.legacy.keys import Keys
 
-_STYLES = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("-", "yellow")}
+_MARKS = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("-", "yellow")}
 
 
 @dataclass(frozen=True)
 class Command(KeyFlags):
-    """Check files byte for byte: header, metadata, index, bounds, and the CRC32 of every byte.
+    """Check every byte of model files: header, metadata, index, tensor bounds, and the CRC32 of the file.
 
-    Of a signed file the report says whether the signature is by a trusted key, or only fits the key in the
-    file. The payload of an encrypted one is checked where its key is given.
+    For a signed file, the report shows whether a trusted key made the signature, or only the key stored in
+    the file itself. The payload of an encrypted file is checked if its key is given.
 
-    A file without a footer is fine, and its line says that its bytes cannot be verified. Exits 3 for a
-    missing file, 4 for one that cannot be opened, 5 where a check failed: the highest of several files.
+    A file without a footer checksum passes, and its report shows that its bytes cannot be verified. The exit
+    code is 3 for a missing file, 4 for a file that cannot be opened, 5 if a check failed, and the highest of
+    these for several files.
 
     Example: apr verify runs/*/ckpt/*.apr
     """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…")]
-    """The .apr files; an index or directory stands for several."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object on standard output."""
+    """The .apr files. An index or a directory stands for all files of the model."""
+    json: bool = False
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
         """Print the report of each file."""
         if not self.files:
-            raise UsageError("name at least one file")
+            raise UsageError("no file given; name at least one .apr file")
         rows, code, keys = [], 0, self.keys()
         for file in self.files:
             try:
@@ -53,12 +54,14 @@ class Command(KeyFlags):
                 rows.append({"file": str(file), "ok": False, "opened": False, "error": message(error)})
                 print(f"apr verify: error: {message(error)}", file=sys.stderr)
                 continue
-            code = max(code, _code(report))
             rows.append(report.to_dict())
             if not report.opened:
-                wrong = report.checks[-1]
-                print(f"apr verify: error: {printable(f'{file}: {wrong.detail}')}", file=sys.stderr)
-            elif not self.json:
+                code = max(code, EXIT_NOT_VALID)
+                reason = report.checks[-1].detail
+                print(f"apr verify: error: {printable(f'{file}: {reason}')}", file=sys.stderr)
+                continue
+            code = max(code, 0 if report.ok else EXIT_REFUSED)
+            if not self.json:
                 _show(report)
         if self.json:
             print(json.dumps({"ok": code == 0, "files": rows}))
@@ -66,25 +69,18 @@ class Command(KeyFlags):
 
 
 def _verify(file: Path, keys: Keys) -> Report:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+    with progress_bar() as bar:
         task = bar.add_task(printable(str(file)), total=None)
         return verify(
-            file, on_progress=lambda read, total: bar.update(task, completed=read, total=total), **keys
+            file, on_progress=lambda done, total: bar.update(task, completed=done, total=total), **keys
         )
 
 
-def _code(report: Report) -> int:
-    return 0 if report.ok else EXIT_REFUSED if report.opened else EXIT_NOT_VALID
-
-
 def _show(report: Report) -> None:
-    verdict = "ok" if report.ok else "FAILED"
-    console().print(f"{printable(report.path)}: {verdict}", style="bold green" if report.ok else "bold red")
+    verdict, style = ("ok", "bold green") if report.ok else ("FAILED", "bold red")
+    console().print(f"{printable(report.path)}: {verdict}", style=style)
     rows = table()
     for check in report.checks:
-        mark, style = _STYLES[check.passed]
+        mark, style = _MARKS[check.passed]
         rows.add_row(f"  {mark}", check.name, printable(check.detail), style=style)
     show(rows)
