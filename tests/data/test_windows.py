@@ -1,4 +1,4 @@
-"""Windows, their order and the held-out split: the specification's own figures."""
+"""Windows, their order and the held-out split, with the figures of the specification."""
 
 import json
 
@@ -64,7 +64,7 @@ def position_of(window, count, seed, epoch):
 
 
 @given(st.data(), st.integers(1, 2**40), st.integers(0, 2**63 - 1), st.integers(0, 2**20))
-def test_each_position_of_any_count_has_a_window_of_its_own(data, count, seed, epoch):
+def test_every_position_has_a_window_of_its_own(data, count, seed, epoch):
     position = data.draw(st.integers(0, count - 1))
     (window,) = at([position], count, seed, epoch)
     assert 0 <= window < count
@@ -82,7 +82,7 @@ def test_the_order_does_not_depend_on_how_it_is_cut(start, n):
     assert np.array_equal(stream.windows(start, n), np.arange(start, start + n) % 77)
 
 
-def test_a_shard_that_shrinks_or_goes_while_it_is_read_is_named(shards, tmp_path):
+def test_a_shard_that_shrinks_or_disappears_is_named(shards, tmp_path):
     import apr
 
     directory = shards(10, 10, 10)
@@ -114,7 +114,7 @@ def shards(tmp_path):
     return make
 
 
-def test_windows_run_over_the_ends_of_shards(shards):
+def test_windows_cross_the_ends_of_shards(shards):
     from apr.data.windows import Windows
 
     windows = Windows(shards(7, 3, 15), 4)
@@ -145,7 +145,7 @@ def test_what_is_held_out(shards, lengths, val_tokens, start):
     assert trained.max() < start
 
 
-def test_read_gives_any_part_of_the_stream(shards):
+def test_read_returns_any_part_of_the_stream(shards):
     directory = shards(7, 3, 15)
     for start in range(25):
         assert directory.read(start, 25 - start).tolist() == list(range(start, 25))
@@ -153,7 +153,7 @@ def test_read_gives_any_part_of_the_stream(shards):
         directory.read(20, 6)
 
 
-def test_ranges_that_are_not_in_the_stream_are_refused_as_such(shards):
+def test_ranges_outside_the_stream_are_refused(shards):
     from apr.data.windows import Windows
     from apr.errors import RefusedError
 

@@ -1,4 +1,4 @@
-"""Are the shards that a run reads still those that it began with? Asked now and then, for little time."""
+"""A check, now and then during a run, that the shards are still those that it started with."""
 
 from __future__ import annotations
 
@@ -20,63 +20,72 @@ if TYPE_CHECKING:
     from apr.data.shards import ShardDir
     from apr.data.windows import Windows
 
-# A file that is open can still be read when its name is gone, and gives other ids when it was written over.
-# Seconds between two looks: a look at the shards of one batch takes some 30 µs, so that a loader without a
-# consumer loses less than a thousandth; where a step takes longer than this, every batch is looked at.
+# Seconds between two polls. Comparing the shards of one batch takes about 30 µs, so a loader that never waits
+# for its consumer loses less than a thousandth. If a step takes longer than this, every batch is checked.
 POLL_SECONDS = 0.05
 
 
 class ShardMonitor:
-    """Sizes and times of shards, compared with those of their scan.
+    """Compares sizes and modification times of shards with those of their scan.
+
+    Reading alone does not notice everything: an open file can still be read after its name is gone, and
+    returns other ids after it was overwritten.
 
     Args:
         shards: the directory.
-        scan: its scan, which holds now.
+        scan: its scan, which is valid now.
+        poll_seconds: seconds between two polls.
     """
 
-    def __init__(self, shards: ShardDir, scan: Scan) -> None:
+    def __init__(self, shards: ShardDir, scan: Scan, poll_seconds: float = POLL_SECONDS) -> None:
         self._shards = shards
+        self._poll_seconds = poll_seconds
         self._starts = shards.starts()
         self._hashes = tuple(shard.sha256 for shard in scan.shards)
         self._times = np.array([shard.mtime_ns for shard in scan.shards], np.int64)
-        self._next = 0.0
+        self._next_poll = 0.0
 
-    def poll(self, windows: Windows, chosen: NDArray[np.int64]) -> None:
-        """Look at the shards of windows that were just read, unless it was done a moment ago.
+    def poll(self, windows: Windows, indices: NDArray[np.int64]) -> None:
+        """Check the shards of windows that were just read, unless the last poll was a moment ago.
 
-        One with another time is hashed: it may have been copied or touched.
+        A shard with another modification time is hashed: it may only have been copied or touched.
+
+        Args:
+            windows: the windows of the directory.
+            indices: int64 [batch_size], the windows that were read.
 
         Raises:
-            FileNotFoundError: one is gone.
-            TruncatedError: one is shorter than it was.
-            RefusedError: one holds something else.
+            FileNotFoundError: a shard is gone.
+            TruncatedError: a shard is shorter than it was.
+            RefusedError: the contents of a shard changed.
         """
         now = time.monotonic()
-        if now < self._next:
+        if now < self._next_poll:
             return
         touched: set[int] = set()
-        for start in windows.starts(chosen.tolist()):
+        for start in windows.starts(indices.tolist()):
             first = bisect_right(self._starts, start) - 1
             touched.update(range(first, bisect_right(self._starts, start + windows.seq_length, lo=first)))
-        for shard in touched:
-            self._compare(shard)
-        self._next = now + POLL_SECONDS
+        for number in touched:
+            self._check(number)
+        self._next_poll = now + self._poll_seconds
 
-    def _compare(self, number: int) -> None:
+    def _check(self, number: int) -> None:
         name, directory, tokens = self._shards.shards[number]
         path = directory / name
-        status = os.stat(path)  # noqa: PTH116 (half the time of Path's)
+        status = os.stat(path)  # noqa: PTH116 (takes half the time of Path.stat)
         size = tokens * ID_SIZE
         if status.st_size < size:
-            raise TruncatedError(f"{path}: the file ends at byte {status.st_size}, it had {size}", path=path)
-        if status.st_size == size and status.st_mtime_ns == self._times[number]:
-            return
+            raise TruncatedError(
+                f"{path}: the file ends at byte {status.st_size}, but had {size} bytes", path=path
+            )
         if status.st_size == size:
+            if status.st_mtime_ns == self._times[number]:
+                return
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == self._hashes[number]:
                     self._times[number] = status.st_mtime_ns
                     return
         raise RefusedError(
-            f"{path}: changed while a run reads it: what it held is not there any more: bring it back and "
-            "resume, or start anew"
+            f"{path}: changed while a run was reading it; restore the shard and resume, or start over"
         )

@@ -1,4 +1,4 @@
-"""What a run trains on and what it holds out: fixed by the directories and three numbers."""
+"""What a run trains on and what it holds out. Directories and three numbers determine it."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The training windows and the held-out ones; no id is in both."""
+    """Training windows and held-out windows; no id of the stream is in both."""
 
     train: Windows
     held_out: Windows
-    what: str
-    """Which ids are held out, for people."""
+    description: str
+    """Which ids are held out, in words."""
 
 
 def split_dataset(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: int, val_tokens: int) -> Split:
-    """Divide what there is.
+    """Divide a dataset into training windows and held-out windows.
 
-    With a `val_dataset`, all of it is held out. Otherwise, of the N ids of `dataset` and with
-    H = min(val_tokens, N / 10): the last whole shards if they hold at least H and at most N / 10 ids, else
-    the last ⌈H / T⌉ windows. Held-out windows start anew at the first held-out id, training ends before it.
+    If there is a `val_dataset`, all of it is held out. Otherwise, with the N ids of `dataset` and
+    H = min(val_tokens, N / 10): the last whole shards if they contain at least H and at most N / 10 ids, else
+    the last ⌈H / T⌉ windows. Held-out windows start at the first held-out id, and training ends before it.
 
     Args:
         dataset: what to train on.
-        val_dataset: what to hold out, a directory of its own.
+        val_dataset: a directory to hold out, or None.
         seq_length: T, inputs of one window.
-        val_tokens: how many tokens evaluation wants.
+        val_tokens: tokens that an evaluation needs.
 
     Raises:
         RefusedError: too few ids for one window of either kind.
@@ -41,22 +41,24 @@ def split_dataset(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: i
     total = dataset.total_tokens
     if val_dataset is not None:
         train, held_out = Windows(dataset, seq_length), Windows(val_dataset, seq_length)
-        what = f"all {val_dataset.total_tokens:,} tokens of {val_dataset.path}"
+        description = f"all {val_dataset.total_tokens:,} tokens of {val_dataset.path}"
     else:
-        start, what = _held_out_start(dataset, seq_length, min(val_tokens, total // 10))
+        start, description = _held_out_start(dataset, seq_length, min(val_tokens, total // 10))
         train = Windows(dataset, seq_length, 0, start)
         held_out = Windows(dataset, seq_length, start, total)
-    for windows, kind in ((train, "train on"), (held_out, "hold out")):
+    for windows, purpose in ((train, "training"), (held_out, "evaluation")):
         if len(windows) == 0:
             raise RefusedError(
-                f"{windows.shards.path}: {windows.stop - windows.start} tokens to {kind} are less than one "
-                f"window of {seq_length} + 1: lower --seq-length or encode more"
+                f"{windows.shards.path}: {windows.stop - windows.start} tokens for {purpose} are less than "
+                f"one window of {seq_length} + 1; lower --seq-length or encode more text"
             )
-    return Split(train, held_out, what)
+    return Split(train, held_out, description)
 
 
 def _held_out_start(dataset: ShardDir, seq_length: int, wanted: int) -> tuple[int, str]:
+    """Return the first held-out id, and a description of what is held out."""
     total, starts = dataset.total_tokens, dataset.starts()
+    # Whole shards are preferred: a reader of the directory sees by name what was held out.
     for i in range(len(dataset.shards) - 1, 0, -1):
         held = total - starts[i]
         if held * 10 > total:
@@ -70,5 +72,5 @@ def _held_out_start(dataset: ShardDir, seq_length: int, wanted: int) -> tuple[in
 
 
 def evaluation_windows(held_out: Windows, val_tokens: int) -> int:
-    """How many held-out windows an evaluation takes: all, or the first that hold `val_tokens`."""
+    """Return how many held-out windows an evaluation uses: enough for `val_tokens`, or all."""
     return min(len(held_out), -(-val_tokens // held_out.seq_length))

@@ -1,8 +1,9 @@
 """Windows of a token stream, and the order in which training visits them.
 
-Window i of a stream of N ids holds ids i·T … i·T + T: T inputs and their T next ids. There are
-W = ⌊(N - 1) / T⌋ of them. The order is a keyed bijection of 0 … W - 1 (a Feistel network over the
-smallest even number of bits, cycle-walked), computed where it is needed.
+Window i of a stream of N ids contains the ids i·T … i·T + T: T inputs and, shifted by one, their T targets.
+There are W = ⌊(N - 1) / T⌋ of them. The order is a keyed bijection of 0 … W - 1, a Feistel network over the
+smallest even number of bits with cycle walking: any position is computed on demand, without a permutation in
+memory.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from apr._core import window_order
+from apr.data.listing import ID_DTYPE
 from apr.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -24,16 +26,22 @@ if TYPE_CHECKING:
 
 
 class Windows:
-    """The windows of ids `start` … `stop` (exclusive) of a shard directory.
+    """The windows of the ids `start` … `stop` (exclusive) of a shard directory.
+
+    Args:
+        shards: the directory.
+        seq_length: T, the inputs of one window; a window has T + 1 ids.
+        start: the first id.
+        stop: the id after the last one; None is the end of the stream.
 
     Raises:
-        RefusedError: a `seq_length` below 1.
-        IndexError: a range that is not in the stream.
+        RefusedError: `seq_length` is below 1.
+        IndexError: the range is not within the stream.
     """
 
     def __init__(self, shards: ShardDir, seq_length: int, start: int = 0, stop: int | None = None) -> None:
         if seq_length < 1:
-            raise RefusedError(f"{shards.path}: windows of {seq_length} ids: at least 1 is needed")
+            raise RefusedError(f"{shards.path}: window length {seq_length}; it must be at least 1")
         if start < 0 or (stop is not None and stop > shards.total_tokens):
             raise IndexError(f"{shards.path}: ids {start} to {stop} of a stream of {shards.total_tokens}")
         self.shards = shards
@@ -45,45 +53,48 @@ class Windows:
         return max(0, (self.stop - self.start - 1) // self.seq_length)
 
     def batch(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Windows by index: int64 [len(indices), seq_length + 1].
+        """Return windows by index: int64 [len(indices), seq_length + 1].
 
         Raises:
-            IndexError: there is no such window.
+            IndexError: an index is not below the number of windows.
+            OSError, TruncatedError: a shard cannot be read.
         """
-        ids = np.empty((len(indices), self.seq_length + 1), "<u4")
+        ids = np.empty((len(indices), self.seq_length + 1), ID_DTYPE)
         self.gather(indices, ids)
         return ids.astype(np.int64)
 
     def gather(self, indices: NDArray[np.int64], out: NDArray[np.uint32]) -> None:
-        """Windows by index into `out` [len(indices), seq_length + 1], C-contiguous.
+        """Read windows by index into `out`: uint32 [len(indices), seq_length + 1], C-contiguous.
 
         Raises:
-            IndexError: there is no such window.
+            IndexError: an index is not below the number of windows.
+            OSError, TruncatedError: a shard cannot be read.
         """
-        chosen = indices.tolist()  # of a batch's few numbers, lists take a third of the time
-        if chosen and not 0 <= min(chosen) <= max(chosen) < len(self):
-            raise IndexError(f"windows {min(chosen)} to {max(chosen)} of {len(self)}")
-        self.shards.gather(self.starts(chosen), out)
+        wanted = indices.tolist()  # min and max of a few numbers take a third of the time on a list
+        if wanted and not 0 <= min(wanted) <= max(wanted) < len(self):
+            raise IndexError(f"windows {min(wanted)} to {max(wanted)} of {len(self)}")
+        self.shards.gather(self.starts(wanted), out)
 
     def starts(self, indices: Iterable[int]) -> list[int]:
-        """The place in the stream of each window's first id."""
+        """Return the position in the stream of each window's first id."""
         return [self.start + index * self.seq_length for index in indices]
 
     def in_order(self, count: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
-        """The first `count` windows in stream order, `batch_size` at a time."""
+        """Yield the first `count` windows in stream order: int64 [at most batch_size, seq_length + 1]."""
         for first in range(0, count, batch_size):
             yield self.batch(np.arange(first, min(first + batch_size, count)))
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingOrder:
-    """Which window each position of a training run visits; positions go on through the data's epochs."""
+    """Which window a training run visits at each position; positions continue through data epochs."""
 
     count: int
     """Windows in one epoch of the data."""
     seed: int
     shuffle: bool
+    """Whether the order is random; otherwise it is that of the stream."""
 
     def windows(self, start: int, n: int) -> NDArray[np.int64]:
-        """Window indices at positions `start` … `start + n` (exclusive)."""
+        """Return the window indices at positions `start` … `start + n` (exclusive): int64 [n]."""
         return np.array(window_order(start, n, self.count, self.seed, self.shuffle), np.int64)

@@ -129,7 +129,7 @@ def _choose(
         return Windows(shards, length), "training", "all"
     if held_out:
         parts = split_dataset(shards, None, length, tokens)
-        return parts.held_out, "held_out", parts.what
+        return parts.held_out, "held_out", parts.description
     return Windows(shards, length), "other", "all"
 
 

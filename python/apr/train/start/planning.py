@@ -82,7 +82,7 @@ class Plan:
             "training_windows": len(made.split.train),
             "training_tokens": len(made.split.train) * config.seq_length,
             "data_epochs": round(self.data_epochs, 4),
-            "held_out": made.split.what,
+            "held_out": made.split.description,
             "val_tokens": made.val_tokens,
             "epochs": config.epochs,
             "lr": config.lr,
@@ -161,7 +161,7 @@ def summary(prepared: Prepared) -> list[str]:
         f"model: {model.family}, {prepared.parameters / 1e6:.1f} M parameters, {model.num_layers} layers, "
         f"vocabulary {model.vocab_size:,}, {start}",
         f"train: {len(train):,} windows of {config.seq_length} tokens from {config.dataset}",
-        f"held out: {prepared.split.what}; {prepared.val_tokens:,} tokens an evaluation",
+        f"held out: {prepared.split.description}; {prepared.val_tokens:,} tokens an evaluation",
         f"steps: {config.num_steps} of {config.tokens_per_step:,} tokens, peak lr {config.lr:g}, "
         f"warm-up {config.warmup_steps}; {config.epochs} epochs of {config.steps_per_epoch} steps",
         f"needs: about {prepared.needs.memory_bytes / 2**30:.1f} GiB of memory, "
