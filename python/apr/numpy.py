@@ -1,4 +1,4 @@
-"""safetensors' functions for NumPy over `.apr` files: change the import and keep the script."""
+"""The functions of `safetensors.numpy` for `.apr` files: change the import and keep the script."""
 
 from __future__ import annotations
 

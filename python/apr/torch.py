@@ -1,4 +1,4 @@
-"""safetensors' functions for torch over `.apr` files: change the import and keep the script."""
+"""The functions of `safetensors.torch` for `.apr` files: change the import and keep the script."""
 
 from __future__ import annotations
 

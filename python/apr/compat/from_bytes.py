@@ -1,4 +1,4 @@
-"""An `.apr` file that is given as its bytes."""
+"""Open an `.apr` file that is given as its bytes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,29 @@ if TYPE_CHECKING:
 
     from apr.container.tensor_file import TensorFile
 
-# What errors name in place of a path.
+# The path in errors about bytes.
 _NAME = "<bytes>"
 
 
 @contextmanager
-def opened(data: bytes) -> Iterator[TensorFile]:
-    """The open file, which lives in memory alone; tensors taken from it stay valid."""
+def opened_bytes(data: bytes) -> Iterator[TensorFile]:
+    """Open the bytes of a file. Tensors that are taken from it stay valid after the block.
+
+    Raises:
+        AprError: the bytes are not a valid file; `path` is "<bytes>".
+    """
+    # The core maps files. A memory file is one without a disk, and vanishes with its last mapping.
     memory = os.memfd_create("apr")
     path = f"/proc/self/fd/{memory}"
     try:
-        with open(memory, "wb", closefd=False) as file:
-            file.write(data)
+        with open(memory, "wb", closefd=False) as contents:
+            contents.write(data)
         try:
-            opened = load(path)
+            file = load(path)
         except AprError as error:
-            said = str(error).replace(path, _NAME)
-            raise type(error)(said, path=_NAME, tensor=error.tensor, offset=error.offset) from None
+            message = str(error).replace(path, _NAME)
+            raise type(error)(message, path=_NAME, tensor=error.tensor, offset=error.offset) from None
     finally:
         os.close(memory)
-    with opened:
-        yield opened
+    with file:
+        yield file

@@ -1,4 +1,4 @@
-"""safetensors' functions for NumPy over `.apr` files: change the import, keep the script."""
+"""The functions of `safetensors.numpy`, over `.apr` files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from apr.compat.from_bytes import opened
+from apr.compat.from_bytes import opened_bytes
 from apr.compat.safe_open import safe_open
-from apr.compat.text_metadata import texts
-from apr.container.save import save as _save
+from apr.compat.text_metadata import checked_texts
+from apr.container.save import save as save_apr
 from apr.container.save import to_bytes
 
 if TYPE_CHECKING:
@@ -18,41 +18,43 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["load", "load_file", "save", "save_file"]
-
 
 def save_file(
     tensor_dict: Mapping[str, NDArray[Any]],
     filename: str | PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write arrays of any layout as `.apr`, atomically and with checksums.
+    """Write arrays of any layout to an `.apr` file, atomically and with checksums.
 
     Args:
-        tensor_dict: names to arrays (bfloat16 through ml_dtypes).
-        filename: the file.
-        metadata: text to text; `apr.save` takes any JSON.
+        tensor_dict: arrays by name (bfloat16 through ml_dtypes).
+        filename: the file; an existing one is replaced only once the new one is complete.
+        metadata: strings by name; `apr.save` accepts any JSON value.
 
     Raises:
-        TypeError: a value that is no array, or of a dtype that the format lacks; metadata other than text.
-        AprError: a name or shape that the format cannot hold.
-        OSError: the file cannot be written; what was there is as it was.
+        TypeError: a value that is not an array or has a dtype that the format does not have; metadata other
+            than strings.
+        AprError: a name or shape that the format does not allow.
+        OSError: the file cannot be written; an existing one is unchanged.
     """
-    _save(_checked(tensor_dict), filename, texts(metadata))
+    _check(tensor_dict)
+    save_apr(tensor_dict, filename, checked_texts(metadata))
 
 
 def load_file(
     filename: str | PathLike[str], *, backend: Literal["mmap", "pread"] = "mmap"
 ) -> dict[str, NDArray[Any]]:
-    """Every tensor of a file as an array; quantized ones as float32.
+    """Return every tensor of a file as an array. Quantized tensors are dequantized to float32.
 
     Args:
         filename: the file.
-        backend: "mmap" gives arrays on the mapped pages (copy-on-write), "pread" in memory of their own.
+        backend: "mmap" returns arrays that use the mapped pages of the file (copy-on-write), "pread" reads
+            them into new memory.
 
     Raises:
-        AprError: the file is damaged, cut off, or of a kind that is not read.
-        OSError: as `open` would.
+        AprError: the file is damaged, cut short, or of an unsupported kind.
+        ValueError: an unknown backend.
+        OSError: the file cannot be opened or read.
     """
     with safe_open(filename, "np", backend=backend) as file:
         tensors: dict[str, NDArray[Any]] = file.get_tensors()
@@ -60,22 +62,32 @@ def load_file(
 
 
 def save(tensor_dict: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The bytes that `save_file` would write; arguments and errors as there."""
-    return to_bytes(_checked(tensor_dict), texts(metadata))
+    """Return the bytes of the file that `save_file` would write.
+
+    Args:
+        tensor_dict: arrays by name (bfloat16 through ml_dtypes).
+        metadata: strings by name.
+
+    Raises:
+        TypeError: a value that is not an array or has a dtype that the format does not have; metadata other
+            than strings.
+        AprError: a name or shape that the format does not allow.
+    """
+    _check(tensor_dict)
+    return to_bytes(tensor_dict, checked_texts(metadata))
 
 
 def load(data: bytes) -> dict[str, NDArray[Any]]:
-    """Every tensor of a file that is given as its bytes.
+    """Return every tensor of a file that is given as its bytes.
 
     Raises:
-        AprError: as `load_file`.
+        AprError: the bytes are damaged, cut short, or of an unsupported kind.
     """
-    with opened(data) as file:
+    with opened_bytes(data) as file:
         return {name: file.numpy(name) for name in file}
 
 
-def _checked(tensors: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+def _check(tensors: Mapping[str, NDArray[Any]]) -> None:
     for name, value in tensors.items():
         if not isinstance(value, (np.ndarray, np.generic)):
-            raise TypeError(f"tensor {name!r} is {type(value).__name__}, not a NumPy array")
-    return tensors
+            raise TypeError(f"tensor {name!r} must be a NumPy array, not {type(value).__name__}")

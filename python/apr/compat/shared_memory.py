@@ -1,4 +1,4 @@
-"""Which tensors of a state share memory, and which of them stands for the others."""
+"""Which tensors of a state dict share memory, and which of them can stand for the others."""
 
 from __future__ import annotations
 
@@ -12,54 +12,55 @@ if TYPE_CHECKING:
 
 
 def overlapping(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
-    """The names of tensors that share memory, in groups of two or more, sorted."""
+    """Return the names of tensors that share memory, in sorted groups of two or more."""
     storages = defaultdict(list)
     for name, tensor in tensors.items():
         if tensor.is_meta or not tensor.untyped_storage().nbytes():
             continue
-        start, end = _extent(tensor)
+        start, end = _address_range(tensor)
         storages[tensor.device, tensor.untyped_storage().data_ptr()].append((start, end, name))
     groups = []
-    for extents in storages.values():
-        reached = -1
-        for start, end, name in sorted(extents):
-            if start >= reached:
+    for ranges in storages.values():
+        # In address order, a tensor overlaps the group before it if it starts before that group's end.
+        group_end = -1
+        for start, end, name in sorted(ranges):
+            if start >= group_end:
                 groups.append([name])
             else:
                 groups[-1].append(name)
-            reached = max(reached, end)
+            group_end = max(group_end, end)
     return sorted(sorted(group) for group in groups if len(group) > 1)
 
 
 def duplicates(
     tensors: Mapping[str, torch.Tensor], *, preferred: Collection[str] = ()
 ) -> dict[str, list[str]]:
-    """Which name of each group that shares memory is kept, and which need not be.
+    """Choose one name of each group of tensors that share memory.
 
     Args:
-        tensors: a state.
-        preferred: names that are kept where they can be, those of a file for example; else the first.
+        tensors: a state dict.
+        preferred: names to choose where possible, such as those of a file; otherwise the first name.
 
     Returns:
-        The kept name to the others, sorted.
+        Each chosen name, with the sorted names that it stands for.
 
     Raises:
-        RuntimeError: no tensor of a group covers all the memory, so that none can stand for it.
+        RuntimeError: no tensor of a group covers all of its memory, so that none can stand for the others.
     """
-    found = {}
+    chosen = {}
     for group in overlapping(tensors):
-        whole = [name for name in group if _is_whole(tensors[name])]
-        if not whole:
+        complete = [name for name in group if _covers_storage(tensors[name])]
+        if not complete:
             raise RuntimeError(
-                f"{', '.join(group)} share memory and none covers it all: none can stand for the others"
+                f"{', '.join(group)} share memory, but none of them covers all of it; clone the tensors first"
             )
-        kept = next((name for name in whole if name in preferred), whole[0])
-        found[kept] = [name for name in group if name != kept]
-    return found
+        kept = next((name for name in complete if name in preferred), complete[0])
+        chosen[kept] = [name for name in group if name != kept]
+    return chosen
 
 
-def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """The addresses between which its values lie."""
+def _address_range(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the first address of the values and the one after the last; strides may leave gaps between."""
     start = tensor.data_ptr()
     if not tensor.numel():
         return start, start
@@ -67,6 +68,6 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     return start, start + (last + 1) * tensor.itemsize
 
 
-def _is_whole(tensor: torch.Tensor) -> bool:
+def _covers_storage(tensor: torch.Tensor) -> bool:
     storage = tensor.untyped_storage()
     return tensor.data_ptr() == storage.data_ptr() and tensor.numel() * tensor.itemsize == storage.nbytes()

@@ -1,4 +1,4 @@
-"""Metadata as safetensors has them: text to text."""
+"""Metadata as safetensors has them: a mapping from strings to strings."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def texts(metadata: Mapping[str, str] | None) -> Mapping[str, str]:
-    """What safetensors takes as metadata: text to text.
+def checked_texts(metadata: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Return the metadata unchanged if all keys and values are strings; an empty mapping for None.
 
     Raises:
-        TypeError: anything else; the message names the key.
+        TypeError: a key or a value is not a string; the message names the key.
     """
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
-            raise TypeError(f"metadata {key!r}: {value!r} is not text to text; apr.save takes any JSON")
+            raise TypeError(f"metadata {key!r}: {value!r} is not a string; apr.save accepts any JSON value")
     return metadata or {}
 
 
 def as_texts(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata as safetensors has them: values other than text as JSON."""
+    """Return metadata with every value that is not a string written as JSON."""
     return {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for key, value in metadata.items()

@@ -1,4 +1,4 @@
-"""safetensors' functions for torch over `.apr` files: change the import, keep the script."""
+"""The functions of `safetensors.torch`, over `.apr` files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from apr.compat.from_bytes import opened
+from apr.compat.from_bytes import opened_bytes
 from apr.compat.safe_open import safe_open
 from apr.compat.shared_memory import duplicates, overlapping
-from apr.compat.text_metadata import texts
-from apr.container.save import save as _save
+from apr.compat.text_metadata import checked_texts
+from apr.container.save import save as save_apr
 from apr.container.save import to_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from os import PathLike
-
-__all__ = ["load", "load_file", "load_model", "save", "save_file", "save_model"]
 
 
 def save_file(
@@ -25,25 +23,25 @@ def save_file(
     filename: str | PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors as `.apr`, atomically and with checksums.
+    """Write tensors to an `.apr` file, atomically and with checksums.
 
-    As in safetensors, tensors must be contiguous and share no memory; `apr.save` takes them as they are,
-    and metadata of any JSON.
+    As in safetensors, tensors must be contiguous and must not share memory. `apr.save` accepts any layout,
+    and metadata of any JSON type.
 
     Args:
-        tensors: names to dense tensors on any device.
-        filename: the file.
-        metadata: text to text.
+        tensors: dense tensors on any device, by name.
+        filename: the file; an existing one is replaced only once the new one is complete.
+        metadata: strings by name.
 
     Raises:
-        ValueError: no mapping, no tensor, or one that is sparse or not contiguous.
-        RuntimeError: tensors that share memory.
-        TypeError: a dtype that the format lacks; a name or metadata other than text.
-        AprError: a name or shape that the format cannot hold.
-        OSError: the file cannot be written; what was there is as it was.
+        ValueError: `tensors` is not a dict of tensors, or a tensor is sparse or not contiguous.
+        RuntimeError: tensors share memory.
+        TypeError: a dtype that the format does not have; a name or metadata other than strings.
+        AprError: a name or shape that the format does not allow.
+        OSError: the file cannot be written; an existing one is unchanged.
     """
     _check(tensors)
-    _save(tensors, filename, texts(metadata))
+    save_apr(tensors, filename, checked_texts(metadata))
 
 
 def load_file(
@@ -52,18 +50,18 @@ def load_file(
     *,
     backend: Literal["mmap", "pread"] = "mmap",
 ) -> dict[str, torch.Tensor]:
-    """Every tensor of a file; quantized ones as float32.
+    """Return every tensor of a file. Quantized tensors are dequantized to float32.
 
     Args:
         filename: the file.
-        device: where they go: "cpu", "cuda:1", or the number of a CUDA device.
-        backend: on the CPU, "mmap" gives tensors on the mapped pages (copy-on-write), "pread" in memory of
-            their own.
+        device: the device of the tensors: "cpu", "cuda:1", or the number of a CUDA device.
+        backend: on the CPU, "mmap" returns tensors that use the mapped pages of the file (copy-on-write),
+            "pread" reads them into new memory.
 
     Raises:
-        AprError: the file is damaged, cut off, or of a kind that is not read.
-        ValueError: a device (DeviceError) or backend that is not there.
-        OSError: as `open` would.
+        AprError: the file is damaged, cut short, or of an unsupported kind.
+        ValueError: an unknown device (`DeviceError`) or backend.
+        OSError: the file cannot be opened or read.
     """
     with safe_open(filename, "pt", device, backend=backend) as file:
         tensors: dict[str, torch.Tensor] = file.get_tensors()
@@ -71,18 +69,29 @@ def load_file(
 
 
 def save(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """The bytes that `save_file` would write; arguments and errors as there."""
+    """Return the bytes of the file that `save_file` would write.
+
+    Args:
+        tensors: dense tensors on any device, by name.
+        metadata: strings by name.
+
+    Raises:
+        ValueError: `tensors` is not a dict of tensors, or a tensor is sparse or not contiguous.
+        RuntimeError: tensors share memory.
+        TypeError: a dtype that the format does not have; a name or metadata other than strings.
+        AprError: a name or shape that the format does not allow.
+    """
     _check(tensors)
-    return to_bytes(tensors, texts(metadata))
+    return to_bytes(tensors, checked_texts(metadata))
 
 
 def load(data: bytes) -> dict[str, torch.Tensor]:
-    """Every tensor of a file that is given as its bytes, on the CPU.
+    """Return every tensor of a file that is given as its bytes, on the CPU.
 
     Raises:
-        AprError: as `load_file`.
+        AprError: the bytes are damaged, cut short, or of an unsupported kind.
     """
-    with opened(data) as file:
+    with opened_bytes(data) as file:
         return dict(file)
 
 
@@ -92,30 +101,33 @@ def save_model(
     metadata: Mapping[str, str] | None = None,
     force_contiguous: bool = True,  # noqa: FBT001, FBT002 (safetensors' signature)
 ) -> None:
-    """Write a model's state; of tensors that share memory, the one that covers it all.
+    """Write the state of a model. Tensors that share memory are written once.
 
-    As in safetensors, the metadata say of each name that was left out which one stands for it.
+    As in safetensors, the tensor that covers all of the shared memory is written, and the metadata map each
+    name that was left out to its name.
 
     Args:
         model: any module.
-        filename: the file.
-        metadata: text to text.
+        filename: the file; an existing one is replaced only once the new one is complete.
+        metadata: strings by name.
         force_contiguous: write tensors of other layouts as contiguous ones instead of refusing them.
 
     Raises:
-        RuntimeError: tensors that share memory of which none covers it all.
-        ValueError: a tensor that is not contiguous, without `force_contiguous`.
-        Others: as `save_file`.
+        RuntimeError: tensors share memory and none of them covers all of it.
+        ValueError: a tensor is not contiguous, without `force_contiguous`.
+        TypeError: a dtype that the format does not have; metadata other than strings.
+        AprError: a name or shape that the format does not allow.
+        OSError: the file cannot be written; an existing one is unchanged.
     """
     state = model.state_dict()
-    said = dict(texts(metadata))
+    texts = dict(checked_texts(metadata))
     for kept, left_out in duplicates(state).items():
         for name in left_out:
-            said.setdefault(name, kept)
+            texts.setdefault(name, kept)
             del state[name]
     if force_contiguous:
         state = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(state, filename, said)
+    save_file(state, filename, texts)
 
 
 def load_model(
@@ -126,71 +138,75 @@ def load_model(
     *,
     backend: Literal["mmap", "pread"] = "mmap",
 ) -> tuple[set[str], list[str]]:
-    """Load a file into a model, whose parameters stay where they are.
+    """Load a file into a model, whose parameters stay on their device.
 
-    A name of the model that shares its memory with another is not missing when the file has the other;
-    when it has both with the same bits (a tied head), none is unexpected.
+    A name of the model that shares memory with another is not missing if the file has the other. If the file
+    has both with the same bits (a tied head), neither is unexpected.
 
     Args:
         model: any module.
         filename: the file.
-        strict: raise where names are missing or unexpected.
-        device: where the file is read to, as in `load_file`.
-        backend: as in `load_file`.
+        strict: raise if names are missing or unexpected.
+        device: the device to which the file is read, as in `load_file`.
+        backend: "mmap" or "pread", as in `load_file`.
 
     Returns:
         (missing, unexpected): names of the model that got no values, and names of the file that were not
         used.
 
     Raises:
-        RuntimeError: missing or unexpected names, where `strict`; another shape.
-        Others: as `load_file`.
+        RuntimeError: missing or unexpected names, if `strict`; tensors of another shape.
+        AprError: the file is damaged, cut short, or of an unsupported kind.
+        ValueError: an unknown device (`DeviceError`) or backend.
+        OSError: the file cannot be opened or read.
     """
     state = load_file(filename, device, backend=backend)
     shared = duplicates(model.state_dict(), preferred=state.keys())
     for kept, others in shared.items():
         for name in others:
-            if name in state and kept in state and _same_bits(state[name], state[kept]):
+            if name in state and kept in state and _have_same_bits(state[name], state[kept]):
                 del state[name]
-    found = model.load_state_dict(state, strict=False)
+    # Never strict here: torch does not know that names which share memory stand for one another.
+    result = model.load_state_dict(state, strict=False)
     aliases = {name for others in shared.values() for name in others}
-    missing = set(found.missing_keys) - aliases
-    unexpected = [*found.unexpected_keys, *sorted(aliases & state.keys())]
+    missing = set(result.missing_keys) - aliases
+    unexpected = [*result.unexpected_keys, *sorted(aliases & state.keys())]
     if strict and (missing or unexpected):
         lines = [f"Error(s) in loading state_dict for {type(model).__name__}:"]
-        for what, names in (("Missing", missing), ("Unexpected", unexpected)):
+        for kind, names in (("Missing", missing), ("Unexpected", unexpected)):
             if names:
                 listed = ", ".join(f'"{name}"' for name in sorted(names))
-                lines.append(f"    {what} key(s) in state_dict: {listed}")
+                lines.append(f"    {kind} key(s) in state_dict: {listed}")
         raise RuntimeError("\n".join(lines))
     return missing, unexpected
 
 
-def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
+def _have_same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
+    # Compared as bytes: a NaN is not equal to itself.
     return torch.equal(a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8))
 
 
 def _check(tensors: Mapping[str, torch.Tensor]) -> None:
-    """What safetensors refuses is refused here too, with its classes of errors."""
+    """Refuse what safetensors refuses, with the same classes of errors."""
     if not isinstance(tensors, dict):
         raise ValueError(  # noqa: TRY004 (safetensors' class)
-            f"expected a dict of [str, torch.Tensor] but received {type(tensors)}"
+            f"expected a dict of tensors by name, not {type(tensors).__name__}"
         )
     for name, value in tensors.items():
         if not isinstance(value, torch.Tensor):
-            raise ValueError(  # noqa: TRY004
-                f"key {name!r} is invalid, expected torch.Tensor but received {type(value)}"
+            raise ValueError(  # noqa: TRY004 (safetensors' class)
+                f"tensor {name!r} must be a torch.Tensor, not {type(value).__name__}"
             )
         if value.layout != torch.strided:
-            raise ValueError(f"tensor {name!r} is sparse: make it dense first, with .to_dense()")
+            raise ValueError(f"tensor {name!r} is sparse; call .to_dense() first")
     shared = overlapping(tensors)
     if shared:
         names = "; ".join(", ".join(group) for group in shared)
         raise RuntimeError(
-            f"some tensors share memory: {names}; save_model leaves duplicates out, apr.save writes them all"
+            f"tensors share memory: {names}; save_model leaves duplicates out, apr.save writes them all"
         )
     for name, value in tensors.items():
         if not value.is_contiguous():
-            raise ValueError(f"tensor {name!r} is not contiguous: call .contiguous(), or use apr.save")
+            raise ValueError(f"tensor {name!r} is not contiguous; call .contiguous() first, or use apr.save")

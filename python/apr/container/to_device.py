@@ -1,4 +1,4 @@
-"""A state dict in memory of its own, the fast way to a device: bytes are read by position, in parallel."""
+"""A state dict in new memory, the fast way to a device: bytes are read by position, in parallel."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from apr.container.devices import parse_device
 from apr.container.torch_dtypes import TORCH, empty
-from apr.errors import DeviceError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from apr._core import Container
     from apr.container.header import TensorInfo
 
-# Page-locked buffers on the way to a GPU: while one is copied the next is read. Locking pages is dear (a
-# second for a gigabyte), so there are few, and torch's allocator keeps them for the next call.
-_BUFFERS, _BUFFER = 2, 32 << 20
-# Characters of what a backend of torch says.
-_SAID = 120
+# Page-locked buffers on the way to a GPU: while one is copied to the GPU, the next is filled. Locking pages
+# is slow (a second for a gigabyte), so there are few, and torch's allocator keeps them for the next call.
+_BUFFERS, _BUFFER_BYTES = 2, 32 << 20
 
 
 def to_device(
@@ -31,133 +29,115 @@ def to_device(
     device: torch.device | str,
     dtype: torch.dtype | None,
 ) -> dict[str, torch.Tensor]:
-    """Read tensors into memory of a device, as `AprFile.to_torch`; `stored` says where their values lie."""
-    device = known(device)
+    """Read tensors into new memory of a device.
+
+    Args:
+        container: the opened file.
+        stored: for each name to return, the index entry that holds its values: a tied tensor has another's.
+        device: the target.
+        dtype: the dtype of floating-point tensors; None leaves them as stored, quantized ones as float32.
+
+    Raises:
+        DeviceError: the device does not exist.
+        TypeError: `dtype` is not a torch dtype.
+        TruncatedError: the file was cut short since it was opened.
+    """
+    target = parse_device(device)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, not {dtype!r}")
     infos = {info.name: info for info in stored.values()}
     plain = [info for info in infos.values() if info.dtype in TORCH]
-    found = _through_pinned(container, plain, device) if device.type == "cuda" else _read(container, plain)
-    found |= {name: _dequantized(container, info) for name, info in infos.items() if name not in found}
-    for name, values in found.items():
-        wanted = dtype if values.is_floating_point() else None
-        found[name] = values.to(device, wanted)
-    return {name: found[info.name] for name, info in stored.items()}
+    if target.type == "cuda":
+        tensors = _read_through_pinned(container, plain, target)
+    else:
+        tensors = {info.name: empty(info.shape, TORCH[info.dtype]) for info in plain}
+        container.read([(info.offset, _bytes_of(tensors[info.name]).numpy().data) for info in plain])
+    for name, info in infos.items():
+        if name not in tensors:  # quantized
+            tensors[name] = empty(info.shape, torch.float32)
+            container.dequantize(name, 0, tensors[name].view(-1).numpy().data)
+    for name, values in tensors.items():
+        tensors[name] = values.to(target, dtype if values.is_floating_point() else None)
+    return {name: tensors[info.name] for name, info in stored.items()}
 
 
-def known(device: torch.device | str | int) -> torch.device:
-    """The device, if it is there.
-
-    Raises:
-        DeviceError: torch knows none of that name, or this machine has none.
-    """
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise DeviceError(f"device {device!r} is not there: torch knows none of that name") from None
-    if found.type == "cuda":
-        count = torch.cuda.device_count()
-        if not count:
-            raise DeviceError(f"device {found} is not there: torch sees no CUDA device on this machine")
-        if (found.index or 0) >= count:
-            raise DeviceError(f"device {found} is not there: torch sees cuda:0 to cuda:{count - 1}")
-    elif found.type != "cpu":
-        try:
-            torch.empty(0, device=found)
-        except Exception as error:  # noqa: BLE001 (each backend has errors of its own)
-            said = str(error).partition("\n")[0].strip()[:_SAID]
-            raise DeviceError(f"device {found} is not there: {said}") from None
-    return found
-
-
-def _read(container: Container, infos: list[TensorInfo]) -> dict[str, torch.Tensor]:
-    """Plain tensors to the CPU's memory."""
-    found = {info.name: empty(info.shape, TORCH[info.dtype]) for info in infos}
-    container.read([(info.offset, _bytes(found[info.name]).numpy().data) for info in infos])
-    return found
-
-
-def _dequantized(container: Container, info: TensorInfo) -> torch.Tensor:
-    values = empty(info.shape, torch.float32)
-    container.dequantize(info.name, 0, values.view(-1).numpy().data)
-    return values
-
-
-def _bytes(values: torch.Tensor) -> torch.Tensor:
+def _bytes_of(values: torch.Tensor) -> torch.Tensor:
     return values.view(-1).view(torch.uint8)
 
 
 @dataclass
-class _Stretch:
-    """Consecutive bytes of the file, as many as a buffer holds, and the tensors' bytes among them."""
+class _Chunk:
+    """Consecutive bytes of the file that fit into a buffer.
+
+    Attributes:
+        start: the first byte in the file.
+        stop: the byte after the last.
+        pieces: the parts of tensors in it, as (tensor, first byte within the tensor, first byte within the
+            chunk, bytes).
+    """
 
     start: int
     stop: int
     pieces: list[tuple[str, int, int, int]]
-    """(tensor, its first byte here, where that is in the stretch, bytes)"""
 
 
-def _through_pinned(
-    container: Container, infos: list[TensorInfo], device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Plain tensors to a GPU: a stretch of the file at a time, through page-locked memory, to its places.
-
-    While one stretch is on its way, a thread reads the next.
-    """
-    found = {info.name: torch.empty(info.shape, dtype=TORCH[info.dtype], device=device) for info in infos}
-    flat = {name: _bytes(values) for name, values in found.items()}
-    stretches = _stretches(infos)
-    ring = deque(_Stage(device) for _ in stretches[:_BUFFERS])
-
-    def read(stretch: _Stretch) -> _Stage:
-        stage = ring[0]
-        ring.rotate(-1)
-        stage.copied.synchronize()
-        container.read([(stretch.start, stage.host[: stretch.stop - stretch.start].numpy().data)])
-        return stage
-
-    with torch.cuda.device(device), ThreadPoolExecutor(1) as reader:
-        coming = deque(reader.submit(read, stretch) for stretch in stretches[:1])
-        for number, stretch in enumerate(stretches, 1):
-            stage = coming.popleft().result()
-            coming.extend(reader.submit(read, following) for following in stretches[number : number + 1])
-            stage.there[: stretch.stop - stretch.start].copy_(
-                stage.host[: stretch.stop - stretch.start], non_blocking=True
-            )
-            # One kernel for many tensors; there is no public name.
-            torch._foreach_copy_(
-                [_part(flat[name], first, size) for name, first, _, size in stretch.pieces],
-                [stage.there[at : at + size] for _, _, at, size in stretch.pieces],
-            )
-            stage.copied.record()
-    return found
-
-
-def _part(values: torch.Tensor, first: int, size: int) -> torch.Tensor:
-    return values if size == values.numel() else values[first : first + size]
-
-
-class _Stage:
-    """A page-locked buffer, its counterpart on the device, and whether what was in it has been copied."""
+class _Buffer:
+    """A page-locked buffer, its counterpart on the device, and an event for the end of the copies from it."""
 
     def __init__(self, device: torch.device) -> None:
-        self.host = torch.empty(_BUFFER, dtype=torch.uint8, pin_memory=True)
-        self.there = torch.empty(_BUFFER, dtype=torch.uint8, device=device)
+        self.host = torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=True)
+        self.device = torch.empty(_BUFFER_BYTES, dtype=torch.uint8, device=device)
         self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
 
-def _stretches(infos: list[TensorInfo]) -> list[_Stretch]:
-    """The file's bytes from the first tensor to the last, cut to what a buffer holds."""
-    found: list[_Stretch] = []
+def _read_through_pinned(
+    container: Container, infos: list[TensorInfo], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Read plain tensors to a GPU: a chunk of the file at a time through page-locked memory.
+
+    While one chunk is copied to the GPU, a thread reads the next.
+    """
+    tensors = {info.name: torch.empty(info.shape, dtype=TORCH[info.dtype], device=device) for info in infos}
+    targets = {name: _bytes_of(values) for name, values in tensors.items()}
+    chunks = _chunks(infos)
+    ring = deque(_Buffer(device) for _ in chunks[:_BUFFERS])
+
+    def read(chunk: _Chunk) -> _Buffer:
+        buffer = ring[0]
+        ring.rotate(-1)
+        buffer.copied.synchronize()  # the copies of the chunk before must have left the buffer
+        container.read([(chunk.start, buffer.host[: chunk.stop - chunk.start].numpy().data)])
+        return buffer
+
+    with torch.cuda.device(device), ThreadPoolExecutor(1) as reader:
+        pending = deque(reader.submit(read, chunk) for chunk in chunks[:1])
+        for number, chunk in enumerate(chunks, 1):
+            buffer = pending.popleft().result()
+            pending.extend(reader.submit(read, following) for following in chunks[number : number + 1])
+            nbytes = chunk.stop - chunk.start
+            buffer.device[:nbytes].copy_(buffer.host[:nbytes], non_blocking=True)
+            # One kernel for many tensors: a kernel each would take longer than the copies of small ones.
+            # torch has no public name for it.
+            torch._foreach_copy_(
+                [targets[name][first : first + size] for name, first, _, size in chunk.pieces],
+                [buffer.device[at : at + size] for _, _, at, size in chunk.pieces],
+            )
+            buffer.copied.record()
+    return tensors
+
+
+def _chunks(infos: list[TensorInfo]) -> list[_Chunk]:
+    """Cut the bytes of the file, from the first tensor to the last, to what a buffer holds."""
+    chunks: list[_Chunk] = []
     for info in sorted((info for info in infos if info.nbytes), key=lambda info: info.offset):
         first = 0
         while first < info.nbytes:
             offset = info.offset + first
-            if not found or offset - found[-1].start >= _BUFFER:
-                found.append(_Stretch(offset, offset, []))
-            stretch = found[-1]
-            size = min(info.nbytes - first, stretch.start + _BUFFER - offset)
-            stretch.pieces.append((info.name, first, offset - stretch.start, size))
-            stretch.stop = offset + size
+            if not chunks or offset - chunks[-1].start >= _BUFFER_BYTES:
+                chunks.append(_Chunk(offset, offset, []))
+            chunk = chunks[-1]
+            size = min(info.nbytes - first, chunk.start + _BUFFER_BYTES - offset)
+            chunk.pieces.append((info.name, first, offset - chunk.start, size))
+            chunk.stop = offset + size
             first += size
-    return found
+    return chunks
