@@ -138,27 +138,6 @@ def test_a_disk_that_takes_no_more_keeps_no_verdict_back(short, monkeypatch):
     assert "by then BUDGET_SPENT: held-out loss" in verdict
 
 
-def test_options_in_numpys_and_torchs_types_are_the_same_options(options):
-    import numpy as np
-    import torch
-
-    made = options(device=torch.device("cpu"), num_steps=np.int64(12), lr=np.float32(0.5))
-    assert made == options(device="cpu", num_steps=12, lr=0.5)
-    assert type(made.num_steps) is int
-    assert type(made.lr) is float
-
-
-@pytest.mark.parametrize(
-    "change", [{"shuffle": "no"}, {"dataset": ["a"]}, {"init": 5}, {"arch": 1}, {"save_every": "3"},
-               {"run_dir": None}, {"num_steps": True}]
-)  # fmt: skip
-def test_options_of_other_types_are_named(options, change):
-    from apr.errors import UsageError
-
-    with pytest.raises(UsageError, match="--" + next(iter(change)).replace("_", "-")):
-        options(**change)
-
-
 def test_in_another_thread_and_under_a_running_event_loop(short, train, tmp_path):
     """As in a notebook: there a loop runs in the main thread, and standard output is no terminal."""
 

@@ -229,41 +229,6 @@ def test_too_little_to_hold_out(refused, make_shards):
     assert "--seq-length" in line
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"mode": "from-scratch", "arch": "qwen2-4m"},
-        {"init": None},
-        {"init": None, "mode": "from-scratch"},
-        {"arch": "qwen2-4m"},
-        {"warmup_steps": 12},
-        {"batch_size": 0},
-        {"lr": -1.0},
-        {"extend": True},
-        {"resume": True, "force": True},
-        {"mode": "fine-tune"},
-        {"precision": "fp16"},
-        {"num_steps": "4"},
-        {"seed": 2**64},
-    ],
-    ids=str,
-)
-def test_options_that_contradict_themselves(options, train, change):
-    from apr.errors import UsageError
-
-    with pytest.raises(UsageError) as error:
-        train(options(**change))
-    assert "\n" not in str(error.value)
-
-
-def test_an_unknown_option_of_a_file_is_named(tmp_path, capsys):
-    from apr.cli import main
-
-    (tmp_path / "o.yaml").write_text("learning_rate: 1\n")
-    assert main(["pretrain", "--config", str(tmp_path / "o.yaml")]) == 2
-    assert "learning_rate" in capsys.readouterr().err
-
-
 def test_a_run_that_is_there_is_left_alone(refused, options, train, tmp_path):
     train(options())
     before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
