@@ -1,4 +1,7 @@
-"""Older forms: what other programs wrote is read bit for bit, and what lies is one line with its byte."""
+"""The JSON container, its compressed wrappers, and version 2 under older magics.
+
+Files of other programs are read bit for bit; a damaged file is one line with the byte at fault.
+"""
 
 import json
 import subprocess
@@ -10,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.container.forged import Entry, forge
-from tests.container.legacy.forged_old import entry, forge_json, forge_v1, u32, wrap, zstd
+from tests.container.legacy.forged_legacy import entry, forge_json, forge_v1, u32, wrap, zstd
 
 import apr
-from apr.cli import main
 
 OLD = Path(__file__).parents[2] / "fixtures" / "aprender-0.2x"
 EXPECTED = json.loads((OLD / "old.expected.json").read_text())
@@ -31,11 +33,11 @@ FORMS = {
 }
 
 
-# honest files
+# files that other programs wrote
 
 
 @pytest.mark.parametrize("expected", EXPECTED, ids=FILES)
-def test_what_older_releases_wrote_is_read_bit_for_bit(expected):
+def test_files_of_older_releases_are_read_bit_for_bit(expected):
     with apr.load(OLD / expected["file"], verify="full") as file:
         assert list(file) == sorted(expected["tensors"])
         state = file.to_torch()
@@ -55,23 +57,26 @@ def test_what_older_releases_wrote_is_read_bit_for_bit(expected):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_commands_show_older_forms(name, capsys):
-    path = str(OLD / name)
-    assert main(["inspect", "--json", path]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["format"], found["valid"], found["checksum_valid"]) == (FORMS[name][0], True, True)
-    assert (found["header_checksum"] is None) == name.startswith("json")
-    assert found["tensor_count"] == 2
-    assert main(["inspect", path]) == 0
-    assert FORMS[name][0] in capsys.readouterr().out
-    assert main(["tensors", "--json", "--stats", path]) == 0
-    assert len(json.loads(capsys.readouterr().out)["tensors"]) == 2
-    assert main(["verify", path]) == 0
-    assert "ok  footer" in capsys.readouterr().out
+def test_commands_describe_older_forms(name, run):
+    path = OLD / name
+    code, out, _ = run("inspect", "--json", path)
+    assert code == 0
+    facts = json.loads(out)
+    assert (facts["format"], facts["valid"], facts["checksum_valid"]) == (FORMS[name][0], True, True)
+    assert (facts["header_checksum"] is None) == name.startswith("json")
+    assert facts["tensor_count"] == 2
+    code, out, _ = run("inspect", path)
+    assert code == 0
+    assert FORMS[name][0] in out
+    code, out, _ = run("tensors", "--json", "--stats", path)
+    assert (code, len(json.loads(out)["tensors"])) == (0, 2)
+    code, out, _ = run("verify", path)
+    assert code == 0
+    assert "footer" in out
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_an_older_form_saved_again_is_a_current_file(name, tmp_path):
+def test_saving_the_tensors_of_an_older_form_gives_a_current_file(name, tmp_path):
     with apr.load(OLD / name) as old:
         apr.save(dict(old), tmp_path / "new.apr", dict(old.metadata))
         with apr.load(tmp_path / "new.apr", verify="full") as new:
@@ -82,7 +87,7 @@ def test_an_older_form_saved_again_is_a_current_file(name, tmp_path):
 
 @pytest.mark.parametrize("how", [0, 1, 2])
 @pytest.mark.parametrize("magic", [b"APR2", b"APR\0"])
-def test_every_wrapper_is_read(how, magic, tmp_path):
+def test_wrappers_of_both_magics_are_read(how, magic, tmp_path):
     values = np.arange(20, dtype=np.float32)
     listed = [entry("b", (3, 4), offset=32), entry("a", (2, 4), 0)]
     path = tmp_path / "m.apr"
@@ -95,7 +100,7 @@ def test_every_wrapper_is_read(how, magic, tmp_path):
 
 
 @pytest.mark.parametrize("padding", range(4))
-def test_unaligned_values_are_handed_out_as_aligned_copies(padding, tmp_path):
+def test_unaligned_tensors_are_copied_to_aligned_memory(padding, tmp_path):
     path = tmp_path / "m.apr"
     path.write_bytes(
         forge_json(entry(), metadata=b"{}" + b" " * padding, data=np.arange(4, dtype="<f4").tobytes())
@@ -109,7 +114,7 @@ def test_unaligned_values_are_handed_out_as_aligned_copies(padding, tmp_path):
     assert apr.load(path)["a"][0] == 0
 
 
-def test_tensors_outlive_an_unpacked_file():
+def test_tensors_of_a_decompressed_file_stay_valid_after_close():
     file = apr.load(OLD / WRAPPED[0])
     tensor, values = file["layer.bias"], file["layer.bias"].tolist()
     file.close()
@@ -117,15 +122,15 @@ def test_tensors_outlive_an_unpacked_file():
     assert tensor.tolist() == values
 
 
-def test_writing_to_an_unpacked_tensor_changes_no_other_reading_of_the_file():
+def test_writing_to_a_tensor_of_a_decompressed_file_changes_no_other_opened_copy():
     with apr.load(OLD / WRAPPED[0]) as file, apr.load(OLD / WRAPPED[0]) as other:
-        kept = other["layer.bias"].clone()
+        before = other["layer.bias"].clone()
         file["layer.bias"][:] = 0
-        assert other["layer.bias"].equal(kept)
+        assert other["layer.bias"].equal(before)
         assert file.verify().ok
 
 
-def test_stamp_of_an_older_form_says_what_to_do(tmp_path):
+def test_stamping_an_older_form_is_refused_with_the_way_to_convert_it(tmp_path):
     with pytest.raises(apr.UnsupportedError, match=r"apr\.save"):
         apr.stamp(OLD / FILES[0], {"a": 1}, tmp_path / "out.apr")
 
@@ -143,133 +148,133 @@ def test_whisper_files_are_refused_by_name(command, tmp_path, run):
     assert "whisper" in out + err
 
 
-# what lies
+# damaged files
 
 HUGE = 1 << 40
-# The start of whisper.apr's container: version 1, then a header of numbers.
+# How a file of whisper.apr starts: version 1, then a header of binary numbers.
 WHISPER = b"APR1\1\0" + bytes([2, 1, 0, 5, 0, 3]) + u32(*range(1, 11)) + bytes(500)
 GOOD = forge_json(entry())
-# With metadata of two bytes: metadata length 4, metadata 8, number of tensors 10, index length 14, index 18;
-# the first entry of the array stands at 19.
+# Offsets in GOOD, whose metadata take two bytes: metadata length 4, metadata 8, number of tensors 10, index
+# length 14, index 18, first entry of the index 19.
 INDEX = json.dumps([entry()]).encode()
 DATA = 18 + len(INDEX)
 END = DATA + 16 + 4
 
-# id: (bytes, error, tensor, byte, what the line says)
+# id: (bytes, error, tensor, byte, a key word of the message)
 CASES = {
-    "magic alone": (b"APR1", "TruncatedError", None, 4, "the header"),
-    "half a length": (b"APR1\2\0", "TruncatedError", None, 6, "the header"),
-    "no JSON": (b"APR1" + bytes(40), "UnsupportedError", None, 0, "unknown layout"),
+    "magic alone": (b"APR1", "TruncatedError", None, 4, "header"),
+    "half a length": (b"APR1\2\0", "TruncatedError", None, 6, "header"),
+    "neither JSON nor whisper": (b"APR1" + bytes(40), "UnsupportedError", None, 0, "APR1"),
     "bundle": (b"APBUNDLE" + bytes(60), "UnsupportedError", None, 0, "bundle"),
     "whisper": (WHISPER, "UnsupportedError", None, 0, "whisper"),
     "metadata beyond the file": (
-        forge_json(entry(), metadata_size=1 << 20), "TruncatedError", None, END, "the metadata",
+        forge_json(entry(), metadata_size=1 << 20), "TruncatedError", None, END, "metadata",
     ),
     "metadata above the limit": (
-        forge_json(entry(), metadata_size=(64 << 20) + 1), "FormatError", None, 4, "metadata length",
+        forge_json(entry(), metadata_size=(64 << 20) + 1), "FormatError", None, 4, "64 MiB",
     ),
     "metadata cut short": (forge_json(entry(), metadata_size=1), "FormatError", None, 8, "EOF"),
     "metadata nested too deep": (
         forge_json(entry(), metadata=b'{"a":' + b"[" * 64 + b"]" * 64 + b"}"),
-        "FormatError", None, 77, "nested deeper than 64",
+        "FormatError", None, 77, "deeper",
     ),
-    "metadata not UTF-8": (forge_json(metadata=b'{"\xff":1}'), "FormatError", None, 10, "not UTF-8"),
-    "number of tensors cut off": (GOOD[:12], "TruncatedError", None, 12, "the tensor index"),
+    "metadata not UTF-8": (forge_json(metadata=b'{"\xff":1}'), "FormatError", None, 10, "UTF-8"),
+    "number of tensors cut off": (GOOD[:12], "TruncatedError", None, 12, "index"),
     "more tensors than entries": (forge_json(entry(), count=2), "FormatError", None, 10, "index lists 1"),
     "fewer tensors than entries": (forge_json(entry(), count=0), "FormatError", None, 10, "index lists 1"),
     "index beyond the file": (
-        forge_json(entry(), index_size=1 << 20), "TruncatedError", None, END, "the tensor index",
+        forge_json(entry(), index_size=1 << 20), "TruncatedError", None, END, "index",
     ),
     "index above the limit": (
-        forge_json(entry(), index_size=(64 << 20) + 1), "FormatError", None, 14, "index length",
+        forge_json(entry(), index_size=(64 << 20) + 1), "FormatError", None, 14, "64 MiB",
     ),
     "index cut short": (
         forge_json(entry(), index_size=len(INDEX) - 1), "FormatError", None, DATA - 2, "EOF",
     ),
-    "index no array": (forge_json(index=b"{}", count=0), "FormatError", None, 18, "not a list of tensors"),
-    "index a text": (forge_json(index=b'"a"', count=0), "FormatError", None, 18, "not a list of tensors"),
-    "index not UTF-8": (forge_json(index=b'["\xff"]', count=1), "FormatError", None, 20, "not UTF-8"),
+    "index an object": (forge_json(index=b"{}", count=0), "FormatError", None, 18, "list"),
+    "index a string": (forge_json(index=b'"a"', count=0), "FormatError", None, 18, "list"),
+    "index not UTF-8": (forge_json(index=b'["\xff"]', count=1), "FormatError", None, 20, "UTF-8"),
     "index nested too deep": (
-        forge_json(index=b"[" * 65 + b"]" * 65, count=1), "FormatError", None, 83, "nested deeper than 64",
+        forge_json(index=b"[" * 65 + b"]" * 65, count=1), "FormatError", None, 83, "deeper",
     ),
-    "entry no object": (forge_json(7), "FormatError", None, 19, "expected struct"),
-    "entry without a name": (forge_json({"dtype": "F32"}), "FormatError", None, 34, "missing field"),
+    "entry a number": (forge_json(7), "FormatError", None, 19, "expected"),
+    "entry without a name": (forge_json({"dtype": "F32"}), "FormatError", None, 34, "missing"),
     "entry too long": (
-        forge_json(entry(dtype="F" * 5000)), "FormatError", None, 19, "none takes more than 4096",
+        forge_json(entry(dtype="F" * 5000)), "FormatError", None, 19, "4096",
     ),
-    "size a text": (forge_json(entry(size="16")), "FormatError", None, 87, "a text where a whole number"),
-    "shape a text": (forge_json(entry() | {"shape": "4"}), "FormatError", None, 60, "a text where a list"),
-    "dim a text": (forge_json(entry() | {"shape": ["4"]}), "FormatError", None, 61, "a text where a whole"),
-    "empty name": (forge_json(entry("")), "FormatError", None, 19, "the name is empty"),
-    "name with a NUL": (forge_json(entry("a\0b")), "FormatError", None, 19, "the name holds a NUL"),
-    "name twice": (
-        forge_json(entry(shape=(2,)), entry(shape=(2,), offset=8)), "FormatError", "a", 88, "listed twice",
+    "size a string": (forge_json(entry(size="16")), "FormatError", None, 87, "number"),
+    "shape a string": (forge_json(entry() | {"shape": "4"}), "FormatError", None, 60, "list"),
+    "dim a string": (forge_json(entry() | {"shape": ["4"]}), "FormatError", None, 61, "number"),
+    "empty name": (forge_json(entry("")), "FormatError", None, 19, "empty"),
+    "name with a NUL": (forge_json(entry("a\0b")), "FormatError", None, 19, "NUL"),
+    "duplicate name": (
+        forge_json(entry(shape=(2,)), entry(shape=(2,), offset=8)), "FormatError", "a", 88, "twice",
     ),
-    "unknown dtype": (forge_json(entry(dtype="F16")), "FormatError", "a", 19, "dtype \"F16\""),
-    "nine dims": (forge_json(entry(shape=(1,) * 9, size=4)), "FormatError", None, 84, "more than 8 dims"),
-    "negative dim": (forge_json(entry(shape=(-4,), size=16)), "FormatError", None, 60, "invalid value"),
+    "unknown dtype": (forge_json(entry(dtype="F16")), "FormatError", "a", 19, "F16"),
+    "nine dims": (forge_json(entry(shape=(1,) * 9, size=4)), "FormatError", None, 84, "8 dim"),
+    "negative dim": (forge_json(entry(shape=(-4,), size=16)), "FormatError", None, 60, "invalid"),
     "dims overflow": (
-        forge_json(entry(shape=(HUGE, HUGE), size=16)), "FormatError", "a", 19, "out of range",
+        forge_json(entry(shape=(HUGE, HUGE), size=16)), "FormatError", "a", 19, "range",
     ),
-    "size against dims": (forge_json(entry(size=12)), "FormatError", "a", 19, "takes 16 bytes"),
+    "size does not match dims": (forge_json(entry(size=12)), "FormatError", "a", 19, "16 bytes"),
     "empty head": (
-        forge_json(entry("lm_head.weight", size=0)), "FormatError", "lm_head.weight", 19, "takes",
+        forge_json(entry("lm_head.weight", size=0)), "FormatError", "lm_head.weight", 19, "bytes",
     ),
     "offset overflow": (
-        forge_json(entry(offset=(1 << 64) - 1)), "FormatError", "a", 19, "out of range",
+        forge_json(entry(offset=(1 << 64) - 1)), "FormatError", "a", 19, "range",
     ),
-    "past the end": (forge_json(entry(offset=8)), "TruncatedError", "a", END, "tensor \"a\""),
+    "past the end": (forge_json(entry(offset=8)), "TruncatedError", "a", END, "tensor"),
     "overlap": (
-        forge_json(entry("a"), entry("b", offset=8), data=bytes(24)), "FormatError", "b", 166, "overlaps",
+        forge_json(entry("a"), entry("b", offset=8), data=bytes(24)), "FormatError", "b", 166, "overlap",
     ),
     "bytes after the footer": (
-        forge_json(entry(), tail=b"xy"), "FormatError", None, END, "2 bytes after the footer",
+        forge_json(entry(), tail=b"xy"), "FormatError", None, END, "footer",
     ),
-    "no footer": (GOOD[:-4], "TruncatedError", "a", END - 4, "tensor \"a\""),
+    "no footer": (GOOD[:-4], "TruncatedError", "a", END - 4, "tensor"),
     "half a footer without tensors": (
-        forge_json(data=b"")[:-2], "TruncatedError", None, 22, "the footer",
+        forge_json(data=b"")[:-2], "TruncatedError", None, 22, "footer",
     ),
-    # the wrappers; LZ4's own length stands at 9, what is wrapped at 9 or 13
-    "wrapper cut off": (wrap(GOOD)[:9], "TruncatedError", None, 9, "the header"),
+    # Wrappers: the compressed file starts at byte 9, with LZ4 at 13, after a second length.
+    "wrapper cut off": (wrap(GOOD)[:9], "TruncatedError", None, 9, "header"),
     "unknown compression": (
-        b"APR2\3" + wrap(GOOD)[5:], "ChecksumError", None, 40, "header checksum",
+        b"APR2\3" + wrap(GOOD)[5:], "ChecksumError", None, 40, "checksum",
     ),
     "wrapped above the limit": (
-        wrap(GOOD, 2, size=(1 << 30) + 1), "FormatError", None, 5, "above the limit of 1 GiB",
+        wrap(GOOD, 2, size=(1 << 30) + 1), "FormatError", None, 5, "1 GiB",
     ),
-    "plain length too small": (wrap(GOOD, 0, size=7), "FormatError", None, 9, "not the 7"),
-    "LZ4 length too large": (wrap(GOOD, 1, size=1 << 29), "FormatError", None, 13, "cannot hold"),
+    "plain length too small": (wrap(GOOD, 0, size=7), "FormatError", None, 9, "plain"),
+    "LZ4 length too large": (wrap(GOOD, 1, size=1 << 29), "FormatError", None, 13, "LZ4"),
     "LZ4 length one too large": (
-        wrap(GOOD, 1, size=len(GOOD) + 1), "FormatError", None, 13, "LZ4 data at byte 13",
+        wrap(GOOD, 1, size=len(GOOD) + 1), "FormatError", None, 13, "LZ4",
     ),
-    "LZ4 length too small": (wrap(GOOD, 1, size=len(GOOD) - 1), "FormatError", None, 13, "LZ4 data"),
+    "LZ4 length too small": (wrap(GOOD, 1, size=len(GOOD) - 1), "FormatError", None, 13, "LZ4"),
     "LZ4 lengths differ": (
-        wrap(GOOD, 1, packed=u32(5) + b"x" * 80), "ChecksumError", None, 40, "header checksum",
+        wrap(GOOD, 1, packed=u32(5) + b"x" * 80), "ChecksumError", None, 40, "checksum",
     ),
-    "LZ4 damaged": (wrap(GOOD, 1)[:60] + b"\xff" * 60, "FormatError", None, 13, "LZ4 data"),
-    "zstd length too large": (wrap(GOOD, 2, size=1 << 29), "FormatError", None, 9, "the frame holds"),
-    "zstd length too small": (wrap(GOOD, 2, size=1), "FormatError", None, 9, "the frame holds"),
-    "zstd frame lies": (
-        wrap(GOOD, 2, size=1 << 29, packed=zstd(GOOD, 1 << 29)), "FormatError", None, 9, "zstd data",
+    "LZ4 damaged": (wrap(GOOD, 1)[:60] + b"\xff" * 60, "FormatError", None, 13, "LZ4"),
+    "zstd length too large": (wrap(GOOD, 2, size=1 << 29), "FormatError", None, 9, "zstd"),
+    "zstd length too small": (wrap(GOOD, 2, size=1), "FormatError", None, 9, "zstd"),
+    "zstd frame declares too much": (
+        wrap(GOOD, 2, size=1 << 29, packed=zstd(GOOD, 1 << 29)), "FormatError", None, 9, "zstd",
     ),
-    "zstd frame cut off": (wrap(GOOD)[:-1], "FormatError", None, 9, "zstd data at byte 9"),
+    "zstd frame cut off": (wrap(GOOD)[:-1], "FormatError", None, 9, "zstd"),
     "a second zstd frame": (
-        wrap(GOOD * 2, 2, packed=zstd(GOOD) + zstd(GOOD)), "FormatError", None, 9, "the frame holds",
+        wrap(GOOD * 2, 2, packed=zstd(GOOD) + zstd(GOOD)), "FormatError", None, 9, "zstd",
     ),
-    "bytes after the zstd frame": (wrap(GOOD) + b"x", "FormatError", None, 9, "1 bytes follow the frame"),
-    "no APR1 in the wrapper": (wrap(b"x" * 40), "FormatError", None, 0, "no APR1 file is in the wrapper"),
-    "nothing in the wrapper": (wrap(b"" * 40), "TruncatedError", None, 0, "the header"),
-    "what is wrapped lies": (wrap(forge_json(entry(size=12))), "FormatError", "a", 19, "unpacked contents"),
-    "what is wrapped is cut off": (wrap(GOOD[:-2]), "TruncatedError", "a", END - 2, "unpacked contents"),
-    "wrapped twice": (wrap(wrap(GOOD)), "FormatError", None, 0, "no APR1 file is in the wrapper"),
-    # v2 under other magics
+    "bytes after the zstd frame": (wrap(GOOD) + b"x", "FormatError", None, 9, "zstd"),
+    "no APR1 in the wrapper": (wrap(b"x" * 40), "FormatError", None, 0, "wrapper"),
+    "nothing in the wrapper": (wrap(b""), "TruncatedError", None, 0, "header"),
+    "wrong size in the wrapped file": (wrap(forge_json(entry(size=12))), "FormatError", "a", 19, "unpacked"),
+    "wrapped file cut off": (wrap(GOOD[:-2]), "TruncatedError", "a", END - 2, "unpacked"),
+    "wrapped twice": (wrap(wrap(GOOD)), "FormatError", None, 0, "wrapper"),
+    # Version 2 under its older magics.
     "APR2 header checksum": (
-        b"APR2" + forge(Entry())[4:], "ChecksumError", None, 40, "header checksum",
+        b"APR2" + forge(Entry())[4:], "ChecksumError", None, 40, "checksum",
     ),
     "APRN 2.0 header checksum": (
-        b"APRN" + forge(Entry())[4:], "ChecksumError", None, 40, "header checksum",
+        b"APRN" + forge(Entry())[4:], "ChecksumError", None, 40, "checksum",
     ),
-    "APRN 2.0 cut off": (forge(Entry(), magic=b"APRN")[:40], "TruncatedError", None, 40, "the header"),
+    "APRN 2.0 cut off": (forge(Entry(), magic=b"APRN")[:40], "TruncatedError", None, 40, "header"),
     "zstd body": (
         forge(flags=2, metadata=b"\x28\xb5\x2f\xfd"), "UnsupportedError", None, 6, "ZSTD_COMPRESSED",
     ),
@@ -277,8 +282,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_loading_raises_a_typed_error_that_names_tensor_and_byte(case, tmp_path):
-    content, kind, tensor, offset, says = CASES[case]
+def test_loading_raises_a_typed_error_with_tensor_and_byte(case, tmp_path):
+    content, kind, tensor, offset, key_word = CASES[case]
     path = tmp_path / "bad.apr"
     path.write_bytes(content)
     with pytest.raises(apr.AprError) as caught:
@@ -286,19 +291,18 @@ def test_loading_raises_a_typed_error_that_names_tensor_and_byte(case, tmp_path)
     error = caught.value
     assert type(error).__name__ == kind
     assert (error.path, error.tensor, error.offset) == (str(path), tensor, offset)
-    assert says in str(error)
+    assert key_word in str(error)
     assert len(str(error).splitlines()) == 1
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("command", ["inspect", "tensors", "verify"])
-def test_commands_say_it_in_one_line_and_exit_4(command, case, tmp_path, capsys):
+def test_commands_print_one_line_and_exit_4(command, case, tmp_path, run):
     path = tmp_path / "bad.apr"
     path.write_bytes(CASES[case][0])
-    assert main([command, str(path)]) == 4
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
+    code, out, err = run(command, path)
+    assert (code, out) == (4, "")
+    (line,) = err.splitlines()
     assert line.startswith(f"apr {command}: error: {path}: ")
     assert CASES[case][-1] in line
     report = apr.verify(path)
@@ -307,15 +311,15 @@ def test_commands_say_it_in_one_line_and_exit_4(command, case, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("content", [GOOD, wrap(GOOD, 0), wrap(GOOD, 1), wrap(GOOD, 2)])
-def test_forged_files_are_otherwise_good(content, tmp_path):
-    """The base of every case above opens: each is refused for the one field that lies."""
+def test_the_base_of_all_damaged_cases_is_a_good_file(content, tmp_path):
+    """So each case above is refused for the one field that it changes."""
     path = tmp_path / "good.apr"
     path.write_bytes(content)
     assert apr.verify(path).ok
 
 
 @pytest.mark.parametrize("content", [GOOD, wrap(GOOD, 0), wrap(GOOD, 1), wrap(GOOD, 2)])
-def test_a_file_cut_off_anywhere_does_not_open(content, tmp_path):
+def test_a_file_cut_off_at_any_byte_does_not_open(content, tmp_path):
     path = tmp_path / "cut.apr"
     for size in range(len(content)):
         path.write_bytes(content[:size])
@@ -326,7 +330,7 @@ def test_a_file_cut_off_anywhere_does_not_open(content, tmp_path):
             assert caught.value.offset == size
 
 
-def test_a_wrong_checksum_opens_and_is_found(tmp_path):
+def test_a_wrong_footer_checksum_is_found_by_verification_only(tmp_path):
     path = tmp_path / "flipped.apr"
     flipped = GOOD[:DATA] + b"\1" + GOOD[DATA + 1 :]
     for content in (flipped, wrap(flipped, 0), wrap(flipped, 1), wrap(flipped, 2)):
@@ -346,19 +350,20 @@ def contents(path):
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_flipped_bit_is_found(name, tmp_path):
-    """Or changes nothing: a few bits of a compressed stream mean the same to every decoder."""
+    """Except bits that change nothing: a compressed stream has a few that every decoder ignores."""
     path = tmp_path / "flipped.apr"
     good = bytearray((OLD / name).read_bytes())
-    honest = contents(OLD / name)
-    silent = []
+    original = contents(OLD / name)
+    ignored = []
     for at in range(len(good)):
         for bit in range(8):
             flipped = bytes(good[:at]) + bytes([good[at] ^ 1 << bit]) + bytes(good[at + 1 :])
             path.write_bytes(flipped)
             if apr.verify(path).ok:
-                silent.append((at, bit))
-                assert contents(path) == honest
-    assert len(silent) <= (12 if name in WRAPPED else 0), silent
+                ignored.append((at, bit))
+                assert contents(path) == original
+    # These files have at most twelve such bits.
+    assert len(ignored) <= (12 if name in WRAPPED else 0), ignored
 
 
 # memory
@@ -374,9 +379,11 @@ except apr.AprError as error:
 """
 
 
-@pytest.mark.parametrize("case", ["LZ4 length too large", "zstd length too large", "zstd frame lies"])
-def test_a_length_that_lies_takes_no_memory(case, tmp_path):
-    """Half a gigabyte is declared; a hundred bytes are there."""
+@pytest.mark.parametrize(
+    "case", ["LZ4 length too large", "zstd length too large", "zstd frame declares too much"]
+)
+def test_a_declared_length_takes_no_memory(case, tmp_path):
+    """The file declares half a gigabyte and has about a hundred bytes."""
     good, path = tmp_path / "good.apr", tmp_path / "bad.apr"
     good.write_bytes(wrap(GOOD))
     path.write_bytes(CASES[case][0])
@@ -388,7 +395,7 @@ def test_a_length_that_lies_takes_no_memory(case, tmp_path):
 
 
 LONG = "x" * (1 << 20)
-QUOTED = json.dumps(LONG).encode()
+LONG_JSON = json.dumps(LONG).encode()
 
 
 @pytest.mark.parametrize(
@@ -399,14 +406,14 @@ QUOTED = json.dumps(LONG).encode()
         forge_json(entry(size=LONG)),
         forge_json(entry() | {"shape": LONG}),
         forge_json(LONG),
-        forge_json(index=QUOTED, count=1),
-        forge_v1(b'{"tensor_shapes":%s}' % QUOTED),
-        forge_v1(b'{"tensor_shapes":{"a":%s}}' % QUOTED),
-        forge_v1(b'{"tensor_shapes":{"a":[%s]}}' % QUOTED),
-        forge_v1(b'{"tensor_shapes":{%s:[1]}}' % QUOTED),
+        forge_json(index=LONG_JSON, count=1),
+        forge_v1(b'{"tensor_shapes":%s}' % LONG_JSON),
+        forge_v1(b'{"tensor_shapes":{"a":%s}}' % LONG_JSON),
+        forge_v1(b'{"tensor_shapes":{"a":[%s]}}' % LONG_JSON),
+        forge_v1(b'{"tensor_shapes":{%s:[1]}}' % LONG_JSON),
     ],
 )
-def test_what_a_file_holds_makes_no_long_line(content, tmp_path):
+def test_long_strings_in_a_file_make_no_long_line(content, tmp_path):
     path = tmp_path / "long.apr"
     path.write_bytes(content)
     assert max(len(check.detail) for check in apr.verify(path).checks) < 1000

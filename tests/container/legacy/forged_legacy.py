@@ -1,4 +1,4 @@
-"""Writes files of the older forms field by field, so that each field can lie."""
+"""Write files of the older forms field by field, so that a test can set any field to a wrong value."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def with_crc(content: bytes) -> bytes:
 
 
 def lz4(content: bytes) -> bytes:
-    """An LZ4 block of literals alone."""
+    """Return an LZ4 block that holds the content as literals."""
     rest = len(content) - 15
     length = bytes([15 << 4]) + b"\xff" * (rest // 255) + bytes([rest % 255])
     return (bytes([len(content) << 4]) if rest < 0 else length) + content
 
 
 def zstd(content: bytes, size: int | None = None) -> bytes:
-    """A zstd frame of one raw block; `size` replaces the frame's own word on what it holds."""
+    """Return a zstd frame of one raw block. `size` replaces the content size that the frame declares."""
     head = b"\x28\xb5\x2f\xfd\xa0" + u32(len(content) if size is None else size)
     return head + u32(len(content) << 3 | 1)[:3] + content
 
@@ -31,7 +31,7 @@ def zstd(content: bytes, size: int | None = None) -> bytes:
 def entry(
     name: str = "a", shape: tuple[int, ...] = (4,), offset: int = 0, **fields: object
 ) -> dict[str, object]:
-    """An entry of APR1's index; `fields` replace or add to its own."""
+    """Return an entry of the JSON container's index. `fields` replace or add fields."""
     size = 4
     for dim in shape:
         size *= dim
@@ -48,7 +48,7 @@ def forge_json(
     count: int | None = None,
     tail: bytes = b"",
 ) -> bytes:
-    """An APR1 file with a right checksum; what is None is honest."""
+    """Return a JSON container with a correct checksum. Fields that are None get their correct value."""
     listed = json.dumps(list(entries)).encode() if index is None else index
     content = b"APR1" + u32(len(metadata) if metadata_size is None else metadata_size) + metadata
     content += u32(
@@ -60,7 +60,7 @@ def forge_json(
 def wrap(
     content: bytes, how: int = 2, magic: bytes = b"APR2", size: int | None = None, packed: bytes | None = None
 ) -> bytes:
-    """A file in a wrapper: 0 plain, 1 LZ4, 2 zstd; `size` replaces the honest length."""
+    """Return a file in a wrapper: 0 plain, 1 LZ4, 2 zstd. `size` replaces the correct length."""
     length = u32(len(content) if size is None else size)
     body = {0: content, 1: length + lz4(content), 2: zstd(content)}[how] if packed is None else packed
     return magic + bytes([how]) + length + body
@@ -80,7 +80,7 @@ def forge_v1(
     tail: bytes = b"",
     **sizes: int,
 ) -> bytes:
-    """A v1 file with a right checksum; `sizes` replace the header's honest ones, `payload` is as stored."""
+    """Return a version 1 file with a correct checksum. `sizes` replace those in the header."""
     stored = {"metadata_size": len(metadata), "payload_size": len(payload), "uncompressed_size": len(payload)}
     head = magic + bytes(version) + struct.pack("<H", model_type) + u32(*(stored | sizes).values())
     head += bytes([compression, flags, quality]) + reserved.ljust(9, b"\0")
