@@ -41,7 +41,13 @@ def test_no_command_prints_help_and_is_wrong_usage(capsys):
 
 @pytest.mark.parametrize(
     ("typed", "suggested"),
-    [("evalute", "evaluate"), ("verfy", "verify"), ("repair_manifest", "repair-manifest"), ("xyzzy", None)],
+    [
+        ("evalute", "evaluate"),
+        ("verfy", "verify"),
+        ("repair_manifest", "repair-manifest"),
+        ("--hlep", "--help"),
+        ("xyzzy", None),
+    ],
 )
 def test_an_unknown_command_is_wrong_usage(capsys, typed, suggested):
     assert main([typed]) == 2

@@ -8,7 +8,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from tests.train.conftest import BASE
 
 from apr.errors import OptionsError, UsageError
-from apr.options import options_of
+from apr.options import Unset, options_of
 from apr.train.config import MODES, PretrainConfig, ResolvedConfig, Resume
 
 OPTIONS = options_of(PretrainConfig)
@@ -40,6 +40,15 @@ def test_every_fact_about_an_option_is_on_its_field(name):
     assert text[0].isupper()
     assert text.endswith(".")
     assert OPTIONS[name].marker(Resume) is not None
+    if OPTIONS[name].optional:
+        assert OPTIONS[name].marker(Unset), "what help shows as the default"
+
+
+def test_help_of_arch_names_every_preset():
+    from apr.cli._flags import help_text
+    from apr.model.init import PRESETS
+
+    assert all(preset in help_text(PretrainConfig, "arch") for preset in PRESETS)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIONS if OPTIONS[name].type in {int, float}])

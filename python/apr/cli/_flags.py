@@ -130,6 +130,8 @@ def _options_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         default = field.default
         if isinstance(info.default, info.type):
             default = getattr(info.default, field.name)
+        elif field.default_factory is not MISSING:
+            default = field.default_factory()
         elif default is MISSING:
             default = MISSING_NONPROP
         option = options_of(info.type)[field.name]

@@ -64,9 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         from difflib import get_close_matches
 
-        close = get_close_matches(name, COMMANDS, n=1)
+        close = get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
         hint = f"did you mean {close[0]}?" if close else "see apr --help"
-        print(f"apr: error: unknown command {name!r}; {hint}", file=sys.stderr)
+        what = "option" if name.startswith("-") else "command"
+        print(f"apr: error: unknown {what} {name!r}; {hint}", file=sys.stderr)
         return EXIT_USAGE
     return run(name, arguments[1:])
 
