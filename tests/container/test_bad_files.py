@@ -181,7 +181,7 @@ CASES = {
         160,
         "after",
     ),
-    "duplicate": (forge(Entry(b"a"), Entry(b"a")), "FormatError", "a", 157, "repeat"),
+    "duplicate": (forge(Entry(b"a"), Entry(b"a")), "FormatError", "a", 157, "twice"),
     "empty name": (forge(Entry(b"")), "FormatError", None, 128, "name"),
     "name not UTF-8": (forge(Entry(b"\xff")), "FormatError", None, 128, "UTF-8"),
     "name overlong UTF-8": (forge(Entry(b"\xc0\x80")), "FormatError", None, 128, "UTF-8"),
@@ -269,7 +269,7 @@ CASES = {
         "TruncatedError",
         "a",
         212,
-        "64",
+        "256",
     ),
     "overlap": (
         forge(Entry(b"a", dims=(20,)), Entry(b"b", offset=64)),

@@ -2,7 +2,7 @@
 
 use zstd::{bulk::Decompressor, zstd_safe};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Part, Result, Rule};
 
 /// Largest size that is unpacked, whatever a file declares.
 pub const MAX_UNPACKED: u64 = 1 << 30;
@@ -35,7 +35,7 @@ impl Codec {
     /// where it stands in the file.
     ///
     /// # Errors
-    /// [`Error::Packed`].
+    /// [`Rule::Compressed`].
     pub fn check(self, packed: &[u8], size: usize, offset: u64) -> Result<()> {
         let wrong = |what| Err(self.wrong(offset, what));
         match self {
@@ -59,7 +59,7 @@ impl Codec {
     /// Decompress the whole of `packed` to exactly the bytes of `out`.
     ///
     /// # Errors
-    /// [`Error::Packed`], also where there are more or fewer bytes.
+    /// [`Rule::Compressed`], also where there are more or fewer bytes.
     pub fn unpack(self, packed: &[u8], out: &mut [u8], offset: u64) -> Result<()> {
         self.check(packed, out.len(), offset)?;
         let size = match self {
@@ -83,7 +83,7 @@ impl Codec {
     }
 
     fn wrong(self, offset: u64, what: String) -> Error {
-        Error::Packed { codec: self.name(), offset, what }
+        Rule::Compressed { codec: self.name(), what }.at(Part::Packing, offset)
     }
 }
 

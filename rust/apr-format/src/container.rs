@@ -9,7 +9,7 @@ use std::{
 use crate::{
     codec::Codec,
     contents::Contents,
-    error::{Error, Part, Result},
+    error::{Error, Part, Result, Rule},
     json::member,
     mapping::Mapping,
     sniff::{self, Kind},
@@ -124,8 +124,7 @@ impl<S: Source> Container<S> {
             Kind::Wrapped(wrapper) => {
                 let size = source.size()?;
                 let pages = wrapper.unpack(&source, size)?;
-                let (header, mut contents) =
-                    json::open(&pages).map_err(|error| Error::Unpacked(Box::new(error)))?;
+                let (header, mut contents) = json::open(&pages).map_err(Error::unpacked)?;
                 contents.size = size;
                 let &Wrapper { magic, codec, .. } = wrapper;
                 (Form::Wrapped { magic, codec, header, image: Arc::new(pages) }, contents)
@@ -154,7 +153,7 @@ impl<S: Source> Container<S> {
     /// The metadata's JSON text, checked.
     ///
     /// # Errors
-    /// [`Error::Metadata`], [`Error::CutShort`]; the operating system's.
+    /// [`Rule::Malformed`], [`Rule::CutShort`]; the operating system's.
     pub fn metadata(&self) -> Result<Cow<'_, str>> {
         self.contents.metadata(&self.source)
     }
@@ -185,7 +184,7 @@ impl<S: Source> Container<S> {
     /// Where the tensors' bytes are. A v1 payload is unpacked the first time.
     ///
     /// # Errors
-    /// Of v1: [`Error::Decryption`] without a key, [`Error::Packed`], [`Error::Count`]; the operating system's.
+    /// Of v1: [`Rule::Decryption`] without a key, [`Rule::Compressed`], [`Rule::ValueCount`]; the operating system's.
     pub fn image(&self) -> Result<Image<'_, S>> {
         let pages = match &self.form {
             Form::V2(_) | Form::Json(_) => None,
@@ -220,7 +219,7 @@ impl<S: Source> Container<S> {
             let (count, expected) =
                 (u64::from_le_bytes(count), tensors.iter().map(|tensor| tensor.count()).sum());
             if count != expected {
-                return Err(Error::Count { offset, count, expected });
+                return Err(Rule::ValueCount { count, expected }.at(Part::Payload, offset));
             }
         }
         Ok(pages)
@@ -229,7 +228,7 @@ impl<S: Source> Container<S> {
     /// Compare the footer with every byte before it, and give it; None where the file has no footer.
     ///
     /// # Errors
-    /// [`Error::FooterChecksum`], [`Error::CutShort`]; the operating system's.
+    /// [`Rule::Checksum`], [`Rule::CutShort`]; the operating system's.
     pub fn check_footer(&self, watch: &Watch) -> Result<Option<u32>> {
         match &self.form {
             Form::Wrapped { image, .. } => verify::footer(image.as_ref(), &self.contents),
@@ -263,7 +262,7 @@ impl<S: Source> Container<S> {
             }
             Form::V1(opened, _) => {
                 let payload = match self.image() {
-                    Err(Error::Io(error)) => return Err(error),
+                    Err(Error { rule: Rule::Io(error), .. }) => return Err(error),
                     other => other.map(|_| ()),
                 };
                 let checks = v1::verify::checks(&self.contents, opened, keys, payload.as_ref().copied());
@@ -294,12 +293,12 @@ pub fn verify(source: &(impl Source + ?Sized)) -> io::Result<Findings> {
 pub fn verify_with(source: &(impl Source + ?Sized), keys: &Keys) -> io::Result<Findings> {
     let kind = match kind(source) {
         Ok(kind) => kind,
-        Err(Error::Io(error)) => return Err(error),
+        Err(Error { rule: Rule::Io(error), .. }) => return Err(error),
         Err(error) => return Ok(Findings::unopened(&error, V2)),
     };
     let error = match Container::of_kind(source, &kind, keys) {
         Ok(container) => return container.verify(keys),
-        Err(Error::Io(error)) => return Err(error),
+        Err(Error { rule: Rule::Io(error), .. }) => return Err(error),
         Err(error) => error,
     };
     let parts = match kind {

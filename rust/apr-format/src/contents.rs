@@ -3,7 +3,7 @@
 use std::{borrow::Cow, io};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Part, Result, Rule},
     index::{self, Index, Tensor},
     json,
     source::{Source, read_vec},
@@ -54,7 +54,7 @@ impl Contents {
     /// The metadata's JSON text, checked; of v2 it is read from the file that was opened.
     ///
     /// # Errors
-    /// [`Error::Metadata`], [`Error::CutShort`]; the operating system's.
+    /// [`Rule::Malformed`], [`Rule::CutShort`]; the operating system's.
     pub fn metadata(&self, source: &(impl Source + ?Sized)) -> Result<Cow<'_, str>> {
         self.metadata.read(source).map_err(|error| cut_short(source, self.size, error))
     }
@@ -62,17 +62,16 @@ impl Contents {
     /// The tensor whose bytes are this one's values: itself, or the embedding for an empty head.
     ///
     /// # Errors
-    /// [`Error::TiedToNothing`].
+    /// [`Rule::TiedToNothing`].
     pub fn stored(&self, tensor: Tensor) -> Result<Tensor> {
         if !tensor.is_tied() {
             return Ok(tensor);
         }
         let embedding = self.tensor(index::EMBEDDING).filter(|embedding| embedding.dims == tensor.dims);
-        embedding.ok_or(Error::TiedToNothing {
-            tensor: tensor.name,
-            dims: tensor.dims,
-            embedding: index::EMBEDDING,
-            offset: tensor.offset,
+        embedding.ok_or_else(|| {
+            Rule::TiedToNothing { dims: tensor.dims, embedding: index::EMBEDDING }
+                .at(Part::Data, tensor.offset)
+                .of_tensor(tensor.name)
         })
     }
 }
@@ -80,9 +79,9 @@ impl Contents {
 /// An error of reading what was checked at opening: that the file was cut short since is one of its own.
 #[must_use]
 pub fn cut_short(source: &(impl Source + ?Sized), need: u64, error: Error) -> Error {
-    match (&error, source.size()) {
-        (Error::Io(io), Ok(have)) if io.kind() == io::ErrorKind::UnexpectedEof && have < need => {
-            Error::CutShort { need, have }
+    match (&error.rule, source.size()) {
+        (Rule::Io(io), Ok(have)) if io.kind() == io::ErrorKind::UnexpectedEof && have < need => {
+            Error::cut_short(need, have)
         }
         _ => error,
     }

@@ -1,5 +1,7 @@
 //! The dtypes of the format: ids, names, and how many bytes a tensor of a shape takes.
 
+use std::fmt;
+
 /// GGML's K-quants hold this many values a block.
 pub const K_BLOCK: u64 = 256;
 /// Values in a block of APR's own q4.
@@ -175,6 +177,12 @@ impl Dtype {
             Some(bytes) => count(dims)?.div_ceil(K_BLOCK).checked_mul(bytes),
             None => self.nbytes(dims),
         }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
     }
 }
 

@@ -1,41 +1,67 @@
-//! The one error type: each variant is one rule of the format, with what it is about.
+//! The error of this crate: a place in a file, and the rule that does not hold there.
 
-use std::io;
+use std::{fmt, io};
 
-use crate::sniff::Foreign;
+use crate::{dtype::Dtype, sniff::Foreign};
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Which family of error a caller is told of.
+/// A rule of the format that a file breaks, or a request that cannot be met.
+///
+/// Its text is one line: the place, the tensor if there is one, then what is wrong. It does not name the file,
+/// which the caller knows.
+#[derive(Debug)]
+pub struct Error {
+    /// Where in the file.
+    pub at: At,
+    /// What is wrong.
+    pub rule: Rule,
+}
+
+/// A place in a file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct At {
+    /// Which part; `None` for an error that is not about a file's contents.
+    pub part: Option<Part>,
+    /// Which byte, counted from the start of the file; `None` if no byte is to blame.
+    pub offset: Option<u64>,
+    /// Which tensor.
+    pub tensor: Option<String>,
+    /// Whether `offset` counts in what a compressed file unpacks to, not in the file itself.
+    pub is_unpacked: bool,
+}
+
+/// The family of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// The structure of the file lies.
+    /// The structure of the file is wrong.
     Format,
-    /// Stored and computed checksums differ.
+    /// A stored checksum does not match the bytes.
     Checksum,
-    /// The file ends before its declared contents do.
+    /// The file ends before its contents do.
     Truncated,
-    /// An honest file of a kind that is not read.
+    /// The file is intact, but of a kind that is not supported.
     Unsupported,
-    /// The file is encrypted and the key is missing or wrong, or it is not and there is one.
+    /// A key is missing, wrong or not needed.
     Decryption,
-    /// The signature is missing, wrong, or by a key that is not trusted.
+    /// The signature is missing, wrong or not by the trusted key.
     Signature,
-    /// The caller asked for something that cannot be written.
+    /// The caller asked for something that the format does not allow.
     Invalid,
-    /// The operating system said no.
+    /// The operating system reported an error.
     Io,
 }
 
-/// Which part of a file an error is about.
+/// A part of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Part {
-    /// The first bytes: what the file is.
+    /// The first bytes, which identify the format.
     Magic,
-    /// What is compressed as a whole.
+    /// The compression around a whole file.
     Packing,
-    /// The fixed bytes at the start.
+    /// The fixed-size fields at the start.
     Header,
     /// The JSON metadata.
     Metadata,
@@ -45,16 +71,16 @@ pub enum Part {
     Data,
     /// The CRC32 at the end.
     Footer,
-    /// The signature of v1.
+    /// The signature of version 1.
     Signature,
-    /// The encryption of v1's payload.
+    /// The encryption of version 1's payload.
     Encryption,
-    /// The payload of v1.
+    /// The payload of version 1.
     Payload,
 }
 
 impl Part {
-    /// The name under which a report lists it.
+    /// Return the name that reports and messages use.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -72,449 +98,339 @@ impl Part {
     }
 }
 
-/// A rule of the format that does not hold. Offsets count from the start of the file.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The operating system's own error.
-    #[error(transparent)]
-    Io(#[from] io::Error),
+/// Declares the rules. A rule stands here once: what it says, its fields, its family and its message.
+macro_rules! rules {
+    ($(
+        $(#[doc = $doc:literal])+
+        $kind:ident: $rule:ident { $($(#[doc = $field_doc:literal])+ $field:ident: $type:ty,)* } => $message:literal
+    )*) => {
+        /// What is wrong with a file or a request.
+        #[derive(Debug, thiserror::Error)]
+        #[non_exhaustive]
+        pub enum Rule {
+            /// The operating system's own error.
+            #[error(transparent)]
+            Io(#[from] io::Error),
+            $(
+                $(#[doc = $doc])+
+                #[error($message)]
+                $rule { $($(#[doc = $field_doc])+ $field: $type,)* },
+            )*
+        }
 
-    /// A file of another format.
-    #[error("not an .apr file but {0}")]
-    Foreign(Foreign),
-    /// A file of an unknown format.
-    #[error("not an .apr file: it starts with the bytes {first:02x?}, which no known model format does")]
-    UnknownMagic {
-        /// The first bytes, at most eight.
+        impl Rule {
+            /// Return the family that the rule belongs to.
+            #[must_use]
+            pub fn kind(&self) -> Kind {
+                match self {
+                    Self::Io(_) => Kind::Io,
+                    $(Self::$rule { .. } => Kind::$kind,)*
+                }
+            }
+        }
+    };
+}
+
+rules! {
+    /// The file is of another format, which is recognized.
+    Unsupported: Foreign {
+        /// The other format.
+        format: Foreign,
+    } => "not an .apr file but {format}"
+
+    /// The file is of no format that is recognized.
+    Format: UnknownMagic {
+        /// Its first bytes, at most eight.
         first: Vec<u8>,
-    },
-    /// A kind of `.apr` file that is not read.
-    #[error("{what} is not read by this version")]
-    UnsupportedVariant {
+    } => "not an .apr file: it starts with the bytes {first:02x?}, which no known model format does"
+
+    /// An `.apr` file of a kind that is not supported, or of one that this build leaves out.
+    Unsupported: Unsupported {
         /// Which kind.
         what: String,
-    },
-    /// An older form of `.apr` file where a current one is needed: it is read, but never written.
-    #[error("{what} is read-only; write its tensors to a current .apr file first")]
-    ReadOnlyForm {
-        /// Which kind.
-        what: &'static str,
-    },
-    /// The file ends within a part of it.
-    #[error(
-        "the file ends at byte {have}, but {what} needs it to reach byte {need}: copy or download it again"
-    )]
-    Truncated {
-        /// The part.
-        part: Part,
-        /// The part, in words.
-        what: String,
-        /// The tensor, where it is one.
-        tensor: Option<String>,
-        /// Where the part ends.
-        need: u64,
-        /// Where the file ends.
-        have: u64,
-    },
+    } => "{what} is not supported"
 
-    /// The file is shorter than it was when it was opened.
-    #[error("the file ends at byte {have}, but had {need} bytes when it was opened: it was cut short since")]
-    CutShort {
-        /// Its length when it was opened.
-        need: u64,
-        /// Its length now.
-        have: u64,
-    },
+    /// An older form of `.apr` file, which can be read, but was asked to be changed.
+    Unsupported: ReadOnly {
+        /// Which form.
+        form: &'static str,
+    } => "{form} is an older form of the format, which is read but never written"
 
-    /// The file is longer than it was when it was listed.
-    #[error("the file has {have} bytes, but had {had} when it was listed: something writes to it")]
-    Grown {
-        /// Its length when it was listed.
-        had: u64,
-        /// Its length now.
-        have: u64,
-    },
-
-    /// The header's own CRC32 is wrong.
-    #[error(
-        "header checksum at byte 40 is {stored:#010x}, the header's bytes give {computed:#010x}: the header is damaged"
-    )]
-    HeaderChecksum {
-        /// As stored.
-        stored: u32,
-        /// As computed.
-        computed: u32,
-    },
-    /// A major version other than 2, and under v1's magic other than 1.
-    #[error("container version {major}.{minor} (byte 4) is not read: only 2.x is, and 1.x of magic APRN")]
-    Version {
+    /// A version of the container that does not exist yet.
+    Unsupported: Version {
         /// Major version.
         major: u8,
         /// Minor version.
         minor: u8,
-    },
-    /// A flag that forbids reading.
-    #[error("flag {flag} (byte 6) is set: {why}")]
-    ForbiddenFlag {
-        /// Name of the flag.
-        flag: &'static str,
-        /// Why the file is refused.
-        why: &'static str,
-    },
-    /// A flag for which no layout is known.
-    #[error("flag {flag} (byte 6) is set: {why}")]
-    UnsupportedFlag {
-        /// Name of the flag.
-        flag: &'static str,
-        /// Why the file is not read.
-        why: &'static str,
-    },
-    /// Two fields of the header contradict each other.
-    #[error("header byte {offset}: {what}")]
-    HeaderField {
-        /// Where the field is.
-        offset: u64,
+    } => "container version {major}.{minor} is not supported, only 2.x and, under the magic APRN, 1.x"
+
+    /// The file ends where one of its parts does not.
+    Truncated: Truncated {
+        /// Where the part ends.
+        need: u64,
+    } => "the file ends here, but must reach byte {need}; copy or download it again"
+
+    /// The file is shorter than when it was opened.
+    Truncated: CutShort {
+        /// Its length when it was opened.
+        need: u64,
+    } => "the file ends here, but had {need} bytes when it was opened; another program has truncated it"
+
+    /// The file is longer than when it was listed.
+    Format: Grown {
+        /// Its length now.
+        have: u64,
+    } => "the file ended here when it was listed, but has {have} bytes now; another program is writing to it"
+
+    /// A checksum does not match the bytes that it covers.
+    Checksum: Checksum {
+        /// The stored CRC32.
+        stored: u32,
+        /// The CRC32 of the bytes.
+        computed: u32,
+    } => "the checksum is {stored:#010x}, but the bytes give {computed:#010x}; the file is damaged"
+
+    /// A field contradicts the format or another field.
+    Format: Malformed {
         /// What is wrong with it.
         what: String,
-    },
+    } => "{what}"
 
-    /// The metadata is no JSON object within the limits.
-    #[error("metadata at byte {offset}: {what}")]
-    Metadata {
-        /// Where in the file.
-        offset: u64,
-        /// What is wrong.
-        what: String,
-    },
-
-    /// An entry of an older form's tensor index, or all of it, is not what it should be.
-    #[error("tensor index at byte {offset}: {what}")]
-    JsonIndex {
-        /// The tensor, where it is about one.
-        tensor: Option<String>,
-        /// Where in the file.
-        offset: u64,
-        /// What is wrong.
-        what: String,
-    },
-    /// Compressed bytes that do not decompress to what was declared.
-    #[error("{codec} data at byte {offset}: {what}")]
-    Packed {
-        /// How it is compressed.
+    /// Compressed bytes do not decompress to what the file declares.
+    Format: Compressed {
+        /// The compression.
         codec: &'static str,
-        /// Where the compressed bytes start.
-        offset: u64,
         /// What is wrong.
         what: String,
-    },
-    /// The payload cannot be decrypted.
-    #[error("{what}")]
-    Decryption {
-        /// Where the payload starts.
-        offset: Option<u64>,
+    } => "invalid {codec} data: {what}"
+
+    /// The payload starts with another number of values than its tensors have.
+    Format: ValueCount {
+        /// The stored number.
+        count: u64,
+        /// The tensors' number.
+        expected: u64,
+    } => "it declares {count} values, but the metadata describe {expected}"
+
+    /// The payload cannot be decrypted, or a key was given for a file that is not encrypted.
+    Decryption: Decryption {
         /// Why.
         what: &'static str,
-    },
-    /// The signature is not what was asked for.
-    #[error("{what}")]
-    Signature {
-        /// Where it, or its public key, stands.
-        offset: Option<u64>,
-        /// What is wrong.
+    } => "{what}"
+
+    /// The signature is not the one that was asked for.
+    Signature: Signature {
+        /// What is wrong with it.
         what: String,
-    },
-    /// The count in a payload is not that of the tensors that the metadata describe.
-    #[error("payload: it starts with the count {count}, but the metadata describe {expected} values")]
-    Count {
-        /// Where the count stands.
-        offset: u64,
-        /// As stored.
-        count: u64,
-        /// Of the tensors.
-        expected: u64,
-    },
-    /// An error within what a compressed file unpacks to; its offsets count there.
-    #[error("{0} (bytes counted in the unpacked contents)")]
-    Unpacked(Box<Error>),
-    /// An entry of the tensor index runs out of the index.
-    #[error(
-        "tensor index entry {entry} at byte {offset} does not fit before byte {limit}, where the index ends"
-    )]
-    EntryTooLong {
-        /// Number of the entry.
+    } => "{what}"
+
+    /// An entry of the tensor index ends after the index.
+    Format: EntryTooLong {
+        /// Number of the entry, from 0.
         entry: u32,
-        /// Where it starts.
-        offset: u64,
         /// Where the index ends.
         limit: u64,
-    },
+    } => "entry {entry} is longer than the index, which ends at byte {limit}"
+
     /// A tensor name that the format does not allow.
-    #[error("tensor index entry {entry} at byte {offset}: the name {what}")]
-    Name {
-        /// Number of the entry.
+    Format: Name {
+        /// Number of the entry, from 0.
         entry: u32,
-        /// Where the entry starts.
-        offset: u64,
         /// What is wrong with the name.
         what: &'static str,
-    },
-    /// The index is not sorted by name, or holds a name twice.
-    #[error(
-        "tensor {tensor:?} (index byte {offset}) {what} {previous:?}: the index must be strictly sorted by name"
-    )]
-    Unsorted {
-        /// The later entry.
-        tensor: String,
-        /// The entry before it.
+    } => "the name of entry {entry} {what}"
+
+    /// The index is not sorted by name.
+    Format: Unsorted {
+        /// The name of the entry before.
         previous: String,
-        /// "comes after" or "repeats".
-        what: &'static str,
-        /// Where the later entry starts.
-        offset: u64,
-    },
+    } => "comes after {previous:?}; the index must be sorted by name"
+
+    /// Two tensors have the same name.
+    Format: Duplicate {} => "the name is used twice; every tensor needs a name of its own"
+
     /// A dtype id that the format does not have.
-    #[error("tensor {tensor:?}: unknown dtype id {id} (byte {offset})")]
-    UnknownDtype {
-        /// The tensor.
-        tensor: String,
+    Format: UnknownDtype {
         /// The id.
         id: u8,
-        /// Where the id stands.
-        offset: u64,
-    },
-    /// More dimensions than the format allows.
-    #[error("tensor {tensor:?}: {ndim} dimensions (byte {offset}), at most 8 are allowed")]
-    TooManyDims {
-        /// The tensor.
-        tensor: String,
-        /// The number of dimensions.
+    } => "unknown dtype id {id}"
+
+    /// A tensor has more dimensions than the format allows.
+    Format: TooManyDims {
+        /// Their number.
         ndim: u8,
-        /// Where the number stands.
-        offset: u64,
-    },
-    /// The product of the dimensions is out of range.
-    #[error("tensor {tensor:?}: the product of its dims {dims:?} (byte {offset}) is out of range")]
-    DimsOverflow {
-        /// The tensor.
-        tensor: String,
-        /// The dims.
+    } => "{ndim} dimensions; at most 8 are allowed"
+
+    /// The number of a tensor's values is out of range.
+    Format: DimsOverflow {
+        /// The dimensions.
         dims: Vec<u64>,
-        /// Where they stand.
-        offset: u64,
-    },
-    /// The stored size is not what dtype and dims imply.
-    #[error("tensor {tensor:?}: size {size} (byte {offset}), but {dtype} {dims:?} takes {expected} bytes")]
-    SizeMismatch {
-        /// The tensor.
-        tensor: String,
-        /// Name of its dtype.
-        dtype: &'static str,
-        /// Its dims.
+    } => "the product of its dimensions {dims:?} is out of range"
+
+    /// The stored size does not match dtype and dimensions.
+    Format: SizeMismatch {
+        /// The dtype.
+        dtype: Dtype,
+        /// The dimensions.
         dims: Vec<u64>,
-        /// As stored.
+        /// The stored size in bytes.
         size: u64,
-        /// As implied.
+        /// The size in bytes that dtype and dimensions imply.
         expected: u64,
-        /// Where the size stands.
-        offset: u64,
-    },
-    /// A data offset that is no multiple of 64.
-    #[error("tensor {tensor:?}: data offset {value} (byte {offset}) is no multiple of 64")]
-    Misaligned {
-        /// The tensor.
-        tensor: String,
+    } => "size is {size}, but {dtype} {dims:?} takes {expected} bytes"
+
+    /// A data offset is not aligned.
+    Format: Misaligned {
         /// The data offset.
         value: u64,
-        /// Where it stands.
-        offset: u64,
-    },
+    } => "data offset {value} is not a multiple of 64"
+
     /// Offset plus size is out of range.
-    #[error("tensor {tensor:?}: data offset {value} (byte {offset}) plus size {size} is out of range")]
-    OffsetOverflow {
-        /// The tensor.
-        tensor: String,
+    Format: OffsetOverflow {
         /// The data offset.
         value: u64,
-        /// The size.
+        /// The size in bytes.
         size: u64,
-        /// Where the data offset stands.
-        offset: u64,
-    },
+    } => "data offset {value} plus size {size} is out of range"
+
     /// Two tensors share bytes.
-    #[error("tensor {tensor:?} at byte {offset} overlaps tensor {other:?}, which ends at byte {end}")]
-    Overlap {
-        /// The later tensor.
-        tensor: String,
-        /// The earlier one.
+    Format: Overlap {
+        /// The tensor that starts first.
         other: String,
-        /// Where the later one starts.
-        offset: u64,
-        /// Where the earlier one ends.
+        /// Where it ends.
         end: u64,
-    },
-    /// An empty head without an embedding of its shape to stand for.
-    #[error(
-        "tensor {tensor:?} (byte {offset}) is empty under the shape {dims:?}, which ties it to {embedding:?}, but there is no tensor of that name and shape"
-    )]
-    TiedToNothing {
-        /// The empty tensor.
-        tensor: String,
-        /// Its dims.
+    } => "overlaps tensor {other:?}, which ends at byte {end}"
+
+    /// A tensor without bytes should be tied to the embedding, but there is none of its shape.
+    Format: TiedToNothing {
+        /// Its dimensions.
         dims: Vec<u64>,
-        /// The tensor it should stand for.
+        /// The tensor that it should be tied to.
         embedding: &'static str,
-        /// Where the empty tensor stands.
-        offset: u64,
-    },
-    /// More bytes than the contents and the footer.
-    #[error(
-        "{extra} bytes after the footer, which ends at byte {offset}: the file is longer than its contents"
-    )]
-    TrailingBytes {
-        /// Where the footer ends.
-        offset: u64,
+    } => "has no bytes, which ties it to {embedding:?}, but no tensor of that name has its shape {dims:?}"
+
+    /// The file continues after its end.
+    Format: TrailingBytes {
         /// How many bytes follow.
         extra: u64,
-    },
-    /// The footer's CRC32 is wrong.
-    #[error(
-        "footer checksum at byte {offset} is {stored:#010x}, the bytes before it give {computed:#010x}: the file is damaged"
-    )]
-    FooterChecksum {
-        /// Where the footer is.
-        offset: u64,
-        /// As stored.
-        stored: u32,
-        /// As computed.
-        computed: u32,
-    },
+    } => "the file must end here, but {extra} bytes follow"
 
-    /// A request to write what the format cannot hold.
-    #[error("{what}")]
-    Unwritable {
-        /// The tensor, where it is about one.
-        tensor: Option<String>,
+    /// A request that the format does not allow.
+    Invalid: Invalid {
         /// What is wrong.
         what: String,
-    },
+    } => "{what}"
+}
+
+impl Rule {
+    /// The rule is broken in this part of a file, at this byte from its start.
+    pub(crate) fn at(self, part: Part, offset: u64) -> Error {
+        Error { at: At { part: Some(part), offset: Some(offset), ..At::default() }, rule: self }
+    }
+
+    /// The rule is broken in this part of a file, but no byte is to blame.
+    pub(crate) fn within(self, part: Part) -> Error {
+        Error { at: At { part: Some(part), ..At::default() }, rule: self }
+    }
+
+    /// [`Rule::Malformed`] with this text.
+    pub(crate) fn malformed(what: impl Into<String>) -> Self {
+        Self::Malformed { what: what.into() }
+    }
 }
 
 impl Error {
-    /// The family of the error.
+    /// Refuse a request for a reason.
+    #[must_use]
+    pub fn invalid(what: impl Into<String>) -> Self {
+        Rule::Invalid { what: what.into() }.into()
+    }
+
+    /// Name the tensor that the error is about.
+    #[must_use]
+    pub fn of_tensor(mut self, name: impl Into<String>) -> Self {
+        self.at.tensor = Some(name.into());
+        self
+    }
+
+    /// A file that was opened with `need` bytes has only `have` now.
+    #[must_use]
+    pub fn cut_short(need: u64, have: u64) -> Self {
+        Rule::CutShort { need }.at(Part::Data, have)
+    }
+
+    /// A file of `have` bytes ends before one of its parts does, at `need`.
+    pub(crate) fn truncated(part: Part, need: u64, have: u64) -> Self {
+        Rule::Truncated { need }.at(part, have)
+    }
+
+    /// The offset counts in what a compressed file unpacks to.
+    pub(crate) fn unpacked(mut self) -> Self {
+        self.at.is_unpacked = true;
+        self
+    }
+
+    /// Return the family of the error.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        match self {
-            Self::Unpacked(inner) => inner.kind(),
-            Self::Decryption { .. } => Kind::Decryption,
-            Self::Signature { .. } => Kind::Signature,
-            Self::Io(_) => Kind::Io,
-            Self::Truncated { .. } | Self::CutShort { .. } => Kind::Truncated,
-            Self::HeaderChecksum { .. } | Self::FooterChecksum { .. } => Kind::Checksum,
-            Self::Foreign(_)
-            | Self::UnsupportedVariant { .. }
-            | Self::ReadOnlyForm { .. }
-            | Self::Version { .. }
-            | Self::UnsupportedFlag { .. } => Kind::Unsupported,
-            Self::Unwritable { .. } => Kind::Invalid,
-            _ => Kind::Format,
-        }
+        self.rule.kind()
     }
 
-    /// The tensor it is about.
+    /// Return the name of the tensor that the error is about.
     #[must_use]
     pub fn tensor(&self) -> Option<&str> {
-        match self {
-            Self::Unsorted { tensor, .. }
-            | Self::UnknownDtype { tensor, .. }
-            | Self::TooManyDims { tensor, .. }
-            | Self::DimsOverflow { tensor, .. }
-            | Self::SizeMismatch { tensor, .. }
-            | Self::Misaligned { tensor, .. }
-            | Self::OffsetOverflow { tensor, .. }
-            | Self::Overlap { tensor, .. }
-            | Self::TiedToNothing { tensor, .. } => Some(tensor),
-            Self::Truncated { tensor, .. }
-            | Self::Unwritable { tensor, .. }
-            | Self::JsonIndex { tensor, .. } => tensor.as_deref(),
-            Self::Unpacked(inner) => inner.tensor(),
-            _ => None,
-        }
+        self.at.tensor.as_deref()
     }
 
-    /// The byte it is about, from the start of the file.
+    /// Return the byte that is wrong, counted from the start of the file.
     #[must_use]
     pub fn offset(&self) -> Option<u64> {
-        match self {
-            Self::Io(_) | Self::Unwritable { .. } => None,
-            Self::Unpacked(inner) => inner.offset(),
-            Self::Decryption { offset, .. } | Self::Signature { offset, .. } => *offset,
-            Self::Foreign(_)
-            | Self::UnknownMagic { .. }
-            | Self::UnsupportedVariant { .. }
-            | Self::ReadOnlyForm { .. } => Some(0),
-            Self::Truncated { have, .. } | Self::CutShort { have, .. } => Some(*have),
-            Self::Grown { had, .. } => Some(*had),
-            Self::HeaderChecksum { .. } => Some(40),
-            Self::Version { .. } => Some(4),
-            Self::ForbiddenFlag { .. } | Self::UnsupportedFlag { .. } => Some(6),
-            Self::HeaderField { offset, .. }
-            | Self::Metadata { offset, .. }
-            | Self::JsonIndex { offset, .. }
-            | Self::Packed { offset, .. }
-            | Self::Count { offset, .. }
-            | Self::EntryTooLong { offset, .. }
-            | Self::Name { offset, .. }
-            | Self::Unsorted { offset, .. }
-            | Self::UnknownDtype { offset, .. }
-            | Self::TooManyDims { offset, .. }
-            | Self::DimsOverflow { offset, .. }
-            | Self::SizeMismatch { offset, .. }
-            | Self::Misaligned { offset, .. }
-            | Self::OffsetOverflow { offset, .. }
-            | Self::Overlap { offset, .. }
-            | Self::TiedToNothing { offset, .. }
-            | Self::TrailingBytes { offset, .. }
-            | Self::FooterChecksum { offset, .. } => Some(*offset),
-        }
+        self.at.offset
     }
 
-    /// The part of the file it is about; None where it is about the request, not a file.
+    /// Return the part of the file that is wrong; `None` for a request and for the operating system's errors.
     #[must_use]
     pub fn part(&self) -> Option<Part> {
-        Some(match self {
-            Self::Io(_) | Self::Unwritable { .. } => return None,
-            Self::Unpacked(inner) => return inner.part(),
-            Self::Foreign(_)
-            | Self::UnknownMagic { .. }
-            | Self::UnsupportedVariant { .. }
-            | Self::ReadOnlyForm { .. } => Part::Magic,
-            Self::Truncated { part, .. } => *part,
-            Self::HeaderChecksum { .. }
-            | Self::Version { .. }
-            | Self::ForbiddenFlag { .. }
-            | Self::UnsupportedFlag { .. }
-            | Self::HeaderField { .. } => Part::Header,
-            Self::Metadata { .. } => Part::Metadata,
-            Self::JsonIndex { .. }
-            | Self::EntryTooLong { .. }
-            | Self::Name { .. }
-            | Self::Unsorted { .. }
-            | Self::UnknownDtype { .. }
-            | Self::TooManyDims { .. }
-            | Self::DimsOverflow { .. }
-            | Self::SizeMismatch { .. }
-            | Self::Misaligned { .. }
-            | Self::OffsetOverflow { .. } => Part::Index,
-            Self::Packed { .. } => Part::Packing,
-            Self::Decryption { .. } => Part::Encryption,
-            Self::Signature { .. } => Part::Signature,
-            Self::Count { .. } => Part::Payload,
-            Self::CutShort { .. }
-            | Self::Grown { .. }
-            | Self::Overlap { .. }
-            | Self::TiedToNothing { .. } => Part::Data,
-            Self::TrailingBytes { .. } | Self::FooterChecksum { .. } => Part::Footer,
-        })
+        self.at.part
+    }
+}
+
+impl From<Rule> for Error {
+    fn from(rule: Rule) -> Self {
+        Self { at: At::default(), rule }
+    }
+}
+
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        Rule::Io(error).into()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let At { part, offset, tensor, is_unpacked } = &self.at;
+        // What the magic says is about the whole file, so its place is left out, unless the file ends there.
+        let part = part.filter(|part| *part != Part::Magic || self.kind() == Kind::Truncated);
+        if let (Some(part), Some(offset)) = (part, offset) {
+            write!(formatter, "{} at byte {offset}", part.name())?;
+            if *is_unpacked {
+                formatter.write_str(" of the unpacked file")?;
+            }
+            formatter.write_str(if tensor.is_some() { ", " } else { ": " })?;
+        }
+        if let Some(tensor) = tensor {
+            write!(formatter, "tensor {tensor:?}: ")?;
+        }
+        self.rule.fmt(formatter)
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match &self.rule {
+            Rule::Io(error) => std::error::Error::source(error),
+            _ => None,
+        }
     }
 }

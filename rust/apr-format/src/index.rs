@@ -2,7 +2,7 @@
 
 use crate::{
     dtype::{self, Dtype},
-    error::{Error, Result},
+    error::{Part, Result, Rule},
 };
 
 /// Longest name, in bytes.
@@ -197,7 +197,7 @@ impl Entry<'_> {
 /// No two tensors share a byte.
 ///
 /// # Errors
-/// [`Error::Overlap`] naming both.
+/// [`Rule::Overlap`] naming both.
 pub fn check_overlaps(index: &Index) -> Result<()> {
     // In range: the reader has added the two.
     let with_bytes = index.entries().filter(|entry| entry.nbytes > 0);
@@ -207,7 +207,8 @@ pub fn check_overlaps(index: &Index) -> Result<()> {
     let text = |name| String::from_utf8_lossy(name).into_owned();
     for (&(_, end, earlier), &(offset, _, later)) in places.iter().zip(places.iter().skip(1)) {
         if offset < end {
-            return Err(Error::Overlap { tensor: text(later), other: text(earlier), offset, end });
+            let rule = Rule::Overlap { other: text(earlier), end };
+            return Err(rule.at(Part::Data, offset).of_tensor(text(later)));
         }
     }
     Ok(())

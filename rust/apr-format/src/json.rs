@@ -9,7 +9,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use crate::{
-    error::{Error, Result},
+    error::{Part, Result, Rule},
     index::MAX_DIMS,
     v2::scan,
 };
@@ -29,13 +29,11 @@ pub const MAX_VALUES: u32 = 2_000_000;
 /// and lone surrogates are refused, so that every JSON parser reads what passes here.
 ///
 /// # Errors
-/// [`Error::Metadata`] with the offset of the first byte that is wrong.
+/// [`Rule::Malformed`] with the offset of the first byte that is wrong.
 pub fn check(bytes: Vec<u8>, start: u64) -> Result<String> {
-    let text = String::from_utf8(bytes).map_err(|error| Error::Metadata {
-        offset: start + error.utf8_error().valid_up_to() as u64,
-        what: "not UTF-8".into(),
-    })?;
-    let wrong = |(at, what): (usize, String)| Error::Metadata { offset: start + at as u64, what };
+    let wrong = |(at, what): (usize, String)| Rule::Malformed { what }.at(Part::Metadata, start + at as u64);
+    let text = String::from_utf8(bytes)
+        .map_err(|error| wrong((error.utf8_error().valid_up_to(), "invalid UTF-8".into())))?;
     let first = text.bytes().position(|byte| !byte.is_ascii_whitespace());
     if let Some(at) = first.filter(|&at| text.as_bytes().get(at) != Some(&b'{')) {
         return Err(wrong((at, "not a JSON object (it must start with '{')".into())));

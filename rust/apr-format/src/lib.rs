@@ -23,4 +23,4 @@ pub mod variants;
 pub mod verify;
 pub mod watch;
 
-pub use error::{Error, Kind, Result};
+pub use error::{At, Error, Kind, Part, Result, Rule};

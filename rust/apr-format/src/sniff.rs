@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    error::{Error, Part, Result},
+    error::{Error, Part, Result, Rule},
     v2::header,
     variants::wrapper::Wrapper,
 };
@@ -55,13 +55,7 @@ pub fn kind(prefix: &[u8], size: u64) -> Result<Kind> {
         Some(b"APR1") if prefix.starts_with(b"APR1\x01\0") => {
             Err(variant("the container of whisper.apr (magic APR1)"))
         }
-        Some(b"APR1") if size <= 8 => Err(Error::Truncated {
-            part: Part::Header,
-            what: "the header".into(),
-            tensor: None,
-            need: 9,
-            have: size,
-        }),
+        Some(b"APR1") if size <= 8 => Err(Error::truncated(Part::Header, 9, size)),
         Some(b"APR1") => Err(variant("a container of unknown layout (magic APR1)")),
         _ => Err(unreadable(prefix, size)),
     }
@@ -70,31 +64,28 @@ pub fn kind(prefix: &[u8], size: u64) -> Result<Kind> {
 /// The header of a v2 file, or what the file is instead.
 ///
 /// # Errors
-/// As [`kind`]; [`Error::ReadOnlyForm`] for the older forms.
+/// As [`kind`]; [`Rule::ReadOnly`] for the older forms.
 pub fn v2_header(prefix: &[u8], size: u64) -> Result<header::Header> {
     match kind(prefix, size)? {
         Kind::V2(header) => Ok(header),
-        Kind::V1 => Err(Error::ReadOnlyForm { what: "APR v1" }),
-        Kind::Json | Kind::Wrapped(_) => Err(Error::ReadOnlyForm { what: "the JSON container APR1" }),
+        Kind::V1 => Err(Rule::ReadOnly { form: "APR v1" }.at(Part::Magic, 0)),
+        Kind::Json | Kind::Wrapped(_) => {
+            Err(Rule::ReadOnly { form: "the JSON container APR1" }.at(Part::Magic, 0))
+        }
     }
 }
 
 fn whole_header(prefix: &[u8], size: u64) -> Result<&[u8; PREFIX]> {
-    prefix.first_chunk().ok_or_else(|| Error::Truncated {
-        part: Part::Header,
-        what: "the header".into(),
-        tensor: None,
-        need: PREFIX as u64,
-        have: size,
-    })
+    prefix.first_chunk().ok_or_else(|| Error::truncated(Part::Header, PREFIX as u64, size))
 }
 
 fn damaged(bytes: &[u8; PREFIX]) -> Error {
-    Error::HeaderChecksum { stored: header::Header::parse(bytes).checksum, computed: header::checksum(bytes) }
+    let (stored, computed) = (header::Header::parse(bytes).checksum, header::checksum(bytes));
+    Rule::Checksum { stored, computed }.at(Part::Header, 40)
 }
 
 fn variant(what: &str) -> Error {
-    Error::UnsupportedVariant { what: what.into() }
+    Rule::Unsupported { what: what.into() }.at(Part::Magic, 0)
 }
 
 /// A format other than `.apr`, recognized by its first bytes.
@@ -187,16 +178,10 @@ fn unreadable(prefix: &[u8], size: u64) -> Error {
         return variant("a bundle of several models (magic APBUNDLE)");
     }
     if let Some(format) = Foreign::detect(prefix) {
-        return Error::Foreign(format);
+        return Rule::Foreign { format }.at(Part::Magic, 0);
     }
     if size < 4 && header::MAGIC.starts_with(prefix) {
-        return Error::Truncated {
-            part: Part::Magic,
-            what: "the magic".into(),
-            tensor: None,
-            need: 4,
-            have: size,
-        };
+        return Error::truncated(Part::Magic, 4, size);
     }
-    Error::UnknownMagic { first: prefix.iter().take(8).copied().collect() }
+    Rule::UnknownMagic { first: prefix.iter().take(8).copied().collect() }.at(Part::Magic, 0)
 }

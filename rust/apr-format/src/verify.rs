@@ -5,7 +5,7 @@ use std::io;
 use crate::{
     contents::{Contents, cut_short},
     crc::crc32,
-    error::{Error, Part, Result},
+    error::{Error, Part, Result, Rule},
     source::Source,
 };
 
@@ -75,7 +75,7 @@ pub fn opened(
                 "not verifiable: the file has no footer, as some old writers left it".into(),
             )
         },
-        Err(Error::Io(error)) => return Err(error),
+        Err(Error { rule: Rule::Io(error), .. }) => return Err(error),
         Err(error) => failed(Part::Footer, &error),
     });
     Ok(Findings { opened: true, checks })
@@ -84,7 +84,7 @@ pub fn opened(
 /// Compare the footer with every byte before it, and give it; None where the file has no footer.
 ///
 /// # Errors
-/// [`Error::FooterChecksum`], [`Error::CutShort`]; the operating system's.
+/// [`Rule::Checksum`], [`Rule::CutShort`]; the operating system's.
 pub fn footer(source: &(impl Source + ?Sized), contents: &Contents) -> Result<Option<u32>> {
     let Some((offset, stored)) = contents.footer else {
         return Ok(None);
@@ -93,14 +93,14 @@ pub fn footer(source: &(impl Source + ?Sized), contents: &Contents) -> Result<Op
     if computed == stored {
         return Ok(Some(stored));
     }
-    Err(Error::FooterChecksum { offset, stored, computed })
+    Err(Rule::Checksum { stored, computed }.at(Part::Footer, offset))
 }
 
 /// The check of the metadata, from what reading them gave.
 pub(crate) fn metadata(found: Result<impl AsRef<str>>) -> io::Result<Check> {
     match found {
         Ok(json) => Ok(passed(Part::Metadata, format!("{} bytes of JSON", json.as_ref().len()))),
-        Err(Error::Io(error)) => Err(error),
+        Err(Error { rule: Rule::Io(error), .. }) => Err(error),
         Err(error) => Ok(failed(Part::Metadata, &error)),
     }
 }

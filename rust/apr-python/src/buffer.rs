@@ -65,7 +65,7 @@ impl Mapping {
         let need = self.pages.len() as u64;
         let have = file.metadata().map_err(|error| raise(py, &error.into(), &self.path))?.len();
         if have < need {
-            return Err(raise(py, &Error::CutShort { need, have }, &self.path));
+            return Err(raise(py, &Error::cut_short(need, have), &self.path));
         }
         Ok(())
     }

@@ -192,7 +192,7 @@ impl Container {
         let (pages, file) = mapped.map_err(|error| os_error(py, &error, &self.path))?;
         let (need, have) = (self.contents().size, pages.len() as u64);
         if have < need {
-            return Err(raise(py, &Error::CutShort { need, have }, &self.path));
+            return Err(raise(py, &Error::cut_short(need, have), &self.path));
         }
         Ok(Mapping::of_file(pages, file, self.path.clone()))
     }
@@ -507,7 +507,7 @@ impl StreamWriter {
 const IN_MEMORY: &str = "<bytes>";
 
 fn closed() -> Error {
-    Error::Unwritable { tensor: None, what: "the writer is closed".into() }
+    Error::invalid("the writer is closed")
 }
 
 fn start(
@@ -530,13 +530,11 @@ fn start(
 }
 
 fn spec(name: String, dtype: &str, dims: Vec<u64>) -> apr_format::Result<Spec> {
-    match Dtype::from_name(dtype) {
-        Some(dtype) => Ok(Spec { name, dtype, dims }),
-        None => Err(Error::Unwritable {
-            what: format!("tensor {name:?}: unknown dtype {dtype:?}: one of {}", dtype_names()),
-            tensor: Some(name),
-        }),
-    }
+    let Some(dtype) = Dtype::from_name(dtype) else {
+        let what = format!("unknown dtype {dtype:?}; known are {}", dtype_names());
+        return Err(Error::invalid(what).of_tensor(name));
+    };
+    Ok(Spec { name, dtype, dims })
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

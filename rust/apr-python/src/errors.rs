@@ -2,7 +2,7 @@
 
 use std::{io, path::Path};
 
-use apr_format::{Error, Kind, sniff::Foreign};
+use apr_format::{Error, Kind, Rule, sniff::Foreign};
 use pyo3::{
     exceptions::PyOSError,
     prelude::*,
@@ -11,7 +11,7 @@ use pyo3::{
 
 /// The exception for an error about the file at `path`.
 pub(crate) fn raise(py: Python<'_>, error: &Error, path: &Path) -> PyErr {
-    if let Error::Io(error) = error {
+    if let Rule::Io(error) = &error.rule {
         return os_error(py, error, path);
     }
     build(py, error, path).unwrap_or_else(|failure| failure)
@@ -65,18 +65,18 @@ fn build(py: Python<'_>, error: &Error, path: &Path) -> PyResult<PyErr> {
 
 /// What to do about an error, in Python or on the command line. The Rust crate knows neither.
 fn remedy(error: &Error) -> Option<&'static str> {
-    match error {
-        Error::Foreign(Foreign::Gguf | Foreign::Safetensors) => {
-            Some("convert it with apr convert FILE OUT.apr")
-        }
-        Error::Foreign(Foreign::Zip | Foreign::Pickle) => Some(
-            "convert a state dict that you trust with apr.save(torch.load(FILE, weights_only=True), 'OUT.apr')",
-        ),
-        Error::Foreign(Foreign::Npy) => {
-            Some("convert it with apr.save({'name': numpy.load(FILE)}, 'OUT.apr')")
-        }
-        Error::Foreign(Foreign::Hdf5) => Some("read its tensors with h5py and write them with apr.save"),
-        Error::ReadOnlyForm { .. } => {
+    match &error.rule {
+        Rule::Foreign { format } => match format {
+            Foreign::Gguf | Foreign::Safetensors => Some("convert it with apr convert FILE OUT.apr"),
+            Foreign::Zip | Foreign::Pickle => Some(
+                "convert a state dict that you trust with \
+                 apr.save(torch.load(FILE, weights_only=True), 'OUT.apr')",
+            ),
+            Foreign::Npy => Some("convert it with apr.save({'name': numpy.load(FILE)}, 'OUT.apr')"),
+            Foreign::Hdf5 => Some("read its tensors with h5py and write them with apr.save"),
+            _ => None,
+        },
+        Rule::ReadOnly { .. } => {
             Some("apr.save(dict(file), 'OUT.apr', file.metadata), where file = apr.load(FILE)")
         }
         _ => None,

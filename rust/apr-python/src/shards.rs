@@ -122,7 +122,7 @@ impl TokenStream {
         if error.kind() == ErrorKind::UnexpectedEof
             && let Ok(found) = path.metadata()
         {
-            return raise(py, &Error::CutShort { need: self.stream.nbytes(shard), have: found.len() }, path);
+            return raise(py, &Error::cut_short(self.stream.nbytes(shard), found.len()), path);
         }
         os_error(py, &error, path)
     }

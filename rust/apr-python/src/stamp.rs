@@ -56,8 +56,8 @@ impl Stamp {
             let out = stamp(&self.file, (&self.header, &self.contents), metadata, flags, out)?;
             Ok(out.commit()?)
         })
-        .map_err(|error| {
-            let is_io = matches!(error, apr_format::Error::Io(_));
+        .map_err(|error: apr_format::Error| {
+            let is_io = matches!(error.rule, apr_format::Rule::Io(_));
             raise(py, &error, if is_io { &target } else { &self.path })
         })
     }

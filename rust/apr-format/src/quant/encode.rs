@@ -23,14 +23,14 @@ const Q4_SIZE: usize = 18;
 /// from zero.
 ///
 /// # Errors
-/// [`Error::Unwritable`] for another dtype, for NaN and infinities, and for q4 magnitudes above 458 528, whose scale
+/// [`Rule::Invalid`] for another dtype, for NaN and infinities, and for q4 magnitudes above 458 528, whose scale
 /// an f16 cannot hold.
 pub fn quantize(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
     threads::run(|| quantize_here(dtype, values))
 }
 
 fn quantize_here(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
-    let refuse = |what: String| Err(Error::Unwritable { tensor: None, what });
+    let refuse = |what: String| Err(Error::invalid(what));
     if !matches!(dtype, Dtype::Q4 | Dtype::Q8) {
         return refuse(format!("cannot quantize to {}: the dtype must be q4 or q8", dtype.name()));
     }

@@ -22,7 +22,7 @@ pub const TASK: usize = 32 << 10;
 /// blocks that hold these values are read from `source`.
 ///
 /// # Errors
-/// [`Error::Unwritable`] if the tensor is not quantized or has fewer values; [`Error::Io`] if reading fails.
+/// [`Rule::Invalid`] if the tensor is not quantized or has fewer values; [`Rule::Io`] if reading fails.
 pub fn dequantize(
     source: &(impl Source + ?Sized),
     tensor: &Tensor,
@@ -30,13 +30,9 @@ pub fn dequantize(
     out: &mut [f32],
 ) -> Result<()> {
     if start.checked_add(out.len() as u64).is_none_or(|end| end > tensor.count()) {
-        let what = format!(
-            "tensor {:?} has {} values: cannot read {} from value {start} on",
-            tensor.name,
-            tensor.count(),
-            out.len()
-        );
-        return Err(Error::Unwritable { tensor: Some(tensor.name.clone()), what });
+        let what =
+            format!("cannot read {} values from value {start} on: it has {}", out.len(), tensor.count());
+        return Err(Error::invalid(what).of_tensor(&tensor.name));
     }
     match tensor.dtype {
         Dtype::Q4 => in_blocks(source, tensor, start, out, blocks::q4),
@@ -44,8 +40,8 @@ pub fn dequantize(
         Dtype::Q6K => in_blocks(source, tensor, start, out, blocks::q6_k),
         Dtype::Q8 => q8(source, tensor, start, out),
         other => {
-            let what = format!("tensor {:?} is {}, which is not quantized", tensor.name, other.name());
-            Err(Error::Unwritable { tensor: Some(tensor.name.clone()), what })
+            let what = format!("{other} is not a quantized dtype");
+            Err(Error::invalid(what).of_tensor(&tensor.name))
         }
     }
 }

@@ -18,7 +18,12 @@ use super::{
     repeats::Repeats,
     sha::{BLOCK, Sha},
 };
-use crate::{Error, source::Source, threads, watch::Watch};
+use crate::{
+    error::{Error, Part, Rule},
+    source::Source,
+    threads,
+    watch::Watch,
+};
 
 /// Bytes read at a time: they are counted and hashed while they still lie in the core's own cache. Repeated
 /// windows are looked for within such a piece, wherever a thread's part of a shard begins.
@@ -65,8 +70,8 @@ pub struct Wanted {
 /// Scan shards in parallel, each given with the ids that it was listed with.
 ///
 /// # Errors
-/// With the index of the shard: the operating system's; [`Error::CutShort`] where one is shorter than it was
-/// listed with, [`Error::Grown`] where it is longer. Of several, the first in the given order.
+/// With the index of the shard: the operating system's; [`Rule::CutShort`] where one is shorter than it was
+/// listed with, [`Rule::Grown`] where it is longer. Of several, the first in the given order.
 pub fn scan_all<P: AsRef<Path> + Sync>(
     shards: &[(P, u64)],
     wanted: Wanted,
@@ -257,7 +262,7 @@ impl Opened {
         advice::sequential(&file);
         let found = file.metadata()?;
         if found.len() > size {
-            return Err(Error::Grown { had: size, have: found.len() });
+            return Err(Rule::Grown { have: found.len() }.at(Part::Data, size));
         }
         let seconds = found.mtime().saturating_mul(1_000_000_000);
         Ok(Self { file, size, modified_ns: seconds.saturating_add(found.mtime_nsec()) })
@@ -265,7 +270,7 @@ impl Opened {
 
     fn found(&self, scan: io::Result<ShardScan>) -> Result<ShardScan, Error> {
         let scan = scan.map_err(|error| match (error.kind(), self.file.metadata()) {
-            (io::ErrorKind::UnexpectedEof, Ok(now)) => Error::CutShort { need: self.size, have: now.len() },
+            (io::ErrorKind::UnexpectedEof, Ok(now)) => Error::cut_short(self.size, now.len()),
             _ => error.into(),
         })?;
         Ok(ShardScan { modified_ns: self.modified_ns, ..scan })
@@ -476,8 +481,12 @@ mod tests {
         let wanted = Wanted { limit: 10, hash: true };
         let with = |tokens| scan_all(&[(&path, 3), (&path, tokens)], wanted, &Watch::default());
         assert!(with(3).is_ok());
-        assert!(matches!(with(4), Err((1, Error::CutShort { need: 16, have: 12 }))));
-        assert!(matches!(with(2), Err((1, Error::Grown { had: 8, have: 12 }))));
+        let (shard, error) = with(4).unwrap_err();
+        assert!(matches!(error.rule, Rule::CutShort { need: 16 }));
+        assert_eq!((shard, error.offset()), (1, Some(12)));
+        let (shard, error) = with(2).unwrap_err();
+        assert!(matches!(error.rule, Rule::Grown { have: 12 }));
+        assert_eq!((shard, error.offset()), (1, Some(8)));
     }
 
     #[test]
@@ -488,7 +497,10 @@ mod tests {
         let watch = Watch::default();
         watch.stop();
         let stopped = scan_all(&[(&path, 100_000)], Wanted { limit: 10, hash: false }, &watch);
-        assert!(matches!(stopped, Err((0, Error::Io(error))) if error.kind() == io::ErrorKind::Interrupted));
+        let (shard, Error { rule: Rule::Io(error), .. }) = stopped.unwrap_err() else {
+            panic!("not stopped")
+        };
+        assert_eq!((shard, error.kind()), (0, io::ErrorKind::Interrupted));
         assert_eq!(watch.bytes(), PIECE as u64);
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     codec::MAX_UNPACKED,
     contents::FOOTER_SIZE,
-    error::{Error, Part, Result},
+    error::{Error, Part, Result, Rule},
     json::MAX_READ,
 };
 
@@ -79,13 +79,13 @@ impl Header {
     /// Read and check the fields of a file of `size` bytes.
     ///
     /// # Errors
-    /// [`Error::Version`], [`Error::HeaderField`], [`Error::Truncated`], [`Error::TrailingBytes`].
+    /// [`Rule::Version`], [`Rule::Malformed`], [`Rule::Truncated`], [`Rule::TrailingBytes`].
     pub fn parse(bytes: &[u8; 32], size: u64) -> Result<Self> {
         let version = (bytes[4], bytes[5]);
         if version.0 != 1 {
-            return Err(Error::Version { major: version.0, minor: version.1 });
+            return Err(Rule::Version { major: version.0, minor: version.1 }.at(Part::Header, 4));
         }
-        let wrong = |offset, what| Error::HeaderField { offset, what };
+        let wrong = |offset, what| Rule::Malformed { what }.at(Part::Header, offset);
         let compression = Compression::from_id(bytes[20])
             .ok_or_else(|| wrong(20, format!("compression {} is unknown", bytes[20])))?;
         let header = Self {
@@ -105,7 +105,7 @@ impl Header {
     }
 
     fn check(&self) -> Result<()> {
-        let wrong = |offset, what| Err(Error::HeaderField { offset, what });
+        let wrong = |offset, what| Err(Rule::Malformed { what }.at(Part::Header, offset));
         let [metadata, stored, unpacked] =
             [self.metadata_size, self.payload_size, self.uncompressed_size].map(u64::from);
         if metadata == 0 {
@@ -131,19 +131,19 @@ impl Header {
 
     /// Check that a file of `have` bytes has all its parts and nothing more.
     fn check_size(&self, have: u64) -> Result<()> {
-        for (part, what, need) in [
-            (Part::Metadata, "the metadata", self.payload_offset()),
-            (Part::Payload, "the payload", self.payload_end()),
-            (Part::Signature, "the signature", self.footer_offset()),
-            (Part::Footer, "the footer", self.footer_offset() + FOOTER_SIZE),
+        for (part, need) in [
+            (Part::Metadata, self.payload_offset()),
+            (Part::Payload, self.payload_end()),
+            (Part::Signature, self.footer_offset()),
+            (Part::Footer, self.footer_offset() + FOOTER_SIZE),
         ] {
             if need > have {
-                return Err(Error::Truncated { part, what: what.into(), tensor: None, need, have });
+                return Err(Error::truncated(part, need, have));
             }
         }
         let end = self.footer_offset() + FOOTER_SIZE;
         if have > end {
-            return Err(Error::TrailingBytes { offset: end, extra: have - end });
+            return Err(Rule::TrailingBytes { extra: have - end }.at(Part::Footer, end));
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use crate::error::{Error, Result};
+use crate::error::{Part, Result, Rule};
 
 /// The keys that a caller gives.
 #[derive(Default, Clone)]
@@ -34,7 +34,7 @@ impl Keys {
     /// Refuse keys for a form that is neither encrypted nor signed.
     ///
     /// # Errors
-    /// [`Error::Signature`], [`Error::Decryption`].
+    /// [`Rule::Signature`], [`Rule::Decryption`].
     pub fn refuse(&self) -> Result<()> {
         self.refuse_trusted()?;
         self.refuse_unlock()
@@ -42,7 +42,7 @@ impl Keys {
 
     pub(crate) fn refuse_trusted(&self) -> Result<()> {
         if self.trusted.is_some() {
-            return Err(Error::Signature { offset: None, what: "the file is not signed".into() });
+            return Err(Rule::Signature { what: "the file is not signed".into() }.within(Part::Signature));
         }
         Ok(())
     }
@@ -53,6 +53,6 @@ impl Keys {
             Some(Unlock::Recipient(_)) => "the file is not encrypted: open it without a recipient key",
             None => return Ok(()),
         };
-        Err(Error::Decryption { offset: None, what })
+        Err(Rule::Decryption { what }.within(Part::Encryption))
     }
 }

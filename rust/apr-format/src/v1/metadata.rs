@@ -6,21 +6,21 @@
 use rmp::{Marker, decode};
 
 use crate::{
-    error::{Error, Result},
+    error::{Part, Result, Rule},
     json::{self, MAX_DEPTH, MAX_READ, MAX_VALUES},
 };
 
 /// Check the metadata within the limits, and give them as JSON text. `start` is where they stand in the file.
 ///
 /// # Errors
-/// [`Error::Metadata`] with the offset of the value that is wrong.
+/// [`Rule::Malformed`] with the offset of the value that is wrong.
 pub fn read(bytes: Vec<u8>, start: u64) -> Result<String> {
     // In MessagePack this byte is a number: no map starts with it.
     if bytes.first() == Some(&b'{') {
         return json::check(bytes, start);
     }
     let mut reader = Reader { bytes: &bytes, at: 0, values: 0, text: Vec::new() };
-    let wrong = |(at, what): (usize, String)| Error::Metadata { offset: start + at as u64, what };
+    let wrong = |(at, what): (usize, String)| Rule::Malformed { what }.at(Part::Metadata, start + at as u64);
     reader.top().map_err(wrong)?;
     String::from_utf8(reader.text).map_err(|_| wrong((0, "not UTF-8".into())))
 }

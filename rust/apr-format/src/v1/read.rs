@@ -12,7 +12,7 @@ use crate::{
     codec::Codec,
     contents::{Contents, Metadata},
     crc::crc32,
-    error::{Error, Part, Result},
+    error::{Error, Part, Result, Rule},
     index::Index,
     source::{Source, read_vec},
 };
@@ -42,7 +42,7 @@ pub struct Opened {
 /// Read and check all of a file.
 ///
 /// # Errors
-/// The first rule that does not hold; [`Error::Signature`], [`Error::Decryption`].
+/// The first rule that does not hold; [`Rule::Signature`], [`Rule::Decryption`].
 pub fn open(source: &(impl Source + ?Sized), keys: &Keys) -> Result<(Contents, Opened)> {
     let size = source.size()?;
     let header = read_header(source, size)?;
@@ -65,8 +65,7 @@ pub fn open(source: &(impl Source + ?Sized), keys: &Keys) -> Result<(Contents, O
 
 fn read_header(source: &(impl Source + ?Sized), size: u64) -> Result<Header> {
     if size < SIZE {
-        let (part, what) = (Part::Header, "the header".into());
-        return Err(Error::Truncated { part, what, tensor: None, need: SIZE, have: size });
+        return Err(Error::truncated(Part::Header, SIZE, size));
     }
     let mut bytes = [0; 32];
     source.read_at(0, &mut bytes)?;
@@ -79,7 +78,7 @@ fn check_footer(source: &(impl Source + ?Sized), header: &Header) -> Result<(u64
     source.read_at(offset, &mut bytes)?;
     let (stored, computed) = (u32::from_le_bytes(bytes), crc32(source, offset)?);
     if stored != computed {
-        return Err(Error::FooterChecksum { offset, stored, computed });
+        return Err(Rule::Checksum { stored, computed }.at(Part::Footer, offset));
     }
     Ok((offset, stored))
 }
@@ -99,7 +98,7 @@ fn check_signature(source: &(impl Source + ?Sized), header: &Header, keys: &Keys
 
 /// What was read is as long as was asked for.
 fn unread() -> Error {
-    Error::Io(std::io::ErrorKind::UnexpectedEof.into())
+    std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()
 }
 
 fn decrypt(source: &(impl Source + ?Sized), header: &Header, keys: &Keys) -> Result<Option<Vec<u8>>> {
@@ -128,12 +127,12 @@ impl Opened {
     /// What can be known of the payload without memory for it: that it may have its size.
     ///
     /// # Errors
-    /// [`Error::Decryption`] without a key, [`Error::Packed`]; the operating system's.
+    /// [`Rule::Decryption`] without a key, [`Rule::Compressed`]; the operating system's.
     pub fn packed(&self, source: &(impl Source + ?Sized)) -> Result<Packed<'_>> {
         let start = self.header.payload_offset();
         if self.is_locked() {
             let what = "the payload is encrypted: open the file with its password or the recipient's key";
-            return Err(Error::Decryption { offset: Some(start), what });
+            return Err(Rule::Decryption { what }.at(Part::Encryption, start));
         }
         let stored = match &self.decrypted {
             Some(decrypted) => Cow::Borrowed(decrypted.as_slice()),
@@ -161,7 +160,7 @@ impl Packed<'_> {
     /// Decompress it to its whole size.
     ///
     /// # Errors
-    /// [`Error::Packed`].
+    /// [`Rule::Compressed`].
     pub fn unpack(&self, out: &mut [u8]) -> Result<()> {
         let size = u32::try_from(out.len()).unwrap_or(u32::MAX);
         self.codec.unpack(self.body(size)?, out, self.start)
@@ -178,9 +177,12 @@ impl Packed<'_> {
             Some((length, _)) => {
                 let what =
                     format!("its size is {}, not the {size} that are declared", u32::from_le_bytes(*length));
-                Err(Error::Packed { codec, offset, what })
+                Err(Rule::Compressed { codec, what }.at(Part::Packing, offset))
             }
-            None => Err(Error::Packed { codec, offset, what: "no size is before it".into() }),
+            None => {
+                let what = "no size is before it".into();
+                Err(Rule::Compressed { codec, what }.at(Part::Packing, offset))
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
 use super::keys::Unlock;
-use crate::error::{Error, Result};
+use crate::error::{Part, Result, Rule};
 
 const SALT: usize = 16;
 const NONCE: usize = 12;
@@ -28,7 +28,7 @@ type Key = Zeroizing<[u8; 32]>;
 
 /// Decrypt a payload as stored: what comes out is still compressed. `offset` is where it stands in the file.
 pub(super) fn decrypt(mut payload: Vec<u8>, unlock: &Unlock, offset: u64) -> Result<Vec<u8>> {
-    let failed = |what| Error::Decryption { offset: Some(offset), what };
+    let failed = |what| Rule::Decryption { what }.at(Part::Encryption, offset);
     let (key, head, wrong) = match unlock {
         Unlock::Password(password) => (
             from_password(password, &payload).ok_or_else(|| failed("no key can be derived"))?,
@@ -99,7 +99,7 @@ pub(super) fn check_signature(
     trusted: Option<&[u8; 32]>,
     offset: u64,
 ) -> Result<()> {
-    let failed = |offset, what: &str| Error::Signature { offset: Some(offset), what: what.into() };
+    let failed = |offset, what: &str| Rule::Signature { what: what.into() }.at(Part::Signature, offset);
     // Strict: with a key of small order, one signature would fit every message.
     VerifyingKey::from_bytes(public_key)
         .map_err(|_| failed(offset + 64, "the public key in the file is none"))?
@@ -109,7 +109,7 @@ pub(super) fn check_signature(
         })?;
     if trusted.is_some_and(|trusted| trusted != public_key) {
         let what = format!("the file is signed by {}, which is not the trusted key", hex(public_key));
-        return Err(Error::Signature { offset: Some(offset + 64), what });
+        return Err(Rule::Signature { what }.at(Part::Signature, offset + 64));
     }
     Ok(())
 }

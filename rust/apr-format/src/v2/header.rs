@@ -1,11 +1,13 @@
 //! The 64 bytes at the start.
 
-use crate::error::{Error, Part, Result};
+use crate::error::{Error, Part, Result, Rule};
 
 /// Bytes of the header.
 pub const SIZE: u64 = 64;
 /// The magic that is written.
 pub const MAGIC: [u8; 4] = *b"APR\0";
+/// Where the flags are in the header.
+pub(super) const FLAGS: u64 = 6;
 /// The version that is written; a higher minor one is read.
 pub const VERSION: (u8, u8) = (2, 0);
 
@@ -123,13 +125,13 @@ impl Header {
     pub fn check(&self) -> Result<()> {
         let (major, minor) = self.version;
         if major != VERSION.0 {
-            return Err(Error::Version { major, minor });
+            return Err(Rule::Version { major, minor }.at(Part::Header, 4));
         }
         self.check_flags()?;
-        let wrong = |offset, what: String| Err(Error::HeaderField { offset, what });
+        let wrong = |offset, what: String| Err(Rule::Malformed { what }.at(Part::Header, offset));
         let metadata = self.metadata_offset;
         if metadata < SIZE {
-            return wrong(12, format!("metadata_offset {metadata} lies inside the header"));
+            return wrong(12, format!("metadata_offset {metadata} is inside the header"));
         }
         if self.metadata_size == 0 {
             return wrong(20, "metadata_size is 0: the metadata must be a JSON object".into());
@@ -143,16 +145,16 @@ impl Header {
             return wrong(
                 24,
                 format!(
-                    "tensor_index_offset {index} lies before the end of the metadata ({size} bytes from {metadata})"
+                    "tensor_index_offset {index} is before the end of the metadata ({size} bytes from {metadata})"
                 ),
             );
         }
         let data = self.data_offset;
         if data < index {
-            return wrong(32, format!("data_offset {data} lies before the tensor index at {index}"));
+            return wrong(32, format!("data_offset {data} is before the tensor index at {index}"));
         }
         if !data.is_multiple_of(super::ALIGN) {
-            return wrong(32, format!("data_offset {data} is no multiple of 64"));
+            return wrong(32, format!("data_offset {data} is not a multiple of 64"));
         }
         Ok(())
     }
@@ -160,15 +162,16 @@ impl Header {
     fn check_flags(&self) -> Result<()> {
         let has = |bit| self.flags & bit != 0;
         if has(flags::COLUMN_MAJOR) {
-            let why = "column-major data is forbidden: convert the model again with a current tool";
-            return Err(Error::ForbiddenFlag { flag: "LAYOUT_COLUMN_MAJOR", why });
+            let what = "flag LAYOUT_COLUMN_MAJOR is set, but data must be row-major; convert the model again with a \
+                        current tool";
+            return Err(Rule::malformed(what).at(Part::Header, FLAGS));
         }
-        let why = "no layout for it is known in v2";
-        if has(flags::ENCRYPTED) {
-            return Err(Error::UnsupportedFlag { flag: "ENCRYPTED", why });
-        }
-        if has(flags::SIGNED) {
-            return Err(Error::UnsupportedFlag { flag: "SIGNED", why });
+        // No writer has ever set them, so no layout is known.
+        for (bit, name) in [(flags::ENCRYPTED, "ENCRYPTED"), (flags::SIGNED, "SIGNED")] {
+            if has(bit) {
+                let what = format!("flag {name} in a version 2 file");
+                return Err(Rule::Unsupported { what }.at(Part::Header, FLAGS));
+            }
         }
         Ok(())
     }
@@ -178,12 +181,9 @@ impl Header {
     /// # Errors
     /// Truncated.
     pub fn check_size(&self, have: u64) -> Result<()> {
-        for (part, what, need) in [
-            (Part::Metadata, "the metadata", self.metadata_end()),
-            (Part::Index, "the tensor index", self.data_offset),
-        ] {
+        for (part, need) in [(Part::Metadata, self.metadata_end()), (Part::Index, self.data_offset)] {
             if need > have {
-                return Err(Error::Truncated { part, what: what.into(), tensor: None, need, have });
+                return Err(Error::truncated(part, need, have));
             }
         }
         Ok(())

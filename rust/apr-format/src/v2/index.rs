@@ -2,7 +2,7 @@
 
 use crate::{
     dtype::{self, Dtype},
-    error::{Error, Part, Result},
+    error::{Error, Part, Result, Rule},
     index::{Index, MAX_DIMS, MAX_NAME, Tensor, wrong_name},
 };
 
@@ -38,8 +38,8 @@ pub fn parse(bytes: Vec<u8>, count: u32, place: Place) -> Result<Index> {
         starts.push(cursor.at);
         let tensor = cursor.tensor(start)?;
         if let Some(previous) = previous.filter(|previous| *previous >= tensor.name) {
-            let what = if previous == tensor.name { "repeats" } else { "comes after" };
-            return Err(Error::Unsorted { tensor: tensor.name, previous, what, offset: start });
+            let rule = if previous == tensor.name { Rule::Duplicate {} } else { Rule::Unsorted { previous } };
+            return Err(rule.at(Part::Index, start).of_tensor(tensor.name));
         }
         previous = Some(tensor.name);
     }
@@ -60,11 +60,9 @@ impl<'a> Cursor<'a> {
     }
 
     fn take(&mut self, size: usize, start: u64) -> Result<&'a [u8]> {
-        let bytes = self
-            .bytes
-            .get(self.at..)
-            .and_then(|rest| rest.get(..size))
-            .ok_or(Error::EntryTooLong { entry: self.entry, offset: start, limit: self.place.data_offset })?;
+        let bytes = self.bytes.get(self.at..).and_then(|rest| rest.get(..size)).ok_or_else(|| {
+            Rule::EntryTooLong { entry: self.entry, limit: self.place.data_offset }.at(Part::Index, start)
+        })?;
         self.at += size;
         Ok(bytes)
     }
@@ -81,7 +79,7 @@ impl<'a> Cursor<'a> {
 
     fn name(&mut self, start: u64) -> Result<String> {
         let entry = self.entry;
-        let wrong = |what| Error::Name { entry, offset: start, what };
+        let wrong = |what| Rule::Name { entry, what }.at(Part::Index, start);
         let size = usize::from(u16::from_le_bytes(self.array(start)?));
         if size == 0 {
             return Err(wrong("is empty"));
@@ -98,15 +96,15 @@ impl<'a> Cursor<'a> {
         let offset = self.offset();
         let [id, ndim] = self.array(start)?;
         let Some(dtype) = Dtype::from_id(id) else {
-            return Err(Error::UnknownDtype { tensor: name, id, offset });
+            return Err(Rule::UnknownDtype { id }.at(Part::Index, offset).of_tensor(name));
         };
         if ndim > MAX_DIMS {
-            return Err(Error::TooManyDims { tensor: name, ndim, offset: offset + 1 });
+            return Err(Rule::TooManyDims { ndim }.at(Part::Index, offset + 1).of_tensor(name));
         }
         let offset = self.offset();
         let dims = (0..ndim).map(|_| self.u64(start)).collect::<Result<Vec<_>>>()?;
         if dtype::count(&dims).is_none() {
-            return Err(Error::DimsOverflow { tensor: name, dims, offset });
+            return Err(Rule::DimsOverflow { dims }.at(Part::Index, offset).of_tensor(name));
         }
         let offset = self.offset();
         let value = self.u64(start)?;
@@ -119,23 +117,18 @@ impl<'a> Cursor<'a> {
 
     /// Where the tensor starts in the file, checked with its padding against the file's end.
     fn locate(&self, tensor: &Tensor, value: u64, offset: u64) -> Result<u64> {
-        let Tensor { name, nbytes, .. } = tensor;
+        let wrong = |rule: Rule| Err(rule.at(Part::Index, offset).of_tensor(&tensor.name));
+        let size = tensor.nbytes;
         if !value.is_multiple_of(super::ALIGN) {
-            return Err(Error::Misaligned { tensor: name.clone(), value, offset });
+            return wrong(Rule::Misaligned { value });
         }
         let found = self.place.data_offset.checked_add(value);
-        let need = super::align(*nbytes).and_then(|padded| found?.checked_add(padded));
+        let need = super::align(size).and_then(|padded| found?.checked_add(padded));
         let (Some(found), Some(need)) = (found, need) else {
-            return Err(Error::OffsetOverflow { tensor: name.clone(), value, size: *nbytes, offset });
+            return wrong(Rule::OffsetOverflow { value, size });
         };
         if need > self.place.file_size {
-            return Err(Error::Truncated {
-                part: Part::Data,
-                what: format!("tensor {name:?} ({nbytes} bytes from byte {found}, padded to 64)"),
-                tensor: Some(name.clone()),
-                need,
-                have: self.place.file_size,
-            });
+            return Err(Error::truncated(Part::Data, need, self.place.file_size).of_tensor(&tensor.name));
         }
         Ok(found)
     }
@@ -148,15 +141,10 @@ fn check_size(tensor: &Tensor, offset: u64) -> Result<()> {
     if expected == Some(*size) || dtype.nbytes_flat(dims) == Some(*size) || tensor.is_tied() {
         return Ok(());
     }
-    Err(match expected {
-        Some(expected) => Error::SizeMismatch {
-            tensor: name.clone(),
-            dtype: dtype.name(),
-            dims: dims.clone(),
-            size: *size,
-            expected,
-            offset,
-        },
-        None => Error::DimsOverflow { tensor: name.clone(), dims: dims.clone(), offset },
-    })
+    let dims = dims.clone();
+    let rule = match expected {
+        Some(expected) => Rule::SizeMismatch { dtype: *dtype, dims, size: *size, expected },
+        None => Rule::DimsOverflow { dims },
+    };
+    Err(rule.at(Part::Index, offset).of_tensor(name))
 }

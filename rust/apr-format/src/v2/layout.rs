@@ -39,7 +39,7 @@ impl Layout {
     /// that follow from the tensors.
     ///
     /// # Errors
-    /// [`Error::Unwritable`] naming the tensor, for what the format cannot hold; [`Error::Metadata`].
+    /// [`Rule::Invalid`] naming the tensor, for what the format cannot hold; [`Rule::Malformed`].
     pub fn new(specs: Vec<Spec>, json: &str, flags: u16) -> Result<Self> {
         let mut tensors = specs.into_iter().map(check).collect::<Result<Vec<_>>>()?;
         tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -58,15 +58,15 @@ impl Layout {
     /// places: their offsets count from the start of the data.
     ///
     /// # Errors
-    /// [`Error::Unwritable`], [`Error::Metadata`].
+    /// [`Rule::Invalid`], [`Rule::Malformed`].
     pub fn around(tensors: Vec<Tensor>, size: u64, json: &str, flags: u16) -> Result<Self> {
         if flags & flags::NEVER_WRITTEN != 0 {
-            let what = format!("flags {flags:#06x} hold one that is never written");
-            return Err(Error::Unwritable { tensor: None, what });
+            let what = format!("flags {flags:#06x} contain one that is never written");
+            return Err(Error::invalid(what));
         }
         if json.len() > MAX_WRITE {
             let what = format!("metadata take {} bytes, at most 16 MiB are written", json.len());
-            return Err(Error::Unwritable { tensor: None, what });
+            return Err(Error::invalid(what));
         }
         check_json(json.as_bytes().to_vec(), header::SIZE)?;
         Self::place(tensors, size, json, flags).ok_or_else(too_large)
@@ -112,37 +112,37 @@ pub(crate) fn end_of(tensor: &Tensor) -> Option<u64> {
 }
 
 pub(crate) fn too_large() -> Error {
-    Error::Unwritable { tensor: None, what: "the tensors together pass what a file can hold".into() }
+    Error::invalid("the tensors together are larger than a file can be")
 }
 
 pub(crate) fn given_twice(tensor: &str) -> Error {
-    unwritable(tensor, "is given twice")
+    unwritable(tensor, "a tensor of that name was already added")
 }
 
 fn unwritable(tensor: &str, what: &str) -> Error {
-    Error::Unwritable { tensor: Some(tensor.into()), what: format!("tensor {tensor:?} {what}") }
+    Error::invalid(what).of_tensor(tensor)
 }
 
 /// The tensor, without a place yet.
 pub(crate) fn check(spec: Spec) -> Result<Tensor> {
     let Spec { name, dtype, dims } = spec;
     if name.is_empty() {
-        return Err(unwritable(&name, "has an empty name"));
+        return Err(unwritable(&name, "the name is empty"));
     }
     if name.len() > index::MAX_NAME {
         return Err(unwritable(
             &name,
-            &format!("has a name of {} bytes, at most 256 are allowed", name.len()),
+            &format!("the name is {} bytes long; at most 256 are allowed", name.len()),
         ));
     }
     if name.contains('\0') {
-        return Err(unwritable(&name, "has a NUL in its name"));
+        return Err(unwritable(&name, "the name contains a NUL"));
     }
     if dims.len() > usize::from(index::MAX_DIMS) {
-        return Err(unwritable(&name, &format!("has {} dimensions, at most 8 are allowed", dims.len())));
+        return Err(unwritable(&name, &format!("{} dimensions; at most 8 are allowed", dims.len())));
     }
     let Some(nbytes) = dtype.nbytes(&dims) else {
-        return Err(unwritable(&name, &format!("has dims {dims:?}, whose product is out of range")));
+        return Err(unwritable(&name, &format!("the product of its dimensions {dims:?} is out of range")));
     };
     Ok(Tensor { name, dtype, dims, offset: 0, nbytes })
 }

@@ -7,13 +7,13 @@ use std::borrow::Cow;
 
 use crate::{
     contents::{Contents, FOOTER_SIZE, Metadata},
-    error::{Error, Part, Result},
+    error::{Error, Part, Result, Rule},
     index::{self, Index},
     sniff,
     source::{Source, read_vec},
     v2::{
         align,
-        header::{Header, flags},
+        header::{self, Header, flags},
         index::{MAX_ENTRY, MIN_ENTRY, Place, parse},
     },
 };
@@ -38,7 +38,7 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<(Header, Contents)> {
 /// The metadata's JSON text, also of a file that does not open for what comes after them.
 ///
 /// # Errors
-/// What is wrong with the header; [`Error::Metadata`]; the operating system's.
+/// What is wrong with the header; [`Rule::Malformed`]; the operating system's.
 pub fn metadata(source: &(impl Source + ?Sized)) -> Result<String> {
     stored_metadata(&read_header(source, source.size()?)?).read(source).map(Cow::into_owned)
 }
@@ -64,8 +64,8 @@ fn check_compression(source: &(impl Source + ?Sized), header: &Header, size: u64
         source.read_at(header.metadata_offset, &mut first)?;
     }
     if first != [b'{'] {
-        let why = "its whole body is compressed, which is not read by this version";
-        return Err(Error::UnsupportedFlag { flag, why });
+        let what = format!("flag {flag} over a compressed body");
+        return Err(Rule::Unsupported { what }.at(Part::Header, header::FLAGS));
     }
     Ok(())
 }
@@ -77,7 +77,7 @@ fn read_index(source: &(impl Source + ?Sized), header: &Header, file_size: u64) 
     let region = data_offset.saturating_sub(index_offset);
     if region < count * MIN_ENTRY {
         let what = format!("tensor_count {count} cannot fit into the {region} bytes of the tensor index");
-        return Err(Error::HeaderField { offset: 8, what });
+        return Err(Rule::Malformed { what }.at(Part::Header, 8));
     }
     let bytes = read_vec(source, index_offset, region.min(count * MAX_ENTRY))?;
     parse(bytes, header.tensor_count, Place { index_offset, data_offset, file_size })
@@ -101,13 +101,7 @@ fn read_footer(
             source.read_at(end, &mut bytes)?;
             Ok(Some((end, u32::from_le_bytes(bytes))))
         }
-        rest if rest < FOOTER_SIZE => Err(Error::Truncated {
-            part: Part::Footer,
-            what: "the footer".into(),
-            tensor: None,
-            need: end + FOOTER_SIZE,
-            have: size,
-        }),
-        rest => Err(Error::TrailingBytes { offset: end + FOOTER_SIZE, extra: rest - FOOTER_SIZE }),
+        rest if rest < FOOTER_SIZE => Err(Error::truncated(Part::Footer, end + FOOTER_SIZE, size)),
+        rest => Err(Rule::TrailingBytes { extra: rest - FOOTER_SIZE }.at(Part::Footer, end + FOOTER_SIZE)),
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use crate::{
     contents::Contents,
     crc::crc32,
-    error::{Error, Part, Result},
+    error::{Error, Part, Result, Rule},
     index::Tensor,
     source::Source,
     v2::{
@@ -19,8 +19,8 @@ use crate::{
 /// byte for byte, gaps and all; every byte of the source is checked against its footer on the way.
 ///
 /// # Errors
-/// [`Error::FooterChecksum`] after everything was written: `out` must then be thrown away.
-/// [`Error::Unwritable`], [`Error::Metadata`]; the operating system's.
+/// [`Rule::Checksum`] after everything was written: `out` must then be thrown away.
+/// [`Rule::Invalid`], [`Rule::Malformed`]; the operating system's.
 pub fn stamp<W: Write>(
     source: &(impl Source + ?Sized),
     (header, contents): (&Header, &Contents),
@@ -41,7 +41,7 @@ pub fn stamp<W: Write>(
     if let Some((offset, stored)) = contents.footer {
         let computed = after(crc32(source, start)?, start, &data);
         if computed != stored {
-            return Err(Error::FooterChecksum { offset, stored, computed });
+            return Err(Rule::Checksum { stored, computed }.at(Part::Footer, offset));
         }
     }
     let footer = after(crc32fast::hash(&layout.head), layout.head.len() as u64, &data);
@@ -78,11 +78,8 @@ fn copy(
 /// A file that ends before it did when it was opened.
 fn cut_short(source: &(impl Source + ?Sized), error: io::Error, need: u64) -> Error {
     match source.size() {
-        Ok(have) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            let what = "the tensor data".into();
-            Error::Truncated { part: Part::Data, what, tensor: None, need, have }
-        }
-        _ => Error::Io(error),
+        Ok(have) if error.kind() == io::ErrorKind::UnexpectedEof => Error::truncated(Part::Data, need, have),
+        _ => error.into(),
     }
 }
 

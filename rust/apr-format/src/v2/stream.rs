@@ -50,7 +50,7 @@ impl Stream {
     /// Write one tensor, whole.
     ///
     /// # Errors
-    /// [`Error::Unwritable`] for a name that was given before, for what the format cannot hold and for
+    /// [`Rule::Invalid`] for a name that was given before, for what the format cannot hold and for
     /// bytes of another size: the stream is then as it was. After an error of the operating system's
     /// nothing more can be written.
     pub fn add(&mut self, spec: Spec, bytes: &[u8]) -> Result<()> {
@@ -84,7 +84,7 @@ impl Stream {
     /// Write the file around the data, flush it to disk and take the target's place.
     ///
     /// # Errors
-    /// [`Error::Unwritable`], [`Error::Metadata`]; the operating system's. The target is then as it was.
+    /// [`Rule::Invalid`], [`Rule::Malformed`]; the operating system's. The target is then as it was.
     pub fn finish(mut self, json: &str, flags: u16) -> Result<()> {
         self.check()?;
         let layout = Layout::around(self.tensors.into_values().collect(), self.size, json, flags)?;
@@ -101,8 +101,7 @@ impl Stream {
 
     fn check(&self) -> Result<()> {
         if self.failed {
-            let what = "an earlier write failed: nothing is written".into();
-            return Err(Error::Unwritable { tensor: None, what });
+            return Err(Error::invalid("an earlier write failed, so nothing more can be written"));
         }
         Ok(())
     }

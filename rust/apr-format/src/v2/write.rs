@@ -42,7 +42,7 @@ impl<W: Write> Writer<W> {
     /// Write the bytes of the tensor that is due, and its padding.
     ///
     /// # Errors
-    /// [`Error::Unwritable`] where none is due or the size is not the tensor's; the operating system's.
+    /// [`Rule::Invalid`] where none is due or the size is not the tensor's; the operating system's.
     pub fn tensor(&mut self, bytes: &[u8]) -> Result<()> {
         self.part(bytes)?;
         self.end()
@@ -51,7 +51,7 @@ impl<W: Write> Writer<W> {
     /// Write the next bytes of the tensor that is due.
     ///
     /// # Errors
-    /// [`Error::Unwritable`] where none is due or they are too many; the operating system's.
+    /// [`Rule::Invalid`] where none is due or they are too many; the operating system's.
     pub fn part(&mut self, bytes: &[u8]) -> Result<()> {
         let given = self.check_room(bytes.len() as u64)?;
         self.put(bytes)?;
@@ -62,7 +62,7 @@ impl<W: Write> Writer<W> {
     /// Write the next `size` bytes of the tensor that is due, taken from a reader.
     ///
     /// # Errors
-    /// [`Error::Unwritable`] where none is due or they are too many; the reader's and the operating system's.
+    /// [`Rule::Invalid`] where none is due or they are too many; the reader's and the operating system's.
     pub fn part_from(&mut self, size: u64, bytes: &mut impl Read) -> Result<()> {
         let given = self.check_room(size)?;
         put_from(&mut self.out, &mut self.hasher, size, bytes)?;
@@ -83,7 +83,7 @@ impl<W: Write> Writer<W> {
     /// The tensor that is due has all its bytes: write its padding, and go on to the next.
     ///
     /// # Errors
-    /// [`Error::Unwritable`] where none is due or bytes are missing; the operating system's.
+    /// [`Rule::Invalid`] where none is due or bytes are missing; the operating system's.
     pub fn end(&mut self) -> Result<()> {
         let given = self.written;
         match self.due() {
@@ -100,11 +100,10 @@ impl<W: Write> Writer<W> {
     /// Write the footer.
     ///
     /// # Errors
-    /// [`Error::Unwritable`] where a tensor is still due; the operating system's.
+    /// [`Rule::Invalid`] where a tensor is still due; the operating system's.
     pub fn finish(mut self) -> Result<W> {
         if let Some(Tensor { name, .. }) = self.tensors.next() {
-            let what = format!("tensor {name:?} was given no values");
-            return Err(Error::Unwritable { tensor: Some(name), what });
+            return Err(Error::invalid("no values were written").of_tensor(name));
         }
         self.out.write_all(&self.hasher.finalize().to_le_bytes())?;
         Ok(self.out)
@@ -155,13 +154,12 @@ pub(crate) fn padding(size: u64) -> &'static [u8] {
 /// The tensor's own size is another than what was given.
 pub(crate) fn wrong_size(tensor: &Tensor, given: u64) -> Error {
     let Tensor { name, dims, nbytes, dtype, .. } = tensor;
-    let dtype = dtype.name();
-    let what = format!("tensor {name:?}: {given} bytes given, but {dtype} {dims:?} takes {nbytes}");
-    Error::Unwritable { tensor: Some(name.clone()), what }
+    let what = format!("{given} bytes were given, but {dtype} {dims:?} takes {nbytes}");
+    Error::invalid(what).of_tensor(name)
 }
 
 fn none_due() -> Error {
-    Error::Unwritable { tensor: None, what: "more values than tensors".into() }
+    Error::invalid("all tensors are already written")
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use crate::{
     contents::{Contents, FOOTER_SIZE, Metadata},
     dtype::{self, Dtype},
-    error::{Error, Part, Result},
+    error::{Error, Part, Result, Rule},
     index::{self, Index, Tensor},
     json::{self, dims, number},
     source::{Source, read_vec},
@@ -57,28 +57,28 @@ pub struct Header {
 /// The first rule that does not hold.
 pub fn open(source: &(impl Source + ?Sized)) -> Result<(Header, Contents)> {
     let size = source.size()?;
-    reaches(size, Part::Header, "the header", HEAD)?;
+    reaches(size, Part::Header, HEAD)?;
     let [magic, length] = words(source, 0)?;
     if magic != MAGIC {
-        return Err(Error::HeaderField { offset: 0, what: "no APR1 file is in the wrapper".into() });
+        return Err(Rule::malformed("no APR1 file is in the wrapper").at(Part::Header, 0));
     }
     let metadata_size = u32::from_le_bytes(length);
     limit(4, "metadata length", metadata_size)?;
     let metadata_end = HEAD + u64::from(metadata_size);
-    reaches(size, Part::Metadata, "the metadata", metadata_end)?;
+    reaches(size, Part::Metadata, metadata_end)?;
     let metadata = json::check(read_vec(source, HEAD, u64::from(metadata_size))?, HEAD)?;
 
     let tensor_index_offset = metadata_end + INDEX_HEAD;
-    reaches(size, Part::Index, "the tensor index", tensor_index_offset)?;
+    reaches(size, Part::Index, tensor_index_offset)?;
     let [count, length] = words(source, metadata_end)?.map(u32::from_le_bytes);
     limit(metadata_end + 4, "index length", length)?;
     let data_offset = tensor_index_offset + u64::from(length);
-    reaches(size, Part::Index, "the tensor index", data_offset)?;
+    reaches(size, Part::Index, data_offset)?;
     let index = read_vec(source, tensor_index_offset, u64::from(length))?;
     let tensors = Reader { at: tensor_index_offset, data_offset, size }.read(index)?;
     if tensors.len() as u64 != u64::from(count) {
         let what = format!("the number of tensors is {count}, but the index lists {}", tensors.len());
-        return Err(Error::HeaderField { offset: metadata_end, what });
+        return Err(Rule::Malformed { what }.at(Part::Header, metadata_end));
     }
     index::check_overlaps(&tensors)?;
     let footer = read_footer(source, size, data_offset, &tensors)?;
@@ -96,14 +96,14 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<(Header, Contents)> {
 fn limit(offset: u64, what: &str, size: u32) -> Result<()> {
     if u64::from(size) > json::MAX_READ {
         let what = format!("{what} {size} is above the limit of 64 MiB");
-        return Err(Error::HeaderField { offset, what });
+        return Err(Rule::Malformed { what }.at(Part::Header, offset));
     }
     Ok(())
 }
 
-fn reaches(have: u64, part: Part, what: &str, need: u64) -> Result<()> {
+fn reaches(have: u64, part: Part, need: u64) -> Result<()> {
     if need > have {
-        return Err(Error::Truncated { part, what: what.into(), tensor: None, need, have });
+        return Err(Error::truncated(part, need, have));
     }
     Ok(())
 }
@@ -125,9 +125,9 @@ fn read_footer(
     // In range: each end was compared with the file's.
     let at = tensors.iter().map(|tensor| tensor.offset + tensor.nbytes).fold(data_offset, u64::max);
     let end = at + FOOTER_SIZE;
-    reaches(size, Part::Footer, "the footer", end)?;
+    reaches(size, Part::Footer, end)?;
     if size > end {
-        return Err(Error::TrailingBytes { offset: end, extra: size - end });
+        return Err(Rule::TrailingBytes { extra: size - end }.at(Part::Footer, end));
     }
     let mut bytes = [0; 4];
     source.read_at(at, &mut bytes)?;
@@ -212,13 +212,13 @@ impl<'de> Visitor<'de> for &mut Entries<'_> {
 
 impl Reader {
     fn wrong(&self, at: usize, what: String) -> Error {
-        Error::JsonIndex { tensor: None, offset: self.at + at as u64, what }
+        Rule::Malformed { what }.at(Part::Index, self.at + at as u64)
     }
 
     /// The tensors, sorted by name.
     fn read(&self, json: Vec<u8>) -> Result<Index> {
         let text = String::from_utf8(json)
-            .map_err(|error| self.wrong(error.utf8_error().valid_up_to(), "not UTF-8".into()))?;
+            .map_err(|error| self.wrong(error.utf8_error().valid_up_to(), "invalid UTF-8".into()))?;
         // First as any JSON: its depth and the number of its values are bounded.
         json::walk(&text).map_err(|(at, what)| self.wrong(at, what))?;
         let first = text.bytes().position(|byte| !byte.is_ascii_whitespace());
@@ -243,8 +243,7 @@ impl Reader {
         })?;
         if let Some((name, number)) = tensors.sort() {
             let offset = self.at + u64::from(starts.get(number).copied().unwrap_or(0));
-            let what = format!("tensor {name:?} is listed twice");
-            return Err(Error::JsonIndex { tensor: Some(name), offset, what });
+            return Err(Rule::Duplicate {}.at(Part::Index, offset).of_tensor(name));
         }
         Ok(tensors)
     }
@@ -253,33 +252,29 @@ impl Reader {
     fn tensor(&self, entry: Entry, number: u32, at: u64) -> Result<Tensor> {
         let Entry { name, dtype, shape: dims, offset, size } = entry;
         if let Some(what) = index::wrong_name(&name) {
-            return Err(Error::Name { entry: number, offset: at, what });
+            return Err(Rule::Name { entry: number, what }.at(Part::Index, at));
         }
+        let wrong = |name: String, rule: Rule| Err(rule.at(Part::Index, at).of_tensor(name));
         if dtype != F32 {
-            let what = format!("tensor {name:?} has dtype {dtype:?}: only {F32:?} is known");
-            return Err(Error::JsonIndex { tensor: Some(name), offset: at, what });
+            return wrong(
+                name,
+                Rule::malformed(format!("unknown dtype {dtype:?}; only {F32:?} was written")),
+            );
         }
         let dtype = Dtype::F32;
         let Some(expected) = dtype::count(&dims).and_then(|_| dtype.nbytes(&dims)) else {
-            return Err(Error::DimsOverflow { tensor: name, dims, offset: at });
+            return wrong(name, Rule::DimsOverflow { dims });
         };
         if size != expected {
-            let dtype = dtype.name();
-            return Err(Error::SizeMismatch { tensor: name, dtype, dims, size, expected, offset: at });
+            return wrong(name, Rule::SizeMismatch { dtype, dims, size, expected });
         }
         let start = self.data_offset.checked_add(offset);
         let need = start.and_then(|start| start.checked_add(size)?.checked_add(FOOTER_SIZE));
-        let (Some(start), Some(need)) = (start, need) else {
-            return Err(Error::OffsetOverflow { tensor: name, value: offset, size, offset: at });
+        let Some(need) = need else {
+            return wrong(name, Rule::OffsetOverflow { value: offset, size });
         };
         if need > self.size {
-            return Err(Error::Truncated {
-                part: Part::Data,
-                what: format!("tensor {name:?} ({size} bytes from byte {start}, before the footer)"),
-                tensor: Some(name),
-                need,
-                have: self.size,
-            });
+            return Err(Error::truncated(Part::Data, need, self.size).of_tensor(name));
         }
         Ok(Tensor { name, dtype, dims, offset, nbytes: size })
     }

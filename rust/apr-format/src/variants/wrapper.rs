@@ -8,7 +8,7 @@
 
 use crate::{
     codec::{Codec, MAX_UNPACKED},
-    error::{Error, Result},
+    error::{Part, Result, Rule},
     mapping::Mapping,
     source::{Source, read_vec},
 };
@@ -50,12 +50,12 @@ impl Wrapper {
     /// Unpack the file within into memory.
     ///
     /// # Errors
-    /// [`Error::HeaderField`] for a length above the limit, [`Error::Packed`]; the operating system's.
+    /// [`Rule::Malformed`] for a length above the limit, [`Rule::Compressed`]; the operating system's.
     pub fn unpack(&self, source: &(impl Source + ?Sized), size: u64) -> Result<Mapping> {
         let length = u64::from(self.unpacked);
         if length > MAX_UNPACKED {
             let what = format!("unpacked length {length} is above the limit of 1 GiB");
-            return Err(Error::HeaderField { offset: LENGTH, what });
+            return Err(Rule::Malformed { what }.at(Part::Header, LENGTH));
         }
         let start = if self.codec == Codec::Lz4 { START + 4 } else { START };
         let packed = read_vec(source, start, size.saturating_sub(start))?;
