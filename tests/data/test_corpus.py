@@ -65,22 +65,22 @@ def test_a_directory_is_walked_in_sorted_order(tree):
     ]
 
 
-def test_patterns_choose_and_excludes_leave_out(tree):
+def test_patterns_select_files_and_excludes_leave_them_out(tree):
     found = texts(Corpus([str(tree)], patterns=["*.py"], exclude=["test/*"]))
     assert found == ["Z.py", "a/b/c.py", "a/test/u.py", "a/z.py", "a.py", "b.py"]
     assert texts(Corpus([str(tree)], patterns=["a/*"], exclude=["test"])) == ["a/b/c.py", "a/z.py"]
 
 
-def test_a_file_that_is_named_is_taken_whatever_the_pattern(tree):
+def test_patterns_do_not_apply_to_a_file_given_by_path(tree):
     assert texts(Corpus([str(tree / "notes.txt")], patterns=["*.py"])) == ["notes.txt"]
 
 
 def test_no_match_is_refused(tree):
-    with pytest.raises(RefusedError, match="widen --pattern"):
+    with pytest.raises(RefusedError, match="--pattern"):
         Corpus([str(tree)], patterns=["*.rs"])
 
 
-def test_a_path_that_is_not_there_is_not_found(tmp_path):
+def test_a_missing_path_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError):
         Corpus([str(tmp_path / "gone")])
 
@@ -98,7 +98,7 @@ def test_links_to_folders_are_not_followed(tree):
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
-def test_every_line_of_jsonl_is_a_document(ending, tmp_path):
+def test_every_line_of_json_lines_is_a_document(ending, tmp_path):
     pack = {"": bytes, ".gz": gzip.compress, ".zst": zstd}[ending]
     path = tmp_path / f"c.jsonl{ending}"
     path.write_bytes(pack(jsonl()))
@@ -107,14 +107,14 @@ def test_every_line_of_jsonl_is_a_document(ending, tmp_path):
     assert corpus.format == "jsonl"
 
 
-def test_the_last_line_needs_no_line_break_and_blank_lines_are_none(tmp_path):
+def test_blank_lines_and_a_missing_last_line_break_are_accepted(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_bytes(b'\n{"content": "a"}\n\n{"content": "b"}')
     assert texts(Corpus([str(path)])) == ["a", "b"]
     assert skipped(Corpus([str(path)])) == []
 
 
-def test_parquet_rows_are_documents_whatever_the_width_of_their_strings(tmp_path):
+def test_parquet_rows_of_any_string_type_are_documents(tmp_path):
     import pyarrow as pa
 
     for type_ in (pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())):
@@ -125,14 +125,14 @@ def test_parquet_rows_are_documents_whatever_the_width_of_their_strings(tmp_path
         assert texts(Corpus([str(path)])) == TEXTS, type_
 
 
-def test_standard_input_is_jsonl(monkeypatch):
+def test_standard_input_is_json_lines(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(jsonl("body"))))
     corpus = Corpus(["-"], content_field="body")
     assert corpus.nbytes is None
     assert texts(corpus) == TEXTS
 
 
-def test_what_is_no_document_is_named_with_its_line_and_the_reason(tmp_path):
+def test_an_invalid_document_is_named_with_its_line(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_bytes(
         b'{"content": "good"}\n{"text": "x"}\n{"content": 3}\nnot json\n[1]\n{"content": "\xff"}\n'
@@ -141,16 +141,17 @@ def test_what_is_no_document_is_named_with_its_line_and_the_reason(tmp_path):
     corpus = Corpus([str(path)])
     assert texts(corpus) == ["good", "good too"]
     assert [item.name for item in skipped(corpus)] == [f"{path}:{n}" for n in range(2, 8)]
-    assert "no text under 'content'" in skipped(corpus)[0].reason
-    assert "no UTF-8 at byte" in skipped(corpus)[4].reason
+    assert "'content'" in skipped(corpus)[0].reason
+    assert "UTF-8" in skipped(corpus)[4].reason
 
 
-def test_a_text_file_that_is_no_utf8_is_skipped(tmp_path):
+def test_a_text_file_with_invalid_utf8_is_skipped(tmp_path):
     (tmp_path / "a.py").write_bytes(b"ab\xe9")
     (tmp_path / "b.py").write_bytes(b"\xef\xbb\xbfb")
     corpus = Corpus([str(tmp_path)])
     assert texts(corpus) == ["\ufeffb"]
-    assert [item.reason for item in skipped(corpus)] == ["no UTF-8 at byte 2"]
+    (item,) = skipped(corpus)
+    assert "byte 2" in item.reason
 
 
 def test_parquet_without_the_column_or_with_nulls_is_skipped(tmp_path):
@@ -170,7 +171,7 @@ def test_parquet_without_the_column_or_with_nulls_is_skipped(tmp_path):
 
 @pytest.mark.parametrize("name", ["c.jsonl.gz", "c.jsonl.zst", "c.parquet"])
 @pytest.mark.parametrize("damage", ["cut", "noise"])
-def test_a_damaged_file_is_an_error_that_names_it(name, damage, tmp_path):
+def test_a_damaged_file_is_named(name, damage, tmp_path):
     import random
 
     path = tmp_path / name
@@ -196,7 +197,7 @@ def test_positions_grow_to_the_size_of_the_corpus(tree, tmp_path):
     assert positions[-1] == corpus.nbytes
 
 
-def test_the_fingerprint_tells_a_changed_file(tree):
+def test_the_fingerprint_changes_with_a_file(tree):
     before = Corpus([str(tree)]).fingerprint()
     assert Corpus([str(tree)]).fingerprint() == before
     (tree / "a.py").write_text("longer")
@@ -214,7 +215,7 @@ LINES = b'{"content": "one"}\n\n{"content": "two"}\n'
         ("a.JSON.gz", gzip.compress(LINES, mtime=0), "content", ["one", "two"]),
         ("c4-train.00000-of-01024.json.gz", gzip.compress(LINES, mtime=0), "content", ["one", "two"]),
         ("a.ndjson.gz", gzip.compress(LINES, mtime=0), "content", ["one", "two"]),
-        ("a.json", LINES, "text", []),  # skipped and said, never taken with its wrapper
+        ("a.json", LINES, "text", []),  # skipped, never encoded with the JSON around it
         ("a.json", LINES.splitlines()[0], "content", ["one"]),
         ("package.json", b'{"name": "x"}\n', "content", ['{"name": "x"}\n']),
         ("a.json", b'{\n  "content": "x"\n}\n', "content", ['{\n  "content": "x"\n}\n']),
@@ -222,7 +223,7 @@ LINES = b'{"content": "one"}\n\n{"content": "two"}\n'
         ("a.json", b"", "content", [""]),
     ],
 )
-def test_json_of_lines_is_told_from_a_json_document(name, content, field, texts, tmp_path):
+def test_json_lines_are_distinguished_from_a_json_document(name, content, field, texts, tmp_path):
     from apr.data.corpus import Corpus, Document
 
     (tmp_path / name).write_bytes(content)

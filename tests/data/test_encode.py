@@ -1,4 +1,4 @@
-"""Corpus to shards: the ids of `tokenizers` itself, the same bytes however it is run, no file by halves."""
+"""Encoding: the ids of the tokenizers package, the same bytes on every run, no half-written files."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.data.directories import edit_json
 
 from apr.cli import main
 from apr.data import ShardDir
@@ -77,7 +78,7 @@ def snapshot(directory):
     ],
 )
 @pytest.mark.parametrize("shard_tokens", [1, 100, 10_000_000])
-def test_ids_are_those_of_the_tokenizer_with_ends_of_text_as_asked(policy, expected, shard_tokens, options):
+def test_ids_are_those_of_the_tokenizer_with_ends_of_text_by_policy(policy, expected, shard_tokens, options):
     made = encode_corpus(options(eos_policy=policy, shard_tokens=shard_tokens))
     assert stream(made.manifest and options().output) == expected(documents())
     assert made.manifest["eos_token_count"] == {"none": 0, "after": 60, "between": 59}[policy]
@@ -97,14 +98,7 @@ def test_a_shard_is_closed_after_the_document_that_fills_it(options):
     assert len(sizes) > 5
 
 
-def test_where_five_digits_might_not_last_six_are_written(options, monkeypatch):
-    monkeypatch.setattr("apr.data.encode._SIX_DIGITS_FROM", 3)
-    made = encode_corpus(options(shard_tokens=100))
-    assert [row["name"] for row in made.manifest["shards"]][:2] == ["shard-000000.bin", "shard-000001.bin"]
-    assert ShardDir(options().output).total_tokens == made.manifest["total_tokens"]
-
-
-def test_the_manifest_says_what_was_done(options, corpus):
+def test_the_manifest_records_the_encoding(options, corpus):
     import hashlib
 
     manifest = encode_corpus(options(shard_tokens=100)).manifest
@@ -147,7 +141,7 @@ def run_cli(*flags, **environment):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_no_byte(workers, options, corpus, tmp_path):
+def test_the_number_of_workers_changes_no_byte(workers, options, corpus, tmp_path):
     encode_corpus(options("here", shard_tokens=100))
     flags = ["--corpus", corpus, "--tokenizer", TOKENIZER, "--shard-tokens", 100]
     done = run_cli(*flags, "--output", tmp_path / "there", "--workers", workers)
@@ -155,7 +149,7 @@ def test_workers_change_no_byte(workers, options, corpus, tmp_path):
     assert snapshot(tmp_path / "there") == snapshot(tmp_path / "here")
 
 
-def test_nothing_is_written_under_its_own_name(options):
+def test_files_are_written_under_temporary_names(options):
     written = []
 
     def note(event, given):
@@ -169,15 +163,15 @@ def test_nothing_is_written_under_its_own_name(options):
     assert all(name.endswith(".tmp") for name in ours)
 
 
-def test_what_is_not_finished_is_not_trained_on(options):
+def test_unfinished_shards_are_not_opened(options):
     encode_corpus(options(shard_tokens=200))
     path = options().output / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
-    with pytest.raises(RefusedError, match="did not finish"):
+    with pytest.raises(RefusedError, match="--resume"):
         ShardDir(options().output)
 
 
-def test_resuming_what_is_complete_changes_nothing(options):
+def test_resuming_a_complete_encoding_changes_nothing(options):
     encode_corpus(options())
     before = (options().output / "manifest.json").read_bytes()
     assert encode_corpus(options(resume=True)).text_bytes == 0
@@ -207,22 +201,22 @@ def scan_after_changing(shards):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "change", "says"),
+    ("act", "change", "match"),
     [
-        (scan_after_changing, {}, "corpus.jsonl: changed since"),
-        (lambda _: None, {"shard_tokens": 201}, "shard_tokens was 200"),
-        (lambda shards: append(shards.parent / "corpus.jsonl"), {}, "corpus.jsonl: changed since"),
-        (lambda shards: replace(shards.parent / "corpus.jsonl"), {}, "corpus.jsonl: changed since"),
-        (lambda shards: (shards / "shard-00001.bin").unlink(), {}, "number 1 is missing"),
-        (lambda shards: max(shards.glob("*.bin")).unlink(), {}, "shard_count is"),
-        (lambda shards: os.truncate(shards / "shard-00001.bin", 40), {}, "10 in the file"),
+        (scan_after_changing, {}, r"corpus\.jsonl: changed"),
+        (lambda _: None, {"shard_tokens": 201}, "shard_tokens"),
+        (lambda shards: append(shards.parent / "corpus.jsonl"), {}, r"corpus\.jsonl: changed"),
+        (lambda shards: replace(shards.parent / "corpus.jsonl"), {}, r"corpus\.jsonl: changed"),
+        (lambda shards: (shards / "shard-00001.bin").unlink(), {}, "number 1"),
+        (lambda shards: max(shards.glob("*.bin")).unlink(), {}, "shard_count"),
+        (lambda shards: os.truncate(shards / "shard-00001.bin", 40), {}, "shard-00001"),
     ],
 )
-def test_resuming_what_is_complete_but_differs_is_refused(spoil, change, says, options):
+def test_resuming_a_complete_encoding_that_differs_is_refused(act, change, match, options):
     encode_corpus(options(shard_tokens=200))
-    spoil(options().output)
+    act(options().output)
     before = snapshot(options().output)
-    with pytest.raises(RefusedError, match=says):
+    with pytest.raises(RefusedError, match=match):
         encode_corpus(options(**({"shard_tokens": 200} | change), resume=True))
     assert snapshot(options().output) == before
 
@@ -233,98 +227,90 @@ def test_resuming_with_another_set_of_files_is_refused(options, tmp_path):
     (roots / "a.txt").write_text("one text\n")
     encode_corpus(options(corpus=(str(roots),)))
     (roots / "b.txt").write_text("")
-    with pytest.raises(RefusedError, match=r"b\.txt: added to the corpus"):
+    with pytest.raises(RefusedError, match=r"b\.txt: added"):
         encode_corpus(options(corpus=(str(roots),), resume=True))
 
 
 @pytest.mark.parametrize(
-    ("happens", "says"),
+    ("act", "match"),
     [
-        (lambda path: path.unlink(), r"b\.txt: removed from the corpus"),
-        (lambda path: path.with_name("c.txt").write_text("more"), r"c\.txt: added to the corpus"),
-        (lambda path: path.write_text("changed"), r"b\.txt: changed since it was encoded"),
+        (lambda path: path.unlink(), r"b\.txt: removed"),
+        (lambda path: path.with_name("c.txt").write_text("more"), r"c\.txt: added"),
+        (lambda path: path.write_text("changed"), r"b\.txt: changed"),
     ],
     ids=["removed", "added", "changed"],
 )
-def test_what_happened_to_a_file_of_an_unfinished_encoding_is_named(happens, says, options, tmp_path):
+def test_a_changed_file_of_an_unfinished_encoding_is_named(act, match, options, tmp_path):
     roots = tmp_path / "texts"
     roots.mkdir()
     for number in range(20):
         (roots / f"a{number}.txt").write_text(TEXTS[number] or "empty")
     (roots / "b.txt").write_text("the last text\n")
     unfinished(lambda **more: options(corpus=(str(roots),), **more), 50)
-    happens(roots / "b.txt")
-    with pytest.raises(RefusedError, match=says):
+    act(roots / "b.txt")
+    with pytest.raises(RefusedError, match=match):
         encode_corpus(options(corpus=(str(roots),), shard_tokens=50, resume=True))
 
 
-def test_a_corpus_of_another_size_is_found_where_times_tell_nothing(options, corpus):
+def test_a_corpus_of_another_size_is_noticed_without_times(options, corpus):
     encode_corpus(options())
     corpus.write_text(corpus.read_text() + '{"content": "more"}\n')
     for path in options().output.glob("*.bin"):
         os.utime(path, (2**32, 2**32))  # as if the shards were copied afterwards
-    with pytest.raises(RefusedError, match="input_bytes was"):
+    with pytest.raises(RefusedError, match="input_bytes"):
         encode_corpus(options(resume=True))
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
-    [({"shard_tokens": None, "input_bytes": None, "complete": None}, None), ({"truncated": True}, "cut off")],
+    "change", [{"shard_tokens": None, "input_bytes": None, "complete": None}, {"shard_tokens": None}]
 )
-def test_resuming_an_older_or_a_repaired_manifest(change, says, options):
+def test_a_complete_manifest_of_an_older_version_can_be_resumed(change, options):
     encode_corpus(options())
-    path = options().output / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    if says is None:
-        assert encode_corpus(options(resume=True)).text_bytes == 0
-    else:
-        with pytest.raises(RefusedError, match=says):
-            encode_corpus(options(resume=True))
+    edit_json(options().output, **change)
+    assert encode_corpus(options(resume=True)).text_bytes == 0
+
+
+def test_an_encoding_that_a_repair_finished_cannot_be_resumed(options):
+    encode_corpus(options())
+    edit_json(options().output, truncated=True)
+    with pytest.raises(RefusedError, match="--force"):
+        encode_corpus(options(resume=True))
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "match"),
     [
         ({"shard_tokens": 201}, "shard_tokens was 200"),
         ({"eos_policy": "after"}, "eos_policy was 'between'"),
         ({"normalization": "nfc"}, "normalization was 'none'"),
         ({"eos_token": "!"}, "eos_token_id was 0"),
-        ({}, "corpus.jsonl: changed since it was encoded"),
+        ({}, r"corpus\.jsonl: changed"),
     ],
 )
-def test_resuming_something_else_is_refused(change, says, options, corpus):
-    encode_corpus(options(shard_tokens=200))
-    path = options().output / "manifest.json"
-    manifest = json.loads(path.read_text())
-    from apr.data.encode import _Run
-    from apr.data.encode_options import prepare
-    from apr.data.shard_writer import Reached
-
-    run = _Run(options(shard_tokens=200), *prepare(options(shard_tokens=200)))
-    progress = run.manifest([], Reached())["progress"]
-    path.write_text(json.dumps(manifest | {"complete": False, "progress": progress}))
+def test_an_unfinished_encoding_is_resumed_only_with_the_same_options(change, match, options, corpus):
+    unfinished(options, 200)
     if not change:
-        corpus.write_text(corpus.read_text() + '{"content": "more"}\n')
-    with pytest.raises(RefusedError, match=says):
+        append(corpus)
+    with pytest.raises(RefusedError, match=match):
         encode_corpus(options(**({"shard_tokens": 200} | change), resume=True))
 
 
 def unfinished(options, shard_tokens):
-    """The manifest of an encoding that was cut off after its second shard or later, and its path."""
+    """The manifest of an encoding that was interrupted after its second shard, and its path."""
 
-    def interrupted(at):
-        if at.shards > 1:
+    def interrupt(progress):
+        if progress.shards > 1:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("apr.data.corpus._BATCH_BYTES", 500)
+        patched.setattr("apr.data.corpus.BATCH_BYTES", 500)
         with pytest.raises(KeyboardInterrupt):
-            encode_corpus(options(shard_tokens=shard_tokens), interrupted)
+            encode_corpus(options(shard_tokens=shard_tokens), interrupt)
     path = options().output / "manifest.json"
     return json.loads(path.read_text()), path
 
 
-def test_an_unfinished_manifest_is_not_trusted(options):
+def test_every_key_of_an_unfinished_manifest_is_checked(options):
     manifest, path = unfinished(options, 200)
     encode_corpus(options("whole", shard_tokens=200))
     first, *rest = manifest["shards"]
@@ -354,10 +340,10 @@ def test_an_unfinished_manifest_is_not_trusted(options):
     assert snapshot(path.parent) == snapshot(options("whole").output)
 
 
-def test_shards_that_are_there_are_neither_mixed_nor_overwritten(options):
+def test_existing_shards_are_replaced_only_with_force(options):
     encode_corpus(options())
     before = snapshot(options().output)
-    with pytest.raises(RefusedError, match="already holds shards"):
+    with pytest.raises(RefusedError, match="--force"):
         encode_corpus(options(eos_policy="none"))
     assert snapshot(options().output) == before
     encode_corpus(options(eos_policy="none", force=True))
@@ -374,34 +360,34 @@ def word_level(directory, content):
     return directory
 
 
-def test_a_vocabulary_that_does_not_know_the_text_is_caught_before_a_byte_is_written(options, tmp_path):
+def test_a_vocabulary_that_does_not_know_the_text_is_refused_before_writing(options, tmp_path):
     wrong = word_level(tmp_path / "wrong", {"<unk>": 0, "def": 1, "<|endoftext|>": 2})
-    with pytest.raises(RefusedError, match="unknown to this vocabulary"):
+    with pytest.raises(RefusedError, match="unknown"):
         encode_corpus(options(tokenizer=wrong))
     assert not options().output.exists()
 
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_tokenizer_whose_own_unknown_token_is_missing_is_named(late, options, tmp_path):
-    # Late: the sample, the start of the file, is all words that it knows.
-    texts = ["def"] * 20_000 * late + ["other"]
+    # Late: the sample, which is the start of the file, contains only known words.
+    texts = [*(["def"] * 20_000 if late else []), "other"]
     (tmp_path / "words.jsonl").write_text("".join(json.dumps({"content": text}) + "\n" for text in texts))
     broken = word_level(tmp_path / "broken", {"def": 1, "<|endoftext|>": 2})
-    with pytest.raises(FormatError, match=r"broken/.*: this tokenizer fails at a text .*: WordLevel"):
+    with pytest.raises(FormatError, match=r"broken/.*WordLevel"):
         encode_corpus(options(tokenizer=broken, corpus=(str(tmp_path / "words.jsonl"),)))
 
 
-def test_a_tokenizer_that_loses_text_is_caught_before_a_byte_is_written(options, tmp_path):
+def test_a_tokenizer_that_loses_text_is_refused_before_writing(options, tmp_path):
     found = sorted({word for text in TEXTS for word in re.findall(r"\w+|[^\w\s]+", text)})
     words = {word: id_ for id_, word in enumerate(found)}
     lossy = word_level(tmp_path / "lossy", words | {"<unk>": len(words), "<|endoftext|>": len(words) + 1})
-    with pytest.raises(RefusedError, match="does not give the text of"):
+    with pytest.raises(RefusedError, match="loses text"):
         encode_corpus(options(tokenizer=lossy))
     assert not options().output.exists()
 
 
-def test_a_byte_level_vocabulary_taken_for_hex_would_be_caught(options, tmp_path):
-    # What once made a corpus 99.99 % <unk>: an encoder that looks for hex keys in a byte-level vocabulary.
+def test_a_byte_level_vocabulary_taken_for_hex_is_refused(options, tmp_path):
+    # An encoder that looked for hex keys in a byte-level vocabulary once made a corpus 99.99 % <unk>.
     words = json.loads((TOKENIZER / "tokenizer.json").read_text())["model"]["vocab"]
     from tokenizers import Regex, Tokenizer, models, normalizers
 
@@ -409,11 +395,11 @@ def test_a_byte_level_vocabulary_taken_for_hex_would_be_caught(options, tmp_path
     tokenizer.normalizer = normalizers.Replace(Regex("[a-z ]"), "\u4e00")
     (tmp_path / "hexed").mkdir()
     tokenizer.save(str(tmp_path / "hexed" / "tokenizer.json"))
-    with pytest.raises(RefusedError, match="unknown to this vocabulary"):
+    with pytest.raises(RefusedError, match="unknown"):
         encode_corpus(options(tokenizer=tmp_path / "hexed"))
 
 
-def test_no_end_of_text_is_wrong_usage_unless_none_is_wanted(options, tmp_path):
+def test_an_unknown_end_of_text_is_wrong_usage_unless_the_policy_is_none(options, tmp_path):
     from tokenizers.pre_tokenizers import ByteLevel
 
     bare = tmp_path / "bare"
@@ -444,24 +430,24 @@ def test_normalization_is_applied_before_encoding(options, tmp_path):
     assert made[0].manifest["normalization"] == "nfc"
 
 
-def test_documents_that_are_none_are_skipped_counted_and_named_or_with_strict_refused(options, corpus):
+def test_invalid_documents_are_skipped_and_counted_or_refused_with_strict(options, corpus):
     corpus.write_text(corpus.read_text() + '{"text": "x"}\nnonsense\n')
     made = encode_corpus(options())
     assert made.manifest["skipped_documents"] == 2
     assert made.manifest["total_documents"] == 60
     assert [item.name for item in made.skipped] == [f"{corpus}:61", f"{corpus}:62"]
-    with pytest.raises(RefusedError, match=r"corpus\.jsonl:61: no text under 'content'"):
+    with pytest.raises(RefusedError, match=r"corpus\.jsonl:61: "):
         encode_corpus(options("strict", strict=True))
 
 
 def test_a_corpus_without_text_leaves_no_shards(options, tmp_path):
     (tmp_path / "empty.txt").write_text("")
-    with pytest.raises(RefusedError, match="no text to encode"):
+    with pytest.raises(RefusedError, match=r"empty\.txt"):
         encode_corpus(options(corpus=(str(tmp_path / "empty.txt"),)))
     assert not options().output.exists()
 
 
-def test_progress_ends_at_the_whole_corpus(options, corpus):
+def test_progress_ends_at_the_size_of_the_corpus(options, corpus):
     seen = []
     encode_corpus(options(), seen.append)
     assert (seen[-1].read, seen[-1].total) == (corpus.stat().st_size, corpus.stat().st_size)
@@ -472,7 +458,7 @@ def test_progress_ends_at_the_whole_corpus(options, corpus):
     "name", ["shard-old-backup.bin", "shard-7.bin", "shard-00099.bin/", "shard-00099.bin@"]
 )
 @pytest.mark.parametrize("flag", [{"force": True}, {"resume": True}, {}], ids=str)
-def test_what_is_no_shard_is_named_before_anything_is_removed(name, flag, options):
+def test_other_bin_files_are_refused_before_anything_is_removed(name, flag, options):
     encode_corpus(options(shard_tokens=100))
     output = options().output
     odd = output / name.rstrip("/@")
@@ -483,12 +469,12 @@ def test_what_is_no_shard_is_named_before_anything_is_removed(name, flag, option
     else:
         odd.write_bytes(b"kept")
     before = sorted(path.name for path in output.iterdir()), (output / "manifest.json").read_bytes()
-    with pytest.raises(RefusedError, match=f"{odd.name}: no .*move it away"):
+    with pytest.raises(RefusedError, match=odd.name):
         encode_corpus(options(shard_tokens=100, **flag))
     assert (sorted(path.name for path in output.iterdir()), (output / "manifest.json").read_bytes()) == before
 
 
-def test_what_appears_while_the_text_is_looked_at_is_not_removed_either(options, monkeypatch):
+def test_a_bin_file_that_appears_meanwhile_is_not_removed(options, monkeypatch):
     encode_corpus(options(shard_tokens=100))
     output = options().output
 

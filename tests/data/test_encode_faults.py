@@ -1,4 +1,4 @@
-"""What an encoding survives: kills at any moment, signals, full disks, bad files, others, changes."""
+"""Encodings on a failing machine: kills at any call, signals, full disks, bad files, other writers."""
 
 import gzip
 import json
@@ -39,7 +39,7 @@ import apr.data.corpus
 from apr.cli import main
 import apr.cli.tokenize
 
-apr.data.corpus._BATCH_BYTES = 20_000  # several batches for each shard
+apr.data.corpus.BATCH_BYTES = 20_000  # several batches for each shard
 fsync = os.fsync
 
 calls = 0
@@ -151,7 +151,7 @@ def check_left(output, whole):
         assert shard.read_bytes() == whole[0][shard.name]
 
 
-def test_killed_at_random_moments_it_resumes_to_the_same_bytes_whatever_the_workers(corpus, whole, tmp_path):
+def test_an_encoding_killed_at_any_call_resumes_to_the_same_bytes(corpus, whole, tmp_path):
     output = tmp_path / "shards"
     number = 100 if LONG else 6
     states = set()
@@ -173,7 +173,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes_whatever_the_work
     assert len({counted for counted, *_ in states}) > 3, states
 
 
-def test_killed_between_any_two_steps_of_writing_it_resumes_to_the_same_bytes(corpus, whole, tmp_path):
+def test_an_encoding_killed_at_any_flush_resumes_to_the_same_bytes(corpus, whole, tmp_path):
     output = tmp_path / "shards"
     # Four flushes for each shard: its file, its name, the manifest's file, its name; two for each manifest
     # before and after.
@@ -190,9 +190,7 @@ def test_killed_between_any_two_steps_of_writing_it_resumes_to_the_same_bytes(co
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_keeps_whole_shards_and_says_how_to_go_on(
-    number, code, corpus, whole, tmp_path, monkeypatch, capsys
-):
+def test_a_signal_keeps_whole_shards(number, code, corpus, whole, tmp_path, monkeypatch, capsys):
     @contextmanager
     def signalled(_):
         def update(*_):
@@ -201,18 +199,18 @@ def test_a_signal_keeps_whole_shards_and_says_how_to_go_on(
 
         yield update
 
-    monkeypatch.setattr("apr.data.corpus._BATCH_BYTES", 20_000)
+    monkeypatch.setattr("apr.data.corpus.BATCH_BYTES", 20_000)
     with monkeypatch.context() as patched:
-        patched.setattr("apr.cli.tokenize._bar", signalled)
+        patched.setattr("apr.cli.tokenize._progress_bar", signalled)
         assert main(flags(corpus, tmp_path / "shards")) == code
     kept = json.loads((tmp_path / "shards" / "manifest.json").read_text())
     assert kept["complete"] is False
     assert 3 <= kept["shard_count"] < len(whole[0])
     assert kept["shard_count"] == len(list((tmp_path / "shards").glob("*.bin")))
-    said = capsys.readouterr().err
-    assert f"kept, {kept['shard_count']} whole shards with {kept['total_tokens']:,} tokens" in said
-    assert "--resume continues" in said
-    # What is done once more is the open shard: all texts but those of the shards that are kept.
+    error = capsys.readouterr().err
+    assert f"{kept['shard_count']} whole shards with {kept['total_tokens']:,} tokens" in error
+    assert "--resume" in error
+    # Only the open shard is encoded again: all texts but those of the shards that were kept.
     made = encode_corpus(
         EncodeOptions((str(corpus),), TOKENIZER, tmp_path / "shards", shard_tokens=SHARD_TOKENS, resume=True)
     )
@@ -223,23 +221,22 @@ def test_a_signal_keeps_whole_shards_and_says_how_to_go_on(
 
 def documents(corpus, start):
     for batch in corpus.batches(start):
-        yield from corpus.looks(batch)
+        yield from corpus.read_all(batch)
 
 
-def test_from_any_place_on_come_the_documents_that_are_left(corpus, monkeypatch):
-    monkeypatch.setattr("apr.data.corpus._BATCH_BYTES", 20_000)
-    found = Corpus([str(corpus)])
+def test_batches_from_any_place_on_contain_the_remaining_documents(corpus):
+    found = Corpus([str(corpus)], batch_bytes=20_000)
     everything = list(documents(found, Place()))
     assert len(everything) > 250
     passed = 0
     for batch in found.batches():
         for n in range(0, len(batch.stored), 5):
-            before = sum(1 for i in range(n) if found.look(batch, i) is not None)
+            before = sum(1 for i in range(n) if found.read(batch, i) is not None)
             assert list(documents(found, batch.after(n))) == everything[passed + before :]
-        passed += sum(1 for _ in found.looks(batch))
+        passed += sum(1 for _ in found.read_all(batch))
 
 
-def test_what_was_encoded_before_is_not_read_again(tmp_path):
+def test_documents_before_the_place_are_not_read_again(tmp_path):
     for n in range(3):
         (tmp_path / f"{n}.txt").write_text(f"text {n}")
     (tmp_path / "3.jsonl").write_text('{"content": "a"}\n{"content": "b"}\n')
@@ -252,27 +249,27 @@ def test_what_was_encoded_before_is_not_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_a_file_that_ends_before_the_place_is_not_taken_for_read(suffix, tmp_path):
+def test_a_file_that_ends_before_the_place_is_refused(suffix, tmp_path):
     path = tmp_path / f"a.jsonl{suffix}"
     lines = b'{"content": "a"}\n'
     path.write_bytes(gzip.compress(lines, mtime=0) if suffix else lines)
     corpus = Corpus([str(path)])
     assert list(documents(corpus, Place(0, 1, 17))) == []
-    with pytest.raises(RefusedError, match=r"a\.jsonl.*: ends after 17 bytes, before byte 18"):
+    with pytest.raises(RefusedError, match=r"a\.jsonl.*17 bytes.*byte 18"):
         list(documents(corpus, Place(0, 1, 18)))
 
 
-def test_a_second_encoding_of_one_directory_is_refused(corpus, tmp_path, capsys):
+def test_a_second_encoding_of_a_directory_is_refused(corpus, tmp_path, capsys):
     with lock_output(tmp_path / "shards"):
         for more in ([], ["--resume"], ["--force"]):
             assert main(flags(corpus, tmp_path / "shards", *more)) == 5
             said = capsys.readouterr().err
-            assert "is writing here" in said
+            assert str(tmp_path / "shards") in said
             assert len(said.splitlines()) == 1
     assert main(flags(corpus, tmp_path / "shards")) == 0
 
 
-def test_a_shard_that_was_changed_or_lost_or_is_too_many_is_not_built_upon(corpus, tmp_path, capsys):
+def test_a_changed_lost_or_uncounted_shard_is_not_built_upon(corpus, tmp_path, capsys):
     def spoil(shards):
         shards[0].write_bytes(bytes(shards[0].stat().st_size))
 
@@ -283,7 +280,7 @@ def test_a_shard_that_was_changed_or_lost_or_is_too_many_is_not_built_upon(corpu
         for n in (1, 2):
             shutil.copy(shards[0], shards[-1].with_name(f"shard-{len(shards) + n:05}.bin"))
 
-    acts = {spoil: "is not the shard that was", lose: "is missing", add: "does not know"}
+    acts = {spoil: "shard-00000.bin: changed", lose: "shard-00000.bin: is missing", add: "does not count"}
     with server() as run:
         for n, (act, says) in enumerate(acts.items()):
             output = tmp_path / str(n)
@@ -294,16 +291,16 @@ def test_a_shard_that_was_changed_or_lost_or_is_too_many_is_not_built_upon(corpu
             assert main(flags(corpus, output, "--force")) == 0
 
 
-def test_a_file_that_changes_while_it_is_encoded_is_named_and_nothing_is_called_complete(tmp_path):
+def test_a_file_that_changes_while_it_is_encoded_leaves_the_manifest_incomplete(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"{name}.txt").write_text(name)
     options = EncodeOptions((str(tmp_path),), TOKENIZER, tmp_path / "shards", pattern=("*.txt",))
-    with pytest.raises(RefusedError, match=r"b\.txt: changed while it was encoded"):
+    with pytest.raises(RefusedError, match=r"b\.txt: changed"):
         encode_corpus(options, lambda _: (tmp_path / "b.txt").write_text("longer"))
     assert json.loads((options.output / "manifest.json").read_text())["complete"] is False
 
 
-def test_one_that_vanishes_and_is_skipped_does_not_keep_the_rest_from_being_complete(tmp_path, monkeypatch):
+def test_files_that_vanish_before_they_are_read_are_skipped(tmp_path, monkeypatch):
     names = ("a.txt", "b.jsonl", "c.parquet", "d.txt")
     for name in names:
         (tmp_path / name).write_text('{"content": "x"}')
@@ -320,16 +317,16 @@ def test_one_that_vanishes_and_is_skipped_does_not_keep_the_rest_from_being_comp
     assert [item.name for item in made.skipped] == [str(tmp_path / name) for name in names[:3]]
 
 
-def test_one_that_vanishes_after_it_was_encoded_is_a_change(tmp_path):
+def test_a_file_that_vanishes_after_it_was_read_is_a_change(tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text("x")
     options = EncodeOptions((str(tmp_path),), TOKENIZER, tmp_path / "shards")
-    with pytest.raises(RefusedError, match=r"a\.txt: changed while it was encoded"):
+    with pytest.raises(RefusedError, match=r"a\.txt: changed"):
         encode_corpus(options, lambda _: (tmp_path / "a.txt").unlink())
 
 
 @pytest.mark.parametrize("compression", ["snappy", "zstd", "none"])
-def test_a_parquet_file_damaged_anywhere_is_named_and_not_valid(compression, tmp_path, capsys):
+def test_a_damaged_parquet_file_is_named(compression, tmp_path, capsys):
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -342,16 +339,16 @@ def test_a_parquet_file_damaged_anywhere_is_named_and_not_valid(compression, tmp
         path.write_bytes(whole[:at] + bytes(byte ^ 0xFF for byte in whole[at : at + 8]) + whole[at + 8 :])
         code = main(flags(path, tmp_path / "shards", "--force"))
         said = capsys.readouterr().err
-        # Bytes of a text that are others are no UTF-8: that document is skipped.
+        # Damage within a text makes it invalid UTF-8; that document is skipped.
         assert code in (0, 4), said
         failed += code == 4
         if code == 4:
             assert len(said.splitlines()) == 1
-            assert f"{path}: no readable parquet file: " in said
+            assert f"{path}: " in said
     assert failed > 2
 
 
-def test_unreadable_files_among_thousands_are_skipped_counted_and_named(tmp_path, capsys):
+def test_unreadable_files_are_skipped_counted_and_named(tmp_path, capsys):
     root = tmp_path / "tree"
     root.mkdir()
     for n in range(2000):
@@ -363,7 +360,7 @@ def test_unreadable_files_among_thousands_are_skipped_counted_and_named(tmp_path
     captured = capsys.readouterr()
     manifest = json.loads(captured.out)
     assert (manifest["total_documents"], manifest["skipped_documents"]) == (1999, 1)
-    assert f"skipped: {root / '1000.txt'}: cannot be read: " in captured.err
+    assert f"skipped: {root / '1000.txt'}: " in captured.err
     assert main(flags(root, tmp_path / "strict", "--strict")) == 5
     assert not (tmp_path / "strict" / "shard-00000.bin").exists()
 
@@ -380,10 +377,10 @@ def test_a_file_that_vanishes_after_the_listing_is_skipped(tmp_path):
     assert len(gone) == 3
 
 
-def test_a_pipe_that_is_named_is_wrong_usage_at_once(tmp_path, capsys):
+def test_a_pipe_as_a_path_is_wrong_usage(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.jsonl")
     assert main(flags(tmp_path / "pipe.jsonl", tmp_path / "shards")) == 2
-    assert "given as -" in capsys.readouterr().err
+    assert "pipe.jsonl" in capsys.readouterr().err
     (tmp_path / "a.txt").write_text("a")
     assert main(flags(tmp_path, tmp_path / "shards")) == 0
 
@@ -400,7 +397,7 @@ shutil.copytree(place + "/out", sys.argv[3])
 """
 
 
-def test_on_a_full_disk_whole_shards_stay_and_resume_goes_on_when_there_is_room(corpus, whole, tmp_path):
+def test_a_full_disk_keeps_whole_shards_and_resume_continues(corpus, whole, tmp_path):
     (tmp_path / "full").mkdir()
     alone = ["unshare", "--user", "--map-root-user", "--mount"]
     mount = ["mount", "-t", "tmpfs", "-o", "size=300k", "apr", str(tmp_path / "full")]
@@ -419,8 +416,8 @@ def test_on_a_full_disk_whole_shards_stay_and_resume_goes_on_when_there_is_room(
     assert (full, resumed) == ("7", "0")
     kept, error, *_ = done.stderr.splitlines()
     # There may have been room for one more shard, but not for the manifest that counts it.
-    assert any(f"kept, {int(shards) - more} whole shard" in kept for more in (0, 1))
-    assert re.search(r"full/out/[.\w-]+: No space left on device", error)
+    assert any(f"{int(shards) - more} whole shard" in kept for more in (0, 1))
+    assert re.search(r"full/out/[.\w-]+: No space", error)
     assert snapshot(tmp_path / "copy") == whole
 
 
@@ -440,7 +437,7 @@ print((peak() - before) / made.text_bytes, made.manifest["shard_count"], made.ma
 """
 
 
-def test_a_large_document_is_one_shard_and_takes_a_bounded_multiple_of_its_size(tmp_path):
+def test_the_memory_for_a_large_document_is_a_small_multiple_of_its_size(tmp_path):
     megabytes = 200 if LONG else 24
     text = "def f(x):\n    return x + 1  # wörd\n" * 30_000
     with (tmp_path / "large.txt").open("w") as file:

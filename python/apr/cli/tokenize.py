@@ -1,4 +1,4 @@
-"""`apr tokenize`: a vocabulary from a corpus, a corpus to token shards, a look at the text of shards."""
+"""`apr tokenize`: train a vocabulary, encode a corpus to token shards, print the text of shards."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from rich.filesize import decimal
 from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.data.corpus_files import STDIN
-from apr.data.encode import EncodeReport, Progress, encode_corpus, look_at
+from apr.data.encode import EncodeReport, Progress, encode_corpus, sample_corpus
 from apr.data.encode_options import EncodeOptions, prepare
+from apr.data.listing import ID_SIZE
 from apr.data.manifest import read_manifest
 from apr.duration import format_duration
 from apr.errors import AprError, RefusedError, UsageError
-from apr.options import Alias
+from apr.options import Alias, Metavar, Unset
 from apr.plurals import counted
 
 if TYPE_CHECKING:
@@ -34,37 +35,38 @@ if TYPE_CHECKING:
     from apr.data.shards import ShardDir
     from apr.data.tokenizers import LoadedTokenizer
 
-# Lines of documents that were skipped; the rest is counted.
-_SHOWN = 5
-# Between lines of progress where there is no terminal.
+# Skipped documents that are named; all are counted.
+_MAX_NAMED = 5
+# Seconds between lines of progress that is not shown on a terminal.
 _LINE_SECONDS = 30.0
 EXIT_TERMINATED = 143
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train a byte-level BPE vocabulary; the same corpus gives the same bytes.
+    """Train a byte-level BPE vocabulary. The same corpus gives the same bytes.
 
     Example: apr tokenize train --corpus src --pattern '*.py' --vocab-size 8192 --output tokenizer
     """
 
-    corpus: tuple[str, ...]
-    """Text files, folders, JSON lines (.jsonl, .ndjson, .json; .gz, .zst), .parquet; - is standard input."""
+    corpus: Annotated[tuple[str, ...], Metavar("PATH [PATH ...]")]
+    """Text to train on: text files, directories, JSON lines (.jsonl, .ndjson or .json, also with .gz or .zst)
+    or Parquet files (.parquet). The path - is standard input."""
     vocab_size: int
-    """Tokens in all, <|endoftext|> among them."""
+    """Number of tokens, including <|endoftext|>."""
     output: Path
-    """The directory to write tokenizer.json, tokenizer_config.json, vocab.json and merges.txt into."""
-    pattern: tuple[str, ...] = ()
-    """Globs that a file below a directory has to match one of."""
-    exclude: tuple[str, ...] = ()
-    """Globs below each directory that are left out, such as 'test/*'."""
-    content_field: str = "content"
-    """The key or column of JSONL and parquet that holds the text."""
+    """Directory for tokenizer.json, tokenizer_config.json, vocab.json and merges.txt."""
+    pattern: Annotated[tuple[str, ...], Metavar("GLOB [GLOB ...]"), Unset("all files")] = ()
+    """Use only the files of a directory that match one of these globs, such as '*.py'."""
+    exclude: Annotated[tuple[str, ...], Metavar("GLOB [GLOB ...]"), Unset("none")] = ()
+    """Leave out the files of a directory that match one of these globs, such as 'test/*'."""
+    content_field: Annotated[str, Metavar("NAME")] = "content"
+    """JSON key or Parquet column that holds the text."""
     json: Annotated[bool, Flag] = False
     """Print one JSON object on standard output."""
 
     def run(self) -> int:
-        """Train, and say what was made."""
+        """Train, print a summary, and return the exit code."""
         from apr.data.corpus import Corpus
         from apr.data.train_tokenizer import train
 
@@ -76,79 +78,87 @@ class Train:
             content_field=self.content_field,
             without=self.output,
         )
-        with _bar("training") as bar:
-            made = train(
-                corpus, self.vocab_size, self.output, lambda read, total: bar(read, total, lambda _: "")
+        with _progress_bar("training") as update:
+            report = train(
+                corpus, self.vocab_size, self.output, lambda read, total: update(read, total, lambda _: "")
             )
-        if made.vocab_size < self.vocab_size:
-            print(f"note: {made.vocab_size} tokens are all that the corpus has merges for", file=sys.stderr)
+        seconds = time.monotonic() - started
+        if report.vocab_size < self.vocab_size:
+            print(
+                f"note: the corpus has merges for {report.vocab_size} tokens only, not {self.vocab_size}",
+                file=sys.stderr,
+            )
         if self.json:
-            found = {
-                "output": str(made.output),
-                "vocab_size": made.vocab_size,
-                "documents": made.documents,
-                "skipped_documents": made.skipped,
-                "text_bytes": made.text_bytes,
-                "seconds": round(time.monotonic() - started, 3),
+            row = {
+                "output": str(report.output),
+                "vocab_size": report.vocab_size,
+                "documents": report.documents,
+                "skipped_documents": report.skipped,
+                "text_bytes": report.text_bytes,
+                "seconds": round(seconds, 3),
             }
-            print(json.dumps(found))
+            print(json.dumps(row))
         else:
             print(
-                f"{made.output}: {made.vocab_size} tokens from {counted(made.documents, 'document')}, "
-                f"{decimal(made.text_bytes)} of text, in {time.monotonic() - started:.1f} s"
+                f"{report.output}: {report.vocab_size} tokens from {counted(report.documents, 'document')}, "
+                f"{decimal(report.text_bytes)} of text, in {seconds:.1f} s"
             )
         return 0
 
 
 @dataclass(frozen=True)
 class Encode(EncodeOptions):
-    """Encode a corpus to token shards with a manifest; the same bytes whatever the workers.
+    """Encode a corpus to token shards with a manifest. The same corpus gives the same bytes.
 
     Example: apr tokenize encode --corpus src --pattern '*.py' --tokenizer model.apr --output shards
     """
 
     estimate_only: Annotated[bool, Flag] = False
-    """Say how many tokens and shards it would be; write nothing."""
+    """Estimate the number of tokens and shards; write nothing."""
     json: Annotated[bool, Flag] = False
     """Print one JSON object on standard output."""
 
     def run(self) -> int:
-        """Encode, and say what was made."""
+        """Encode, print a summary, and return the exit code."""
         if self.estimate_only:
             return self._estimate()
         try:
-            with _bar("encoding") as bar, _terminable():
-                made = encode_corpus(self, lambda at: bar(at.read, at.total, _speed(at)))
+            with _progress_bar("encoding") as update, _exit_on_sigterm():
+                report = encode_corpus(
+                    self,
+                    lambda at: update(at.read, at.total, lambda seconds: _progress_text(at, seconds)),
+                )
         except (KeyboardInterrupt, SystemExit):
-            kept = _kept(self.output, self.corpus)
-            nothing = f"{self.output}: no shard was whole yet: run the same command again"
-            print(kept or nothing, file=sys.stderr)
+            kept = _kept_shards(self.output, self.corpus)
+            print(
+                kept or f"{self.output}: no shard was complete; run the same command again", file=sys.stderr
+            )
             raise
         except OSError:
-            if kept := _kept(self.output, self.corpus):
+            if kept := _kept_shards(self.output, self.corpus):
                 print(kept, file=sys.stderr)
             raise
-        print(json.dumps(made.manifest) if self.json else _encoded(made, self.output))
-        _print_notes(made.tokenizer.note, made.skipped, made.manifest.get("skipped_documents") or 0)
+        print(json.dumps(report.manifest) if self.json else _summary(report, self.output))
+        _print_notes(report.tokenizer.note, report.skipped, report.manifest.get("skipped_documents") or 0)
         return 0
 
     def _estimate(self) -> int:
         tokenizer, corpus = prepare(self)
         if corpus.nbytes is None:
-            raise UsageError("standard input cannot be estimated: it could not be read again")
-        found = look_at(self, tokenizer, corpus)
-        tokens, documents = found.tokens or 0, found.documents_in_all or 0
+            raise UsageError("--estimate-only cannot read standard input, which can be read only once")
+        sample = sample_corpus(self, tokenizer, corpus)
+        tokens, documents = sample.tokens or 0, sample.total_documents or 0
         if self.eos_policy != "none":
             tokens += documents
         shards = -(-tokens // self.shard_tokens)
         if self.json:
-            rows = {"tokens": tokens, "documents": documents, "shards": shards, "bytes": 4 * tokens}
-            print(json.dumps({"estimate": True, **rows, "corpus_bytes": corpus.nbytes}))
+            row = {"tokens": tokens, "documents": documents, "shards": shards, "bytes": ID_SIZE * tokens}
+            print(json.dumps({"estimate": True, **row, "corpus_bytes": corpus.nbytes}))
         else:
             print(
                 f"about {counted(tokens, 'token')} of {counted(documents, 'document')} "
                 f"({decimal(corpus.nbytes)} in {counted(len(corpus.files), 'file')}): "
-                f"{counted(shards, 'shard')}, {decimal(4 * tokens)}"
+                f"{counted(shards, 'shard')}, {decimal(ID_SIZE * tokens)}"
             )
         _print_notes(tokenizer.note, (), 0)
         return 0
@@ -163,114 +173,115 @@ class Decode:
 
     directory: Annotated[Path, tyro.conf.Positional]
     """The shard directory."""
-    tokenizer: Path | None = None
-    """As `encode` takes it (default: the one the shards were made with, where the manifest says it is)."""
+    tokenizer: Annotated[Path | None, Unset("the one in the manifest")] = None
+    """Tokenizer: a tokenizer.json, a directory that holds one or vocab.json and merges.txt, or an .apr or
+    .gguf file."""
     start: int = 0
-    """The first token, counted from the start of the first shard."""
+    """Position of the first token to print, counted from the start of the first shard."""
     count: Annotated[int, Alias("--tokens")] = 256
-    """How many tokens; fewer where the shards end."""
+    """Number of tokens to print; fewer if the shards end before."""
     json: Annotated[bool, Flag] = False
     """Print one JSON object on standard output."""
 
     def run(self) -> int:
-        """Print the text."""
+        """Print the text, and return the exit code."""
         from apr.data.shards import ShardDir
         from apr.data.tokenizers import load_tokenizer
 
         shards = ShardDir(self.directory, unfinished=True)
-        tokenizer = _tokenizer_of(shards) if self.tokenizer is None else load_tokenizer(self.tokenizer)
+        tokenizer = _recorded_tokenizer(shards) if self.tokenizer is None else load_tokenizer(self.tokenizer)
         if not 0 <= self.start < shards.total_tokens or self.count < 1:
             raise UsageError(
-                f"--start {self.start} --count {self.count}: the shards hold tokens 0 to "
+                f"--start {self.start} --count {self.count}: the shards contain tokens 0 to "
                 f"{shards.total_tokens - 1}"
             )
         ids = shards.read(self.start, min(self.count, shards.total_tokens - self.start)).tolist()
-        odd = next((place for place, id_ in enumerate(ids, self.start) if id_ >= tokenizer.vocab_size), None)
-        if odd is not None:
-            _beyond(shards, tokenizer, odd, ids[odd - self.start])
-        text = "".join(
-            tokenizer.decode(list(run)) if known else "".join(f"<id {id_}>" for id_ in run)
-            for known, run in groupby(ids, lambda id_: id_ < tokenizer.vocab_size)
-        )
+        for position, id_ in enumerate(ids, self.start):
+            if id_ >= tokenizer.vocab_size:
+                _report_unknown_id(shards, tokenizer, position, id_)
+                break
+        pieces = []
+        for is_known, group in groupby(ids, lambda id_: id_ < tokenizer.vocab_size):
+            run = list(group)
+            pieces.append(tokenizer.decode(run) if is_known else "".join(f"<id {id_}>" for id_ in run))
+        text = "".join(pieces)
         print(json.dumps({"start": self.start, "ids": ids, "text": text}) if self.json else text)
         return 0
 
 
-def _beyond(shards: ShardDir, tokenizer: LoadedTokenizer, place: int, id_: int) -> None:
-    """Say where the first id is that the vocabulary does not have.
-
-    Raises:
-        UsageError: it is not the vocabulary that the shards were made with.
-    """
-    starts = shards.starts()
-    number = bisect_right(starts, place) - 1
-    where = f"{shards.shards[number].path}: id {id_} at byte {4 * (place - starts[number])} (token {place})"
-    if (made_with := shards.manifest.get("tokenizer_sha256")) not in (None, tokenizer.sha256):
-        raise UsageError(
-            f"{where} is beyond {tokenizer.source}, whose vocabulary ends at {tokenizer.vocab_size - 1}: "
-            f"name the tokenizer they were made with (its tokenizer_sha256 is {made_with})"
-        )
-    print(f"note: {where} is beyond the vocabulary of {tokenizer.source}", file=sys.stderr)
-
-
-def _tokenizer_of(shards: ShardDir) -> LoadedTokenizer:
-    """The tokenizer that the manifest names, if it is still there and still the same."""
+def _recorded_tokenizer(shards: ShardDir) -> LoadedTokenizer:
+    """Load the tokenizer that the manifest names, if it is still there and unchanged."""
     from apr.data.tokenizers import load_tokenizer
 
-    named, recorded = (shards.manifest.get(key) for key in ("tokenizer_dir", "tokenizer_sha256"))
-    if not isinstance(named, str):
-        raise UsageError(f"{shards.path}: its manifest names no tokenizer: name it with --tokenizer")
-    if not Path(named).exists():
+    path, sha256 = shards.manifest.get("tokenizer_dir"), shards.manifest.get("tokenizer_sha256")
+    if not isinstance(path, str):
+        raise UsageError(f"{shards.path}: the manifest names no tokenizer; pass it with --tokenizer")
+    if not Path(path).exists():
         raise UsageError(
-            f"{named}: not there, and the tokenizer that {shards.path} was made with: "
-            "name where it is with --tokenizer"
+            f"{path}: the tokenizer of {shards.path} does not exist any more; pass its path with --tokenizer"
         )
-    tokenizer = load_tokenizer(named)
-    if recorded not in (None, tokenizer.sha256):
+    tokenizer = load_tokenizer(path)
+    if sha256 not in (None, tokenizer.sha256):
         raise RefusedError(
-            f"{named}: not the tokenizer that {shards.path} was made with, its tokenizer_sha256 differs: "
-            "name that one with --tokenizer"
+            f"{path}: changed since {shards.path} was encoded with it (tokenizer_sha256 differs); "
+            "pass the original one with --tokenizer"
         )
     return tokenizer
 
 
-def _encoded(made: EncodeReport, output: Path) -> str:
-    manifest = made.manifest
-    what = (
+def _report_unknown_id(shards: ShardDir, tokenizer: LoadedTokenizer, position: int, id_: int) -> None:
+    """Report the first id that the vocabulary does not have.
+
+    Raises:
+        UsageError: the shards were encoded with another tokenizer.
+    """
+    starts = shards.starts()
+    number = bisect_right(starts, position) - 1
+    byte = ID_SIZE * (position - starts[number])
+    place = f"{shards.shards[number].path}: id {id_} at byte {byte} (token {position})"
+    encoded_with = shards.manifest.get("tokenizer_sha256")
+    if encoded_with not in (None, tokenizer.sha256):
+        raise UsageError(
+            f"{place} is not in the vocabulary of {tokenizer.source}, which ends at "
+            f"{tokenizer.vocab_size - 1}; pass the tokenizer with tokenizer_sha256 {encoded_with}"
+        )
+    print(f"note: {place} is not in the vocabulary of {tokenizer.source}", file=sys.stderr)
+
+
+def _summary(report: EncodeReport, output: Path) -> str:
+    manifest = report.manifest
+    contents = (
         f"{output}: {counted(manifest['total_tokens'], 'token')} of "
-        f"{counted(manifest['total_documents'] or 0, 'document')} in "
+        f"{counted(manifest.get('total_documents') or 0, 'document')} in "
         f"{counted(manifest['shard_count'], 'shard')}"
     )
-    if made.complete_before:
-        return f"{what}, all there already"
-    speed = made.text_bytes / 1e6 / max(made.seconds, 1e-9)
-    return f"{what}, from {decimal(made.text_bytes)} of text in {made.seconds:.1f} s ({speed:.1f} MB/s)"
+    if report.complete_before:
+        return f"{contents}, already complete"
+    speed = report.text_bytes / 1e6 / max(report.seconds, 1e-9)
+    return (
+        f"{contents}, from {decimal(report.text_bytes)} of text in {report.seconds:.1f} s ({speed:.1f} MB/s)"
+    )
 
 
 def _print_notes(note: str | None, skipped: tuple[Skipped, ...], count: int) -> None:
     if note is not None:
         print(f"note: {note}", file=sys.stderr)
-    for item in skipped[:_SHOWN]:
+    for item in skipped[:_MAX_NAMED]:
         print(f"skipped: {item.name}: {item.reason}", file=sys.stderr)
     if count:
-        print(f"{counted(count, 'document')} skipped in all", file=sys.stderr)
+        print(f"{counted(count, 'document')} skipped in total", file=sys.stderr)
 
 
-def _speed(at: Progress) -> Callable[[float], str]:
-    """What has been done, and how fast in the seconds given."""
-
-    def text(seconds: float) -> str:
-        return (
-            f"{counted(at.documents, 'document')}, {at.tokens / 1e6:,.1f} M tokens, "
-            f"{counted(at.shards, 'shard')}, "
-            f"{at.text / 1e6 / seconds:.1f} MB/s, {at.encoded / seconds:,.0f} tokens/s"
-        )
-
-    return text
+def _progress_text(progress: Progress, seconds: float) -> str:
+    return (
+        f"{counted(progress.documents, 'document')}, {progress.tokens / 1e6:,.1f} M tokens, "
+        f"{counted(progress.shards, 'shard')}, "
+        f"{progress.text / 1e6 / seconds:.1f} MB/s, {progress.encoded / seconds:,.0f} tokens/s"
+    )
 
 
-def _kept(output: Path, corpus: tuple[str, ...]) -> str | None:
-    """What an encoding that was cut off leaves, and how to go on; None where it is nothing."""
+def _kept_shards(output: Path, corpus: tuple[str, ...]) -> str | None:
+    """Return what an encoding that was cut off left, and how to continue; None if it left nothing."""
     try:
         manifest = read_manifest(output)
     except (OSError, AprError):
@@ -278,17 +289,20 @@ def _kept(output: Path, corpus: tuple[str, ...]) -> str | None:
     shards, tokens = manifest.get("shard_count"), manifest.get("total_tokens")
     if manifest.get("complete") is not False or not shards:
         return None
-    on = "standard input is not resumed, --force encodes anew" if STDIN in corpus else "--resume continues"
-    return f"{output}: kept, {counted(shards, 'whole shard')} with {counted(tokens or 0, 'token')}: {on}"
+    how = "use --resume to continue"
+    if STDIN in corpus:
+        how = "standard input cannot be resumed, use --force to start over"
+    return f"{output}: kept {counted(shards, 'whole shard')} with {counted(tokens or 0, 'token')}; {how}"
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Within it SIGTERM ends the command as Ctrl-C does, with its own exit code."""
+def _exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, with an exit code of its own."""
 
     def stop(*_: object) -> None:
         raise SystemExit(EXIT_TERMINATED)
 
+    # Python allows signal handlers in the main thread only; tests and notebooks may run elsewhere.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -300,44 +314,45 @@ def _terminable() -> Iterator[None]:
 
 
 @contextmanager
-def _bar(doing: str) -> Iterator[Callable[[int, int | None, Callable[[float], str]], None]]:
-    """Progress with the time left: a bar on a terminal, elsewhere a line now and then.
+def _progress_bar(action: str) -> Iterator[Callable[[int, int | None, Callable[[float], str]], None]]:
+    """Show progress with the time left: a bar on a terminal, elsewhere a line from time to time.
 
-    What it gives takes the bytes that are read, of how many, and what makes a text of the seconds passed.
+    Yields a function to call with the bytes read, the total bytes or None, and a function that returns the
+    text for the seconds passed.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
     columns: list[Any] = [
-        TextColumn(doing),
+        TextColumn(action),
         BarColumn(bar_width=20),
         DownloadColumn(),
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     ]
-    terminal = sys.stderr.isatty()
-    started = said = time.monotonic()
-    first: int | None = None
-    with Bar(*columns, console=Console(stderr=True), transient=True, disable=not terminal) as bar:
+    is_terminal = sys.stderr.isatty()
+    started = last_line = time.monotonic()
+    first_read: int | None = None
+    with Bar(*columns, console=Console(stderr=True), transient=True, disable=not is_terminal) as bar:
         task = bar.add_task("", total=None)
 
         def update(read: int, total: int | None, text: Callable[[float], str]) -> None:
-            nonlocal first, said
+            nonlocal first_read, last_line
             now = time.monotonic()
-            # What a resumed run passed over took no time.
-            first = read if first is None else first
-            left = (
-                ""
-                if not total or read == first
-                else f", {format_duration((total - read) * (now - started) / (read - first))} left"
-            )
-            if terminal:
-                bar.update(task, completed=read, total=total, description=text(now - started) + left)
-            elif now - said >= _LINE_SECONDS:
-                said = now
+            seconds = now - started
+            # A resumed run skips most of the corpus at once: only what it reads itself tells its speed.
+            if first_read is None:
+                first_read = read
+            left = ""
+            if total and read > first_read:
+                left = f", {format_duration((total - read) * seconds / (read - first_read))} left"
+            if is_terminal:
+                bar.update(task, completed=read, total=total, description=text(seconds) + left)
+            elif now - last_line >= _LINE_SECONDS:
+                last_line = now
                 share = f"{read / total:.1%}, " if total else ""
-                print(f"{doing}: {share}{text(now - started)}{left}", file=sys.stderr, flush=True)
+                print(f"{action}: {share}{text(seconds)}{left}", file=sys.stderr, flush=True)
 
         yield update
 

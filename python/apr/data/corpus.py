@@ -1,7 +1,7 @@
-"""Documents of a corpus in a fixed order: text files, directories, JSONL, parquet, standard input.
+"""Documents of a corpus in a fixed order: text files, directories, JSON lines, Parquet, standard input.
 
-They come in batches as they are stored: paths, lines, values. Rust makes ids of those; here a text is made of
-one only where it is looked at.
+Documents come in batches as they are stored: paths, lines, values. Rust turns those into ids directly. A
+document becomes a Python string only where one is needed: in samples, and if Rust rejects it.
 """
 
 from __future__ import annotations
@@ -18,35 +18,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from apr.data.corpus_files import STDIN, CorpusFile, corpus_files
+from apr.data.corpus_files import STDIN, CorpusFile, list_corpus_files
 from apr.errors import FormatError, RefusedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-# Stored bytes and documents of a batch: enough to keep every core busy, and progress is still seen.
-_BATCH_BYTES = 4 << 20
+# Stored bytes and documents of a batch: enough to keep every core busy, and few enough to show progress.
+BATCH_BYTES = 4 << 20
 _BATCH_DOCUMENTS = 4096
+# Rows that are decoded at a time; pyarrow's own 65,536 would hold many large documents in memory.
 _PARQUET_ROWS = 1024
-# Bytes that are passed over at a time.
-_PASSED_OVER = 1 << 20
-# UTF-8 has at most as many bytes a character.
-_UTF8 = 4
+# Bytes that are skipped at a time in a stream that cannot seek.
+_SKIP_BYTES = 1 << 20
+# UTF-8 has at most this many bytes per character.
+_MAX_CHARACTER_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text: a file, a line of a JSONL file, a row of a parquet file."""
+    """One text: a file, a line of a JSON lines file, a row of a Parquet file."""
 
     name: str
-    """The file, with the line or row (from 1) where there is one."""
+    """The file, with the line or row (from 1) if it has several documents."""
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Documents that are none: unreadable, no UTF-8, no JSON object, or without the field."""
+    """Documents that are not valid: unreadable, not UTF-8, not a JSON object, or without the field."""
 
     name: str
     reason: str
@@ -61,7 +62,7 @@ class Place(NamedTuple):
     number: int = 0
     """Lines or rows of its file before it."""
     offset: int = 0
-    """Bytes of its file before it, decompressed; 0 for rows."""
+    """Bytes of its file before it, after decompression; 0 for rows."""
 
 
 START = Place()
@@ -69,17 +70,17 @@ START = Place()
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Documents one after another, as they are stored."""
+    """Consecutive documents as they are stored."""
 
     format: str
-    """text: paths; jsonl: lines; parquet: values as bytes or None; skipped: Skipped."""
+    """text (paths), jsonl (lines), parquet (values as bytes or None) or skipped (Skipped)."""
     stored: list[Any]
     first: Place
     read: int
-    """Bytes of the corpus files, as stored, that are read with it."""
+    """Bytes of the corpus files, as stored, that have been read after this batch."""
 
     def after(self, count: int) -> Place:
-        """Where the document after the first `count` begins."""
+        """Return where the document after the first `count` begins."""
         file, number, offset = self.first
         if self.format == "text":
             return Place(file + count)
@@ -90,20 +91,22 @@ class Batch:
 
 
 class Corpus:
-    """The documents of some paths, in the order of the paths and sorted below a directory.
+    """The documents of some paths, in the order of the paths, and sorted within a directory.
 
     Args:
-        roots: files and directories; `-` is JSONL on standard input.
-        patterns: globs that a file below a directory has to match one of; without a `/` they are held
-            against the file's name, else against its path below the root.
-        exclude: globs that leave out files below a directory; without a `/` they are held against every
-            part of the path, and `*` matches any depth: `test/*` is all below the root's folder `test`.
-        content_field: the key or column that holds the text in JSONL and parquet.
-        without: a directory that is left out: the output, where it lies inside the corpus.
+        roots: files and directories; `-` is JSON lines on standard input.
+        patterns: globs, one of which a file within a directory must match. A glob without `/` is matched with
+            the file's name, otherwise with its path below the root.
+        exclude: globs for files and folders within a directory to leave out. A glob without `/` is matched
+            with every part of the path. `*` also matches `/`: `test/*` is everything in the root's folder
+            `test`.
+        content_field: the key or column that contains the text in JSON lines and Parquet.
+        without: a directory to leave out: the output, which may be within the corpus.
+        batch_bytes: stored bytes of a batch; None is `BATCH_BYTES`.
 
     Raises:
-        OSError: a path is not there or cannot be read.
-        UsageError: a path is neither a file nor a directory; standard input is named twice.
+        OSError: a path does not exist or cannot be read.
+        UsageError: a path is neither a file nor a directory; standard input is given twice.
         RefusedError: no file matches.
     """
 
@@ -115,26 +118,30 @@ class Corpus:
         exclude: Sequence[str] = (),
         content_field: str = "content",
         without: Path | None = None,
+        batch_bytes: int | None = None,
     ) -> None:
         self.roots = list(roots)
         if self.roots.count(STDIN) > 1:
-            raise UsageError("standard input (-) is named twice, and can be read once")
+            raise UsageError("standard input (-) is given twice, but can be read only once")
         self.content_field = content_field
+        self._batch_bytes = BATCH_BYTES if batch_bytes is None else batch_bytes
         self.files = [
             file
             for root in roots
-            for file in corpus_files(root, tuple(patterns), tuple(exclude), without, content_field)
+            for file in list_corpus_files(root, tuple(patterns), tuple(exclude), without, content_field)
         ]
         if not self.files:
-            raise RefusedError(
-                f"{', '.join(self.roots)}: no file to read"
-                + (f" matches {', '.join(patterns)}: widen --pattern" if patterns else "")
-            )
+            reason = "no files"
+            if patterns:
+                reason = f"no file matches {', '.join(patterns)}; use another --pattern"
+            raise RefusedError(f"{', '.join(self.roots)}: {reason}")
 
     @property
     def nbytes(self) -> int | None:
-        """Bytes of all files as stored; None if standard input is one."""
-        return None if any(str(f.path) == STDIN for f in self.files) else sum(f.nbytes for f in self.files)
+        """Bytes of all files as stored; None if standard input is one of them."""
+        if any(str(file.path) == STDIN for file in self.files):
+            return None
+        return sum(file.nbytes for file in self.files)
 
     @property
     def format(self) -> str:
@@ -143,41 +150,41 @@ class Corpus:
         return formats.pop() if len(formats) == 1 else "mixed"
 
     def fingerprint(self) -> str:
-        """SHA-256 over each file's path, size and time: whether this is still the same corpus."""
-        rows = [(os.fsdecode(f.path), f.nbytes, f.mtime_ns) for f in self.files]
+        """Return a SHA-256 over the path, size and time of every file; it changes if a file does."""
+        rows = [(os.fsdecode(file.path), file.nbytes, file.mtime_ns) for file in self.files]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def batches(self, start: Place = START) -> Iterator[Batch]:
-        """All documents from a place on, what lies before it passed over as far as its format allows.
+        """Yield all documents from a place on. What is before it is skipped without parsing if possible.
 
         Raises:
-            FormatError: a compressed or parquet file is damaged.
-            RefusedError: a JSONL file ends before the place.
-            OSError: reading failed in the middle of a file; one that cannot be opened is skipped.
+            FormatError: a compressed or Parquet file is damaged.
+            RefusedError: a JSON lines file ends before the place.
+            OSError: reading failed within a file. A file that cannot be opened is skipped.
         """
         read = sum(file.nbytes for file in self.files[: start.file])
         texts: list[Path] = []
-        waiting = 0
+        texts_bytes = 0
         for index, file in enumerate(self.files[start.file :], start.file):
             if file.format == "text":
                 texts.append(file.path)
-                waiting += file.nbytes
+                texts_bytes += file.nbytes
                 read += file.nbytes
-                if waiting < _BATCH_BYTES and len(texts) < _BATCH_DOCUMENTS:
+                if texts_bytes < self._batch_bytes and len(texts) < _BATCH_DOCUMENTS:
                     continue
             if texts:
-                end = index + (file.format == "text")
+                end = index + 1 if file.format == "text" else index
                 yield Batch("text", texts, Place(end - len(texts)), read)
-                texts, waiting = [], 0
+                texts, texts_bytes = [], 0
             if file.format != "text":
                 first = start if index == start.file else Place(index)
-                yield from self._batches_of(file, first, read, _BATCH_BYTES)
+                yield from self._batches_of(file, first, read, self._batch_bytes)
                 read += file.nbytes
         if texts:
             yield Batch("text", texts, Place(len(self.files) - len(texts)), read)
 
-    def look(self, batch: Batch, n: int) -> Document | Skipped | None:
-        """The n-th of a batch as a text, or why it is none; None for a blank line."""
+    def read(self, batch: Batch, n: int) -> Document | Skipped | None:
+        """Return the n-th document of a batch, or why it is skipped; None for a blank line."""
         stored = batch.stored[n]
         if batch.format == "skipped":
             return stored  # type: ignore[no-any-return]
@@ -190,45 +197,51 @@ class Corpus:
         if batch.format == "jsonl":
             return _line(name, stored, self.content_field) if stored.strip() else None
         if stored is None:
-            return Skipped(name, f"no text under {self.content_field!r}")
+            return Skipped(name, f"no text in {self.content_field!r}")
         return _document(name, stored)
 
+    def read_all(self, batch: Batch) -> Iterator[Document | Skipped]:
+        """Yield the documents of a batch, and why others are skipped."""
+        for n in range(len(batch.stored)):
+            item = self.read(batch, n)
+            if item is not None:
+                yield item
+
     def items(self) -> Iterator[tuple[int, Document | Skipped]]:
-        """All documents, each with the bytes of the files, as stored, that are read with its batch.
+        """Yield all documents, each with the bytes of the files, as stored, that are read after its batch.
 
         Raises:
-            FormatError, OSError: as `batches`.
+            FormatError: a compressed or Parquet file is damaged.
+            OSError: reading failed within a file.
         """
         for batch in self.batches():
-            yield from ((batch.read, item) for item in self.looks(batch))
-
-    def looks(self, batch: Batch) -> Iterator[Document | Skipped]:
-        """All of a batch, looked at."""
-        found = (self.look(batch, n) for n in range(len(batch.stored)))
-        return (item for item in found if item is not None)
+            for item in self.read_all(batch):
+                yield batch.read, item
 
     def head(self, index: int, characters: int) -> tuple[list[Document], float]:
-        """The first documents of a file, about so many characters, and their share of the file.
+        """Return the first documents of a file, about so many characters, and their share of the file.
 
         Raises:
-            FormatError, OSError: as `batches`.
+            FormatError: a compressed or Parquet file is damaged.
+            OSError: reading failed within the file.
         """
         file = self.files[index]
         if file.format == "text":
-            return _start(file, characters)
-        found: list[Document] = []
+            return _text_head(file, characters)
+        documents: list[Document] = []
         for batch in self._batches_of(file, Place(index), 0, characters):
             share = batch.read / max(1, file.nbytes)
-            for n, item in enumerate(self.looks(batch), start=1):
+            for n, item in enumerate(self.read_all(batch), start=1):
                 if isinstance(item, Document):
-                    cut = min(1.0, characters / max(1, len(item.text))) if not found else 1.0
-                    found.append(Document(item.name, item.text[:characters]))
-                    if sum(len(document.text) for document in found) >= characters:
-                        return found, share * n / len(batch.stored) * cut
-        return found, 1.0
+                    # The first document may be longer than the head.
+                    cut = 1.0 if documents else min(1.0, characters / max(1, len(item.text)))
+                    documents.append(Document(item.name, item.text[:characters]))
+                    if sum(len(document.text) for document in documents) >= characters:
+                        return documents, share * n / len(batch.stored) * cut
+        return documents, 1.0
 
-    def _batches_of(self, file: CorpusFile, first: Place, before: int, nbytes: int) -> Iterator[Batch]:
-        """The documents of a JSONL or parquet file from a place on, about so many bytes at a time."""
+    def _batches_of(self, file: CorpusFile, first: Place, read_before: int, nbytes: int) -> Iterator[Batch]:
+        """Yield the documents of a JSON lines or Parquet file from a place on, about `nbytes` at a time."""
         reason = file.reason
         if reason is None and str(file.path) != STDIN:
             try:
@@ -236,90 +249,95 @@ class Corpus:
             except OSError as error:
                 reason = f"cannot be read: {error.strerror}"
         if reason is not None:
-            yield Batch("skipped", [Skipped(str(file.path), reason)], first, before + file.nbytes)
+            yield Batch("skipped", [Skipped(str(file.path), reason)], first, read_before + file.nbytes)
         elif file.format == "parquet":
-            yield from _parquet(file, self.content_field, first, before, nbytes)
+            yield from _parquet_batches(file, self.content_field, first, read_before, nbytes)
         else:
-            yield from _jsonl(file, first, before, nbytes)
+            yield from _jsonl_batches(file, first, read_before, nbytes)
 
 
 def _document(name: str, content: bytes) -> Document | Skipped:
     try:
         return Document(name, content.decode())
     except UnicodeDecodeError as error:
-        return Skipped(name, f"no UTF-8 at byte {error.start}")
+        return Skipped(name, f"invalid UTF-8 at byte {error.start}")
 
 
-def _start(file: CorpusFile, characters: int) -> tuple[list[Document], float]:
+def _text_head(file: CorpusFile, characters: int) -> tuple[list[Document], float]:
     try:
         with file.path.open("rb") as stream:
-            content = stream.read(_UTF8 * characters)
+            content = stream.read(_MAX_CHARACTER_BYTES * characters)
+            # An incremental decoder accepts that the last character is cut.
             text = codecs.getincrementaldecoder("utf-8")().decode(content)[:characters]
     except (OSError, UnicodeDecodeError):
         return [], 1.0
     return [Document(str(file.path), text)], len(text.encode()) / max(1, file.nbytes)
 
 
-def _jsonl(file: CorpusFile, first: Place, before: int, nbytes: int) -> Iterator[Batch]:
+def _jsonl_batches(file: CorpusFile, first: Place, read_before: int, nbytes: int) -> Iterator[Batch]:
     lines: list[bytes] = []
     size = 0
-    with _opened(file, first.offset) as (stream, told):
+    with _open_lines(file, first.offset) as (stream, tell):
         for line in stream:
             lines.append(line)
             size += len(line)
             if size >= nbytes or len(lines) >= _BATCH_DOCUMENTS:
-                made = Batch("jsonl", lines, first, before + min(told(), file.nbytes))
-                yield made
-                first, lines, size = made.after(len(lines)), [], 0
+                batch = Batch("jsonl", lines, first, read_before + min(tell(), file.nbytes))
+                yield batch
+                first, lines, size = batch.after(len(lines)), [], 0
     if lines:
-        yield Batch("jsonl", lines, first, before + file.nbytes)
+        yield Batch("jsonl", lines, first, read_before + file.nbytes)
 
 
 @contextmanager
-def _opened(file: CorpusFile, offset: int) -> Iterator[tuple[BinaryIO | gzip.GzipFile, Callable[[], int]]]:
-    """The lines of a JSONL file from an offset of its contents on, and how many stored bytes are read."""
+def _open_lines(
+    file: CorpusFile, offset: int
+) -> Iterator[tuple[BinaryIO | gzip.GzipFile, Callable[[], int]]]:
+    """Open a JSON lines file at an offset of its contents; also gives a function that returns bytes read."""
     if str(file.path) == STDIN:
-        _pass_over(sys.stdin.buffer, offset, "standard input")
+        _skip(sys.stdin.buffer, offset, "standard input")
         yield sys.stdin.buffer, lambda: 0
         return
     name = str(file.path)
     with file.path.open("rb") as raw:
         try:
             if name.lower().endswith((".gz", ".zst")):
-                unpacked = gzip.GzipFile(fileobj=raw) if name.lower().endswith(".gz") else _zstd(raw)
+                unpacked = gzip.GzipFile(fileobj=raw) if name.lower().endswith(".gz") else _open_zstd(raw)
                 with unpacked as stream:
-                    _pass_over(stream, offset, name)
+                    _skip(stream, offset, name)
                     yield stream, raw.tell
             else:
-                if offset > (nbytes := os.fstat(raw.fileno()).st_size):
+                nbytes = os.fstat(raw.fileno()).st_size
+                if offset > nbytes:
                     raise _too_short(name, nbytes, offset)
                 raw.seek(offset)
                 yield raw, raw.tell
         except (EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
+            # gzip and Arrow report damaged data as an OSError without a number.
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            raise FormatError(f"{name}: damaged: {error}", path=name) from None
+            raise FormatError(f"{name}: damaged file: {error}", path=name) from None
 
 
-def _zstd(raw: BinaryIO) -> BinaryIO:
+def _open_zstd(raw: BinaryIO) -> BinaryIO:
     import pyarrow as pa
 
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
 
 
-def _pass_over(stream: Any, nbytes: int, name: str) -> None:  # noqa: ANN401
+def _skip(stream: Any, nbytes: int, name: str) -> None:  # noqa: ANN401 (gzip, pyarrow and io share no type)
     left = nbytes
     while left > 0:
-        passed = len(stream.read(min(left, _PASSED_OVER)))
-        if not passed:
+        skipped = len(stream.read(min(left, _SKIP_BYTES)))
+        if not skipped:
             raise _too_short(name, nbytes - left, nbytes)
-        left -= passed
+        left -= skipped
 
 
 def _too_short(name: str, nbytes: int, offset: int) -> RefusedError:
     return RefusedError(
-        f"{name}: ends after {nbytes:,} bytes, before byte {offset:,} where the encoding was cut off: "
-        "--force encodes all anew"
+        f"{name}: ends after {nbytes:,} bytes, before byte {offset:,}, where the encoding was cut off; "
+        "use --force to start over"
     )
 
 
@@ -327,16 +345,19 @@ def _line(name: str, line: bytes, field: str) -> Document | Skipped:
     try:
         record = json.loads(line)
     except UnicodeDecodeError as error:
-        return Skipped(name, f"no UTF-8 at byte {error.start}")
+        return Skipped(name, f"invalid UTF-8 at byte {error.start}")
     except (ValueError, RecursionError) as error:
-        return Skipped(name, f"no JSON: {error}")
+        return Skipped(name, f"invalid JSON: {error}")
     text = record.get(field) if isinstance(record, dict) else None
     if not isinstance(text, str):
-        return Skipped(name, f"no text under {field!r}")
+        return Skipped(name, f"no text in {field!r}")
+    # A lone surrogate is valid in JSON but not in UTF-8; decoding finds it.
     return _document(name, text.encode(errors="surrogatepass"))
 
 
-def _parquet(file: CorpusFile, field: str, first: Place, before: int, nbytes: int) -> Iterator[Batch]:
+def _parquet_batches(
+    file: CorpusFile, field: str, first: Place, read_before: int, nbytes: int
+) -> Iterator[Batch]:
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -346,54 +367,55 @@ def _parquet(file: CorpusFile, field: str, first: Place, before: int, nbytes: in
             rows = table.metadata.num_rows
             type_ = table.schema_arrow.field(field).type if field in table.schema_arrow.names else None
             if type_ is None or not _is_text(type_):
-                skipped = Skipped(name, f"no column of texts {field!r}", rows)
-                yield Batch("skipped", [skipped], first, before + file.nbytes)
+                skipped = Skipped(name, f"no column of text named {field!r}", rows)
+                yield Batch("skipped", [skipped], first, read_before + file.nbytes)
                 return
             values: list[bytes | None] = []
             size = 0
-            for value in _values(table, field, first.number):
+            for value in _column_values(table, field, first.number):
                 values.append(value)
                 size += len(value or b"")
                 if size >= nbytes or len(values) >= _BATCH_DOCUMENTS:
                     share = (first.number + len(values)) / max(1, rows)
-                    made = Batch("parquet", values, first, before + int(share * file.nbytes))
-                    yield made
-                    first, values, size = made.after(len(values)), [], 0
+                    batch = Batch("parquet", values, first, read_before + int(share * file.nbytes))
+                    yield batch
+                    first, values, size = batch.after(len(values)), [], 0
             if values:
-                yield Batch("parquet", values, first, before + file.nbytes)
+                yield Batch("parquet", values, first, read_before + file.nbytes)
     except (pa.ArrowException, OSError) as error:
-        # What Arrow makes of damaged bytes is often an OSError, without a number.
+        # Arrow often reports damaged data as an OSError without a number.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise FormatError(f"{name}: no readable parquet file: {error}", path=name) from None
+        raise FormatError(f"{name}: not a readable Parquet file: {error}", path=name) from None
 
 
-def _values(table: Any, field: str, skipped: int) -> Iterator[bytes | None]:  # noqa: ANN401  (pyarrow)
-    """The values of a column from a row on; row groups before it are not read."""
+def _column_values(table: Any, field: str, first_row: int) -> Iterator[bytes | None]:  # noqa: ANN401 (pyarrow)
+    """Yield the values of a column from a row on. Row groups before it are not read."""
     groups = list(range(table.num_row_groups))
-    while groups and skipped >= (rows := table.metadata.row_group(groups[0]).num_rows):
-        skipped -= rows
+    to_skip = first_row
+    while groups and to_skip >= (rows := table.metadata.row_group(groups[0]).num_rows):
+        to_skip -= rows
         del groups[0]
     for batch in table.iter_batches(batch_size=_PARQUET_ROWS, row_groups=groups, columns=[field]):
-        passed = min(skipped, batch.num_rows)
-        skipped -= passed
-        # As bytes: a column of texts may hold what is no UTF-8.
-        yield from _as_bytes(batch.column(0).slice(passed))
+        skipped = min(to_skip, batch.num_rows)
+        to_skip -= skipped
+        yield from _as_bytes(batch.column(0).slice(skipped))
 
 
-def _as_bytes(column: Any) -> list[bytes | None]:  # noqa: ANN401  (pyarrow has no types)
+def _as_bytes(column: Any) -> list[bytes | None]:  # noqa: ANN401 (pyarrow has no types)
     import pyarrow as pa
 
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    # Bytes, not str: a string column may contain invalid UTF-8, and one such value would fail all of it.
     values: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
     return values
 
 
-def _is_text(type_: Any) -> bool:  # noqa: ANN401  (pyarrow has no types)
+def _is_text(type_: Any) -> bool:  # noqa: ANN401 (pyarrow has no types)
     from pyarrow import types
 
     if types.is_dictionary(type_):
         type_ = type_.value_type
-    kinds = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
-    return any(kind(type_) for kind in kinds)
+    checks = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    return any(check(type_) for check in checks)

@@ -1,4 +1,4 @@
-"""The files of a corpus in a fixed order: the paths as given, sorted below a directory."""
+"""The files of a corpus in a fixed order: the paths as given, sorted within a directory."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STDIN = "-"
-# A compressed .json is one of lines, as in C4.
+# A compressed .json contains JSON lines, as in C4.
 _JSONL = (
     *(".jsonl", ".jsonl.gz", ".jsonl.zst"),
     *(".ndjson", ".ndjson.gz", ".ndjson.zst"),
     *(".json.gz", ".json.zst"),
 )
-# One that is not may be either, and is looked into.
+# A plain .json may be JSON lines or one document; its first lines decide.
 _JSON = ".json"
 _PARQUET = ".parquet"
-# A link that leads nowhere, or to itself, is no file.
-_NOWHERE = (errno.ENOENT, errno.ELOOP)
+# Links that lead nowhere, or to themselves, are not files.
+_BROKEN_LINK = (errno.ENOENT, errno.ELOOP)
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusFile:
-    """One input file; `-` is standard input, of unknown size."""
+    """One input file; `-` is standard input, whose size is unknown."""
 
     path: Path
     format: str
-    """text, jsonl or parquet; unreadable for what is known to be so before it is opened."""
+    """text, jsonl or parquet; unreadable if that is known before it is opened."""
     nbytes: int
     mtime_ns: int
     reason: str | None = None
     """Why it is unreadable."""
 
     def changed(self, *, skipped: bool = False) -> bool:
-        """Whether size or time are no longer those it was found with; one that was skipped may be gone."""
+        """Whether the size or time changed since the file was listed. A skipped file may be gone."""
         if str(self.path) == STDIN or self.reason is not None:
             return False
         try:
@@ -53,53 +53,56 @@ class CorpusFile:
         return (status.st_size, status.st_mtime_ns) != (self.nbytes, self.mtime_ns)
 
 
-def corpus_files(
+def list_corpus_files(
     root: str,
     patterns: tuple[str, ...],
     exclude: tuple[str, ...],
     without: Path | None,
     content_field: str,
 ) -> Iterator[CorpusFile]:
-    """The files of one root; `without` is a directory that is not entered.
+    """Yield the files of one root.
+
+    Args:
+        root: a file, a directory, or `-`.
+        patterns: globs, one of which a file within a directory must match; none match all.
+        exclude: globs for files and folders to leave out.
+        without: a directory to leave out.
+        content_field: the key that tells JSON lines from a JSON document.
 
     Raises:
-        OSError: the root itself is not there or cannot be read.
-        UsageError: it is neither a file nor a directory.
+        OSError: the root does not exist or cannot be read.
+        UsageError: the root is neither a file nor a directory.
     """
     path = Path(root)
     if root == STDIN:
         yield CorpusFile(path, "jsonl", 0, 0)
     elif path.is_dir():
-        left_out = None if without is None else _below(path.resolve(), without.resolve())
+        left_out = None
+        if without is not None and without.resolve().is_relative_to(path.resolve()):
+            left_out = without.resolve().relative_to(path.resolve()).as_posix()
         for relative, entry in _walk(path, "", exclude, left_out):
             if isinstance(entry, OSError):
                 if not relative:
                     raise entry
                 yield CorpusFile(path / relative, "unreadable", 0, 0, f"cannot be listed: {entry.strerror}")
             elif not patterns or any(_matches(relative, pattern) for pattern in patterns):
-                yield from _listed(entry, content_field)
+                yield from _directory_entry(entry, content_field)
     else:
-        # Without O_NONBLOCK the opening of a pipe waits for someone to write to it.
+        # Without O_NONBLOCK, opening a pipe would wait until a process writes to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         status = os.fstat(descriptor)
         os.close(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UsageError(
-                f"{path}: neither a file nor a directory: what comes through a pipe is given as -"
-            )
+            raise UsageError(f"{path}: neither a file nor a directory; to read from a pipe, use -")
         yield _file(path, status, content_field)
 
 
-def _below(root: Path, directory: Path) -> str | None:
-    return directory.relative_to(root).as_posix() if directory.is_relative_to(root) else None
-
-
-def _listed(entry: os.DirEntry[str], content_field: str) -> Iterator[CorpusFile]:
-    """A file that was met in a directory; sockets, pipes and links that lead nowhere are none."""
+def _directory_entry(entry: os.DirEntry[str], content_field: str) -> Iterator[CorpusFile]:
+    """Yield a file within a directory; nothing for sockets, pipes and broken links."""
     try:
         status = entry.stat()
     except OSError as error:
-        if error.errno not in _NOWHERE:
+        if error.errno not in _BROKEN_LINK:
             yield CorpusFile(Path(entry.path), "unreadable", 0, 0, f"cannot be read: {error.strerror}")
         return
     if stat.S_ISREG(status.st_mode):
@@ -108,48 +111,58 @@ def _listed(entry: os.DirEntry[str], content_field: str) -> Iterator[CorpusFile]
 
 def _file(path: Path, status: os.stat_result, content_field: str) -> CorpusFile:
     name = path.name.lower()
-    lines = name.endswith(_JSONL) or (name.endswith(_JSON) and _is_lines(path, content_field))
-    kind = "jsonl" if lines else "parquet" if name.endswith(_PARQUET) else "text"
-    return CorpusFile(path, kind, status.st_size, status.st_mtime_ns)
+    if name.endswith(_JSONL) or (name.endswith(_JSON) and _has_json_lines(path, content_field)):
+        format_ = "jsonl"
+    elif name.endswith(_PARQUET):
+        format_ = "parquet"
+    else:
+        format_ = "text"
+    return CorpusFile(path, format_, status.st_size, status.st_mtime_ns)
 
 
-def _is_lines(path: Path, content_field: str) -> bool:
-    """Whether a .json file holds a JSON object a line: two of them, or one with the field."""
+def _has_json_lines(path: Path, content_field: str) -> bool:
+    """Whether a .json file has an object per line: the first has the field, or the first two are objects."""
     try:
         with path.open("rb") as file:
             lines = (line for line in file if line.strip())
-            first = _object(next(lines, b""))
-            return first is not None and (content_field in first or _object(next(lines, b"")) is not None)
+            first = _json_object(next(lines, b""))
+            if first is None:
+                return False
+            return content_field in first or _json_object(next(lines, b"")) is not None
     except OSError:
-        return False  # which is said where it is read
+        return False  # reported when the file is read
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def _json_object(line: bytes) -> dict[str, Any] | None:
     line = line.strip()
+    # A quick test first: a JSON document may be a single line of gigabytes.
     if not (line.startswith(b"{") and line.endswith(b"}")):
         return None
     try:
-        found = json.loads(line)
+        value = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _walk(
     root: Path, below: str, exclude: tuple[str, ...], left_out: str | None
 ) -> Iterator[tuple[str, os.DirEntry[str] | OSError]]:
-    """What is below a directory, by its path relative to it, sorted; what is left out is not entered."""
+    """Yield the entries below a directory, sorted, with their paths relative to the root.
+
+    Folders that are left out are not entered. Links to folders are not followed.
+    """
     if (below or ".") == left_out:
         return
     try:
-        with os.scandir(root / below) as entries:
-            found = sorted((entry.name, entry) for entry in entries)
+        with os.scandir(root / below) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
     except OSError as error:
         yield below, error
         return
-    for name, entry in found:
-        path = f"{below}/{name}" if below else name
-        if any(_left_out(path, pattern) for pattern in exclude):
+    for entry in entries:
+        path = f"{below}/{entry.name}" if below else entry.name
+        if any(_is_excluded(path, pattern) for pattern in exclude):
             continue
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(root, path, exclude, left_out)
@@ -161,6 +174,6 @@ def _matches(path: str, pattern: str) -> bool:
     return fnmatchcase(path if "/" in pattern else path.rpartition("/")[2], pattern)
 
 
-def _left_out(path: str, pattern: str) -> bool:
-    # With a slash behind it a folder `test` matches `test/*`, and so does all below it.
+def _is_excluded(path: str, pattern: str) -> bool:
+    # With a slash appended, the folder `test` matches `test/*`, and is not entered.
     return _matches(path, pattern) or ("/" in pattern and fnmatchcase(f"{path}/", pattern))

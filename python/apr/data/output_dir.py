@@ -1,4 +1,4 @@
-"""The directory that an encoding writes to: one encoding's at a time, continued only by the same one."""
+"""The directory that an encoding writes to: one encoding at a time, continued only by the same one."""
 
 from __future__ import annotations
 
@@ -13,58 +13,69 @@ from typing import TYPE_CHECKING, Any
 from apr import held
 from apr.data.corpus import START
 from apr.data.corpus_files import STDIN
-from apr.data.listing import SHARD_NAME, list_shards
+from apr.data.listing import ID_SIZE, SHARD_NAME, list_shards
 from apr.data.manifest import MANIFEST, SHARD_WRITERS, check_manifest, is_count, read_manifest, shard_rows
 from apr.errors import FormatError, RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from apr.data.corpus import Corpus
+    from apr.data.manifest import ShardRow
 
-# What a shard is called while it is written.
+# The temporary name of a shard while it is written.
 _HALF_WRITTEN = re.compile(r"^\.shard-[0-9]{4,6}\.bin\.tmp$")
-# Characters of a value in an error: a list of files may be long.
-_SHOWN = 120
+# Characters of a value in an error; a list of files may be long.
+_MAX_SHOWN = 120
 # Files that an error names.
-_NAMED = 3
-# What makes two encodings the same one, beside `progress.options`.
+_MAX_NAMED = 3
+# Two encodings are the same if these keys and `progress.options` are equal …
 _SAME = ("tokenizer_sha256", "eos_policy", "eos_token_id", "content_field", "normalization", "corpus_roots")
-# And beside those in one that is complete, where it records them.
+# … and, for a complete one, which has no `progress`, those of these that it records. Older versions did not.
 _SAME_IF_RECORDED = ("input_files", "input_bytes", "shard_tokens")
+# A difference in these keys means that the corpus changed, not the options.
+_OF_CORPUS = {"corpus_files", "input_files", "input_bytes"}
 
 
 @contextmanager
 def lock_output(output: Path) -> Iterator[None]:
-    """Hold a directory of shards against every other encoding and repair, as `apr.held.claimed`."""
-    with held.claimed(output, SHARD_WRITERS, "wait for it, or name another --output"):
+    """Lock a directory against other encodings and repairs; it is created if it does not exist.
+
+    Raises:
+        RefusedError: another encoding or repair has the lock.
+        NotADirectoryError: a file has this name.
+    """
+    with held.claimed(output, SHARD_WRITERS, "wait for it, or use another --output"):
         yield
 
 
 def manifest_to_resume(output: Path, *, resume: bool, force: bool) -> dict[str, Any] | None:
-    """The manifest of the encoding that is to be continued, or None for a new one.
+    """Return the manifest of the encoding to continue; None for a new one.
 
     Raises:
-        RefusedError: shards are there and neither flag is given, or nothing says where to resume; a file that
-            no encoding writes bears a name that ends in .bin.
+        RefusedError: the directory contains shards and neither flag is given, or no manifest says where to
+            resume; a .bin file that no encoding writes.
     """
-    has_shards = bool(_shards_alone(output))
+    has_shards = bool(_shard_paths(output))
     has_manifest = (output / MANIFEST).exists()
-    if force or not (has_shards or (has_manifest and not _nothing_yet(output))):
+    in_first_shard = has_manifest and not has_shards and _is_in_first_shard(output)
+    if force or in_first_shard or not (has_shards or has_manifest):
         return None
     if not resume:
         raise RefusedError(
-            f"{output}: already holds shards: --resume continues an encoding that was cut off, "
-            "--force replaces them"
+            f"{output}: already contains shards; use --resume to continue an encoding that was cut off, or "
+            "--force to replace them"
         )
     if not has_manifest:
-        raise RefusedError(f"{output}: shards without a manifest: nothing says where to resume; use --force")
+        raise RefusedError(
+            f"{output}: contains shards but no manifest that says where to resume; use --force to start over"
+        )
     return read_manifest(output)
 
 
-def _nothing_yet(output: Path) -> bool:
-    """Whether the manifest is that of an encoding cut off in its first shard."""
+def _is_in_first_shard(output: Path) -> bool:
+    """Whether an encoding was cut off before its first shard was whole."""
     try:
         manifest = read_manifest(output)
     except FormatError:
@@ -72,201 +83,244 @@ def _nothing_yet(output: Path) -> bool:
     return manifest.get("complete") is False and manifest.get("shard_count") == 0
 
 
-def check_same_encoding(output: Path, found: dict[str, Any], asked: dict[str, Any], corpus: Corpus) -> None:
-    """Refuse to continue what another encoding began, and to take for complete what is not.
+def check_same_encoding(
+    output: Path, recorded: dict[str, Any], requested: Mapping[str, Any], corpus: Corpus
+) -> None:
+    """Check that an encoding may continue what is recorded, and that a complete one is still up to date.
+
+    Args:
+        output: the shard directory.
+        recorded: its manifest.
+        requested: the manifest that the requested encoding starts with.
+        corpus: the requested corpus.
 
     Raises:
-        RefusedError: the message says what differs.
+        RefusedError: an option or the corpus differs; the message names the difference.
     """
-    complete = found.get("complete") is not False
-    was, now = ({key: manifest.get(key) for key in _SAME} for manifest in (found, asked))
-    if complete:
-        if found.get("truncated"):
+    is_complete = recorded.get("complete") is not False
+    before: dict[str, Any] = {key: recorded.get(key) for key in _SAME}
+    now: dict[str, Any] = {key: requested.get(key) for key in _SAME}
+    if is_complete:
+        if recorded.get("truncated"):
             raise RefusedError(
-                f"{output}: cut off, and finished as it was by apr repair-manifest: use --force"
+                f"{output}: this encoding was cut off, and apr repair-manifest finished it as it was; "
+                "use --force to start over"
             )
-        recorded = [key for key in _SAME_IF_RECORDED if found.get(key) is not None]
-        was |= {key: found[key] for key in recorded}
-        now |= {key: asked[key] for key in recorded}
+        keys = [key for key in _SAME_IF_RECORDED if recorded.get(key) is not None]
+        before |= {key: recorded[key] for key in keys}
+        now |= {key: requested[key] for key in keys}
     else:
-        _check_unfinished(output / MANIFEST, found)
-        was |= found["progress"]["options"]
-        now |= asked["progress"]["options"]
-    different = [key for key in was | now if was.get(key) != now.get(key)]
-    # What happened to a file is told by its name; of a list of files only that it differs could be said.
-    of_corpus = set(different) <= {"corpus_files", "input_files", "input_bytes"}
-    if of_corpus and different and (moved := _came_or_went(found.get("input_files"), asked["input_files"])):
-        raise RefusedError(f"{moved}: --force encodes the corpus anew")
-    newer = _newer(corpus, output) if of_corpus and (complete or different) else []
-    if newer:
+        _check_unfinished(output / MANIFEST, recorded)
+        before |= recorded["progress"]["options"]
+        now |= requested["progress"]["options"]
+    different = [key for key in before | now if before.get(key) != now.get(key)]
+    if set(different) <= _OF_CORPUS:
+        _check_same_corpus(output, recorded, requested, corpus, different, is_complete=is_complete)
+    if different:
+        key = different[0]
         raise RefusedError(
-            f"{newer[0]}: changed since it was encoded{_and_more(newer)}: --force encodes the corpus anew"
+            f"{output}: cannot resume, {key} was {_shortened(before.get(key))} and is now "
+            f"{_shortened(now.get(key))}; use the same options, or --force to start over"
         )
-    if "corpus_files" in different and of_corpus:
-        raise RefusedError(
-            f"{', '.join(corpus.roots)}: a file has another size or time than when the encoding began: "
-            "--force encodes the corpus anew"
-        )
-    for key in different:
-        raise RefusedError(
-            f"{output}: cannot resume, {key} was {_short(was.get(key))} "
-            f"and now is {_short(now.get(key))}: ask for the same, or use --force"
-        )
-    if complete:
-        differences = check_manifest(found, list_shards(output))
+    if is_complete:
+        differences = check_manifest(recorded, list_shards(output))
         if differences:
             raise RefusedError(
-                f"{output / MANIFEST}: disagrees with the files: {'; '.join(differences)}: use --force"
+                f"{output / MANIFEST}: does not match the shards: {'; '.join(differences)}; "
+                "use --force to start over"
             )
+
+
+def _check_same_corpus(
+    output: Path,
+    recorded: Mapping[str, Any],
+    requested: Mapping[str, Any],
+    corpus: Corpus,
+    different: Sequence[str],
+    *,
+    is_complete: bool,
+) -> None:
+    """Refuse a corpus that changed, with the name of a file if one is known.
+
+    Raises:
+        RefusedError: a file was added, removed or changed.
+    """
+    if different and (change := _added_or_removed(recorded.get("input_files"), requested["input_files"])):
+        raise RefusedError(f"{change}; use --force to encode the whole corpus again")
+    if is_complete or different:
+        newer = _newer_files(corpus, output)
+        if newer:
+            raise RefusedError(
+                f"{newer[0]}: changed since it was encoded{_others(newer)}; "
+                "use --force to encode the whole corpus again"
+            )
+    if "corpus_files" in different:
+        raise RefusedError(
+            f"{', '.join(corpus.roots)}: a file has another size or time than when the encoding began; "
+            "use --force to encode the whole corpus again"
+        )
 
 
 def check_corpus_unchanged(output: Path, corpus: Corpus, skipped: set[str]) -> None:
-    """Refuse to call shards complete whose corpus changed while they were made.
+    """Check that no file of the corpus changed while it was encoded.
 
-    A file that was skipped, and counted so, may be gone.
+    Args:
+        output: the shard directory.
+        corpus: the corpus.
+        skipped: files that were skipped and counted as such; they may be gone.
 
     Raises:
-        RefusedError: a file has another size or time than at the start; the message names it.
+        RefusedError: a file has another size or time than at the start; names it.
     """
     changed = [str(file.path) for file in corpus.files if file.changed(skipped=str(file.path) in skipped)]
     if changed:
         raise RefusedError(
-            f"{changed[0]}: changed while it was encoded{_and_more(changed)}: --force encodes the corpus "
-            f"anew, apr repair-manifest {output} keeps the shards as they are"
+            f"{changed[0]}: changed while it was encoded{_others(changed)}; use --force to encode the whole "
+            f"corpus again, or apr repair-manifest {output} to keep the shards as they are"
         )
 
 
-def check_kept_shards(output: Path, rows: list[dict[str, Any]]) -> None:
-    """Check the shards that a resumed encoding builds upon, byte for byte.
+def check_kept_shards(output: Path, rows: Sequence[ShardRow]) -> None:
+    """Check every byte of the shards that a resumed encoding builds upon.
 
     Raises:
-        RefusedError: one is missing, or is not the one that was written; or there are more of them than one
-            that the manifest did not know of when the encoding was cut off.
+        RefusedError: a shard is missing or changed; there are more shards than the manifest counts, and than
+            the one that may have been written before the manifest was.
     """
     with ThreadPoolExecutor() as pool:
         digests = pool.map(_sha256, [output / row["name"] for row in rows])
         for row, digest in zip(rows, digests, strict=True):
+            path = output / row["name"]
+            if digest is None:
+                raise RefusedError(f"{path}: is missing; use --force to start over")
             if digest != row.get("sha256"):
-                why = "is missing" if digest is None else "is not the shard that was written there"
-                raise RefusedError(f"{output / row['name']}: {why}: --force encodes all of it anew")
-            if (size := (output / row["name"]).stat().st_size) != 4 * row["tokens"]:
+                raise RefusedError(f"{path}: changed since it was written; use --force to start over")
+            tokens = path.stat().st_size // ID_SIZE
+            if tokens * ID_SIZE != path.stat().st_size or tokens != row["tokens"]:
                 raise RefusedError(
-                    f"{output / MANIFEST}: tokens of {row['name']} is {row['tokens']}, its {size} bytes say "
-                    f"{size // 4}: --force encodes all of it anew"
+                    f"{output / MANIFEST}: tokens of {row['name']} is {row['tokens']}, but the file contains "
+                    f"{tokens}; use --force to start over"
                 )
-    unknown = {path.name for path in output.glob("*.bin")} - {row["name"] for row in rows}
-    if len(unknown) > 1:
+    uncounted = {path.name for path in output.glob("*.bin")} - {row["name"] for row in rows}
+    if len(uncounted) > 1:
         raise RefusedError(
-            f"{output / max(unknown)}: a shard that the manifest does not know: --force encodes all anew"
+            f"{output / max(uncounted)}: the manifest does not count this shard; use --force to start over"
         )
 
 
 def clear_output(output: Path, *, keep: bool) -> None:
-    """Remove what a killed encoding left half written; unless `keep`, the manifest and the shards too.
+    """Remove half-written files of a killed encoding; unless `keep`, also the manifest and all shards.
 
     Raises:
-        RefusedError: something there is no shard; nothing has been removed then.
+        RefusedError: a .bin file that no encoding writes; nothing is removed then.
     """
-    gone = [] if keep else _shards_alone(output)
-    gone += [path for path in output.glob(".*.tmp") if _HALF_WRITTEN.match(path.name) and not path.is_dir()]
+    doomed = [] if keep else _shard_paths(output)
+    doomed += [path for path in output.glob(".*.tmp") if _HALF_WRITTEN.match(path.name) and not path.is_dir()]
     if not keep:
+        # First, so that a kill in between does not leave a manifest without its shards.
         (output / MANIFEST).unlink(missing_ok=True)
-    for path in gone:
+    for path in doomed:
         path.unlink()
 
 
-def _shards_alone(output: Path) -> list[Path]:
-    """The files of a directory that are called as shards are, where no other .bin is beside them.
+def _shard_paths(output: Path) -> list[Path]:
+    """Return the files that are named as shards are.
 
     Raises:
-        RefusedError: there is one, or something under a shard's name is no file; names it.
+        RefusedError: another .bin file, or anything but a file under a shard's name. It may be precious, and
+            --force would remove it.
     """
-    found = []
+    paths = []
     with os.scandir(output) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if not entry.name.endswith(".bin"):
                 continue
             if not SHARD_NAME.match(entry.name):
-                raise RefusedError(
-                    f"{entry.path}: no shard, and a directory of shards holds no other .bin: move it away"
-                )
+                raise RefusedError(f"{entry.path}: not the name of a shard; move it out of the directory")
             if not entry.is_file(follow_symlinks=False):
-                raise RefusedError(f"{entry.path}: no regular file under a shard's name: move it away")
-            found.append(output / entry.name)
-    return found
+                raise RefusedError(f"{entry.path}: not a regular file; move it out of the directory")
+            paths.append(output / entry.name)
+    return paths
 
 
-def _check_unfinished(path: Path, found: dict[str, Any]) -> None:
-    """Refuse the manifest of an unfinished encoding that none of ours can be.
+def _check_unfinished(path: Path, manifest: dict[str, Any]) -> None:
+    """Check the keys of an unfinished encoding's manifest that resuming relies on.
 
     Raises:
         RefusedError: the message names the key.
     """
-    rows = found.get("shards")
-    if not isinstance(rows, list) or len(shard_rows(found)) != len(rows):
-        raise _unusable(path, "shards", rows)
+    rows = manifest.get("shards")
+    if not isinstance(rows, list) or len(shard_rows(manifest)) != len(rows):
+        raise _cannot_resume(path, "shards", rows)
     for key in ("tokens", "documents"):
         for n, row in enumerate(rows):
             if not is_count(row.get(key)):
-                raise _unusable(path, f"shards[{n}].{key}", row.get(key))
+                raise _cannot_resume(path, f"shards[{n}].{key}", row.get(key))
     expected = {
         "shard_count": len(rows),
         "total_tokens": sum(row["tokens"] for row in rows),
         "total_documents": sum(row["documents"] for row in rows),
     }
     for key, value in expected.items():
-        if not is_count(found.get(key)) or found[key] != value:
-            raise _unusable(path, key, found.get(key), f", its shards say {value}")
-    if not is_count(found.get("skipped_documents")):
-        raise _unusable(path, "skipped_documents", found.get("skipped_documents"))
-    seconds = found.get("elapsed_seconds")
+        if not is_count(manifest.get(key)) or manifest[key] != value:
+            raise _cannot_resume(path, key, manifest.get(key), f", but its rows of shards add up to {value}")
+    if not is_count(manifest.get("skipped_documents")):
+        raise _cannot_resume(path, "skipped_documents", manifest.get("skipped_documents"))
+    seconds = manifest.get("elapsed_seconds")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
-        raise _unusable(path, "elapsed_seconds", seconds)
-    progress = found.get("progress")
+        raise _cannot_resume(path, "elapsed_seconds", seconds)
+    progress = manifest.get("progress")
     if not isinstance(progress, dict) or not isinstance(progress.get("options"), dict):
-        raise _unusable(path, "progress", progress)
+        raise _cannot_resume(path, "progress", progress)
     place = progress.get("place")
     if not isinstance(place, list) or len(place) != len(START) or not all(map(is_count, place)):
-        raise _unusable(path, "progress.place", place)
+        raise _cannot_resume(path, "progress.place", place)
 
 
-def _unusable(path: Path, key: str, value: object, why: str = "") -> RefusedError:
-    return RefusedError(f"{path}: does not say where to resume: {key} is {_short(value)}{why}: use --force")
+def _cannot_resume(path: Path, key: str, value: object, why: str = "") -> RefusedError:
+    return RefusedError(
+        f"{path}: cannot resume, {key} is {_shortened(value)}{why}; use --force to start over"
+    )
 
 
-def _came_or_went(before: object, now: list[str]) -> str | None:
-    """The first file that is only in one of two lists, and what happened to it; None without one."""
+def _added_or_removed(before: object, now: list[str]) -> str | None:
+    """Return the first file that is in only one of two lists, with what happened to it; None without one."""
     if not isinstance(before, list) or not all(isinstance(name, str) for name in before):
         return None
-    for names, others, what in (
-        (before, set(now), "removed from the corpus since the encoding began"),
-        (now, set(before), "added to the corpus since the encoding began"),
-    ):
-        if only := [name for name in names if name not in others]:
-            return f"{only[0]}: {what}{_and_more(only)}"
+    current, earlier = set(now), set(before)
+    removed = [name for name in before if name not in current]
+    if removed:
+        return f"{removed[0]}: removed from the corpus since the encoding began{_others(removed)}"
+    added = [name for name in now if name not in earlier]
+    if added:
+        return f"{added[0]}: added to the corpus since the encoding began{_others(added)}"
     return None
 
 
-def _newer(corpus: Corpus, output: Path) -> list[str]:
-    """Files that were written to, or put in their place, after the last shard was.
+def _newer_files(corpus: Corpus, output: Path) -> list[str]:
+    """Return the files that were written or replaced after the last shard was.
 
-    The manifest does not record their times: it is to be the same for the same corpus. Its own is that of the
-    last scan, which keeps in it what it read.
+    The manifest does not record times, so that the same corpus always has the same manifest. Nor is the
+    manifest's own time of use: it is rewritten when a scan is added to it.
     """
     last = max(output.glob("shard-*.bin"), default=output / MANIFEST)
     written = last.stat().st_mtime_ns
-    found = []
+    newer = []
     for file in corpus.files:
         if str(file.path) != STDIN and file.path.exists():
             status = file.path.stat()
+            # The change time too: a file that is moved into place may have an old modification time.
             if max(status.st_mtime_ns, status.st_ctime_ns) > written:
-                found.append(str(file.path))
-    return found
+                newer.append(str(file.path))
+    return newer
 
 
-def _and_more(names: list[str]) -> str:
-    more = f"{', '.join(names[1:_NAMED])}{' …' * (len(names) > _NAMED)}"
-    return f" ({len(names)} files: also {more})" if len(names) > 1 else ""
+def _others(names: list[str]) -> str:
+    """Return what to add to the first of several names in an error."""
+    if len(names) == 1:
+        return ""
+    more = " …" if len(names) > _MAX_NAMED else ""
+    return f" ({len(names)} files, also {', '.join(names[1:_MAX_NAMED])}{more})"
 
 
 def _sha256(path: Path) -> str | None:
@@ -277,6 +331,6 @@ def _sha256(path: Path) -> str | None:
         return None
 
 
-def _short(value: object) -> str:
+def _shortened(value: object) -> str:
     shown = repr(value)
-    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    return shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}…"

@@ -1,4 +1,4 @@
-"""A look at a corpus before it is encoded: how much it will be, and whether its text comes back."""
+"""A sample of a corpus before it is encoded: how many tokens it will have, and whether its text survives."""
 
 from __future__ import annotations
 
@@ -20,108 +20,117 @@ if TYPE_CHECKING:
     from apr.data.corpus import Batch, Corpus, Place
     from apr.data.tokenizers import LoadedTokenizer
 
-    Encode = Callable[[Sequence[str]], list[NDArray[np.uint32]]]
+    EncodeTexts = Callable[[Sequence[str]], list[NDArray[np.uint32]]]
 
 Normalization = Literal["none", "nfc"]
 
-# Files looked at, spread evenly over the corpus, and text read of each: a tenth of a second of encoding.
+# Files in the sample, spread evenly over the corpus, and characters of each: a tenth of a second of encoding.
 _FILES = 32
 _CHARACTERS = 1 << 15
-# Of a byte-level vocabulary no token is unknown; of one that does not fit the text, most are.
+# A byte-level vocabulary has a token for any text. Another kind misses next to nothing of text that it fits,
+# and most of any other, so the limit need not be exact.
 MAX_UNKNOWN_SHARE = 0.001
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Some documents of a corpus, and what they say about all of it."""
+    """Some documents of a corpus, and what they tell about all of it."""
 
     documents: tuple[Document, ...]
-    """Normalized."""
+    """The documents, normalized."""
     ids: list[NDArray[np.uint32]]
-    """Of each document."""
+    """The ids of each document."""
     batches: Iterator[Batch]
-    """The corpus from the place that was asked for, what was looked at of standard input too."""
+    """The corpus from the requested place on, including what the sample read of standard input."""
     tokens: int | None
-    """Estimate for the whole corpus, without ends of text; None for standard input."""
-    documents_in_all: int | None
-    """Estimate; None for standard input."""
+    """Estimated tokens of the whole corpus, without ends of text; None for standard input."""
+    total_documents: int | None
+    """Estimated documents of the whole corpus; None for standard input."""
 
 
-def draw_sample(corpus: Corpus, encode: Encode, normalization: Normalization, start: Place) -> Sample:
-    """Look at some documents.
+def draw_sample(
+    corpus: Corpus, encode_texts: EncodeTexts, normalization: Normalization, start: Place
+) -> Sample:
+    """Read and encode some documents of a corpus.
 
     Args:
         corpus: the corpus.
-        encode: gives the ids of texts.
-        normalization: the form that texts are brought into.
-        start: where the batches begin; of standard input what lies before is not looked at.
+        encode_texts: returns the ids of each text.
+        normalization: the Unicode form of the texts.
+        start: where `batches` begin. Of standard input, the sample is taken from there.
 
     Raises:
         FormatError, OSError: a file of the corpus cannot be read.
     """
+
+    def normalized(document: Document) -> Document:
+        if normalization == "none":
+            return document
+        return Document(document.name, unicodedata.normalize("NFC", document.text))
+
     if corpus.nbytes is None:
-        everything = corpus.batches(start)
-        first = next(everything, None)
+        # Standard input can be read once: its first batch is sampled, and then encoded like the others.
+        batches = corpus.batches(start)
+        first = next(batches, None)
         head = [] if first is None else [first]
-        looked_at = [item for batch in head for item in corpus.looks(batch) if isinstance(item, Document)]
-        documents = tuple(_normalized(document, normalization) for document in _few(looked_at))
-        ids = encode([document.text for document in documents])
-        return Sample(documents, ids, chain(head, everything), None, None)
-    chosen = range(0, len(corpus.files), max(1, len(corpus.files) // _FILES))
-    heads = [corpus.head(index, _CHARACTERS) for index in chosen]
-    found = [[_normalized(document, normalization) for document in some] for some, _ in heads]
-    encoded = [encode([document.text for document in some]) for some in found]
-    # What was read of a file stands for the rest of it, what was read of the files for the others.
-    scale = corpus.nbytes / max(1, sum(corpus.files[index].nbytes for index in chosen))
+        stored = [item for batch in head for item in corpus.read_all(batch) if isinstance(item, Document)]
+        documents = tuple(normalized(document) for document in _first_texts(stored))
+        ids = encode_texts([document.text for document in documents])
+        return Sample(documents, ids, chain(head, batches), None, None)
+
+    indices = range(0, len(corpus.files), max(1, len(corpus.files) // _FILES))
+    heads = [corpus.head(index, _CHARACTERS) for index in indices]
+    texts_of_files = [[normalized(document) for document in documents] for documents, _ in heads]
+    ids_of_files = [encode_texts([document.text for document in texts]) for texts in texts_of_files]
+    # The head of a file stands for the rest of it, and the sampled files stand for the others.
+    scale = corpus.nbytes / max(1, sum(corpus.files[index].nbytes for index in indices))
     tokens = count = 0.0
-    for (some, share), of_each in zip(heads, encoded, strict=True):
-        tokens += sum(map(len, of_each)) / max(share, 1e-9)
-        # Of a text file the start is looked at: it is one document all the same.
-        count += max(1.0, len(some) / max(share, 1e-9)) if len(some) > 1 else len(some)
+    for (head_documents, share), ids_of_file in zip(heads, ids_of_files, strict=True):
+        tokens += sum(map(len, ids_of_file)) / max(share, 1e-9)
+        # The head of a text file is part of one document. Several documents are a share of the file's.
+        if len(head_documents) > 1:
+            count += max(1.0, len(head_documents) / max(share, 1e-9))
+        else:
+            count += len(head_documents)
     return Sample(
-        documents=tuple(chain.from_iterable(found)),
-        ids=list(chain.from_iterable(encoded)),
+        documents=tuple(chain.from_iterable(texts_of_files)),
+        ids=list(chain.from_iterable(ids_of_files)),
         batches=corpus.batches(start),
         tokens=round(tokens * scale),
-        documents_in_all=round(count * scale),
+        total_documents=round(count * scale),
     )
 
 
-def check_round_trip(tokenizer: LoadedTokenizer, looked_at: Sample) -> None:
-    """Decode what was looked at again.
+def check_round_trip(tokenizer: LoadedTokenizer, sample: Sample) -> None:
+    """Check that the ids of a sample decode to its text.
 
     Raises:
-        RefusedError: the text does not come back, or too much of it is unknown to the vocabulary; the
-            message names a document.
+        RefusedError: text is lost, or too much of it is unknown to the vocabulary; names a document.
     """
-    total = sum(map(len, looked_at.ids))
-    unknown = sum(int(np.count_nonzero(ids == tokenizer.unk_id)) for ids in looked_at.ids)
-    if tokenizer.unk_id is not None and unknown > MAX_UNKNOWN_SHARE * total:
-        raise RefusedError(
-            f"{tokenizer.source}: {unknown / total:.1%} of a sample of the corpus is unknown to this "
-            f"vocabulary (id {tokenizer.unk_id}): use the tokenizer that fits the text"
-        )
-    for document, ids in zip(looked_at.documents, looked_at.ids, strict=True):
-        # A tokenizer may normalize (Qwen2's does); what it must not do is lose text.
-        back = tokenizer.decode(ids.tolist())
-        text, back = (unicodedata.normalize("NFC", t) for t in (document.text, back))
-        if text != back:
-            at = next((i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), len(back))
+    total = sum(map(len, sample.ids))
+    if tokenizer.unk_id is not None:
+        unknown = sum(int(np.count_nonzero(ids == tokenizer.unk_id)) for ids in sample.ids)
+        if unknown > MAX_UNKNOWN_SHARE * total:
             raise RefusedError(
-                f"{tokenizer.source}: this tokenizer does not give the text of {document.name} back: from "
-                f"character {at} on {text[at : at + 12]!r} became {back[at : at + 12]!r}; "
+                f"{tokenizer.source}: {unknown / total:.1%} of a sample of the corpus is unknown to this "
+                f"vocabulary (id {tokenizer.unk_id}); use the tokenizer that fits the text"
+            )
+    for document, ids in zip(sample.documents, sample.ids, strict=True):
+        # A tokenizer may normalize (Qwen2's does), so both sides are. It must not lose text.
+        text = unicodedata.normalize("NFC", document.text)
+        decoded = unicodedata.normalize("NFC", tokenizer.decode(ids.tolist()))
+        if text != decoded:
+            pairs = enumerate(zip(text, decoded, strict=False))
+            at = next((i for i, (a, b) in pairs if a != b), min(len(text), len(decoded)))
+            raise RefusedError(
+                f"{tokenizer.source}: this tokenizer loses text of {document.name}: at character {at}, "
+                f"{text[at : at + 12]!r} became {decoded[at : at + 12]!r}; "
                 "use the tokenizer that fits the text"
             )
 
 
-def _normalized(document: Document, normalization: Normalization) -> Document:
-    if normalization == "none":
-        return document
-    return Document(document.name, unicodedata.normalize("NFC", document.text))
-
-
-def _few(documents: Sequence[Document]) -> Iterator[Document]:
-    """The first ones, as much text as is looked at of files."""
+def _first_texts(documents: Sequence[Document]) -> Iterator[Document]:
+    """Yield as much text as is sampled of files."""
     characters = 0
     for document in documents:
         if characters >= _FILES * _CHARACTERS:

@@ -1,11 +1,11 @@
-"""Shards written one after another in a thread of their own, each followed by the manifest that counts it."""
+"""Shards written one after another on a thread, each followed by the manifest that counts it."""
 
 from __future__ import annotations
 
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from apr.data.corpus import START, Place
 from apr.data.manifest import write_manifest
@@ -19,10 +19,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from apr.data.manifest import Manifest, ShardRow
+
+# Names have five digits. An estimate of more shards than this gets six, because it may be too low.
+_SIX_DIGITS_FROM = 90_000
+
+
+def name_digits(estimated_tokens: int | None, shard_tokens: int) -> int:
+    """Return the digits of shard names for a corpus of so many tokens; None is an unknown number."""
+    return 6 if (estimated_tokens or 0) > _SIX_DIGITS_FROM * shard_tokens else 5
+
 
 @dataclass(frozen=True)
-class Reached:
-    """How far the corpus is in whole shards."""
+class CorpusPosition:
+    """The documents of a corpus that are in whole shards."""
 
     place: Place = START
     """Where the next document begins."""
@@ -31,70 +41,80 @@ class Reached:
 
 
 class ShardWriter:
-    """Writes shards; `with` ends when all that were given are on the disk, after an error too.
+    """Writes shards in the background. Leaving a `with` block waits for all of them, after an error too.
+
+    A shard has its name only when it is whole and on the disk, and only then the manifest that counts it is
+    written: a process that is killed leaves at most one shard that the manifest does not count.
 
     Args:
         output: the directory.
-        rows: the rows of shards that are there already.
-        digits: of a new shard's number.
-        manifest: makes the manifest of rows and of what they reach.
+        rows: the manifest's rows of shards that exist.
+        digits: digits of a new shard's number.
+        manifest: returns the manifest for rows and the position that they reach.
     """
 
     def __init__(
         self,
         output: Path,
-        rows: Sequence[dict[str, Any]],
+        rows: Sequence[ShardRow],
         digits: int,
-        manifest: Callable[[list[dict[str, Any]], Reached], dict[str, Any]],
+        manifest: Callable[[list[ShardRow], CorpusPosition], Manifest],
     ) -> None:
         self.rows = list(rows)
-        """Of the shards that are on the disk."""
+        """The rows of shards that are on the disk."""
         self._output, self._digits, self._manifest = output, digits, manifest
-        self._given = len(self.rows)
+        self._submitted = len(self.rows)
         self._last: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, "shards")
 
-    def write(self, parts: Sequence[NDArray[np.uint32]], documents: int, reached: Reached) -> None:
-        """Write the next shard in the background, once the one before is on the disk.
+    def write(self, parts: Sequence[NDArray[np.uint32]], documents: int, position: CorpusPosition) -> None:
+        """Start to write the next shard, after waiting for the one before.
+
+        Args:
+            parts: the ids, uint32, in order.
+            documents: documents that end in this shard.
+            position: the position in the corpus after this shard.
 
         Raises:
-            OSError: one given before could not be written.
-            RefusedError: there are more shards than digits number.
+            OSError: an earlier shard could not be written.
+            RefusedError: the number of the shard has too many digits.
         """
         self.wait()
-        name = f"shard-{self._given:0{self._digits}}.bin"
-        if len(name) > len(f"shard-{0:0{self._digits}}.bin"):
+        number = f"{self._submitted:0{self._digits}}"
+        if len(number) > self._digits:
             raise RefusedError(
-                f"{self._output}: more shards than {self._digits} digits number: raise --shard-tokens"
+                f"{self._output}: shard {number} does not fit into names of {self._digits} digits; "
+                "raise --shard-tokens"
             )
-        self._given += 1
-        self._last = self._thread.submit(self._write, name, parts, documents, reached)
+        self._submitted += 1
+        self._last = self._thread.submit(self._write, f"shard-{number}.bin", parts, documents, position)
 
     def wait(self) -> None:
-        """Wait until all that was given is on the disk.
+        """Wait until every submitted shard is on the disk.
 
         Raises:
-            OSError: it could not be written.
+            OSError: a shard could not be written.
         """
         if self._last is not None:
             self._last.result()
 
     def _write(
-        self, name: str, parts: Sequence[NDArray[np.uint32]], documents: int, reached: Reached
+        self, name: str, parts: Sequence[NDArray[np.uint32]], documents: int, position: CorpusPosition
     ) -> None:
         digest = hashlib.sha256()
         with replacing(self._output / name) as file:
             for part in parts:
                 file.write(part.data)
                 digest.update(part.data)
-        row = {
-            "name": name,
-            "tokens": sum(map(len, parts)),
-            "documents": documents,
-            "sha256": digest.hexdigest(),
-        }
-        self.rows.append(row)
-        write_manifest(self._output, self._manifest(self.rows, reached))
+        self.rows.append(
+            {
+                "name": name,
+                "tokens": sum(map(len, parts)),
+                "documents": documents,
+                "sha256": digest.hexdigest(),
+            }
+        )
+        write_manifest(self._output, self._manifest(self.rows, position))
 
     def __enter__(self) -> Self:
         return self
