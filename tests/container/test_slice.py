@@ -63,7 +63,7 @@ def test_rows_of_quantized_tensors_are_those_of_the_whole(name, data):
 def test_columns_of_a_tensor_of_several_blocks(tmp_path, monkeypatch):
     from apr.container import slice as module
 
-    monkeypatch.setattr(module, "_BLOCK", 100)
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 100)
     array = np.arange(1000, dtype="<f4").reshape(50, 20)
     apr.save({"x": array}, tmp_path / "m.apr")
     part = apr.load(tmp_path / "m.apr").slice("x")

@@ -1,1 +1,1 @@
-"""The `.apr` container in Python: open, load, save, verify, inspect, convert."""
+"""The `.apr` container: open, save, verify, compare and stamp files."""

@@ -1,4 +1,4 @@
-"""What differs between two files: metadata, tensors, values."""
+"""`apr.diff`: compare the metadata, tensors and values of two files."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
     from apr.container.slice import TensorSlice
 
-# Values compared at a time.
+# Values that are compared at a time: 16 MB of float64, whatever the size of the tensor.
 _CHUNK = 1 << 20
-# Longer metadata values are shown by their beginning.
+# Characters of a metadata value that are shown.
 _SHOWN = 72
 
 
 @dataclass(frozen=True, slots=True)
 class TensorDiff:
-    """A tensor that both files have and that differs; pairs are of the first and the second file.
+    """A tensor that both files have and that differs. Pairs are (first file, second file).
 
     Attributes:
-        name: its name.
-        dtype: as in the format's table.
-        shape: dims; where they differ no values are compared.
-        count: values in the tensor.
-        differing: how many of them differ; None where the shapes do.
-        largest: the largest absolute difference among finite values; None where there is none.
-        nonfinite: how many of the differing values have no finite difference: a NaN or infinity on one side.
+        name: the tensor's name.
+        dtype: the stored dtypes.
+        shape: the dimensions; if they differ, no values are compared.
+        count: the number of values in the first file's tensor.
+        differing: the number of values that differ; None if the shapes differ.
+        largest: the largest absolute difference of finite values; None if there is none.
+        nonfinite: the number of differing values with a NaN or an infinity on one side.
     """
 
     name: str
@@ -49,33 +49,36 @@ class TensorDiff:
     nonfinite: int
 
     def __str__(self) -> str:
-        said = []
+        parts = []
         if self.shape[0] != self.shape[1]:
-            said.append(f"shape {list(self.shape[0])} -> {list(self.shape[1])}")
+            parts.append(f"shape {list(self.shape[0])} -> {list(self.shape[1])}")
         if self.dtype[0] != self.dtype[1]:
-            said.append(f"dtype {self.dtype[0]} -> {self.dtype[1]}")
+            parts.append(f"dtype {self.dtype[0]} -> {self.dtype[1]}")
         if self.differing:
-            by = "" if self.largest is None else f", by at most {self.largest:.6g}"
-            odd = f", {self.nonfinite} of them not finite" if self.nonfinite else ""
-            said.append(f"{self.differing} of {self.count} values differ{by}{odd}")
-        return f"{self.name}: {'; '.join(said)}"
+            values = f"{self.differing} of {self.count} values differ"
+            if self.largest is not None:
+                values += f", by at most {self.largest:.6g}"
+            if self.nonfinite:
+                values += f", {self.nonfinite} of them not finite"
+            parts.append(values)
+        return f"{self.name}: {'; '.join(parts)}"
 
 
 @dataclass(frozen=True, slots=True)
 class Diff:
-    """What differs between the files `a` and `b`.
+    """The differences between two files.
 
     Attributes:
-        a: the first path.
-        b: the second path.
-        atol: the absolute difference of values that was allowed, or None: every bit had to be equal.
+        a: the path of the first file.
+        b: the path of the second file.
+        atol: the absolute difference of values that was allowed; None if every bit had to be equal.
         added: metadata that only `b` has.
         removed: metadata that only `a` has.
-        changed: metadata that both have: (value in `a`, value in `b`).
-        only_in_a: names of tensors.
-        only_in_b: names of tensors.
-        tensors: the tensors that both have and that differ, in name order.
-        compared: how many tensors both have.
+        changed: metadata that differ, as (value in `a`, value in `b`).
+        only_in_a: names of tensors that only `a` has.
+        only_in_b: names of tensors that only `b` has.
+        tensors: the tensors that both have and that differ, in the order of `a`.
+        compared: the number of tensors that both have.
     """
 
     a: str
@@ -91,12 +94,12 @@ class Diff:
 
     @property
     def same(self) -> bool:
-        """Whether nothing differs."""
-        found = (self.added, self.removed, self.changed, self.only_in_a, self.only_in_b, self.tensors)
-        return not any(found)
+        """Whether the files have no differences."""
+        differences = (self.added, self.removed, self.changed, self.only_in_a, self.only_in_b, self.tensors)
+        return not any(differences)
 
     def to_dict(self) -> dict[str, object]:
-        """As JSON would hold it."""
+        """Return the differences as a dictionary that `json.dumps` accepts."""
         return {
             "a": self.a,
             "b": self.b,
@@ -110,15 +113,15 @@ class Diff:
         }
 
     def lines(self) -> list[str]:
-        """What `str` shows, line by line: - is only in `a`, + only in `b`, ~ in both."""
-        how = "" if self.atol is None else f" (values within {self.atol:g})"
+        """Return the lines that `str` shows: "-" is only in `a`, "+" only in `b`, "~" in both."""
+        tolerance = "" if self.atol is None else f" (values within {self.atol:g})"
         if self.same:
-            return [f"{self.a} and {self.b}: the same{how}, tensors: {self.compared}"]
+            return [f"{self.a} and {self.b} are the same{tolerance}, tensors: {self.compared}"]
         return [
-            f"{self.a} and {self.b} differ{how}, {len(self.tensors)} of {self.compared} common tensors",
-            *(f"  - metadata {key}: {_shown(value)}" for key, value in self.removed.items()),
-            *(f"  + metadata {key}: {_shown(value)}" for key, value in self.added.items()),
-            *(f"  ~ metadata {key}: {_shown(a)} -> {_shown(b)}" for key, (a, b) in self.changed.items()),
+            f"{self.a} and {self.b} differ{tolerance}, {len(self.tensors)} of {self.compared} common tensors",
+            *(f"  - metadata {key}: {_short(value)}" for key, value in self.removed.items()),
+            *(f"  + metadata {key}: {_short(value)}" for key, value in self.added.items()),
+            *(f"  ~ metadata {key}: {_short(a)} -> {_short(b)}" for key, (a, b) in self.changed.items()),
             *(f"  - tensor {name}" for name in self.only_in_a),
             *(f"  + tensor {name}" for name in self.only_in_b),
             *(f"  ~ tensor {tensor}" for tensor in self.tensors),
@@ -129,31 +132,31 @@ class Diff:
 
 
 def diff(a: str | PathLike[str], b: str | PathLike[str], *, atol: float | None = None) -> Diff:
-    """Compare two files. Memory does not grow with them.
+    """Compare two files. Memory does not grow with their size.
 
-    Without `atol` values of the same dtype are compared by their bits: a NaN equals one of the same bits,
-    and 0.0 differs from -0.0. With `atol`, and between dtypes, they are compared as numbers: every NaN
-    equals every other. Quantized tensors are compared by the float32 values they stand for. Metadata are
-    compared as JSON (1 and 1.0 differ), the order of keys does not count.
+    Without `atol`, values of the same dtype are compared bit by bit: a NaN equals a NaN with the same bits,
+    and 0.0 differs from -0.0. With `atol`, and between dtypes, values are compared as numbers, and all NaNs
+    are equal. Quantized tensors are compared by their float32 values. Metadata are compared as JSON (1 and
+    1.0 differ); the order of keys does not matter.
 
     Args:
-        a: a file.
-        b: another.
+        a: the first file.
+        b: the second file.
         atol: the absolute difference up to which values count as equal.
 
     Raises:
-        AprError: a file that does not open; with path, tensor and byte.
-        UnsupportedError: a v1 file whose payload is not described as tensors.
+        AprError: a file does not open; the error has the path, tensor and byte.
+        UnsupportedError: a version 1 file that does not describe its payload as tensors.
         ValueError: `atol` is negative, infinite or NaN.
-        OSError: as `open` would.
+        OSError: a file cannot be opened or read.
     """
     if atol is not None and not 0 <= atol < inf:
-        raise ValueError(f"atol must be a finite number, 0 or more, not {atol}")
+        raise ValueError(f"atol must be a finite number that is not negative, not {atol}")
     with load(a) as one, load(b) as two:
         one.require_tensors()
         two.require_tensors()
         both = [name for name in one if name in two]
-        found = [_tensor(name, one.slice(name), two.slice(name), atol) for name in both]
+        compared = [_compare(name, one.slice(name), two.slice(name), atol) for name in both]
         return Diff(
             a=os.fspath(a),
             b=os.fspath(b),
@@ -163,7 +166,7 @@ def diff(a: str | PathLike[str], b: str | PathLike[str], *, atol: float | None =
             changed=_changed(one.metadata, two.metadata),
             only_in_a=tuple(name for name in one if name not in two),
             only_in_b=tuple(name for name in two if name not in one),
-            tensors=tuple(tensor for tensor in found if tensor is not None),
+            tensors=tuple(tensor for tensor in compared if tensor is not None),
             compared=len(both),
         )
 
@@ -180,8 +183,8 @@ def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any,
     }
 
 
-def _tensor(name: str, a: TensorSlice, b: TensorSlice, atol: float | None) -> TensorDiff | None:
-    """What differs in a tensor; None where nothing does."""
+def _compare(name: str, a: TensorSlice, b: TensorSlice, atol: float | None) -> TensorDiff | None:
+    """Return the differences of a tensor, or None if there are none."""
     dtype, shape, count = (a.dtype, b.dtype), (a.shape, b.shape), prod(a.shape)
     if a.shape != b.shape:
         return TensorDiff(name, dtype, shape, count, None, None, 0)
@@ -200,8 +203,9 @@ def _tensor(name: str, a: TensorSlice, b: TensorSlice, atol: float | None) -> Te
 
 
 def _distances(a: NDArray[Any], b: NDArray[Any], atol: float | None) -> NDArray[Any]:
-    """The absolute differences of the values that differ; NaN or infinite where one of two is."""
+    """Return the absolute differences of the values that differ; not finite where one of the two is not."""
     same_dtype = a.dtype == b.dtype
+    # Most chunks of most pairs are equal, and comparing bytes is the fastest way to see it.
     if same_dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8)):
         return np.empty(0)
     if atol is None and same_dtype:
@@ -211,20 +215,22 @@ def _distances(a: NDArray[Any], b: NDArray[Any], atol: float | None) -> NDArray[
     distance = _distance(a, b)
     equal = distance <= (atol or 0)
     if distance.dtype.kind == "f":
-        equal |= (a == b) | (np.isnan(a) & np.isnan(b))  # infinities; NaN
+        # The distance of equal infinities, and of any NaN, is NaN.
+        equal |= (a == b) | (np.isnan(a) & np.isnan(b))
     return distance[~equal]
 
 
 def _distance(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """Absolute differences: of integers exact, as uint64; of others as float64."""
+    """Return absolute differences: exact ones of integers as uint64, others as float64."""
     if a.dtype.kind in "iu" and b.dtype.kind in "iu":
         high, low = np.maximum(a, b), np.minimum(a, b)
-        exact: NDArray[Any] = high.astype(np.uint64) - low.astype(np.uint64)  # wraps around to what is right
+        # Negative numbers wrap around in uint64, and so does the subtraction: the difference is right.
+        exact: NDArray[Any] = high.astype(np.uint64) - low.astype(np.uint64)
         return exact
     with np.errstate(invalid="ignore", over="ignore"):
         return np.abs(a.astype(np.float64) - b.astype(np.float64))
 
 
-def _shown(value: object) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"

@@ -1,11 +1,11 @@
-"""The format's dtypes as NumPy's; quantized ones have no counterpart and become float32."""
+"""The NumPy dtype of each dtype of the format. Quantized ones have none: their values become float32."""
 
 from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
 
-# In the order of the format's table.
+# In the order in which messages list them.
 NUMPY: dict[str, np.dtype[np.generic]] = {
     "f32": np.dtype(np.float32),
     "f16": np.dtype(np.float16),

@@ -100,7 +100,7 @@ class MappedFile(TensorFile):
         from apr.container.to_device import to_device
 
         if isinstance(names, str):
-            raise TypeError(f"names must be several, not one text: [{names!r}]")
+            raise TypeError(f"names must be a list of names, not a string; pass [{names!r}]")
         stored = {name: self._stored(name) for name in (self if names is None else names)}
         return to_device(self._container, stored, device, dtype)
 

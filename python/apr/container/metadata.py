@@ -1,4 +1,4 @@
-"""The JSON metadata of a container: read-only in Python, and the one spelling of each known fact."""
+"""The JSON metadata of a file: a read-only dictionary, and the text that is written."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-VOCABULARY = "tokenizer.vocabulary"
-HF_TOKENIZER = "hf_tokenizer"
-SHARDING = "sharding"
+# Keys that the header has a flag for.
+VOCABULARY, HF_TOKENIZER, SHARDING = "tokenizer.vocabulary", "hf_tokenizer", "sharding"
 
 
 class Metadata(dict[str, Any]):
-    """A dict that cannot be changed: it says what is in a file. `dict(metadata)` gives one that can."""
+    """A dictionary whose top-level keys cannot be changed. `dict(metadata)` returns a copy that can."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("the metadata of an open file cannot be changed: change a copy, dict(f.metadata)")
+        raise TypeError("the metadata of an open file cannot be changed; change a copy: dict(f.metadata)")
 
     __setitem__ = __delitem__ = _refuse
     __ior__ = clear = pop = popitem = setdefault = update = _refuse
@@ -25,39 +24,35 @@ class Metadata(dict[str, Any]):
 
 
 def encode(metadata: Mapping[str, object] | None) -> str:
-    """The JSON text that is written: key order kept, nothing added.
+    """Return the JSON text that is written, with the keys in their order.
 
     Raises:
-        TypeError: a key that is no string, a value that JSON has no form for; the message names the key.
-        ValueError: NaN, an infinity, a lone surrogate, a circle.
+        TypeError: a key is not a string, or JSON cannot represent a value; the message names the key.
+        ValueError: NaN, an infinity, a lone surrogate, or a circular reference.
     """
     if metadata is not None and not isinstance(metadata, Mapping):
-        raise TypeError(f"metadata are a mapping, not {type(metadata).__name__}")
-    pairs = []
+        raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
+    members = []
+    # One key at a time, so that the message can name the key.
     for key, value in (metadata or {}).items():
         try:
-            pair = _dumps({key: value})[1:-1]
+            text = json.dumps({key: value}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            text.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"metadata key {key!r}: a lone surrogate has no UTF-8 form") from None
+            raise ValueError(f"metadata key {key!r}: a lone surrogate cannot be encoded as UTF-8") from None
         except RecursionError:
-            raise ValueError(f"metadata key {key!r}: nested too deep") from None
+            raise ValueError(f"metadata key {key!r}: nested too deeply") from None
         except (TypeError, ValueError) as error:
             raise type(error)(f"metadata key {key!r}: {error}") from None
         _check_keys(key, value)
-        pairs.append(pair)
-    return f"{{{','.join(pairs)}}}"
-
-
-def _dumps(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text.encode()  # a lone surrogate has no UTF-8 form
-    return text
+        members.append(text[1:-1])
+    return f"{{{','.join(members)}}}"
 
 
 def _check_keys(key: object, value: object) -> None:
-    """`json` would turn other keys into strings without a word."""
+    # `json` would silently turn keys such as 1 and None into strings.
     if not isinstance(key, str):
-        raise TypeError(f"metadata key {key!r} is no string")
+        raise TypeError(f"metadata key {key!r} is not a string")
     if isinstance(value, dict):
         for inner, below in value.items():
             _check_keys(inner, below)

@@ -1,4 +1,4 @@
-"""Values to APR's own quantized pair, byte for byte as the ecosystem's importer stores them."""
+"""Quantization to APR's own dtypes q8 and q4, with the same bytes as the ecosystem's importer."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ if TYPE_CHECKING:
 
 
 def quantize(tensor: torch.Tensor | np.ndarray, dtype: Literal["q8", "q4"]) -> Quantized:
-    """A tensor's values quantized, for `apr.save` and `Writer.add`.
+    """Quantize the values of a tensor, for `apr.save` and `Writer.add`.
 
-    q8 keeps one float32 scale, the largest magnitude over 127, and an int8 for each value: no value is off
-    by more than half the scale. q4 keeps a float16 scale, the largest magnitude over 7, for each 32 values
-    in row-major order, and four bits for each of them; of 32 values whose magnitudes are all below 0.0004
-    nothing is left, because readers take a subnormal scale for zero.
+    q8 stores one float32 scale, the largest magnitude divided by 127, and an int8 for each value. No value
+    changes by more than half the scale.
+
+    q4 stores a float16 scale, the largest magnitude divided by 7, for each 32 values in row-major order, and
+    four bits for each value. Blocks whose magnitudes are all below 0.0004 become zero, because readers treat
+    a subnormal scale as zero.
 
     Args:
-        tensor: floating point, any shape; torch (any device) or NumPy (bfloat16 through ml_dtypes).
+        tensor: floating-point values of any shape: torch (any device) or NumPy (bfloat16 through ml_dtypes).
         dtype: "q8" or "q4".
 
     Raises:
-        TypeError: no floating-point tensor.
-        ValueError: another dtype; a value that is NaN or infinite, or above 458,528 for q4.
+        TypeError: the tensor is not floating-point.
+        ValueError: another dtype; a value is NaN, infinite, or (for q4) above 458,528.
     """
-    values = _float32(tensor)
-    return Quantized(
-        dtype, values.shape, _core.quantize(dtype, np.ascontiguousarray(values).reshape(-1).data)
-    )
+    values = _as_float32(tensor)
+    flat = np.ascontiguousarray(values).reshape(-1)  # which makes a vector of a scalar
+    return Quantized(dtype, values.shape, _core.quantize(dtype, flat.data))
 
 
-def _float32(tensor: torch.Tensor | np.ndarray) -> np.ndarray:
-    torch = sys.modules.get("torch")  # a torch tensor exists only where torch was imported
+def _as_float32(tensor: torch.Tensor | np.ndarray) -> np.ndarray:
+    torch = sys.modules.get("torch")  # a torch tensor exists only if torch was imported
     if torch is not None and isinstance(tensor, torch.Tensor):
         if tensor.is_floating_point():
             values: np.ndarray = tensor.detach().to("cpu", torch.float32).numpy()
             return values
     elif isinstance(tensor, np.ndarray) and (tensor.dtype.kind == "f" or tensor.dtype.name == "bfloat16"):
-        with np.errstate(over="ignore"):  # what float32 cannot hold is refused as an infinity
+        with np.errstate(over="ignore"):  # beyond float32 it becomes an infinity, which is refused later
             return tensor.astype(np.float32)
     raise TypeError(
-        f"{getattr(tensor, 'dtype', type(tensor).__name__)}: only floating-point tensors are quantized"
+        f"only floating-point tensors can be quantized, not {getattr(tensor, 'dtype', type(tensor).__name__)}"
     )

@@ -1,4 +1,4 @@
-"""A tensor whose stored bytes are given instead of its values: for dtypes that no array library has."""
+"""A quantized tensor that is given by its stored bytes: no array library has such dtypes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from apr._core import nbytes
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-# Not read from `dtypes`, which needs NumPy.
+# The module `dtypes` has them too, but importing it imports NumPy.
 _DTYPES = ("q4", "q8", "q4_k", "q6_k")
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A quantized tensor as it is stored; `apr.save` and `Writer.add` take it in place of values.
+    """A quantized tensor by its stored bytes. `apr.save` and `Writer.add` accept it in place of values.
 
     Attributes:
         dtype: "q4", "q8", "q4_k" or "q6_k".
-        shape: of the values, empty for a scalar.
-        data: the bytes in the format's layout, rows of a 2-D K-quant padded to whole blocks of 256; what is
-            given (bytes, memoryview, array; C-contiguous) is kept, not copied, as a read-only memoryview.
+        shape: the dimensions of the values, empty for a scalar.
+        data: the bytes in the format's layout; rows of a 2-D K-quant are padded to whole blocks of 256
+            values. Any C-contiguous buffer is accepted. It is kept as a read-only memoryview, not copied.
 
     Raises:
-        ValueError: another dtype, or bytes that are too many or too few for the shape, as those of a K-quant
-            that an old file holds flat, without that padding: it is read, but not written.
-        TypeError: data that are no C-contiguous buffer.
+        ValueError: the dtype is not quantized, or the number of bytes does not match the shape. A K-quant in
+            the flat layout of old files, without padding, is read but not written.
+        TypeError: `data` is not a C-contiguous buffer.
     """
 
     dtype: str
@@ -37,27 +37,27 @@ class Quantized:
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype {self.dtype!r} is not quantized: one of {', '.join(_DTYPES)}")
+            raise ValueError(f"dtype {self.dtype!r} is not quantized; use one of {', '.join(_DTYPES)}")
         shape = tuple(self.shape)
         view = memoryview(self.data)
-        # A cast of an empty view with a zero in its shape is refused.
+        # memoryview refuses to cast a view with a zero in its shape.
         data = (view.cast("B") if view.nbytes else memoryview(b"")).toreadonly()
-        needed = nbytes(self.dtype, shape)
-        if data.nbytes != needed:
-            said = f"{data.nbytes} bytes given, but {self.dtype} {list(shape)} takes {needed}"
+        expected = nbytes(self.dtype, shape)
+        if data.nbytes != expected:
+            problem = f"{self.dtype} {list(shape)} takes {expected} bytes, not {data.nbytes}"
             if len(shape) == 2 and data.nbytes == nbytes(self.dtype, (prod(shape),)):
-                said += (
-                    ": the flat layout, without padding at the end of each row, is read but not written; "
-                    "give the values instead, as f.numpy(name) has them"
+                problem += (
+                    "; the flat layout, without padding at the end of each row, is not written: "
+                    "pass the values instead, from f.numpy(name)"
                 )
-            raise ValueError(said)
+            raise ValueError(problem)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "data", data)
 
     @property
     def nbytes(self) -> int:
-        """Bytes as stored."""
+        """The number of stored bytes."""
         return memoryview(self.data).nbytes
 
     def __reduce__(self) -> tuple[object, ...]:
-        return Quantized, (self.dtype, self.shape, bytes(self.data))
+        return Quantized, (self.dtype, self.shape, bytes(self.data))  # a memoryview cannot be pickled

@@ -1,4 +1,4 @@
-"""Writing an `.apr` file: as a whole or not at all, the same bytes for the same contents."""
+"""Write an `.apr` file: completely or not at all, with the same bytes for the same contents."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
-from operator import or_
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from apr._core import Writer
@@ -25,16 +23,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Buffer
 
-    # NumPy says that its arrays are buffers only from Python 3.12 on.
+    # NumPy declares its arrays as buffers only from Python 3.12 on.
     _Bytes: TypeAlias = Buffer | NDArray[Any]
 
-# Metadata that a flag of the header announces.
-SAID_BY_FLAG = {VOCABULARY: Flags.HAS_VOCAB, HF_TOKENIZER: Flags.HAS_VOCAB, SHARDING: Flags.SHARDED}
+# The flags of the header that announce a metadata key.
+FLAG_OF_KEY = {VOCABULARY: Flags.HAS_VOCAB, HF_TOKENIZER: Flags.HAS_VOCAB, SHARDING: Flags.SHARDED}
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor to be written: `dtype` as in the format's table, `shape` empty for a scalar."""
+    """A tensor to write.
+
+    Attributes:
+        name: the tensor's name.
+        dtype: the stored dtype as the format spells it, such as "bf16" or "q4_k".
+        shape: the dimensions, empty for a scalar.
+    """
 
     name: str
     dtype: str
@@ -46,24 +50,24 @@ def save(
     path: str | PathLike[str],
     metadata: Mapping[str, object] | None = None,
 ) -> None:
-    """Write tensors and metadata to `path`, replacing what is there only once the new file is whole.
+    """Write tensors and metadata to a file, which replaces an existing one only once it is complete.
 
-    A file that is mapped, even one that the tensors lie in, keeps its values. Two saves of the same
-    contents are the same bytes.
+    The existing file may be open, and may even hold the tensors that are saved: it keeps its values. Two
+    saves of the same contents write the same bytes.
 
     Args:
-        tensors: names to torch tensors (any device), NumPy arrays (bfloat16 through ml_dtypes), or
-            `apr.Quantized`.
+        tensors: torch tensors (any device), NumPy arrays (bfloat16 through ml_dtypes) or `apr.Quantized`,
+            by name.
         path: the file.
-        metadata: written as given, key order kept; at most 16 MiB of JSON.
+        metadata: any JSON values by name, written in this order; at most 16 MiB of JSON.
 
     Raises:
-        TypeError: a value that is no tensor, or of a dtype that the format lacks; metadata that JSON has
-            no form for.
-        ValueError: a name with a lone surrogate.
-        AprError: a name or shape that the format cannot hold.
-        OSError: the file cannot be written; what was at `path` is as it was, unless the message says that the
-            new file is there but its directory was not flushed.
+        TypeError: a value is not a tensor or has a dtype that the format does not have; metadata that JSON
+            cannot represent.
+        ValueError: a name contains a lone surrogate; metadata contain NaN or an infinity.
+        AprError: a name or shape that the format does not allow.
+        OSError: the file cannot be written. An existing file is unchanged, unless the message says that the
+            new file is in place but its directory was not flushed.
     """
     _save(tensors, os.fspath(path), metadata)
 
@@ -72,7 +76,19 @@ def to_bytes(
     tensors: Mapping[str, torch.Tensor | np.ndarray | Quantized],
     metadata: Mapping[str, object] | None = None,
 ) -> bytes:
-    """The bytes of the file that `save` would write; arguments and errors as there."""
+    """Return the bytes of the file that `save` would write.
+
+    Args:
+        tensors: torch tensors (any device), NumPy arrays (bfloat16 through ml_dtypes) or `apr.Quantized`,
+            by name.
+        metadata: any JSON values by name, written in this order; at most 16 MiB of JSON.
+
+    Raises:
+        TypeError: a value is not a tensor or has a dtype that the format does not have; metadata that JSON
+            cannot represent.
+        ValueError: a name contains a lone surrogate; metadata contain NaN or an infinity.
+        AprError: a name or shape that the format does not allow.
+    """
     return _save(tensors, None, metadata) or b""
 
 
@@ -81,6 +97,7 @@ def _save(
     path: str | PathLike[str] | None,
     metadata: Mapping[str, object] | None,
 ) -> bytes | None:
+    # A copy of the mapping: it may be an open file, whose tensors are read again by name.
     values = dict(tensors)
     specs = [spec_of(name, value) for name, value in values.items()]
     return write(path, metadata, specs, lambda spec: bytes_of(values[spec.name]))
@@ -92,22 +109,25 @@ def write(
     specs: Sequence[TensorSpec],
     values: Callable[[TensorSpec], _Bytes | Iterator[_Bytes]],
 ) -> bytes | None:
-    """Write a file whose sizes are known up front, holding the values of one tensor at a time.
+    """Write a file whose tensors are known up front, holding the values of one tensor at a time.
 
     Args:
-        path: the file; replaced only once the new one is whole. None: the bytes are returned instead.
-        metadata: written as given, key order kept.
+        path: the file, which replaces an existing one only once it is complete; None returns its bytes.
+        metadata: any JSON values by name, written in this order.
         specs: the tensors, in any order.
-        values: gives one tensor's bytes, C-contiguous, or an iterator over parts of them; called once for
-            each tensor, in name order.
+        values: returns the bytes of a tensor, C-contiguous, or an iterator over parts of them. It is called
+            once for each tensor, in name order.
+
+    Returns:
+        The bytes if `path` is None, else None.
 
     Raises:
-        AprError: a name, shape or dtype that the format cannot hold, or values of the wrong size.
-        OSError: the file cannot be written; what was at `path` is as it was, unless the message says that the
-            new file is there but its directory was not flushed.
+        AprError: a name, shape or dtype that the format does not allow, or values of the wrong size.
+        OSError: the file cannot be written. An existing file is unchanged, unless the message says that the
+            new file is in place but its directory was not flushed.
     """
     rows = [(spec.name, spec.dtype, spec.shape) for spec in specs]
-    writer = Writer(path, rows, encode(metadata), flags(metadata or {}))
+    writer = Writer(path, rows, encode(metadata), flags_of(metadata or {}))
     try:
         for spec in sorted(specs, key=lambda spec: spec.name):
             given = values(spec)
@@ -116,68 +136,75 @@ def write(
             writer.end()
         return writer.finish()
     finally:
-        writer.abort()
+        writer.abort()  # does nothing after `finish`
 
 
-def flags(metadata: Mapping[str, object]) -> Flags:
-    """The header's flags that follow from the metadata."""
-    said = (flag for key, flag in SAID_BY_FLAG.items() if metadata.get(key) is not None)
-    return reduce(or_, said, Flags(0))
+def flags_of(metadata: Mapping[str, object]) -> Flags:
+    """Return the header's flags that announce the metadata."""
+    flags = Flags(0)
+    for key, flag in FLAG_OF_KEY.items():
+        if metadata.get(key) is not None:
+            flags |= flag
+    return flags
 
 
 def spec_of(name: str, value: object) -> TensorSpec:
-    """What a value is stored as.
+    """Return the name, dtype and shape that a value is stored with.
 
     Raises:
-        TypeError: no tensor, or of a dtype that the format lacks; the message names it.
+        TypeError: the value is not a tensor or has a dtype that the format does not have.
+        ValueError: the name contains a lone surrogate.
     """
     if not isinstance(name, str):
-        raise TypeError(f"tensor name {name!r} is no string")
+        raise TypeError(f"tensor name {name!r} is not a string")
     try:
         name.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"tensor name {name!r}: a lone surrogate has no UTF-8 form") from None
+        raise ValueError(f"tensor name {name!r}: a lone surrogate cannot be encoded as UTF-8") from None
     if isinstance(value, Quantized):
         return TensorSpec(name, value.dtype, value.shape)
     if _is_torch(value):
-        return TensorSpec(name, _torch_dtype(name, value), tuple(value.shape))
+        return _spec_of_torch(name, value)
     import numpy as np
 
     from apr.container.dtypes import NAMES
 
     if not isinstance(value, (np.ndarray, np.generic)):
         raise TypeError(
-            f"tensor {name!r} is {type(value).__name__}, not a torch tensor, NumPy array or apr.Quantized"
+            f"tensor {name!r} must be a torch tensor, NumPy array or apr.Quantized, "
+            f"not {type(value).__name__}"
         )
     dtype = NAMES.get(value.dtype.newbyteorder("="))
     if dtype is None:
-        raise TypeError(f"tensor {name!r} has dtype {value.dtype}; {_held()}")
+        raise _unsupported_dtype(name, value.dtype)
     return TensorSpec(name, dtype, value.shape)
 
 
-def _torch_dtype(name: str, value: torch.Tensor) -> str:
+def _spec_of_torch(name: str, value: torch.Tensor) -> TensorSpec:
     import torch
 
     from apr.container.torch_dtypes import NAMES
 
     if value.layout != torch.strided or value.is_nested:
-        raise TypeError(f"tensor {name!r} has layout {value.layout}: make it dense first")
+        raise TypeError(f"tensor {name!r} has the layout {value.layout}; make it dense first")
     if value.is_meta:
-        raise TypeError(f"tensor {name!r} has no values: it is on the meta device")
+        raise TypeError(f"tensor {name!r} is on the meta device and has no values")
     dtype = NAMES.get(value.dtype)
     if dtype is None:
-        raise TypeError(f"tensor {name!r} has dtype {value.dtype}; {_held()}")
-    return dtype
+        raise _unsupported_dtype(name, value.dtype)
+    return TensorSpec(name, dtype, tuple(value.shape))
 
 
-def _held() -> str:
+def _unsupported_dtype(name: str, dtype: object) -> TypeError:
     from apr.container.dtypes import NUMPY
 
-    return f"an .apr file holds {', '.join(NUMPY)}: convert it first"
+    return TypeError(
+        f"tensor {name!r} has the unsupported dtype {dtype}; convert it to one of {', '.join(NUMPY)}"
+    )
 
 
 def bytes_of(value: torch.Tensor | np.ndarray | Quantized) -> Buffer:
-    """The bytes that are stored: little-endian, C-contiguous; a copy only where the value lies otherwise."""
+    """Return the bytes that are stored: little-endian, C-contiguous, copied only if the value is not."""
     if isinstance(value, Quantized):
         return value.data
     import numpy as np
@@ -185,6 +212,7 @@ def bytes_of(value: torch.Tensor | np.ndarray | Quantized) -> Buffer:
     if not isinstance(value, (np.ndarray, np.generic)):
         import torch
 
+        # Conjugation and negation may be pending as flags of a view.
         plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
         return plain.view(-1).view(torch.uint8).numpy().data
     native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
@@ -192,6 +220,5 @@ def bytes_of(value: torch.Tensor | np.ndarray | Quantized) -> Buffer:
 
 
 def _is_torch(value: object) -> TypeGuard[torch.Tensor]:
-    # A torch tensor exists only where torch was imported.
-    torch = sys.modules.get("torch")
+    torch = sys.modules.get("torch")  # a torch tensor exists only if torch was imported
     return torch is not None and isinstance(value, torch.Tensor)

@@ -96,7 +96,7 @@ class ShardedFile(TensorFile):
         names: Iterable[str] | None = None,
     ) -> dict[str, torch.Tensor]:
         if isinstance(names, str):
-            raise TypeError(f"names must be several, not one text: [{names!r}]")
+            raise TypeError(f"names must be a list of names, not a string; pass [{names!r}]")
         stored = {name: self._stored(name) for name in (self if names is None else names)}
         by_file = defaultdict(list)
         for name in dict.fromkeys(stored.values()):

@@ -1,4 +1,4 @@
-"""Part of a tensor, read by position: only the rows that are asked for, into memory of their own."""
+"""Parts of a tensor, read by position: only the rows that are asked for, into new memory."""
 
 from __future__ import annotations
 
@@ -19,15 +19,20 @@ if TYPE_CHECKING:
 
 Index: TypeAlias = int | slice | EllipsisType | tuple[int | slice | EllipsisType, ...]
 
-# Bytes that are read at a time where columns are left out.
-_BLOCK = 32 << 20
+# Bytes that are read at a time if columns or rows are left out. It bounds the memory beside the result,
+# because a file is read in whole rows.
+_BLOCK_BYTES = 32 << 20
 
 
 class TensorSlice:
-    """What `AprFile.slice` gives: `f.slice(name)[5:9, :64]` reads rows 5 to 8 and no others.
+    """A stored tensor to index: `f.slice(name)[5:9, :64]` reads rows 5 to 8 and no others.
 
-    Indices are those of NumPy's basic indexing without new axes: integers, slices with a positive step,
-    an ellipsis. What comes back is a copy; of a quantized tensor, the rows' values in float32.
+    Indices are those of NumPy's basic indexing without new axes: integers, slices with a positive step, and
+    an ellipsis. The result is a copy. A quantized tensor yields the values of the rows in float32.
+
+    Attributes:
+        shape: the dimensions of the whole tensor.
+        dtype: the stored dtype as the format spells it.
     """
 
     def __init__(self, container: Container, info: TensorInfo) -> None:
@@ -37,11 +42,12 @@ class TensorSlice:
         self.dtype = info.dtype
 
     def __getitem__(self, index: Index) -> torch.Tensor:
-        """The values under the index as a torch tensor.
+        """Return the values at the index as a torch tensor.
 
         Raises:
-            IndexError: too many indices, or one out of range.
-            TypeError: an index of another kind.
+            IndexError: there are too many indices, or one is out of range.
+            TypeError: an index is not an integer, a slice or an ellipsis.
+            ValueError: the step of a slice is not positive.
             TruncatedError: the file was cut short since it was opened.
         """
         import torch
@@ -49,73 +55,86 @@ class TensorSlice:
         from apr.container.torch_dtypes import TORCH
 
         values = self.numpy(index)
+        # Through bytes: torch cannot take ml_dtypes' bfloat16.
         flat = torch.from_numpy(values.reshape(-1).view(np.uint8))
         return flat.view(TORCH.get(self.dtype, torch.float32)).view(values.shape)
 
     def numpy(self, index: Index = ...) -> NDArray[Any]:
-        """The values under the index as a NumPy array (bfloat16 through ml_dtypes); errors as above."""
-        first, *others = self._expanded(index) or [slice(None)]
+        """Return the values at the index as a NumPy array (bfloat16 through ml_dtypes).
+
+        Raises:
+            IndexError: there are too many indices, or one is out of range.
+            TypeError: an index is not an integer, a slice or an ellipsis.
+            ValueError: the step of a slice is not positive.
+            TruncatedError: the file was cut short since it was opened.
+        """
+        first, *others = self._expand(index) or [slice(None)]
         if not self.shape:
             return self._rows(0, 1).reshape(())
         if not isinstance(first, slice):
             return self._rows(first, first + 1)[(0, *others)].copy()
         start, stop, step = first.indices(self.shape[0])
-        wanted = range(start, stop, step)
-        if all(other == slice(None) for other in others) and step == 1:
+        if step == 1 and all(other == slice(None) for other in others):
             return self._rows(start, max(start, stop))
-        at_once = max(1, _BLOCK // max(1, self._row_bytes * step))
-        blocks = [wanted[i : i + at_once] for i in range(0, len(wanted), at_once)] or [range(0)]
+        row_bytes = prod(self.shape[1:]) * NUMPY.get(self.dtype, NUMPY["f32"]).itemsize
+        rows_at_a_time = max(1, _BLOCK_BYTES // max(1, row_bytes * step))
+        selected = range(start, stop, step)
+        blocks = [selected[i : i + rows_at_a_time] for i in range(0, len(selected), rows_at_a_time)]
         parts = [
-            self._rows(b.start, b[-1] + 1 if b else 0)[(slice(None, None, step), *others)] for b in blocks
+            self._rows(block.start, block[-1] + 1)[(slice(None, None, step), *others)] for block in blocks
         ]
+        if not parts:  # no rows are selected, but the other dimensions still give the shape
+            parts = [self._rows(0, 0)[(slice(None), *others)]]
         return np.concatenate(parts)
 
     def flat(self, start: int, stop: int) -> NDArray[Any]:
-        """The values from the `start`th to before the `stop`th in row-major order, of one dimension."""
+        """Return values `start` to `stop` in row-major order, as a one-dimensional array.
+
+        Raises:
+            TruncatedError: the file was cut short since it was opened.
+        """
         plain = NUMPY.get(self.dtype)
         values: NDArray[Any] = np.empty(stop - start, plain or np.float32)
         if plain is None:
             self._container.dequantize(self._info.name, start, values.data)
         else:
-            at = self._info.offset + start * plain.itemsize
-            self._container.read([(at, values.view(np.uint8).data)])
+            offset = self._info.offset + start * plain.itemsize
+            self._container.read([(offset, values.view(np.uint8).data)])
         return values
 
     def stored(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The stored bytes from the `start`th to before the `stop`th."""
-        found = np.empty(stop - start, np.uint8)
-        self._container.read([(self._info.offset + start, found.data)])
-        return found
+        """Return stored bytes `start` to `stop`.
 
-    @property
-    def _row_bytes(self) -> int:
-        return prod(self.shape[1:]) * NUMPY.get(self.dtype, NUMPY["f32"]).itemsize
+        Raises:
+            TruncatedError: the file was cut short since it was opened.
+        """
+        stored = np.empty(stop - start, np.uint8)
+        self._container.read([(self._info.offset + start, stored.data)])
+        return stored
 
-    def _expanded(self, index: Index) -> list[int | slice]:
-        """One index for each dimension."""
+    def _expand(self, index: Index) -> list[int | slice]:
+        """Return one checked index for each dimension: a slice forwards, or a number from the front."""
         given = list(index) if isinstance(index, tuple) else [index]
         for one in given:
             if not isinstance(one, int | slice | EllipsisType | np.integer) or isinstance(one, bool):
-                raise TypeError(f"index {one!r}: integers, slices and ... select parts of a stored tensor")
+                raise TypeError(f"index {one!r} is not supported; use integers, slices and ...")
         ellipses = sum(one is ... for one in given)
-        left = len(self.shape) - (len(given) - ellipses)
-        if left < 0 or ellipses > 1:
-            raise IndexError(f"{len(given)} indices for the shape {list(self.shape)}")
-        at = next((i for i, one in enumerate(given) if one is ...), len(given))
-        filled: list[Any] = [*given[:at], *[slice(None)] * left, *given[at + 1 :]]
-        return [self._checked(one, length) for one, length in zip(filled, self.shape, strict=True)]
-
-    def _checked(self, one: int | slice, length: int) -> int | slice:
-        """A slice that goes forward, or an index from the front."""
-        if isinstance(one, slice):
-            if one.step is not None and one.step < 1:
-                raise ValueError(f"slices go forward: the step is {one.step}")
-            return one
-        if not -length <= one < length:
-            raise IndexError(f"index {one} is out of range in the shape {list(self.shape)}")
-        return int(one) % length
+        missing = len(self.shape) - (len(given) - ellipses)
+        if missing < 0 or ellipses > 1:
+            raise IndexError(f"{len(given)} indices do not fit the shape {list(self.shape)}")
+        position = next((i for i, one in enumerate(given) if one is ...), len(given))
+        expanded: list[Any] = [*given[:position], *[slice(None)] * missing, *given[position + 1 :]]
+        for dim, (one, length) in enumerate(zip(expanded, self.shape, strict=True)):
+            if isinstance(one, slice):
+                if one.step is not None and one.step < 1:
+                    raise ValueError(f"the step of a slice must be positive, not {one.step}")
+            elif -length <= one < length:
+                expanded[dim] = int(one) % length
+            else:
+                raise IndexError(f"index {one} is out of range for the shape {list(self.shape)}")
+        return expanded
 
     def _rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows from `start` to before `stop`, all their columns."""
+        """Return rows `start` to `stop` with all their columns."""
         width = prod(self.shape[1:])
         return self.flat(start * width, stop * width).reshape(stop - start, *self.shape[1:])

@@ -12,22 +12,22 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Values converted to float64 at a time.
+# Values that are converted to float64 at a time: 8 MB beside the tensor, whatever its size.
 _CHUNK = 1 << 20
 
 
 def stats(values: NDArray[Any]) -> dict[str, float | int | None]:
-    """Min, max, mean and standard deviation (of the population) of the finite values.
+    """Return statistics of the finite values of a tensor.
 
     Args:
-        values: any shape and dtype of the format.
+        values: any shape and any dtype of the format.
 
     Returns:
-        min, max, mean, std (None where no value is finite, or float64 cannot hold the result), nan, inf
-        (how many there are).
+        `min`, `max`, `mean`, `std` (of the population; each None if no value is finite or float64 cannot
+        hold the result), `nan` and `inf` (the number of such values).
     """
     lows, highs, total, count, nan, inf = [], [], 0.0, 0, 0, 0
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # an overflow becomes an infinity, and the result None
         for chunk, finite in _chunks(values):
             nan += int(np.isnan(chunk).sum())
             count += finite.size
@@ -38,6 +38,7 @@ def stats(values: NDArray[Any]) -> dict[str, float | int | None]:
                 total += float(finite.sum(dtype=np.float64))
         inf -= nan
         mean = total / count if count else math.nan
+        # A second pass: the difference of two large sums would lose the digits of a small deviation.
         squares = sum(float(((finite - mean) ** 2).sum()) for _, finite in _chunks(values))
     return {
         "min": min(lows, default=None),
@@ -50,12 +51,12 @@ def stats(values: NDArray[Any]) -> dict[str, float | int | None]:
 
 
 def _chunks(values: NDArray[Any]) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Stretches of the values, and the finite ones among them; integers stay what they are."""
+    """Yield the values in chunks, each with its finite values."""
     flat = values.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
         chunk = flat[start : start + _CHUNK]
-        if chunk.dtype.kind not in "iu":
+        if chunk.dtype.kind in "iu":  # float64 would round the extremes of int64
+            yield chunk, chunk
+        else:
             chunk = chunk.astype(np.float64)
             yield chunk, chunk[np.isfinite(chunk)]
-        else:
-            yield chunk, chunk

@@ -1,4 +1,4 @@
-"""The format's dtypes as torch's. Imported only where torch is needed."""
+"""The torch dtype of each dtype of the format. Importing this module imports torch."""
 
 from __future__ import annotations
 
@@ -21,11 +21,9 @@ NAMES = {dtype: name for name, dtype in TORCH.items()}
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """A tensor that is about to be filled, in memory from NumPy.
-
-    NumPy asks for huge pages where torch does not: filling them takes a third of the time.
-    """
-    if 0 in shape:
+    """Return an uninitialized tensor in memory from NumPy."""
+    if 0 in shape:  # torch cannot view zero bytes as another dtype
         return torch.empty(shape, dtype=dtype)
+    # NumPy asks for huge pages and torch does not: filling them takes a third of the time.
     memory = np.empty(prod(shape) * dtype.itemsize, np.uint8)
     return torch.from_numpy(memory).view(dtype).view(shape)

@@ -1,4 +1,4 @@
-"""Writing an `.apr` file whose tensors become known one by one, in constant memory."""
+"""Write an `.apr` file whose tensors become known one by one, in constant memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from apr._core import StreamWriter
 from apr.container.metadata import encode
-from apr.container.save import bytes_of, flags, spec_of
+from apr.container.save import bytes_of, flags_of, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,64 +21,73 @@ if TYPE_CHECKING:
 
 
 class Writer:
-    """Writes a file tensor by tensor; what is at `path` is replaced only by `close`, once all is there.
+    """Write a file tensor by tensor. `close` puts it in place, where it replaces an existing file.
 
-    Memory holds the tensor at hand and the index, however large the file becomes: data go to a file
-    without a name in the same directory first, so that twice the space is needed until `close` is done.
-    The data keep the order of the `add`s, the index is sorted by name. The same adds are the same bytes.
+    Memory holds the current tensor and the index, however large the file becomes. The data first go to an
+    unnamed file in the same directory, so that twice the space is needed until `close` returns. The data
+    keep the order of the `add` calls, the index is sorted by name. The same calls write the same bytes.
 
-    As a context manager it closes at the end of the block; an exception in the block, Ctrl-C among them,
-    leaves the old file and nothing else. Without `close` nothing is written.
+    As a context manager, it closes at the end of the block. An exception in the block, including Ctrl-C,
+    leaves an existing file as it is and nothing else. Without `close` nothing is written.
 
         with apr.Writer("model.apr", metadata={"architecture": "qwen2"}) as writer:
             for name, tensor in tensors:
                 writer.add(name, tensor)
 
     Attributes:
-        metadata: what is written; a dict that may be changed until `close`.
+        metadata: the metadata to write, a dictionary that may be changed until `close`.
     """
 
     def __init__(self, path: str | PathLike[str], metadata: Mapping[str, object] | None = None) -> None:
-        """Start writing.
+        """Start a file.
+
+        Args:
+            path: the file.
+            metadata: any JSON values by name, written in this order; at most 16 MiB of JSON.
 
         Raises:
-            TypeError, ValueError: metadata that JSON has no form for.
+            TypeError, ValueError: metadata that JSON cannot represent.
             OSError: the directory cannot be written to.
         """
         self.metadata: dict[str, object] = dict(metadata or {})
-        encode(self.metadata)  # refused now rather than after hours of adding
+        encode(self.metadata)  # refuse wrong metadata now rather than after hours of adding tensors
         self._path = os.fspath(path)
         self._stream = StreamWriter(self._path)
         self._closed = False
 
     def add(self, name: str, tensor: torch.Tensor | np.ndarray | Quantized) -> None:
-        """Write one tensor: torch (any device), NumPy (bfloat16 through ml_dtypes), or stored bytes.
+        """Write one tensor.
+
+        Args:
+            name: a name that was not added before.
+            tensor: a torch tensor (any device), a NumPy array (bfloat16 through ml_dtypes), or
+                `apr.Quantized`.
 
         Raises:
-            TypeError: no tensor, or of a dtype that the format lacks.
-            AprError: a name that was added before, a name or shape that the format cannot hold, or the
-                writer is closed. The writer is then as it was.
-            OSError: the disk is full, for example. Nothing more can be added then.
+            TypeError: the value is not a tensor or has a dtype that the format does not have.
+            AprError: a name that was added before, a name or shape that the format does not allow, or a
+                closed writer. The writer is unchanged and accepts other tensors.
+            OSError: writing failed, for example on a full disk. Nothing more can be added.
         """
         spec = spec_of(name, tensor)
         self._stream.add(spec.name, spec.dtype, spec.shape, bytes_of(tensor))
 
     def close(self) -> None:
-        """Write the file, flush it to the disk and put it in its place. Closing twice is closing once.
+        """Write the file, flush it to the disk and put it in place. A second call does nothing.
 
         Raises:
-            TypeError, ValueError: metadata that JSON has no form for; they may be mended, and closed again.
-            AprError: metadata above 16 MiB; or writing failed before.
-            OSError: the file cannot be written; what was at `path` is as it was, unless the message says
-                that the new file is there but its directory was not flushed.
+            TypeError, ValueError: metadata that JSON cannot represent. Correct them and call `close` again.
+            AprError: more than 16 MiB of metadata; or an earlier write failed.
+            OSError: the file cannot be written. An existing file is unchanged, unless the message says that
+                the new file is in place but its directory was not flushed.
         """
         if self._closed:
             return
-        self._stream.finish(encode(self.metadata), flags(self.metadata))
+        self._stream.finish(encode(self.metadata), flags_of(self.metadata))
         self._closed = True
 
     def abort(self) -> None:
-        """Forget what was added; what was at `path` stays. After `close` it does nothing."""
+        """Discard what was added; an existing file stays as it is. After `close` this does nothing."""
         self._stream.abort()
         self._closed = True
 
