@@ -46,7 +46,7 @@ class Command:
 
     def run(self) -> int:
         """Evaluate the model and print its loss."""
-        from apr.train.evaluate_file import WORDS, evaluate_file
+        from apr.train.evaluate_file import LOSS_NAMES, evaluate_file
         from apr.train.record.report import Report
 
         with Report(sys.stderr) as report:
@@ -68,7 +68,7 @@ class Command:
         else:
             conditions = ", ".join(f"{key} {value}" for key, value in facts.items() if key != "text")
             print(
-                f"{self.file}: {WORDS[facts['text']]} {result.val_loss:.4f}, "
+                f"{self.file}: {LOSS_NAMES[facts['text']]} {result.val_loss:.4f}, "
                 f"perplexity {result.val_ppl:.2f}, {result.val_tokens:,} tokens ({conditions})"
             )
         return 0

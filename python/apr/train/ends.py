@@ -1,10 +1,11 @@
-"""How a run's loop comes to an end of its own."""
+"""How a run ends: its status, its exit code, and one sentence that says why."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from apr.errors import EXIT_REFUSED
 from apr.train import gates
 
 if TYPE_CHECKING:
@@ -12,47 +13,81 @@ if TYPE_CHECKING:
     from apr.train.config import ResolvedConfig
     from apr.train.record.result import Status
 
+# Statuses that the training loop itself ends with.
+_EXIT_CODES: dict[Status, int] = {
+    "TARGET_MET": 0,
+    "BUDGET_SPENT": 0,
+    "EARLY_STOP": 0,
+    "DIVERGENCE": EXIT_REFUSED,
+    "NUMERICAL_INSTABILITY": EXIT_REFUSED,
+    "STREAM_EXHAUSTED": EXIT_REFUSED,
+    "REFUSED": EXIT_REFUSED,
+}
+
 
 @dataclass(frozen=True)
-class Ended:
-    """The loop came to an end of its own."""
+class Ending:
+    """How a run ended."""
 
     status: Status
+    exit_code: int
     detail: str
 
 
-def after_epoch(config: ResolvedConfig, state: RunState, cap: float) -> Ended | None:
-    """What the gates say at the end of an epoch.
+def ending(status: Status, detail: str) -> Ending:
+    """Return an ending with the exit code of its status."""
+    return Ending(status, _EXIT_CODES[status], detail)
+
+
+def after_epoch(config: ResolvedConfig, state: RunState, cap: float) -> Ending | None:
+    """Return how the run ends after this epoch, or None if it continues.
 
     Args:
         config: the options of the run.
-        state: it counts the epoch.
-        cap: see `gates.divergence`.
+        state: its history, this epoch included.
+        cap: the largest held-out loss that the first epoch may have, in nats.
     """
     history = state.val_loss_history
     divergence = gates.divergence(history, cap)
     if not divergence.passed:
-        return Ended(
-            "DIVERGENCE", f"held-out loss {divergence.value:.4f} is above {divergence.threshold:.4f}"
-        )
+        loss, threshold = divergence.value, divergence.threshold
+        return ending("DIVERGENCE", f"held-out loss {loss:.4f} is above {threshold:.4f}")
     met = history[-1] <= config.target_val_loss
+    # A contract is decided from a whole run: its step count is a condition of the verdict.
     if met and config.stop_at_target and config.contract is None:
         return budget_spent(config, state)
     patience = gates.patience(history, state.best_epoch, epochs=config.patience, min_epochs=config.min_epochs)
     if not patience.passed and not met:
-        return Ended("EARLY_STOP", f"no new best held-out loss in {patience.value} epochs; {_change(state)}")
+        change = _change(state)
+        return ending("EARLY_STOP", f"no new best held-out loss in {patience.value} epochs; {change}")
     return None
 
 
-def budget_spent(config: ResolvedConfig, state: RunState) -> Ended:
-    """The steps are done, or need not be: the held-out loss decides which."""
-    target, final = config.target_val_loss, state.final_val_loss
-    met = final is not None and final <= target
-    words = f"target {target:g} {'met' if met else 'not met'}"
-    return Ended("TARGET_MET" if met else "BUDGET_SPENT", f"{_change(state)}; {words}")
+def budget_spent(config: ResolvedConfig, state: RunState) -> Ending:
+    """Return how a run ends whose steps are done, or that met its target."""
+    met = state.final_val_loss is not None and state.final_val_loss <= config.target_val_loss
+    target = f"target {config.target_val_loss:g}"
+    # A run that only started below its target has reached nothing: the sentence says so first.
+    if met_before_training(config, state):
+        lost = "" if met else " and is no longer met"
+        detail = f"{target} was already met before training{lost}; {_change(state)}"
+    else:
+        detail = f"{_change(state)}; {target} {'met' if met else 'not met'}"
+    return ending("TARGET_MET" if met else "BUDGET_SPENT", detail)
+
+
+def met_before_training(config: ResolvedConfig, state: RunState) -> bool | None:
+    """Return whether the model met the target before the first step; None if that was not measured."""
+    if state.initial_val_loss is None:
+        return None
+    return state.initial_val_loss <= config.target_val_loss
 
 
 def _change(state: RunState) -> str:
-    initial, final = state.initial_val_loss, state.final_val_loss
-    after = "not measured" if final is None else f"{final:.4f}"
-    return f"held-out loss {initial:.4f} before, {after} after {state.step} steps"
+    initial, final, steps = state.initial_val_loss, state.final_val_loss, state.step
+    if initial is None or final is None:
+        return f"held-out loss not measured after {steps} steps"
+    word = "improved" if final <= initial else "worsened"
+    return (
+        f"held-out loss {word} by {abs(initial - final):.4g} ({initial:.4f} to {final:.4f}) in {steps} steps"
+    )

@@ -1,10 +1,8 @@
-"""The loss of a model file on a shard directory, and whether its training could have seen that text."""
+"""The loss of a model file on a shard directory, and whether the model was trained on that text."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
-
-import torch
 
 from apr.container.load import load
 from apr.data.corpus_check import corpus_problems
@@ -22,11 +20,12 @@ if TYPE_CHECKING:
 
     from apr.train.config import Precision
 
+# Used where neither a flag nor the file's metadata has a value.
 _SEQ_LENGTH, _VAL_TOKENS = 1024, 262_144
 
 Text = Literal["held_out", "training", "other"]
-"""What the text is to the model: held out from its training, a part of it, or none that the file knows of."""
-WORDS: dict[Text, str] = {
+"""What the text is to the model: held out from its training, a part of it, or unknown to the file."""
+LOSS_NAMES: dict[Text, str] = {
     "held_out": "held-out loss",
     "training": "loss on training text",
     "other": "loss",
@@ -45,65 +44,77 @@ def evaluate_file(
     precision: Precision | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Evaluation, dict[str, Any]]:
-    """Evaluate a model file; defaults are those of its training, where its metadata hold them.
+    """Evaluate a model file; the defaults are those of its training, if its metadata has them.
 
     Args:
         path: the .apr file.
-        dataset: shard directory; of the one that the checkpoint held out from, only the held-out range.
-        held_out: only what is held out: by the checkpoint's own training where it held out from `dataset`,
-            else by the rule of training.
-        seq_length: tokens of a window.
-        val_tokens: tokens to take at most.
-        batch_size: windows at a time.
+        dataset: the shard directory. If the model's training held out a part of it, only that part is used.
+        held_out: use only held-out text: what the model's training held out from `dataset`, or else what
+            training on `dataset` would hold out.
+        seq_length: number of tokens of a window.
+        val_tokens: largest number of tokens to evaluate on.
+        batch_size: windows at a time; changes only speed and memory.
         device: auto, cpu, cuda or cuda:N.
         precision: bf16 or fp32.
-        on_progress: called with (windows done, windows in all).
+        on_progress: called with (windows done, windows in total).
 
     Returns:
-        The evaluation, and under which conditions it was made; `text` says what the text is to the model.
+        The evaluation, and its conditions: `text` (what the text is to the model), `seq_length`, `device`,
+        `precision` and `ids` (which ids, for people).
 
     Raises:
-        AprError, OSError, RefusedError: something is not what it should be; `held_out` of text that the
-            checkpoint was trained on.
+        AprError, OSError: the file or the shards cannot be read.
+        RefusedError: they do not fit together; or `held_out` is set and the model was trained on all of it.
     """
-    where = choose_device(device)
+    chosen_device = choose_device(device)
     with load(path) as file:
-        inside = file.metadata.get("training")
-    training: dict[str, Any] = inside if isinstance(inside, dict) else {}
+        training = _mapping(file.metadata, "training")
     tokens = _count(path, training, "val_tokens", val_tokens) or _VAL_TOKENS
     length = _count(path, training, "seq_length", seq_length)
     _count(path, {}, "batch_size", batch_size)
-    model = Decoder.from_apr(path, where)
+    model = Decoder.from_apr(path, chosen_device)
+    positions = model.config.max_position_embeddings
     if length is None:
-        length = min(_SEQ_LENGTH, model.config.max_position_embeddings)
-    if length > model.config.max_position_embeddings:
-        raise RefusedError(
-            f"--seq-length {length} is beyond the model's {model.config.max_position_embeddings} positions"
-        )
+        length = min(_SEQ_LENGTH, positions)
+    if length > positions:
+        raise RefusedError(f"--seq-length {length} is more than the model's {positions} positions")
     shards = ShardDir(dataset)
     scan = shards.scan()
     if scan.max_id >= model.config.vocab_size:
         raise RefusedError(
-            f"{dataset}: id {scan.max_id} is beyond the model's vocabulary of {model.config.vocab_size}: "
-            "encode with the model's tokenizer"
+            f"{dataset}: contains id {scan.max_id}, but the model's vocabulary has only "
+            f"{model.config.vocab_size} ids; encode with the model's tokenizer"
         )
-    windows, text, ids = _choose(shards, scan.corpus_sha256, training, length, tokens, held_out=held_out)
+    windows, text, ids = _choose_windows(
+        shards, scan.corpus_sha256, training, length, tokens, held_out=held_out
+    )
     if len(windows) == 0:
         raise RefusedError(
-            f"{dataset}: {windows.stop - windows.start} tokens are less than one window of {length} + 1"
+            f"{dataset}: {windows.stop - windows.start} tokens are less than one window of {length} + 1; "
+            "lower --seq-length"
         )
-    found = corpus_problems(scan, *(shards.manifest.get(key) for key in ("eos_token_id", "unk_token_id")))
-    if found:
-        raise RefusedError(f"{dataset}: this is no text: {'; '.join(found)}")
-    kind = precision or default_precision(where)
-    with torch.no_grad():
-        made = evaluate(
-            model, windows, val_tokens=tokens, batch_size=batch_size, precision=kind, on_progress=on_progress
-        )
-    return made, {"text": text, "seq_length": length, "device": str(where), "precision": kind, "ids": ids}
+    oddities = corpus_problems(scan, *(shards.manifest.get(key) for key in ("eos_token_id", "unk_token_id")))
+    if oddities:
+        raise RefusedError(f"{dataset}: does not look like text: {'; '.join(oddities)}")
+    used_precision = precision or default_precision(chosen_device)
+    evaluation = evaluate(
+        model,
+        windows,
+        val_tokens=tokens,
+        batch_size=batch_size,
+        precision=used_precision,
+        on_progress=on_progress,
+    )
+    return evaluation, {
+        "text": text,
+        "seq_length": length,
+        "device": str(chosen_device),
+        "precision": used_precision,
+        "ids": ids,
+    }
 
 
-def _choose(
+def _choose_windows(
     shards: ShardDir,
     corpus_sha256: str | None,
     training: dict[str, Any],
@@ -112,19 +123,18 @@ def _choose(
     *,
     held_out: bool,
 ) -> tuple[Windows, Text, str]:
-    """Which windows to take, what they are to the model, and the same for people."""
-    kept, data = (_facts(training, key) for key in ("held_out", "data"))
-    if kept.get("corpus_sha256", "") == corpus_sha256 and all(
-        isinstance(kept.get(key), int) for key in ("start", "stop")
-    ):
-        # Training ended before them, or had another corpus.
-        windows = Windows(shards, length, kept["start"], kept["stop"])
-        return windows, "held_out", f"the held-out ids {kept['start']:,} to {kept['stop']:,}"
+    """Return the windows to evaluate, what they are to the model, and their ids for people."""
+    kept, data = _mapping(training, "held_out"), _mapping(training, "data")
+    start, stop = kept.get("start"), kept.get("stop")
+    # Compared by hash: the directory may have moved since. The hash of a directory may be None, which a file
+    # without the key must not match: hence "".
+    if kept.get("corpus_sha256", "") == corpus_sha256 and isinstance(start, int) and isinstance(stop, int):
+        return Windows(shards, length, start, stop), "held_out", f"the held-out ids {start:,} to {stop:,}"
     if data.get("corpus_sha256", "") == corpus_sha256:
         if held_out:
             raise RefusedError(
-                f"{shards.path}: the model was trained on all of it, nothing of it is held out: name what "
-                "the run had as --val-dataset, or leave --held-out away for the loss on training text"
+                f"{shards.path}: the model was trained on all of it; pass the run's --val-dataset, or leave "
+                "out --held-out for the loss on training text"
             )
         return Windows(shards, length), "training", "all"
     if held_out:
@@ -134,15 +144,18 @@ def _choose(
 
 
 def _count(path: Path, training: dict[str, Any], name: str, given: int | None) -> int | None:
-    """A flag's value, else the checkpoint's, else None."""
-    value, flag = training.get(name) if given is None else given, f"--{name.replace('_', '-')}"
+    """Return a flag's value, or else the checkpoint's, or else None."""
+    flag = f"--{name.replace('_', '-')}"
+    if given is not None:
+        if given < 1:
+            raise UsageError(f"{flag} is {given}: it must be at least 1")
+        return given
+    value = training.get(name)
     if value is None or (isinstance(value, int) and value >= 1):
         return value
-    if given is None:
-        raise UsageError(f"{path}: training.{name} is {value!r}, no count: give {flag}")
-    raise UsageError(f"{flag} is {value}: it must be at least 1")
+    raise UsageError(f"{path}: training.{name} is {value!r}, which is not a count; pass {flag}")
 
 
-def _facts(training: dict[str, Any], key: str) -> dict[str, Any]:
-    inside = training.get(key)
-    return inside if isinstance(inside, dict) else {}
+def _mapping(metadata: Any, key: str) -> dict[str, Any]:  # noqa: ANN401 (metadata of any file)
+    value = metadata.get(key)
+    return value if isinstance(value, dict) else {}

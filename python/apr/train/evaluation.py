@@ -1,8 +1,7 @@
-"""The held-out loss: each token once, summed in float64, independent of batch size."""
+"""The held-out loss: each token counts once, and the batch size changes nothing."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import torch
 from apr.data.split import evaluation_windows
 from apr.train.loss import token_losses
 from apr.train.machine.device import computing
+from apr.train.record.metrics import perplexity
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,27 +19,20 @@ if TYPE_CHECKING:
     from apr.model.decoder import Decoder
     from apr.train.config import Precision
 
-_LARGEST_EXPONENT = 700  # e^709 overflows
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation measured."""
+    """The result of an evaluation."""
 
     val_loss: float
-    """Mean cross entropy of a predicted token, nats."""
+    """Mean cross entropy of a predicted token, in nats."""
     val_tokens: int
-    """Predicted tokens."""
+    """Number of predicted tokens."""
 
     @property
     def val_ppl(self) -> float:
-        """Perplexity."""
+        """Perplexity: exp of the loss."""
         return perplexity(self.val_loss)
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss); infinite where that is beyond a float."""
-    return math.inf if loss > _LARGEST_EXPONENT else math.exp(loss)
 
 
 def evaluate(
@@ -51,18 +44,19 @@ def evaluate(
     precision: Precision,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Mean cross entropy over held-out windows in stream order.
+    """Return the mean cross entropy over held-out windows, taken in stream order.
 
     Args:
-        model: on the device to compute on.
-        held_out: the windows; all of them are taken, or the first that hold `val_tokens`.
-        val_tokens: see there.
-        batch_size: windows at a time; changes nothing but speed and memory.
-        precision: fp32, or bf16 for bfloat16 compute; losses are float32 in both.
-        on_progress: called with (windows done, windows in all) before each batch; may raise to stop.
+        model: the model, on the device to compute on.
+        held_out: the windows to evaluate on.
+        val_tokens: number of tokens to evaluate on: the first windows that contain so many, or all of them.
+        batch_size: windows at a time; changes only speed and memory.
+        precision: fp32, or bf16 to compute in bfloat16; losses are float32 in both.
+        on_progress: called with (windows done, windows in total) before each batch; may raise to stop.
     """
     device = model.head_weight.device
     count = evaluation_windows(held_out, val_tokens)
+    # Summed in float64: float32 drops losses once the sum is 2^24 times larger than one of them.
     total, done = torch.zeros((), dtype=torch.float64, device=device), 0
     with torch.no_grad(), computing(device, precision):
         for batch in held_out.in_order(count, batch_size):

@@ -1,4 +1,4 @@
-"""What must hold of a run; each gate gives the value it measured beside its threshold."""
+"""What must hold of a run. Each gate returns the value that it measured beside its threshold."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING
 
-from apr.train.checkpoint.files import epoch_path
+from apr.train.checkpoint.paths import epoch_path, metadata_path
 from apr.train.record.metrics import incomplete_steps
 from apr.train.record.result import Gate
 
@@ -15,61 +15,70 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-# A held-out loss that doubles from one epoch to the next will not come back.
+# A held-out loss that doubles from one epoch to the next does not recover.
 _DIVERGENCE_FACTOR = 2.0
 
 
 def divergence(history: Sequence[float], cap: float) -> Gate:
-    """The first epoch's held-out loss stays under the cap, each later one under twice the one before.
+    """Check that the held-out loss stays under a cap in the first epoch, then under twice the epoch before.
 
-    It gives the first that does not; what comes after it makes nothing good.
+    Args:
+        history: the held-out loss of each epoch, in nats.
+        cap: the first epoch's threshold.
+
+    Returns:
+        The gate with the first epoch that fails, or else with the last epoch.
     """
-    if not history:
-        return Gate("divergence", None, None, cap)
-    thresholds = [cap, *(_DIVERGENCE_FACTOR * loss for loss in history[:-1])]
-    compared = list(zip(history, thresholds, strict=True))
-    beyond = [pair for pair in compared if not pair[0] <= pair[1]]
-    return Gate("divergence", not beyond, *(beyond or compared[-1:])[0])
+    gate = Gate("divergence", None, None, cap)
+    threshold = cap
+    for loss in history:
+        # `not <=` instead of `>`: NaN must fail too.
+        gate = Gate("divergence", loss <= threshold, loss, threshold)
+        if not gate.passed:
+            break
+        threshold = _DIVERGENCE_FACTOR * loss
+    return gate
 
 
 def first_cap(cap: float | None, vocab_size: int) -> float:
-    """The cap of the first epoch: the mode's, or twice ln V."""
+    """Return the cap of the first epoch: the mode's, or twice ln V, the loss of a uniform guess."""
     return 2 * math.log(vocab_size) if cap is None else cap
 
 
 def patience(history: Sequence[float], best_epoch: int | None, *, epochs: int, min_epochs: int) -> Gate:
-    """The best epoch is not `epochs` or more ago; not asked before `min_epochs`."""
-    since = 0 if best_epoch is None else len(history) - 1 - best_epoch
-    return Gate("patience", since < epochs or len(history) < min_epochs, since, epochs)
+    """Check that the best epoch is less than `epochs` ago; it passes until `min_epochs` have ended."""
+    since_best = 0 if best_epoch is None else len(history) - 1 - best_epoch
+    return Gate("patience", since_best < epochs or len(history) < min_epochs, since_best, epochs)
 
 
 def target(final_val_loss: float | None, threshold: float) -> Gate:
-    """The last held-out loss is at most the target."""
+    """Check that the last held-out loss is at most the target."""
     passed = None if final_val_loss is None else final_val_loss <= threshold
     return Gate("target", passed, final_val_loss, threshold)
 
 
 def metrics(records: Sequence[dict[str, Any]], steps: int) -> Gate:
-    """`train.jsonl` has the six fields of every step, finite."""
-    incomplete = incomplete_steps(list(records), steps)
+    """Check that `train.jsonl` has the six fields of every step, each finite."""
+    incomplete = incomplete_steps(records, steps)
     return Gate("metrics", not incomplete, len(incomplete), 0)
 
 
 def artifacts(run_dir: Path, epochs: int) -> Gate:
-    """Each epoch has its checkpoint and its metadata; a pruned one says so. The others are named."""
-    lost = [name for epoch in range(epochs) if (name := _lost(epoch_path(run_dir, epoch))) is not None]
-    return Gate("artifacts", not lost, ", ".join(lost) or "all there", "all there")
-
-
-def _lost(path: Path) -> str | None:
-    """What is not as it should be of an epoch's two files."""
-    metadata = path.with_suffix(".metadata.json")
-    try:
-        facts = json.loads(metadata.read_text(encoding="utf-8"))
-    except OSError:
-        return f"{metadata.name} missing"
-    except ValueError:
-        return f"{metadata.name} is no JSON"
-    if path.is_file() or facts.get("pruned") is True:
-        return None
-    return f"{path.name} {'damaged' if facts.get('damaged') is True else 'missing'}"
+    """Check that each epoch has its checkpoint and its metadata file, unless that says `pruned`."""
+    problems = []
+    for epoch in range(epochs):
+        checkpoint = epoch_path(run_dir, epoch)
+        metadata = metadata_path(checkpoint)
+        try:
+            state = json.loads(metadata.read_text(encoding="utf-8"))
+        except OSError:
+            problems.append(f"{metadata.name} missing")
+            continue
+        except ValueError:
+            problems.append(f"{metadata.name} is not valid JSON")
+            continue
+        if not checkpoint.is_file() and state.get("pruned") is not True:
+            damaged = state.get("damaged") is True
+            problems.append(f"{checkpoint.name} {'damaged' if damaged else 'missing'}")
+    # The specification, and scripts that read result.json, spell this gate's name the British way.
+    return Gate("artefacts", not problems, ", ".join(problems) or "all there", "all there")

@@ -1,4 +1,4 @@
-"""Cross entropy of the next token, without all logits in memory at once."""
+"""Cross entropy of the next token, computed without holding all logits in memory at once."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
     Softmax = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
-# Bytes of float32 logits held at a time. On a GPU a share of its memory: 16 384 tokens of a vocabulary of
-# 151 936 in one piece on 80 GB, and each further piece costs 1 % of a step. On a CPU, what stays in the cache
-# is read again for nothing.
-_SHARE_OF_GPU = 1 / 8
+# Bytes of float32 logits held at a time. On a GPU it is a fraction of its memory: 16,384 tokens of a
+# vocabulary of 151,936 in one chunk on 80 GB; each further chunk costs 1 % of a step. On a CPU, a chunk that
+# stays in the cache is not read from memory a second time.
+_FRACTION_OF_GPU = 1 / 8
 _BYTES_ON_CPU = 16 << 20
-# Below this many rows a matrix product no longer pays.
-_LEAST_ROWS = 64
+# Matrix products of fewer rows than this lose more speed than the memory is worth.
+_MIN_ROWS = 64
 
 
 def token_losses(model: Decoder, ids: Tensor) -> Tensor:
-    """Cross entropy of each next token, nats, computed in float32: the evaluation's way, without gradients.
+    """Return the cross entropy of each next token, in nats, computed in float32. Evaluation uses this.
 
     Args:
         model: the decoder.
@@ -47,30 +47,31 @@ def token_losses(model: Decoder, ids: Tensor) -> Tensor:
 
 
 def softmax(logits: Tensor, targets: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """Log probability of each target, and the probabilities of all ids as shares of `tokens`.
+    """Return the log probability of each target, and the probabilities of all ids divided by `tokens`.
 
     Returns:
         float32 [N]; [N, V] in the logits' dtype, rounded once from float32.
     """
     log_probabilities = F.log_softmax(logits, -1, dtype=torch.float32)
-    chosen = log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
-    return chosen, log_probabilities.exp_().div_(tokens).to(logits.dtype)
+    at_target = log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
+    return at_target, log_probabilities.exp_().div_(tokens).to(logits.dtype)
 
 
 def add_gradients(model: Decoder, ids: Tensor, tokens: int, *, softmax: Softmax = softmax) -> Tensor:
     """Add the gradients of a batch's summed loss, divided by `tokens`, to the parameters' `grad`.
 
-    The gradient of the logits is their softmax less one at the target, so that each chunk of logits goes
-    straight into the gradients of head and hidden state: none is kept for the way back, none computed twice.
+    The gradient of the logits is their softmax minus one at the target. Each chunk of logits therefore goes
+    straight into the gradients of the head and the hidden states: none is kept for the backward pass, and
+    none is computed twice.
 
     Args:
         model: the decoder; under autocast its head is multiplied in that dtype too.
         ids: int64 [B, T + 1]: inputs and, shifted by one, targets.
         tokens: what the sum is divided by: all tokens of the step, so that micro-batches add up.
-        softmax: `softmax`, or a compiled form of it.
+        softmax: the function `softmax` of this module, or a compiled form of it.
 
     Returns:
-        The sum of the losses divided by `tokens`, nats, float64 [].
+        The sum of the losses divided by `tokens`, in nats, float64 [].
     """
     head, targets = model.head_weight, ids[:, 1:].flatten()
     hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
@@ -80,29 +81,29 @@ def add_gradients(model: Decoder, ids: Tensor, tokens: int, *, softmax: Softmax 
     with torch.no_grad(), torch.autocast(kind, enabled=False):
         weight, inputs = head.to(dtype), hidden.to(dtype)
         total = torch.zeros((), dtype=torch.float64, device=ids.device)
-        of_hidden = torch.empty_like(inputs)
-        of_head: Tensor | None = None
+        hidden_grad = torch.empty_like(inputs)
+        head_grad: Tensor | None = None
         rows = rows_at_a_time(model.config.vocab_size, ids.device)
         for first in range(0, len(targets), rows):
             part = slice(first, first + rows)
-            chosen, gradient = softmax(F.linear(inputs[part], weight), targets[part], tokens)
-            at_target = torch.expm1(chosen).div_(tokens)
+            log_probability, gradient = softmax(F.linear(inputs[part], weight), targets[part], tokens)
+            # p - 1 at the target, as expm1 of log p: exp(log p) - 1 loses all digits where p is close to 1.
+            at_target = torch.expm1(log_probability).div_(tokens)
             gradient.scatter_(-1, targets[part, None], at_target[:, None].to(dtype))
-            total -= chosen.sum(dtype=torch.float64)
-            torch.mm(gradient, weight, out=of_hidden[part])
+            total -= log_probability.sum(dtype=torch.float64)
+            torch.mm(gradient, weight, out=hidden_grad[part])
             product = gradient.T @ inputs[part]
-            of_head = product.to(head.dtype) if of_head is None else of_head.add_(product)
-        assert of_head is not None
-        head.grad = of_head if head.grad is None else head.grad.add_(of_head)
-    hidden.backward(of_hidden.to(hidden.dtype))  # type: ignore[no-untyped-call]
+            head_grad = product.to(head.dtype) if head_grad is None else head_grad.add_(product)
+        assert head_grad is not None
+        head.grad = head_grad if head.grad is None else head.grad.add_(head_grad)
+    hidden.backward(hidden_grad.to(hidden.dtype))  # type: ignore[no-untyped-call]
     return total / tokens
 
 
 def rows_at_a_time(vocab_size: int, device: torch.device) -> int:
-    """Tokens whose logits are held at a time."""
-    nbytes = (
-        int(torch.cuda.get_device_properties(device).total_memory * _SHARE_OF_GPU)
-        if device.type == "cuda"
-        else _BYTES_ON_CPU
-    )
-    return max(_LEAST_ROWS, nbytes // (4 * vocab_size))
+    """Return the number of tokens whose logits are held in memory at a time."""
+    if device.type == "cuda":
+        nbytes = int(torch.cuda.get_device_properties(device).total_memory * _FRACTION_OF_GPU)
+    else:
+        nbytes = _BYTES_ON_CPU
+    return max(_MIN_ROWS, nbytes // (4 * vocab_size))

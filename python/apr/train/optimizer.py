@@ -1,4 +1,4 @@
-"""AdamW over two groups of parameters."""
+"""AdamW over two groups of parameters: with weight decay and without."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(model: Decoder, config: PretrainConfig) -> AdamW:
-    """AdamW with weight decay on matrices alone: not on norms, biases and the embedding.
+    """Return AdamW with weight decay on matrices only: not on norms, biases and the embedding.
 
-    Its state is there from the start, all zero.
+    All of its state exists from the start and is zero.
     """
+    # A rare token's embedding gets no gradient for many steps; decay alone would shrink it.
     decayed = {name for name, p in model.named_parameters() if p.dim() >= 2 and name != EMBEDDING}
     groups = [
         {
@@ -29,15 +30,17 @@ def make_optimizer(model: Decoder, config: PretrainConfig) -> AdamW:
     ]
     device = model.head_weight.device
     cuda = device.type == "cuda"
-    # On a GPU the rate is read from memory, so that a captured update sees each new one.
     optimizer = AdamW(
         groups,
+        # On a GPU the rate is a tensor: a captured CUDA graph replays constants, but reads memory each time.
         lr=torch.zeros((), device=device) if cuda else 0.0,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=True,
         capturable=cuda,
     )
+    # torch creates this state in the first update. A checkpoint to restore, and a first step that is skipped,
+    # need it before.
     for parameter in model.parameters():
         optimizer.state[parameter] = {
             "step": torch.zeros((), device=device),
@@ -48,7 +51,7 @@ def make_optimizer(model: Decoder, config: PretrainConfig) -> AdamW:
 
 
 def set_learning_rate(optimizer: AdamW, lr: float) -> None:
-    """The rate of the next update."""
+    """Set the learning rate of the next update."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(lr)

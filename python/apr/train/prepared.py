@@ -1,9 +1,9 @@
-"""A run that may start: what the checks before the first step found, and what the run works with."""
+"""A run that has passed all checks and may start."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,45 +18,69 @@ if TYPE_CHECKING:
 
     from apr.data.split import Split
     from apr.model.config import ModelConfig
-    from apr.train.checkpoint.resume import Found
+    from apr.train.checkpoint.metadata import CheckpointMetadata
+    from apr.train.checkpoint.resume import ResumePoint
     from apr.train.config import Precision, ResolvedConfig
-    from apr.train.start.needs import Needs
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Estimates of what a run needs, in bytes, and what is free."""
+
+    device: torch.device
+    precision: Precision
+    groups: dict[str, int]
+    """Number of parameters of embedding, attention, mlp, norms and head; a tied head has none of its own."""
+    flops_per_token: int
+    """FLOPs of one token, forward and backward."""
+    memory_bytes: int
+    free_memory_bytes: int | None
+    """None if the system does not tell."""
+    checkpoint_bytes: int
+    """Size of one checkpoint: weights and two moments in float32."""
+    disk_bytes: int
+    """Size of all checkpoints that exist at a time, minus those that a resumed run already has."""
+    free_disk_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of the model's parameters."""
+        return sum(self.groups.values())
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that may start: what it trains, on what, where."""
+    """A run that may start: its options, model, data and device."""
 
     config: ResolvedConfig
     model_config: ModelConfig
     split: Split
     device: torch.device
-    precision: Precision
     needs: Needs
-    facts: dict[str, Any]
-    """Metadata of its checkpoints, but for the run's state."""
+    metadata: CheckpointMetadata
+    """What all its checkpoints have in their metadata."""
     notes: tuple[str, ...]
-    """What a user should know, and warnings."""
+    """Lines for the user: what was chosen, and warnings."""
     weights: Path | None
-    """The file that the model is filled from; None from scratch."""
-    found: Found | None
-    """Of a run that is taken up: its checkpoints."""
+    """The file with the model's weights; None from scratch."""
+    resume_point: ResumePoint | None
+    """The checkpoints of a run that is resumed; None for a new run."""
 
     @property
     def parameters(self) -> int:
-        """Of the model; a tied head counts once."""
+        """Number of the model's parameters; a tied head counts once."""
         return self.needs.parameters
 
     @property
     def val_tokens(self) -> int:
-        """Tokens that each evaluation takes."""
+        """Number of tokens that each evaluation takes."""
         return evaluation_windows(self.split.held_out, self.config.val_tokens) * self.config.seq_length
 
     def build_model(self) -> Decoder:
-        """The model that the run starts from or goes on with, on its device.
+        """Return the model with the weights that the run starts or resumes from, on its device.
 
         Raises:
-            WeightsError: the tensors of its file do not fit.
+            WeightsError: the tensors of the file do not fit the model.
         """
         model = Decoder.empty(self.model_config, self.device, torch.float32)
         if self.weights is None:

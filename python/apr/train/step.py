@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of its micro-batches, then the update, or none if the numbers are bad."""
+"""One optimizer step: the gradients of its micro-batches, then an update, unless the numbers are bad."""
 
 from __future__ import annotations
 
@@ -22,26 +22,27 @@ if TYPE_CHECKING:
     from apr.model.decoder import Decoder
     from apr.train.config import Precision
 
-# Runs before a graph is captured: kernels are chosen and libraries take their memory in them.
+# Runs before a graph is captured. In them kernels are chosen and libraries allocate their workspaces, neither
+# of which may happen during a capture.
 _WARM_UP_RUNS = 2
-# As torch's clip_grad_norm_ has it: a norm of 0 is divided by, too.
+# The epsilon of torch's clip_grad_norm_, which keeps a norm of 0 from being divided by.
 _CLIP_EPS = 1e-6
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What a step measured and did."""
+    """What a step measured, and whether it updated the weights."""
 
     train_loss: float
-    """Mean over all its tokens, nats."""
+    """Mean over all tokens of the step, in nats."""
     grad_norm: float
-    """Of all gradients, before clipping."""
+    """Norm of all gradients together, before clipping."""
     updated: bool
-    """False if loss or norm is not finite, or the loss above the limit: weights and moments are as before."""
+    """False if the loss or the norm is not finite, or the loss is above the limit: nothing was changed."""
 
     @property
     def finite(self) -> bool:
-        """Whether loss and norm are numbers."""
+        """Whether loss and norm are finite."""
         return math.isfinite(self.train_loss) and math.isfinite(self.grad_norm)
 
 
@@ -49,10 +50,10 @@ class Step:
     """Steps of one model, on batches of one shape.
 
     Args:
-        model: on the device to train on.
-        optimizer: over its parameters, as `make_optimizer` makes it.
-        precision: bf16 computes in bfloat16 over the model's own weights.
-        grad_clip: largest norm of the gradient.
+        model: the model, on the device to train on.
+        optimizer: the optimizer over its parameters, from `make_optimizer`.
+        precision: bf16 computes in bfloat16 over float32 weights.
+        grad_clip: the largest norm of the gradient.
         compiled: compile each layer by itself; on a GPU also capture the step in CUDA graphs, so that the
             host launches a handful of things instead of thousands.
     """
@@ -70,14 +71,16 @@ class Step:
         self._precision, self._grad_clip = precision, grad_clip
         self._device = device = model.head_weight.device
         self._parameters = list(model.parameters())
+        # Loss, norm and limit stay on the device: the host waits for it once a step, when it reads them all.
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
         self._norm = torch.zeros((), device=device)
         self._limit = torch.zeros((), dtype=torch.float64, device=device)
-        # The fused kernel leaves all as it is where the one is 1, and divides gradients by the other.
+        # torch's fused AdamW reads these two attributes, which GradScaler otherwise sets. It changes nothing
+        # where found_inf is 1, and divides the gradients by grad_scale, which here clips them.
         self._skip = optimizer.found_inf = torch.zeros((), device=device)  # type: ignore[attr-defined]
         self._scale = optimizer.grad_scale = torch.ones((), device=device)  # type: ignore[attr-defined]
         self._softmax = softmax
-        self._ids: Tensor | None = None
+        self._static_ids: Tensor | None = None
         self._graphs = _Graphs() if compiled and device.type == "cuda" else None
         if compiled:
             self._softmax = torch.compile(softmax, fullgraph=True, dynamic=False)
@@ -85,11 +88,11 @@ class Step:
                 layer.compile(fullgraph=True, dynamic=False)
 
     def accumulate(self, batches: Sequence[Tensor], tokens: int) -> None:
-        """Gradients of the micro-batches of a step; the host does not wait for them.
+        """Compute the gradients of a step's micro-batches. The host does not wait for them.
 
         Args:
             batches: int64 [B, T + 1] each, on the CPU or the device.
-            tokens: predicted tokens of all of them.
+            tokens: number of predicted tokens in all of them.
         """
         self._loss.zero_()
         for i, batch in enumerate(batches):
@@ -100,23 +103,24 @@ class Step:
                 self._replay(self._graphs, ids, tokens, first=i == 0)
 
     def loss(self) -> float:
-        """Wait for the mean loss of the tokens that were accumulated, nats."""
+        """Wait for the mean loss of the accumulated tokens and return it, in nats."""
         return self._loss.item()
 
     def update(self, lr: float, loss_limit: float = math.inf) -> StepOutcome:
-        """Update the weights from the gradients, and forget these.
+        """Update the weights from the gradients, and clear the gradients.
 
         Args:
             lr: the learning rate.
-            loss_limit: nats; with a loss above it, nothing is updated.
+            loss_limit: in nats; if the loss is above it, nothing is updated.
         """
         set_learning_rate(self._optimizer, lr)
         self._limit.fill_(loss_limit)
         if self._graphs is None:
             self._update()
-            self._forget()
+            self._clear_gradients()
         else:
-            self._graphs.run("update", self._update, warm_up=self._update_nothing)
+            self._graphs.run("update", self._update, warm_up=self._warm_up_update)
+        # One transfer for all three: each by itself would make the host wait for the device.
         loss, norm, skipped = torch.stack([self._loss, self._norm.double(), self._skip.double()]).tolist()
         return StepOutcome(loss, norm, updated=not skipped)
 
@@ -127,28 +131,29 @@ class Step:
     def _update(self) -> None:
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         self._norm.copy_(norm)
-        sound = self._loss.isfinite() & norm.isfinite() & (self._loss <= self._limit)
-        self._skip.copy_(~sound)
+        good = self._loss.isfinite() & norm.isfinite() & (self._loss <= self._limit)
+        self._skip.copy_(~good)
         self._scale.copy_(((norm + _CLIP_EPS) / self._grad_clip).clamp(min=1))
         self._optimizer.step()
 
-    def _update_nothing(self) -> None:
-        """Run through an update that no loss is low enough for."""
+    def _warm_up_update(self) -> None:
+        # No loss is below this limit, so that the update runs and changes nothing.
         limit = self._limit.clone()
         self._limit.fill_(-math.inf)
         self._update()
         self._limit.copy_(limit)
 
     def _replay(self, graphs: _Graphs, ids: Tensor, tokens: int, *, first: bool) -> None:
-        """`_add` as a graph: the first micro-batch writes the gradients, those after it add to them."""
-        if self._ids is None:
-            self._ids = ids.clone()
-        static = self._ids.copy_(ids)
+        """Run `_add` as a graph: the first micro-batch writes the gradients, the others add to them."""
+        # A graph reads its input from the address it was captured with.
+        if self._static_ids is None:
+            self._static_ids = ids.clone()
+        static = self._static_ids.copy_(ids)
 
         def warm_up() -> None:
             for _ in range(_WARM_UP_RUNS):
                 self._add(static, tokens)
-                self._forget()
+                self._clear_gradients()
             self._loss.zero_()
 
         if first:
@@ -156,29 +161,31 @@ class Step:
         else:
             graphs.run("further", lambda: self._add(static, tokens))
 
-    def _forget(self) -> None:
+    def _clear_gradients(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
 
 
 class _Graphs:
-    """Functions captured once as CUDA graphs that share their memory, and replayed."""
+    """Functions that are captured once as CUDA graphs, share their memory, and are replayed."""
 
     def __init__(self) -> None:
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
 
     def run(self, name: str, function: Callable[[], None], warm_up: Callable[[], None] | None = None) -> None:
-        """Capture `function` where that has not been done, after running `warm_up`; replay it."""
+        """Replay `function`; the first time, run `warm_up` and capture it before."""
         if name not in self._graphs:
             if warm_up is not None:
-                stream, here = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
-                stream.wait_stream(here)
+                # torch requires a side stream for the warm-up of a capture.
+                stream, current = torch.cuda.Stream(), torch.cuda.current_stream()  # type: ignore[no-untyped-call]
+                stream.wait_stream(current)
                 with torch.cuda.stream(stream):
                     warm_up()
-                here.wait_stream(stream)
+                current.wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            # Other threads may go on meanwhile, with pinned memory of their own.
+            # "thread_local": the loader's and the checkpoint's threads may allocate pinned memory during the
+            # capture, which the default mode would turn into an error.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 function()
             self._graphs[name] = graph

@@ -1,8 +1,8 @@
-"""A model's weights alone, in another dtype."""
+"""Writing a model's weights alone, in another dtype."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from apr.container import torch_dtypes
 from apr.container.load import load
@@ -14,23 +14,25 @@ if TYPE_CHECKING:
     import torch
 
     from apr.model.decoder import Decoder
+    from apr.train.checkpoint.metadata import CheckpointMetadata
 
 
-def export_weights(path: Path, model: Decoder, facts: dict[str, Any], dtype: torch.dtype) -> None:
-    """Write the weights alone in another dtype, and read them back.
+def export_weights(path: Path, model: Decoder, metadata: CheckpointMetadata, dtype: torch.dtype) -> None:
+    """Write the weights without training state, and read the file back.
 
     Args:
-        path: replaced only once the new file is whole.
-        model: what to export.
-        facts: metadata.
-        dtype: of every tensor in the file.
+        path: the file; an existing one is replaced once the new one is complete.
+        model: the model to export.
+        metadata: what all checkpoints of the run have in their metadata.
+        dtype: the dtype of every tensor in the file.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
         AprError: what was written does not verify.
     """
     parameters = dict(model.named_parameters())
-    name_of = torch_dtypes.NAMES[dtype]
-    specs = [TensorSpec(name, name_of, tuple(p.shape)) for name, p in parameters.items()]
-    write(path, facts, specs, lambda spec: bytes_of(parameters[spec.name].detach().to(dtype)))
+    dtype_name = torch_dtypes.NAMES[dtype]
+    specs = [TensorSpec(name, dtype_name, tuple(p.shape)) for name, p in parameters.items()]
+    # Converted one at a time: no second copy of all weights is held.
+    write(path, metadata.to_dict(), specs, lambda spec: bytes_of(parameters[spec.name].detach().to(dtype)))
     load(path, verify="full").close()

@@ -1,4 +1,4 @@
-"""AdamW's moments under the names that a checkpoint gives them, and their digest."""
+"""AdamW's moments, under the names that a checkpoint gives them, and their digest."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
     from apr.model.decoder import Decoder
 
-# The format's name for each of AdamW's moments.
+# The file format's name of each moment, and torch's.
 MOMENTS = {"m": "exp_avg", "v": "exp_avg_sq"}
 
 
 def moments(model: Decoder, optimizer: AdamW) -> dict[str, Tensor]:
-    """`m.NAME` and `v.NAME` of every parameter."""
+    """Return the moments `m.NAME` and `v.NAME` of every parameter."""
     return {
         f"{moment}.{name}": optimizer.state[parameter][key]
         for moment, key in MOMENTS.items()
@@ -24,15 +24,10 @@ def moments(model: Decoder, optimizer: AdamW) -> dict[str, Tensor]:
     }
 
 
-def optimizer_digest(model: Decoder, optimizer: AdamW, step: int) -> str:
-    """SHA-256 of the optimizer's state: moments in name order, then the step."""
-    return digest(moments(model, optimizer), step)
-
-
-def digest(stored: dict[str, Tensor], step: int) -> str:
-    """SHA-256 of moments in name order, then of the step."""
-    sha = hashlib.sha256()
-    for name in sorted(stored):
-        sha.update(stored[name].cpu().contiguous().numpy().data)
-    sha.update(step.to_bytes(8, "little"))
-    return sha.hexdigest()
+def digest(moments: dict[str, Tensor], step: int) -> str:
+    """Return the SHA-256 of the moments in the order of their names, then of the step, in hexadecimal."""
+    sha256 = hashlib.sha256()
+    for name in sorted(moments):
+        sha256.update(moments[name].cpu().contiguous().numpy().data)
+    sha256.update(step.to_bytes(8, "little"))
+    return sha256.hexdigest()

@@ -1,8 +1,8 @@
-"""Bringing optimizer and random numbers to where a checkpoint is."""
+"""Restoring optimizer, learning rate and random numbers from a checkpoint."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,46 +21,60 @@ if TYPE_CHECKING:
 
     from apr.container.tensor_file import TensorFile
     from apr.model.decoder import Decoder
+    from apr.train.checkpoint.metadata import TrainingFacts
     from apr.train.checkpoint.state import RunState
 
 
-def restore(path: Path, model: Decoder, optimizer: AdamW, facts: dict[str, Any]) -> RunState:
-    """Bring the optimizer and the random numbers to where a checkpoint of the same run is.
+def restore(path: Path, model: Decoder, optimizer: AdamW, training: TrainingFacts) -> RunState:
+    """Restore all that a checkpoint has beyond the weights, and return the run's state.
 
     Args:
-        path: the checkpoint, verified.
-        model: it has the checkpoint's weights by now.
-        optimizer: over its parameters.
-        facts: as given to `snapshot`; the data must be the same.
+        path: the checkpoint, already verified.
+        model: a model that has the checkpoint's weights.
+        optimizer: AdamW over its parameters.
+        training: the facts of the resumed run; its data must be the checkpoint's.
 
     Raises:
-        AprError: not a valid file.
-        RefusedError: no checkpoint of this run; says what is missing or differs.
+        AprError: the file is not valid.
+        RefusedError: the checkpoint is of other data, or lacks state.
     """
     with load(path) as file:
         state = state_of(file)
-        for part, key in (("data", "corpus_sha256"), ("held_out", "corpus_sha256"), ("held_out", "start")):
-            if file.metadata["training"].get(part, {}).get(key) != facts["training"][part][key]:
-                flag = "--dataset" if part == "data" else "--val-dataset"
-                raise RefusedError(
-                    f"{path}: the shards of {flag} are no longer those that this run was started on: "
-                    "name where they lie now, or take --force to start anew"
-                )
-        step = _state_tensor(file, "optimizer.step")
+        _check_same_data(file, training)
+        step = _tensor(file, "optimizer.step")
         for name, parameter in model.named_parameters():
             moments = optimizer.state[parameter]
             moments["step"].copy_(step)
             for moment, key in MOMENTS.items():
-                moments[key].copy_(_state_tensor(file, f"optimizer.{moment}.{name}"))
+                moments[key].copy_(_tensor(file, f"optimizer.{moment}.{name}"))
+        # A checkpoint written on the CPU has no state of a GPU's generator.
         if model.head_weight.device.type == "cuda" and f"{TRAINING_PREFIX}rng.cuda" in file:
-            torch.cuda.set_rng_state(_state_tensor(file, "rng.cuda").clone())
-        set_learning_rate(optimizer, _state_tensor(file, "scheduler.last_lr").item())
-        torch.set_rng_state(_state_tensor(file, "rng.cpu").clone())
+            torch.cuda.set_rng_state(_tensor(file, "rng.cuda").clone())
+        set_learning_rate(optimizer, _tensor(file, "scheduler.last_lr").item())
+        torch.set_rng_state(_tensor(file, "rng.cpu").clone())
         return state
 
 
-def _state_tensor(file: TensorFile, name: str) -> Tensor:
+def _check_same_data(file: TensorFile, training: TrainingFacts) -> None:
+    stored = file.metadata["training"]
+    data, held_out = stored.get("data", {}), stored.get("held_out", {})
+    if data.get("corpus_sha256") != training["data"]["corpus_sha256"]:
+        flag = "--dataset"
+    elif (
+        held_out.get("corpus_sha256") != training["held_out"]["corpus_sha256"]
+        or held_out.get("start") != training["held_out"]["start"]
+    ):
+        flag = "--val-dataset"
+    else:
+        return
+    raise RefusedError(
+        f"{file.path}: the shards of {flag} are not those that this run was started with; "
+        f"pass {flag} with their new location, or pass --force to start over"
+    )
+
+
+def _tensor(file: TensorFile, name: str) -> Tensor:
     try:
         return file[TRAINING_PREFIX + name]
     except KeyError:
-        raise RefusedError(f"{file.path}: cannot be resumed: it has no {TRAINING_PREFIX}{name}") from None
+        raise RefusedError(f"{file.path}: cannot be resumed; {TRAINING_PREFIX}{name} is missing") from None

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, written on a thread of their own, one at a time, while training goes on."""
+"""Writing a run's checkpoints on a thread of its own, one at a time, while training continues."""
 
 from __future__ import annotations
 
@@ -8,92 +8,108 @@ from typing import TYPE_CHECKING, Any
 
 from apr.files import sync_file, write_json
 from apr.train import rundir
-from apr.train.checkpoint.files import Checkpoint, best_of, epoch_path, prune, step_path
-from apr.train.checkpoint.host_memory import Room
-from apr.train.checkpoint.optimizer_state import optimizer_digest
+from apr.train.checkpoint.host_memory import HostMemory
+from apr.train.checkpoint.optimizer_state import digest, moments
+from apr.train.checkpoint.paths import Checkpoint, best_of, epoch_path, step_path
+from apr.train.checkpoint.pruning import prune
 from apr.train.checkpoint.snapshot import snapshot
-from apr.train.evaluation import perplexity
+from apr.train.record.callbacks import CheckpointRecord
+from apr.train.record.metrics import perplexity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from torch.optim import AdamW
 
     from apr.model.decoder import Decoder
+    from apr.train.checkpoint.metadata import CheckpointMetadata
     from apr.train.checkpoint.snapshot import Snapshot
     from apr.train.checkpoint.state import RunState
     from apr.train.config import PretrainConfig
-    from apr.train.record.recording import Recorder
     from apr.train.record.report import Report
 
 
-class _Abandoned(Exception):  # noqa: N818 (no error: a request)
+class _Abandoned(Exception):  # noqa: N818 (a request, not an error)
     """Nobody waits for this checkpoint any more."""
 
 
 class Saver:
-    """Saves model, optimizer and state of a run from copies of them.
+    """Saves model, optimizer and state of a run from a copy of them.
 
-    The next save waits for the one before. What goes wrong on the thread is raised by the next call of
-    `look`, `wait` or a save.
+    A save waits for the one before. An error of the thread is raised by the next call of `poll`, `wait` or a
+    save.
+
+    Args:
+        config: the options of the run.
+        metadata: what all checkpoints of the run have in their metadata.
+        model: the model in training.
+        optimizer: AdamW over its parameters.
+        report: shows what is being written.
+        on_saved: called in the training thread for each checkpoint that was written and verified.
     """
 
     def __init__(
         self,
         config: PretrainConfig,
-        facts: dict[str, Any],
+        metadata: CheckpointMetadata,
         model: Decoder,
         optimizer: AdamW,
         report: Report,
-        recorder: Recorder,
+        on_saved: Callable[[CheckpointRecord], None],
     ) -> None:
-        self._config, self._facts = config, facts
-        self._dir: Path = config.run_dir
+        self._config, self._metadata = config, metadata
+        self._dir = config.run_dir
         self._model, self._optimizer = model, optimizer
-        self._report, self._recorder = report, recorder
-        self._room = Room()
+        self._report, self._on_saved = report, on_saved
+        self._memory = HostMemory()
         self._thread: threading.Thread | None = None
-        # A thread whose `join` a signal's handler cut short is taken for ended by Python 3.12.
+        # `Thread.is_alive` does not do: Python 3.12 takes a thread for ended if a signal's handler raised out
+        # of its `join`.
         self._idle = threading.Event()
         self._idle.set()
         self._error: BaseException | None = None
-        self._written: Checkpoint | None = None
+        self._saved: Checkpoint | None = None
         self._abandoned = threading.Event()
         self.checkpoints: list[Checkpoint] = []
-        """Those that were read back, verified and not pruned, the furthest last."""
+        """The checkpoints that were verified and not pruned, the latest last."""
 
     @property
     def last(self) -> Checkpoint | None:
-        """The furthest one."""
+        """The latest checkpoint."""
         return self.checkpoints[-1] if self.checkpoints else None
 
     def best(self, state: RunState) -> Checkpoint | None:
-        """Of the epoch with the lowest held-out loss, among those that are there."""
+        """Return the checkpoint of the epoch with the lowest held-out loss, of those that exist."""
         return best_of(self.checkpoints, state.val_loss_history)
 
-    def take_over(self, checkpoints: list[Checkpoint], state: RunState) -> None:
-        """Go on from checkpoints, of which the last one holds this state.
+    def adopt(self, checkpoints: list[Checkpoint], state: RunState, wall_seconds: float) -> None:
+        """Continue a resumed run's checkpoints.
 
-        A process that was killed may have left it without its metadata file, and others unpruned.
+        A process that was killed may have left the last one without its metadata file, and others unpruned.
+
+        Args:
+            checkpoints: the usable ones, the latest last.
+            state: the state that the last one contains.
+            wall_seconds: seconds since the run began.
         """
         last = checkpoints[-1]
         if last.epoch is not None and not last.metadata_path.exists():
-            sha = optimizer_digest(self._model, self._optimizer, state.step)
-            write_json(last.metadata_path, {**self._epoch_facts(state), "optimizer_state_sha": sha})
+            sha256 = digest(moments(self._model, self._optimizer), state.step)
+            _write_epoch_metadata(last, _epoch_metadata(state, wall_seconds), sha256)
         self.checkpoints = prune(checkpoints, self._config, state.val_loss_history)
 
-    def save_epoch(self, state: RunState) -> None:
-        """Have the end of an epoch written, which the state counts."""
+    def save_epoch(self, state: RunState, wall_seconds: float) -> None:
+        """Start writing the checkpoint of the epoch that has just ended."""
         epoch = state.epochs - 1
-        self._save(Checkpoint(epoch_path(self._dir, epoch), state.step, epoch), state)
+        checkpoint = Checkpoint(epoch_path(self._dir, epoch), state.step, epoch)
+        self._save(checkpoint, state, _epoch_metadata(state, wall_seconds))
 
     def save_step(self, state: RunState) -> None:
-        """Have a checkpoint on the way written."""
-        self._save(Checkpoint(step_path(self._dir, state.step), state.step, None), state)
+        """Start writing a checkpoint within an epoch."""
+        self._save(Checkpoint(step_path(self._dir, state.step), state.step, None), state, None)
 
-    def save_the_rest(self, state: RunState) -> Checkpoint | None:
-        """Write what was trained since the last checkpoint, and wait; the last one then, if there is any.
+    def save_unsaved_steps(self, state: RunState) -> Checkpoint | None:
+        """Write a checkpoint if there is none of the last step, wait for it, and return the latest one.
 
         Raises:
             AprError, OSError: it cannot be written.
@@ -104,38 +120,8 @@ class Saver:
             self.wait()
         return self.last
 
-    def _save(self, checkpoint: Checkpoint, state: RunState) -> None:
-        """Copy all now, write it meanwhile."""
-        self._report.progress(f"writing {checkpoint.path.name}", 0, 1)
-        self.wait()
-        made = snapshot(self._model, self._optimizer, state, self._facts, self._room)
-        epoch_facts = None if checkpoint.epoch is None else self._epoch_facts(state)
-        write = partial(self._write, checkpoint, made, epoch_facts, tuple(state.val_loss_history))
-        # A second Ctrl-C waits for no disk.
-        self._thread = threading.Thread(target=self._try, args=(write,), name="apr-checkpoint", daemon=True)
-        self._idle.clear()
-        try:
-            self._thread.start()
-        except RuntimeError:  # the system has no more threads
-            self._thread = None
-            self._idle.set()
-            raise
-
-    def _epoch_facts(self, state: RunState) -> dict[str, Any]:
-        val_loss = state.val_loss_history[-1]
-        return {
-            "epoch": state.epochs - 1,
-            "train_loss": state.train_loss,
-            "val_loss": val_loss,
-            "train_ppl": None if state.train_loss is None else perplexity(state.train_loss),
-            "val_ppl": perplexity(val_loss),
-            "wall_seconds": self._recorder.wall,
-            "tokens_seen": state.tokens_seen,
-            "grad_norm_max": state.grad_norm_max,
-        }
-
-    def look(self) -> None:
-        """Tell of the checkpoint that was written since the last call, if one was.
+    def poll(self) -> None:
+        """Report the checkpoint that was written since the last call, if there is one.
 
         Raises:
             AprError, OSError: it could not be written.
@@ -148,41 +134,55 @@ class Saver:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        if self._written is not None:
-            written, self._written = self._written, None
-            self._recorder.checkpoint(written)
+        if self._saved is not None:
+            saved, self._saved = self._saved, None
+            self._on_saved(CheckpointRecord(step=saved.step, epoch=saved.epoch, path=saved.path))
 
     def wait(self) -> None:
-        """As `look`, once it is written."""
+        """Wait until nothing is being written, and report the last checkpoint.
+
+        Raises:
+            AprError, OSError: it could not be written.
+        """
         self.join()
-        self.look()
+        self.poll()
 
     def join(self) -> None:
-        """Wait for what is being written; raises nothing."""
+        """Wait until nothing is being written; errors stay for the next `poll`."""
         self._idle.wait()
 
-    def when_ended(self, then: Callable[[], None]) -> None:
-        """Call `then` once nothing is being written: now, or on a thread that waits for it."""
-        if self._idle.is_set():
-            then()
-            return
-
-        def wait() -> None:
-            self._idle.wait()
-            then()
-
-        threading.Thread(target=wait, name="apr-checkpoint-wait", daemon=True).start()
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being written."""
+        return self._idle.is_set()
 
     def abandon(self) -> None:
-        """Give up what is being written; what is there by then stays."""
+        """Give up the checkpoint that is being written; those before it stay."""
         self._abandoned.set()
 
-    def _try(self, write: Callable[[], tuple[Checkpoint, list[Checkpoint]]]) -> None:
+    def _save(self, checkpoint: Checkpoint, state: RunState, epoch_metadata: dict[str, Any] | None) -> None:
+        """Copy everything now, and start a thread that writes the copy."""
+        self._report.progress(f"writing {checkpoint.path.name}", 0, 1)
+        self.wait()
+        copied = snapshot(self._model, self._optimizer, state, self._metadata, self._memory)
+        write = partial(self._write, checkpoint, copied, epoch_metadata, tuple(state.val_loss_history))
+        # A daemon, so that the process can end after a second Ctrl-C without waiting for the disk.
+        self._thread = threading.Thread(target=self._run, args=(write,), name="apr-checkpoint", daemon=True)
+        self._idle.clear()
         try:
-            self._written, self.checkpoints = write()
+            self._thread.start()
+        except RuntimeError:  # the system has no more threads
+            self._thread = None
+            self._idle.set()
+            raise
+
+    def _run(self, write: Callable[[], list[Checkpoint]]) -> None:
+        try:
+            self.checkpoints = write()
+            self._saved = self.checkpoints[-1]
         except _Abandoned:
             pass
-        except BaseException as error:  # noqa: BLE001 (raised again where training looks)
+        except BaseException as error:  # noqa: BLE001 (raised again by the next `poll`)
             self._error = error
         finally:
             self._idle.set()
@@ -190,19 +190,39 @@ class Saver:
     def _write(
         self,
         checkpoint: Checkpoint,
-        made: Snapshot,
-        epoch_facts: dict[str, Any] | None,
+        copied: Snapshot,
+        epoch_metadata: dict[str, Any] | None,
         val_losses: Sequence[float],
-    ) -> tuple[Checkpoint, list[Checkpoint]]:
-        # A checkpoint that outlives a loss of power has its steps' records beside it.
+    ) -> list[Checkpoint]:
+        # The records of the checkpoint's steps go to the disk first. After a loss of power, a checkpoint
+        # without them could not be resumed to the same `train.jsonl`.
         sync_file(self._dir / rundir.METRICS)
         checkpoint.path.parent.mkdir(exist_ok=True)
-        sha = made.write(checkpoint.path, proceed=self._proceed)
+        sha256 = copied.write(checkpoint.path, proceed=self._proceed)
         self._proceed()
-        if epoch_facts is not None:
-            write_json(checkpoint.metadata_path, {**epoch_facts, "optimizer_state_sha": sha})
-        return checkpoint, prune([*self.checkpoints, checkpoint], self._config, val_losses)
+        if epoch_metadata is not None:
+            _write_epoch_metadata(checkpoint, epoch_metadata, sha256)
+        # Only now: the older ones must stay until the new one has been read back.
+        return prune([*self.checkpoints, checkpoint], self._config, val_losses)
 
     def _proceed(self) -> None:
         if self._abandoned.is_set():
             raise _Abandoned
+
+
+def _epoch_metadata(state: RunState, wall_seconds: float) -> dict[str, Any]:
+    val_loss = state.val_loss_history[-1]
+    return {
+        "epoch": state.epochs - 1,
+        "train_loss": state.train_loss,
+        "val_loss": val_loss,
+        "train_ppl": None if state.train_loss is None else perplexity(state.train_loss),
+        "val_ppl": perplexity(val_loss),
+        "wall_seconds": wall_seconds,
+        "tokens_seen": state.tokens_seen,
+        "grad_norm_max": state.grad_norm_max,
+    }
+
+
+def _write_epoch_metadata(checkpoint: Checkpoint, epoch_metadata: dict[str, Any], sha256: str) -> None:
+    write_json(checkpoint.metadata_path, {**epoch_metadata, "optimizer_state_sha": sha256})

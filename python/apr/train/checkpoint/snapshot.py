@@ -1,7 +1,4 @@
-"""Checkpoints: one `.apr` file with weights under transformers' names and all that resuming needs.
-
-It holds no path, time or host: two runs of the same thing write the same bytes.
-"""
+"""A checkpoint: one `.apr` file with the weights, under transformers' names, and all that resuming needs."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from apr.container.load import load
-from apr.container.save import TensorSpec, bytes_of, spec_of, write
+from apr.container.save import bytes_of, spec_of, write
 from apr.model.names import TRAINING_PREFIX
 from apr.train.checkpoint.optimizer_state import digest, moments
 
@@ -23,32 +20,36 @@ if TYPE_CHECKING:
     from torch.optim import AdamW
     from typing_extensions import Buffer
 
+    from apr.container.save import TensorSpec
     from apr.model.decoder import Decoder
-    from apr.train.checkpoint.host_memory import Room
+    from apr.train.checkpoint.host_memory import HostMemory
+    from apr.train.checkpoint.metadata import CheckpointMetadata
     from apr.train.checkpoint.state import RunState
+
+_OPTIMIZER = f"{TRAINING_PREFIX}optimizer."
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All of a run at one step, in memory that training does not touch."""
+    """A run at one step, copied to memory that training does not change."""
 
     step: int
     tensors: dict[str, Tensor]
-    """As the file has them, on the CPU."""
+    """The tensors of the file, on the CPU."""
     metadata: dict[str, Any]
 
     def write(self, path: Path, *, proceed: Callable[[], None] = lambda: None) -> str:
-        """Write it and read it back.
+        """Write the file and read it back.
 
         Args:
-            path: replaced only once the new file is whole.
-            proceed: called before each tensor; may raise to give up, which leaves nothing behind.
+            path: the file; an existing one is replaced once the new one is complete.
+            proceed: called before each tensor. If it raises, no file is left behind.
 
         Returns:
-            SHA-256 of the optimizer's state, as `optimizer_digest` has it.
+            SHA-256 of the optimizer's state, from `digest`.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file cannot be written.
             AprError: what was written does not verify.
         """
 
@@ -59,38 +60,36 @@ class Snapshot:
         specs = [spec_of(name, tensor) for name, tensor in self.tensors.items()]
         write(path, self.metadata, specs, values)
         load(path, verify="full").close()
-        prefix = f"{TRAINING_PREFIX}optimizer."
-        stored = {n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)}
-        del stored["step"]
+        stored = {
+            name.removeprefix(_OPTIMIZER): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(_OPTIMIZER) and name != f"{_OPTIMIZER}step"
+        }
         return digest(stored, self.step)
 
 
 def snapshot(
-    model: Decoder, optimizer: AdamW, state: RunState, facts: dict[str, Any], room: Room
+    model: Decoder, optimizer: AdamW, state: RunState, metadata: CheckpointMetadata, memory: HostMemory
 ) -> Snapshot:
-    """Copy all that a checkpoint holds.
+    """Copy everything that a checkpoint contains.
 
     Args:
         model: its parameters are stored in their own dtype.
         optimizer: AdamW over all of them.
-        state: goes into the metadata, under `training`.
-        facts: the other metadata; its `training` holds what is fixed for the run.
-        room: where the copies lie.
+        state: the counters and history of the run.
+        metadata: what all checkpoints of the run have in their metadata.
+        memory: where the tensors are copied to; the next snapshot in it overwrites them.
     """
     tensors: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
+    tensors |= {f"{_OPTIMIZER}{name}": value for name, value in moments(model, optimizer).items()}
+    lr = float(optimizer.param_groups[0]["lr"])
     tensors |= {
-        f"{TRAINING_PREFIX}optimizer.{name}": value for name, value in moments(model, optimizer).items()
-    }
-    tensors |= {
-        f"{TRAINING_PREFIX}optimizer.step": torch.tensor(state.updates),
-        f"{TRAINING_PREFIX}scheduler.last_lr": torch.tensor(
-            float(optimizer.param_groups[0]["lr"]), dtype=torch.float64
-        ),
+        f"{_OPTIMIZER}step": torch.tensor(state.updates),
+        f"{TRAINING_PREFIX}scheduler.last_lr": torch.tensor(lr, dtype=torch.float64),
         f"{TRAINING_PREFIX}rng.cpu": torch.get_rng_state(),
         f"{TRAINING_PREFIX}meta.epoch": torch.tensor(state.epochs),
     }
     device = model.head_weight.device
     if device.type == "cuda":
         tensors[f"{TRAINING_PREFIX}rng.cuda"] = torch.cuda.get_rng_state(device)
-    metadata = {**facts, "training": {**facts["training"], "state": state.to_dict()}}
-    return Snapshot(state.step, room.copy(tensors), metadata)
+    return Snapshot(state.step, memory.copy(tensors), metadata.to_dict(state))

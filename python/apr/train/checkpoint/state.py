@@ -1,4 +1,4 @@
-"""What a run knows of itself beyond weights and optimizer; a checkpoint keeps it in its metadata."""
+"""The counters and history of a run; a checkpoint has them in its metadata."""
 
 from __future__ import annotations
 
@@ -11,43 +11,45 @@ from apr.errors import RefusedError
 if TYPE_CHECKING:
     from apr.container.tensor_file import TensorFile
 
-# A loss this many standard deviations above the mean of that many steps is a spike.
+# A loss this many standard deviations above the mean of this many steps is a spike.
 _SPIKE_SIGMA, _SPIKE_WINDOW = 6.0, 100
 
 
 @dataclass
 class RunState:
-    """Counts and history; all of it depends on data, seed and options alone, never on time or place."""
+    """Counters and history. They depend on data, seed and options alone, never on time or place."""
 
     step: int = 0
-    """Optimizer steps done."""
+    """Number of optimizer steps done."""
     tokens_seen: int = 0
-    """Tokens whose loss was trained on."""
+    """Number of tokens whose loss was trained on."""
     train_loss: float | None = None
-    """Mean over the tokens of the current or last epoch, nats."""
+    """Mean over the tokens of the last epoch that ended, in nats."""
     epoch_loss_sum: float = 0.0
     epoch_tokens: int = 0
     grad_norm_max: float = 0.0
     """Largest gradient norm before clipping."""
     step0_train_loss: float | None = None
     initial_val_loss: float | None = None
+    """Held-out loss before the first step, in nats."""
     val_loss_history: list[float] = field(default_factory=list)
-    """Held-out loss at the end of each epoch."""
+    """Held-out loss at the end of each epoch, in nats."""
     evaluated_step: int = 0
-    """Steps done when the last epoch was evaluated."""
+    """Number of steps done when the last epoch was evaluated."""
     best_epoch: int | None = None
+    """Number of the epoch with the lowest held-out loss, from 0."""
     recent_losses: list[float] = field(default_factory=list)
-    """Of the last 100 steps."""
+    """Training losses of the last 100 steps."""
     spikes: int = 0
-    """Steps whose loss was far above those before."""
+    """Number of steps whose loss was far above those before."""
     skipped_steps: int = 0
-    """Steps, of these, that updated nothing."""
+    """Number of spikes that updated nothing."""
     agreement: float | None = None
-    """Relative difference of the first step's loss between the ways of training and of evaluation."""
+    """Relative difference of the first step's loss between the training and the evaluation path."""
 
     @property
     def epochs(self) -> int:
-        """Epochs that were evaluated."""
+        """Number of epochs that were evaluated."""
         return len(self.val_loss_history)
 
     @property
@@ -57,19 +59,20 @@ class RunState:
 
     @property
     def final_val_loss(self) -> float | None:
-        """Held-out loss of the weights as they are now, if it was measured."""
+        """The held-out loss of the weights as they are now, if it was measured."""
         return self.val_loss_history[-1] if self.epochs and self.evaluated_step == self.step else None
 
     @property
     def updates(self) -> int:
-        """Updates of the optimizer: the steps that were not skipped."""
+        """Number of updates of the optimizer: the steps that were not skipped."""
         return self.step - self.skipped_steps
 
     @property
     def loss_limit(self) -> float | None:
-        """A loss above it is a spike: 6 standard deviations over the mean of the last 100; None before.
+        """The mean of the last 100 losses plus 6 standard deviations; None before there are 100.
 
-        Spikes count among the 100, so that a loss that stays where it jumped to is no spike for long.
+        A loss above it is a spike. Spikes count among the 100, so that a loss that stays at a higher level
+        soon stops being one.
         """
         losses = self.recent_losses
         if len(losses) < _SPIKE_WINDOW:
@@ -79,10 +82,12 @@ class RunState:
         return mean + _SPIKE_SIGMA * math.sqrt(variance)
 
     def add_step(self, train_loss: float, grad_norm: float, tokens: int, *, updated: bool = True) -> None:
-        """Count a step that was taken, whether or not it updated the weights."""
+        """Count a step, whether or not it updated the weights."""
         limit = self.loss_limit
-        self.spikes += limit is not None and train_loss > limit
-        self.skipped_steps += not updated
+        if limit is not None and train_loss > limit:
+            self.spikes += 1
+        if not updated:
+            self.skipped_steps += 1
         self.recent_losses = [*self.recent_losses, train_loss][-_SPIKE_WINDOW:]
         if self.step == 0:
             self.step0_train_loss = train_loss
@@ -102,19 +107,19 @@ class RunState:
         self.epoch_loss_sum, self.epoch_tokens = 0.0, 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As a checkpoint keeps it."""
+        """Return the fields as JSON values, which a checkpoint's metadata contains."""
         return asdict(self)
 
 
 def state_of(file: TensorFile) -> RunState:
-    """The run's state in a checkpoint's metadata.
+    """Return the run's state from a checkpoint's metadata.
 
     Raises:
-        RefusedError: the file is no checkpoint.
+        RefusedError: the file is not a checkpoint.
     """
     try:
         return RunState(**file.metadata["training"]["state"])
     except (KeyError, TypeError):
         raise RefusedError(
-            f"{file.path}: no checkpoint of a run: its metadata hold no training state"
+            f"{file.path}: not a checkpoint of a run; its metadata has no training state"
         ) from None

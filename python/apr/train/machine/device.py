@@ -1,4 +1,4 @@
-"""Where a run computes: found out, never assumed."""
+"""The device that a run computes on: which one, what it can do, and how busy it is."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
     from apr.train.config import Precision
 
-# cuDNN's attention takes grouped queries as they are and is faster than flash attention on Hopper; each takes
-# over where the one before does not do what is asked (float32, say).
+# In order of preference. cuDNN's attention reads grouped queries without copying them and is faster than
+# flash attention on Hopper. Where a kernel does not support the inputs, such as float32, torch uses the next.
 _ATTENTION = [
     SDPBackend.CUDNN_ATTENTION,
     SDPBackend.FLASH_ATTENTION,
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-# Dense bfloat16 FLOP/s by what the device calls itself (NVIDIA's data sheets): other parts of the same name,
-# on a PCIe card or a partition, reach less.
+# Dense bfloat16 FLOP/s by the exact name of the device (NVIDIA's data sheets). Parts of a similar name, on a
+# PCIe card or a partition, reach less: for them no peak is known.
 _PEAK_BF16 = {
     "NVIDIA A100-SXM4-40GB": 312e12,
     "NVIDIA A100-SXM4-80GB": 312e12,
@@ -36,46 +36,47 @@ _PEAK_BF16 = {
 }
 
 
-def choose_device(asked: str) -> torch.device:
-    """The device that was asked for; only `auto` chooses.
+def choose_device(name: str) -> torch.device:
+    """Return the device of that name. `auto` is the first GPU, or else the CPU; no other name falls back.
 
     Raises:
-        UsageError: no device's name.
-        UnavailableError: that device is not there.
+        UsageError: the name is not auto, cpu, cuda or cuda:N.
+        UnavailableError: this machine has no such device.
     """
-    if asked == "auto":
+    if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", asked):
-        raise UsageError(f"--device is {asked!r}: it must be auto, cpu, cuda or cuda:N")
-    if asked == "cpu":
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"--device is {name!r}: it must be auto, cpu, cuda or cuda:N")
+    if name == "cpu":
         return torch.device("cpu")
-    index = int(asked.partition(":")[2] or 0)
+    index = int(name.partition(":")[2] or 0)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= count:
         raise UnavailableError(
-            f"--device {asked}: no such device ({count} CUDA devices here): take --device cpu or auto"
+            f"--device {name}: not available; this machine has {count} CUDA devices. Use --device cpu or auto"
         )
     return torch.device("cuda", index)
 
 
 def default_precision(device: torch.device) -> Precision:
-    """bf16 on CUDA, fp32 elsewhere."""
+    """Return the precision that a run uses by default: bf16 on CUDA, fp32 on the CPU."""
     return "bf16" if device.type == "cuda" else "fp32"
 
 
 @contextmanager
 def computing(device: torch.device, precision: Precision) -> Iterator[None]:
-    """Compute in bfloat16 where asked to, weights stay float32; with the device's best attention."""
+    """Compute with the fastest attention; with bf16, in bfloat16 over weights that stay float32."""
     with ExitStack() as within:
         if precision == "bf16":
             within.enter_context(torch.autocast(device.type, torch.bfloat16))
+        # With --deterministic, another choice of attention is in force already.
         if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
             within.enter_context(sdpa_kernel(_ATTENTION, set_priority=True))
         yield
 
 
 def describe(device: torch.device) -> str:
-    """The device in words."""
+    """Return the device as text, with its name and memory or the number of threads."""
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
         return f"{device} ({torch.cuda.get_device_name(device)}, {memory:.0f} GiB)"
@@ -83,28 +84,28 @@ def describe(device: torch.device) -> str:
 
 
 def peak_flops(device: torch.device, precision: Precision) -> float | None:
-    """FLOP/s that the device can reach at most, or None where that is not known."""
+    """Return the FLOP/s that the device reaches at most, or None if that is not known."""
     if device.type != "cuda" or precision != "bf16":
         return None
     return _PEAK_BF16.get(torch.cuda.get_device_name(device))
 
 
-def forget_peak_memory(device: torch.device) -> None:
-    """Have the peak of a GPU's memory begin anew: a process may have had runs before this one."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Forget the peak of a GPU's memory, which an earlier run of the same process may have set."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held: on a GPU reserved by the run, on the CPU resident since the process began."""
+    """Return the most bytes held: reserved on a GPU by the run, or resident in memory by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
 
 
 def free_memory_bytes(device: torch.device) -> int | None:
-    """Memory that a run could take now, or None where the system does not say."""
+    """Return the memory that a run could allocate now, in bytes, or None if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -116,10 +117,10 @@ def free_memory_bytes(device: torch.device) -> int | None:
 
 
 class Utilization:
-    """How busy the GPU is, in percent, as its driver measures it; None without a GPU.
+    """How busy the GPU is, as its driver measures it.
 
     Raises:
-        UnavailableError: there is a GPU whose driver does not say.
+        UnavailableError: the driver does not measure this GPU.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -129,21 +130,20 @@ class Utilization:
 
             try:
                 pynvml.nvmlInit()
-                self._handle = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
-                self.percent()  # some that have a handle do not measure: a partition of a GPU (MIG), say
+                uuid = torch.cuda.get_device_properties(device).uuid
+                # By UUID: CUDA_VISIBLE_DEVICES renumbers torch's devices, but not NVML's.
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+                # A partition of a GPU (MIG) has a handle, and fails only when it is asked.
+                self.percent()
             except pynvml.NVMLError as error:
                 raise UnavailableError(
                     f"{device}: its utilization cannot be measured (NVML: {error})"
                 ) from None
 
     def percent(self) -> float | None:
-        """Share of the last sampling period in which a kernel ran."""
+        """Return the percentage of the last sampling period in which a kernel ran; None without a GPU."""
         if self._handle is None:
             return None
         import pynvml
 
         return float(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
-
-
-def _uuid(device: torch.device) -> str:
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}"

@@ -1,4 +1,4 @@
-"""What to say, and what would help, when memory runs out."""
+"""Recognizing that memory ran out, and advising which flags help."""
 
 from __future__ import annotations
 
@@ -13,37 +13,49 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from apr.train.config import PretrainConfig
-    from apr.train.prepared import Prepared
 
-# How torch's allocator on the CPU puts it, in a plain RuntimeError.
-_ON_THE_CPU = "can't allocate memory"
-# Weights, gradients and two moments, float32.
-_BYTES_A_PARAMETER = 16
+# torch's CPU allocator raises a plain RuntimeError; only this text tells it from others.
+_CPU_ALLOCATOR_ERROR = "can't allocate memory"
+# Weights, gradients and AdamW's two moments, 4 bytes each.
+_BYTES_PER_PARAMETER = 16
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    plain = isinstance(error, RuntimeError) and _ON_THE_CPU in str(error)
-    return plain or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    """Whether an error means that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, RuntimeError) and _CPU_ALLOCATOR_ERROR in str(error):
+        return True
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def out_of_memory(config: PretrainConfig, device: torch.device) -> str:
-    """One line with the flags that would help; the first of them leaves the run's data as they are."""
-    where = "CUDA out of memory" if device.type == "cuda" else "out of memory"
+    """Return one line for a step that ran out of memory, with the flags that would help."""
+    problem = _problem(device)
     windows = config.windows_per_step
-    smaller = [b for b in range(1, config.batch_size // 2 + 1) if windows % b == 0]
-    if smaller:
-        flags = f"--batch-size {smaller[-1]} --grad-accum {windows // smaller[-1]}"
-        return f"{where}: take {flags}, which keeps {windows} windows a step"
-    rest = [f"--seq-length {config.seq_length // 2}"] if config.seq_length > 1 else []
-    rest += ["--precision bf16"] if config.precision == "fp32" else []
-    rest += ["a smaller model or a device with more memory"]
-    return f"{where} with one window at a time: take {', '.join(rest)}"
+    # Smaller micro-batches come first: they change neither the data nor the size of a step.
+    sizes = [size for size in range(1, config.batch_size // 2 + 1) if windows % size == 0]
+    if sizes:
+        return (
+            f"{problem}: use --batch-size {sizes[-1]} --grad-accum {windows // sizes[-1]}, "
+            f"which keeps {windows} windows per step"
+        )
+    advice = []
+    if config.seq_length > 1:
+        advice.append(f"--seq-length {config.seq_length // 2}")
+    if config.precision == "fp32":
+        advice.append("--precision bf16")
+    advice.append("a smaller model or a device with more memory")
+    return f"{problem} with one window at a time: use {', '.join(advice)}"
 
 
 @contextmanager
-def building(prepared: Prepared) -> Iterator[None]:
-    """Where the model is made and filled: there no flag for batches helps.
+def refusing_a_model_too_large(parameters: int, device: torch.device) -> Iterator[None]:
+    """Refuse the run if memory runs out within the context, in which the model is made.
+
+    No flag for batches helps there: the weights themselves do not fit.
+
+    Args:
+        parameters: number of the model's parameters.
+        device: where the model is made.
 
     Raises:
         RefusedError: memory ran out.
@@ -53,9 +65,12 @@ def building(prepared: Prepared) -> Iterator[None]:
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        needed = _BYTES_A_PARAMETER * prepared.parameters / 2**30
-        where = "CUDA out of memory" if prepared.device.type == "cuda" else "out of memory"
+        needed = _BYTES_PER_PARAMETER * parameters / 2**30
         raise RefusedError(
-            f"{where} while the weights are loaded: with gradients and moments they take {needed:.1f} GiB on "
-            f"{prepared.device}: free it for this run, or take a smaller model or a device with more memory"
+            f"{_problem(device)} while loading the weights: with gradients and moments they need "
+            f"{needed:.1f} GiB on {device}; free memory, or use a smaller model or a device with more memory"
         ) from None
+
+
+def _problem(device: torch.device) -> str:
+    return "CUDA out of memory" if device.type == "cuda" else "out of memory"

@@ -12,42 +12,41 @@ if TYPE_CHECKING:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):  # noqa: N818 (no error: a request)
-    """The run was asked to stop."""
+class Interrupted(Exception):  # noqa: N818 (a request, not an error)
+    """A signal asked the run to save and stop."""
 
 
 class StoppedAtOnce(KeyboardInterrupt):
-    """A second signal came."""
+    """A second signal asked the run to stop without saving."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(f"{signal.Signals(number).name}, the second signal: stopped at once")
+        super().__init__(f"stopped at once by a second signal, {signal.Signals(number).name}")
         self.signal = signal.Signals(number)
 
 
 class StopRequest:
-    """Within it, the first signal is kept for the run to look at; a second one stops at once.
+    """Within the context, the first signal is kept for `check`, and a second one raises `StoppedAtOnce`.
 
-    A third one does what it did before.
-
-    Outside the main thread Python delivers no signals, and nothing changes.
+    A third one does what it did before the context. Outside the main thread Python delivers no signals, and
+    nothing changes.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._before: dict[int, object] = {}
+        self._handlers_before: dict[int, object] = {}
 
     def check(self) -> None:
-        """Stop here if a signal came.
+        """Stop here if a signal arrived.
 
         Raises:
-            Interrupted: one did.
+            Interrupted: a signal arrived.
         """
         if self.signal is not None:
             raise Interrupted
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+            self._handlers_before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self
 
     def __exit__(
@@ -56,11 +55,13 @@ class StopRequest:
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        self._before = {}
+        self._handlers_before = {}
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        # The handler only notes the first signal: the interpreter may be anywhere, in the middle of a step or
+        # of writing a record.
         if self.signal is not None:
             self._restore()
             raise StoppedAtOnce(number)

@@ -1,4 +1,4 @@
-"""What a run tells the program that started it: records of steps, evaluations and checkpoints."""
+"""What a run reports to the program that started it: records of steps, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """A step, as `train.jsonl` has it."""
+    """A step, with the fields that its line in `train.jsonl` has."""
 
     step: int
-    """From 0."""
+    """Number of the step, from 0."""
     train_loss: float
-    """Mean over all tokens of the step, before its update, nats."""
+    """Mean over all tokens of the step, before its update, in nats."""
     grad_norm: float
-    """Of all gradients, before clipping."""
+    """Norm of all gradients together, before clipping."""
     lr: float
     device: str
-    """On which it was computed: a resumed run may go on on another one."""
+    """The device that computed it; a resumed run may use another one."""
     tokens_per_sec: float
     gpu_util_pct: float | None
     """None without a GPU."""
     mfu: float | None
-    """Share of the device's peak FLOP/s, by `needs.flops_a_token`; None where the peak is not known."""
+    """Fraction of the device's peak FLOP/s, from `Needs.flops_per_token`; None if the peak is not known."""
     tokens_seen: int
-    """With this step's."""
+    """Number of tokens trained on, those of this step included."""
     wall_seconds: float
-    """Since the run began, over all parts of a resumed one."""
+    """Seconds since the run began, over all parts of a resumed run."""
     loss_limit: float | None
     """A loss above it is a spike; None before there are enough steps to tell."""
     spike: bool
     updated: bool
-    """False where a spike was skipped or the numbers were bad: the weights are as before."""
+    """False if a spike was skipped or the numbers were bad: the weights are as before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
-    """An evaluation, as `train.jsonl` has it."""
+    """An evaluation, with the fields that its line in `train.jsonl` has."""
 
     step: int
-    """Steps done by then."""
+    """Number of steps done before it."""
     val_loss: float
-    """Mean cross entropy of a held-out token, nats."""
+    """Mean cross entropy of a held-out token, in nats."""
     val_ppl: float
     val_tokens: int
     tokens_seen: int
@@ -58,17 +58,17 @@ class CheckpointRecord:
     """A checkpoint that was written, read back and verified."""
 
     step: int
-    """Steps done by then."""
+    """Number of steps done before it."""
     epoch: int | None
-    """Of an epoch's checkpoint, from 0; None for one that was saved on the way."""
+    """Number of the epoch that it ends, from 0; None for a checkpoint within an epoch."""
     path: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Callbacks:
-    """Functions that a run calls in its own thread, in order; None for those that are not wanted.
+    """Functions that a run calls in its own thread, in order; None where none is wanted.
 
-    One that raises ends the run with status FAILED; what was saved by then stays.
+    A function that raises ends the run with status FAILED; what was saved before stays.
     """
 
     on_step: Callable[[StepRecord], object] | None = None
@@ -76,7 +76,7 @@ class Callbacks:
     on_checkpoint: Callable[[CheckpointRecord], object] | None = None
 
     def send(self, record: StepRecord | EvaluationRecord | CheckpointRecord) -> None:
-        """Call the function for such a record."""
+        """Call the function for this kind of record."""
         if isinstance(record, StepRecord):
             if self.on_step is not None:
                 self.on_step(record)

@@ -1,4 +1,4 @@
-"""`loss.png`: train and held-out loss over tokens."""
+"""`loss.png`: training and held-out loss over the tokens seen."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 _DOTS_PER_INCH = 150
 _BLUE, _PALE, _RED = "#2f6fab", "#c3d6e8", "#c0392b"
-# From so many steps on their losses are a band: a mean over a fortieth of them goes through it.
-_MANY_STEPS, _SMOOTH_SHARE = 80, 40
+# The losses of more steps than this are drawn as a pale band, with a moving mean over 1/40 of the steps.
+_MANY_STEPS, _SMOOTHING = 80, 40
 
 
 def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float, title: str) -> None:
-    """Draw the records of `train.jsonl`; written atomically.
+    """Draw the records of `train.jsonl` to a PNG file, which is written atomically.
 
     Args:
-        records: steps and evaluations.
-        path: of the PNG.
-        target: held-out loss to reach, nats.
-        title: which model, on what.
+        records: records of steps and evaluations.
+        path: the PNG file.
+        target: the held-out loss to reach, in nats.
+        title: names the model and the data.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -48,9 +48,9 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float, tit
             axes.annotate(f"{point[1]:.3f}", point, textcoords="offset points", xytext=(0, 9), ha="center",
                           fontsize=8, color=_RED)  # fmt: skip
     axes.axhline(target, color="#555555", lw=0.9, ls="--", label=f"target: {target:g}")
-    axes.set_title(title, fontsize=10, loc="left", parse_math=False)  # a name may have dollar signs
+    axes.set_title(title, fontsize=10, loc="left", parse_math=False)  # a file name may contain dollar signs
     axes.set_xlabel("training tokens seen")
-    axes.set_ylabel("cross entropy, nats a token")
+    axes.set_ylabel("cross entropy, nats per token")
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     axes.margins(x=0.03, y=0.08)
     axes.grid(visible=True, color="#eeeeee", lw=0.8)
@@ -58,14 +58,14 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float, tit
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     png = io.BytesIO()
-    # No version in the file: the same run draws the same picture.
+    # Without matplotlib's version in the file, the same run draws the same bytes.
     figure.savefig(png, format="png", dpi=_DOTS_PER_INCH, metadata={"Software": None})
     write_atomically(path, png.getbuffer())
 
 
 def _smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Means of neighbors, each in the middle of its window."""
-    width = max(1, len(points) // _SMOOTH_SHARE)
+    """Return moving means, each at the middle of its window."""
+    width = max(1, len(points) // _SMOOTHING)
     sums = [0.0, *accumulate(loss for _, loss in points)]
     return [
         (points[first + width // 2][0], (sums[first + width] - sums[first]) / width)

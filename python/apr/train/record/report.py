@@ -1,4 +1,4 @@
-"""What a run says: lines to people and to `run.log` at a steady rhythm, and a bar on a terminal."""
+"""What a run prints: lines for people, in `run.log` too, and a progress bar on a terminal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 # Seconds between two lines of progress.
-_RHYTHM_SECONDS = 10.0
+_PROGRESS_SECONDS = 10.0
 
 
 class Outlet:
-    """A stream whose reader may go away: what is said after that is dropped."""
+    """A stream whose reader may close it, as `head` does; lines printed after that are dropped."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream: TextIO | None = stream
 
     def line(self, text: str) -> None:
-        """Print a line, at once."""
+        """Print a line and flush it."""
         if self._stream is None:
             return
         try:
@@ -38,62 +38,56 @@ class Outlet:
 
 
 class Report:
-    """Prints whole lines, and keeps them in a log once there is a run directory."""
+    """Prints whole lines, and keeps them in a log once the run directory is ready for one."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = Outlet(out)
         self._log: TextIO | None = None
         self._log_failed = False
+        self._lines_before_log: list[str] = []
         self._bar: tuple[Progress, TaskID] | None = None
-        self._said = -_RHYTHM_SECONDS
-        self._early: list[str] = []
+        self._last_progress = -_PROGRESS_SECONDS
 
-    def keep(self, path: Path) -> None:
-        """Append what was and will be printed to a log."""
+    def open_log(self, path: Path) -> None:
+        """Append to a log everything that was and will be printed."""
         self._log = path.open("a", encoding="utf-8")
-        for text in self._early:
+        for text in self._lines_before_log:
             self._log.write(text + "\n")
-        self._early.clear()
+        self._lines_before_log.clear()
         self._log.flush()
 
     def line(self, text: str) -> None:
         """Print a line."""
-        self._hide()
+        self._hide_bar()
         self._out.line(text)
         if self._log is None:
-            self._early.append(text)
-        else:
-            self._write_log(text)
-
-    def _write_log(self, text: str) -> None:
-        """A log that cannot be written, on a full disk, costs a line: what is said goes on."""
-        assert self._log is not None
-        if self._log_failed:
-            return
-        try:
-            self._log.write(text + "\n")
-            self._log.flush()
-        except OSError as error:
-            self._log_failed = True
-            self._out.line(f"warning: {self._log.name}: {error.strerror}")
+            self._lines_before_log.append(text)
+        elif not self._log_failed:
+            # A full disk must not end the run: it may still free itself, and the verdict is printed anyway.
+            try:
+                self._log.write(text + "\n")
+                self._log.flush()
+            except OSError as error:
+                self._log_failed = True
+                self._out.line(f"warning: {self._log.name}: {error.strerror}")
 
     def progress(self, text: str, done: int, total: int, *, due: bool = False) -> None:
-        """Say how far it is: a line every few seconds, and a bar that moves on a terminal.
+        """Print a line of progress every ten seconds; on a terminal, also move a bar.
 
         Args:
             text: the line.
-            done: of `total`.
-            total: see there.
-            due: print the line even if the last one was a moment ago.
+            done: how much is done.
+            total: how much there is to do.
+            due: print the line now, however recent the last one is.
         """
-        if due or time.monotonic() - self._said >= _RHYTHM_SECONDS:
-            self._said = time.monotonic()
+        if due or time.monotonic() - self._last_progress >= _PROGRESS_SECONDS:
+            self._last_progress = time.monotonic()
             self.line(text)
         terminal = self._out.terminal
         if terminal is not None:
-            self._show(terminal, text, done, total)
+            self._show_bar(terminal, text, done, total)
 
-    def _show(self, terminal: TextIO, text: str, done: int, total: int) -> None:
+    def _show_bar(self, terminal: TextIO, text: str, done: int, total: int) -> None:
         if self._bar is None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn
@@ -111,7 +105,7 @@ class Report:
         bar, task = self._bar
         bar.update(task, description=text, completed=done, total=total)
 
-    def _hide(self) -> None:
+    def _hide_bar(self) -> None:
         if self._bar is not None:
             self._bar[0].stop()
             self._bar = None
@@ -122,7 +116,7 @@ class Report:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hide()
+        self._hide_bar()
         if self._log is not None:
-            with suppress(OSError):  # what a full disk did not take
+            with suppress(OSError):  # a full disk did not take the last lines
                 self._log.close()

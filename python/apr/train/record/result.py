@@ -1,4 +1,4 @@
-"""What a run came to: `result.json`."""
+"""`result.json`: the outcome of a run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ Status = Literal[
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate: `passed` is None where it was not asked for or does not apply."""
+    """The verdict of one gate, with the value it measured and the threshold it compared it with."""
 
     name: str
     passed: bool | None
-    value: object
-    threshold: object
+    """None if the gate was not asked for or does not apply."""
+    value: float | str | None
+    threshold: float | str | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Everything that `result.json` holds. Losses in nats a token; paths relative to the run directory."""
+    """Everything that `result.json` contains.
+
+    Losses are in nats per token, paths are relative to the run directory.
+    """
 
     status: Status
     exit_code: int
@@ -33,34 +37,36 @@ class Result:
     epochs_completed: int = 0
     tokens_seen: int = 0
     wall_seconds: float = 0.0
-    """Since `pretrain` was called, over all parts of a resumed run; the same clock as in `train.jsonl`."""
+    """Seconds since `pretrain` was called, over all parts of a resumed run, as in `train.jsonl`."""
     step0_train_loss: float | None = None
     initial_val_loss: float | None = None
     final_val_loss: float | None = None
-    """Of the last evaluation, if it was made after the last step."""
+    """The last evaluation, if no step followed it."""
     best_val_loss: float | None = None
+    target_met_before_training: bool | None = None
+    """Whether the model met the target before its first step; None if that was not measured."""
     spikes: int = 0
-    """Steps whose loss was far above those before."""
+    """Number of steps whose loss was far above those before."""
     skipped_steps: int = 0
-    """Those of them that updated nothing (--skip-spikes)."""
+    """Number of spikes that updated nothing (--skip-spikes)."""
     val_loss_history: tuple[float, ...] = ()
     best_checkpoint: str | None = None
     last_checkpoint: str | None = None
     export: str | None = None
-    """The weights alone, where --save-dtype asked for them."""
+    """The weights alone, if --save-dtype asked for them."""
     gates: tuple[Gate, ...] = ()
     contract: dict[str, object] | None = None
-    """The verdict, if one was asked for."""
+    """The verdict on --contract."""
     device: str | None = None
     peak_memory_bytes: int | None = None
     tokens_per_second: float | None = None
-    """Median of the steps after the first two, of the last part of a resumed run."""
+    """Median over the steps of this process, without the first two."""
     mfu: float | None = None
-    """Share of the device's peak that the steps reached; None where the peak is not known."""
+    """Fraction of the device's peak FLOP/s that the steps reached; None if the peak is not known."""
     versions: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
     resumed_from: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields as JSON values."""
         return asdict(self)

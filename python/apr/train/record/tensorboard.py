@@ -17,7 +17,7 @@ _EVALUATION_SCALARS = ("val_loss", "val_ppl")
 
 
 def check_tensorboard() -> None:
-    """Whether event files can be written here.
+    """Check that event files can be written.
 
     Raises:
         UnavailableError: tensorboard is not installed.
@@ -30,31 +30,34 @@ def check_tensorboard() -> None:
 
 
 class EventFiles:
-    """Event files in a directory, a scalar for each number of a record."""
+    """Event files in a directory, with a scalar for each number of a record.
+
+    Args:
+        directory: where the files are written.
+        first_step: the step that the run starts or resumes at. TensorBoard drops what an earlier part of the
+            run wrote from there on.
+        records: the records of `train.jsonl` so far.
+    """
 
     def __init__(self, directory: Path, *, first_step: int, records: Sequence[dict[str, Any]] = ()) -> None:
-        """Go on from `first_step`: what an earlier part of the run wrote from there on is void.
-
-        That takes the evaluation at `first_step` as well, which the run keeps: it is written again from
-        `records`, those of `train.jsonl`.
-        """
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(directory), purge_step=first_step)
+        # Purging takes the evaluation at `first_step` as well, which the run does not repeat.
         for record in records:
             if record["step"] == first_step and "val_loss" in record:
                 for name in _EVALUATION_SCALARS:
                     self._writer.add_scalar(f"held_out/{name}", record[name], first_step)
-        self.callbacks = Callbacks(on_step=self._step, on_evaluation=self._evaluation)
+        self.callbacks = Callbacks(on_step=self._on_step, on_evaluation=self._on_evaluation)
 
     def close(self) -> None:
-        """Write what is still in memory; the writer's thread ends."""
+        """Write what is still in memory, and end the writer's thread."""
         self._writer.close()
 
-    def _step(self, record: StepRecord) -> None:
+    def _on_step(self, record: StepRecord) -> None:
         self._write("train", record, _STEP_SCALARS)
 
-    def _evaluation(self, record: EvaluationRecord) -> None:
+    def _on_evaluation(self, record: EvaluationRecord) -> None:
         self._write("held_out", record, _EVALUATION_SCALARS)
         self._writer.flush()
 

@@ -1,18 +1,19 @@
-"""What a run needs of memory and disk, and what there is."""
+"""The memory and disk space that a run needs, and how much is free."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from rich.filesize import decimal
 
 from apr.errors import RefusedError
 from apr.model.names import parameter_shapes
+from apr.train.checkpoint.paths import CHECKPOINTS
 from apr.train.loss import rows_at_a_time
 from apr.train.machine.device import default_precision, free_memory_bytes
+from apr.train.prepared import Needs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,81 +23,62 @@ if TYPE_CHECKING:
     from apr.model.config import ModelConfig
     from apr.train.config import Precision, PretrainConfig
 
+# Weights, gradients and AdamW's two moments are float32. A checkpoint has all of them but the gradients.
+_TRAINING_BYTES, _CHECKPOINT_BYTES, _BF16_BYTES = 16, 12, 2
 
-@dataclass(frozen=True)
-class Needs:
-    """Estimates, in bytes, beside what is free."""
 
-    device: torch.device
-    precision: Precision
-    groups: dict[str, int]
-    """Parameters of embedding, attention, mlp, norms and head; a tied head has none of its own."""
-    flops_a_token: int
-    """See `flops_a_token`."""
-    memory_bytes: int
-    free_memory_bytes: int | None
-    """None where the system does not say."""
-    checkpoint_bytes: int
-    """Of one: weights and two moments, float32."""
-    disk_bytes: int
-    """Of all that are there at a time, but for those that a resumed run has by now."""
-    free_disk_bytes: int
+def estimate_needs(config: PretrainConfig, model: ModelConfig, device: torch.device) -> Needs:
+    """Return what a run of this model needs on this device, and what is free."""
+    precision = config.precision or default_precision(device)
+    groups = parameter_groups(model)
+    parameters = sum(groups.values())
+    checkpoint = _CHECKPOINT_BYTES * parameters
+    memory = _memory_bytes(config, model, parameters, precision, device)
+    if device.type == "cpu":
+        # The copy that a checkpoint is written from. A GPU's copy is in host memory.
+        memory += checkpoint
+    return Needs(
+        device=device,
+        precision=precision,
+        groups=groups,
+        flops_per_token=flops_per_token(model, groups, config.seq_length),
+        memory_bytes=memory,
+        free_memory_bytes=free_memory_bytes(device),
+        checkpoint_bytes=checkpoint,
+        disk_bytes=_disk_bytes(config, checkpoint, parameters),
+        free_disk_bytes=shutil.disk_usage(nearest_existing(config.run_dir)).free,
+    )
 
-    @classmethod
-    def of(cls, config: PretrainConfig, model: ModelConfig, device: torch.device) -> Self:
-        """What a run of this model needs on this device."""
-        precision = config.precision or default_precision(device)
-        groups = parameter_groups(model)
-        parameters = sum(groups.values())
-        checkpoint = 12 * parameters
-        return cls(
-            device=device,
-            precision=precision,
-            groups=groups,
-            flops_a_token=flops_a_token(model, groups, config.seq_length),
-            # On the CPU also the copy from which a checkpoint is written; a GPU's is in the host's memory.
-            memory_bytes=_memory_bytes(config, model, parameters, precision, device)
-            + (checkpoint if device.type == "cpu" else 0),
-            free_memory_bytes=free_memory_bytes(device),
-            checkpoint_bytes=checkpoint,
-            disk_bytes=_disk_bytes(config, checkpoint, parameters),
-            free_disk_bytes=shutil.disk_usage(existing(config.run_dir)).free,
+
+def check_memory(needs: Needs) -> None:
+    """Check that the device has enough free memory.
+
+    Raises:
+        RefusedError: it has too little.
+    """
+    free = needs.free_memory_bytes
+    if free is not None and needs.memory_bytes > free:
+        raise RefusedError(
+            f"the run needs {needs.memory_bytes / 2**30:.1f} GiB of memory, but {needs.device} has only "
+            f"{free / 2**30:.1f} GiB free; lower --batch-size and raise --grad-accum, or lower --seq-length"
         )
 
-    @property
-    def parameters(self) -> int:
-        """Of all groups."""
-        return sum(self.groups.values())
 
-    def check_memory(self) -> None:
-        """Whether the device has enough of it.
+def check_disk(needs: Needs, run_dir: Path) -> None:
+    """Check that the disk has enough free space for the checkpoints.
 
-        Raises:
-            RefusedError: it has not.
-        """
-        free = self.free_memory_bytes
-        if free is not None and self.memory_bytes > free:
-            raise RefusedError(
-                f"about {self.memory_bytes / 2**30:.1f} GiB of memory are needed, "
-                f"{self.device} has {free / 2**30:.1f} free: "
-                "lower --batch-size and raise --grad-accum, or lower --seq-length"
-            )
-
-    def check_disk(self, config: PretrainConfig) -> None:
-        """Whether the checkpoints have room.
-
-        Raises:
-            RefusedError: they have none.
-        """
-        if self.disk_bytes > self.free_disk_bytes:
-            raise RefusedError(
-                f"{config.run_dir}: checkpoints need {decimal(self.disk_bytes)}, "
-                f"{decimal(self.free_disk_bytes)} are free: lower --keep or choose another --run-dir"
-            )
+    Raises:
+        RefusedError: it has too little.
+    """
+    if needs.disk_bytes > needs.free_disk_bytes:
+        raise RefusedError(
+            f"{run_dir}: checkpoints need {decimal(needs.disk_bytes)}, but only "
+            f"{decimal(needs.free_disk_bytes)} are free; lower --keep or use another --run-dir"
+        )
 
 
 def parameter_groups(model: ModelConfig) -> dict[str, int]:
-    """Parameters of a decoder by what they are part of; a tied head has none of its own."""
+    """Return the number of a decoder's parameters by part; a tied head has none of its own."""
     groups = dict.fromkeys(("embedding", "attention", "mlp", "norms", "head"), 0)
     parts = {"embed_tokens": "embedding", "self_attn": "attention", "mlp": "mlp", "lm_head": "head"}
     for name, shape in parameter_shapes(model).items():
@@ -105,11 +87,11 @@ def parameter_groups(model: ModelConfig) -> dict[str, int]:
     return groups
 
 
-def flops_a_token(model: ModelConfig, groups: dict[str, int], seq_length: int) -> int:
-    """FLOPs of a token, forward and backward, in windows of `seq_length`.
+def flops_per_token(model: ModelConfig, groups: dict[str, int], seq_length: int) -> int:
+    """Return the FLOPs of one token, forward and backward, in windows of `seq_length` tokens.
 
-    6 a parameter that multiplies (an embedding without a head's work only looks up), and
-    12 · layers · heads · head_dim · seq_length for attention, whose causal half is not taken off
+    They are 6 for each parameter that is multiplied with (an untied embedding is only looked up), plus
+    12 * layers * heads * head_dim * seq_length for attention, without halving it for the causal mask
     (https://arxiv.org/abs/2204.02311, appendix B).
     """
     looked_up = 0 if model.tie_word_embeddings else groups["embedding"]
@@ -117,22 +99,23 @@ def flops_a_token(model: ModelConfig, groups: dict[str, int], seq_length: int) -
     return 6 * (sum(groups.values()) - looked_up) + attention
 
 
-def existing(path: Path) -> Path:
-    """The directory itself, or the nearest above it that is there."""
+def nearest_existing(path: Path) -> Path:
+    """Return the path, or the nearest directory above it that exists."""
     return next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
 
 
 def _disk_bytes(config: PretrainConfig, checkpoint: int, parameters: int) -> int:
-    # The best one, the ones to keep, and the one being written.
+    # The best one, those that --keep asks for, and the one being written.
     files = min(config.keep + 2, config.epochs)
     if config.save_every is not None:
         files += min(config.keep, config.num_steps // config.save_every)
-    there = 0
+    existing = 0
     if config.resume:
-        # Where none are asked for on the way, one is there of a run that was stopped: beside the epochs'.
+        # Without --save-every, a checkpoint within an epoch comes from a signal and is not among `files`.
         names = "epoch-*.apr" if config.save_every is None else "*.apr"
-        there = sum(path.stat().st_size for path in (config.run_dir / "ckpt").glob(names))
-    return max(0, files * checkpoint - there) + (2 * parameters if config.save_dtype == "bf16" else 0)
+        existing = sum(path.stat().st_size for path in (config.run_dir / CHECKPOINTS).glob(names))
+    export = _BF16_BYTES * parameters if config.save_dtype == "bf16" else 0
+    return max(0, files * checkpoint - existing) + export
 
 
 def _memory_bytes(
@@ -142,13 +125,16 @@ def _memory_bytes(
     precision: Precision,
     device: torch.device,
 ) -> int:
-    """Weights, gradients and moments in float32; activations that the backward pass needs; logits."""
+    """Estimate weights, gradients and moments; activations kept for the backward pass; logits."""
     width = 2 if precision == "bf16" else 4
     tokens = config.batch_size * config.seq_length
     attention = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
-    # Kept by a layer for each token: two residuals and norms, q, k, v before and after rotation and the
-    # attention's output, gate, up, their product and silu.
+    # A layer keeps for each token: two residuals and norms; q, k, v before and after rotation, and the
+    # attention's output; gate, up, their product and silu.
     layer = 4 * model.hidden_size + 3 * attention + 4 * model.intermediate_size
-    logits = min(tokens, rows_at_a_time(model.vocab_size, device)) * model.vocab_size * (width + 8)
-    copies = 2 * parameters if precision == "bf16" else 0
-    return 16 * parameters + copies + tokens * model.num_layers * layer * width + logits
+    # A chunk of logits in the computing dtype, and its log-softmax and gradient in float32.
+    rows = min(tokens, rows_at_a_time(model.vocab_size, device))
+    logits = rows * model.vocab_size * (width + 8)
+    # Autocast keeps a bfloat16 copy of the weights within a step.
+    copies = _BF16_BYTES * parameters if precision == "bf16" else 0
+    return _TRAINING_BYTES * parameters + copies + tokens * model.num_layers * layer * width + logits

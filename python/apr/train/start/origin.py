@@ -1,4 +1,4 @@
-"""The model that a run trains: from a file, from scratch, or from the checkpoint that it goes on from."""
+"""The model that a run trains: from a file, from scratch, or from the checkpoint that it resumes from."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ from apr.model.init import PRESETS, load_arch
 if TYPE_CHECKING:
     from apr.container.tensor_file import TensorFile
     from apr.data.tokenizers import LoadedTokenizer
+    from apr.train.checkpoint.metadata import BaseModel
 
 _TOKENIZER_KEYS = ("tokenizer.", "chat_template", "special_tokens", HF_TOKENIZER)
-_CARRIED_KEYS = ("name", "license", "data_source", "data_license")
+# Null where the base model does not have them: the ecosystem's own writer always writes these keys.
+_PROVENANCE_KEYS = ("license", "data_source", "data_license")
+# Bytes read at a time for the CRC of a file without a footer.
+_CHUNK_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What model it is, and where it comes from."""
+    """A model and where it comes from."""
 
     model: ModelConfig
     carried: dict[str, Any]
-    """What its checkpoints carry on from the file or the tokenizer."""
-    base: dict[str, Any] | None
-    """Name, size and CRC-32 of the file that the run was started from."""
+    """Metadata that its checkpoints carry over; `CheckpointMetadata.carried` lists the keys."""
+    base: BaseModel | None
+    """The file that the run was started from; None from scratch."""
     weights: Path | None
-    """The file to fill it from; None from scratch."""
+    """The file with its weights; None from scratch."""
 
     def check_values(self) -> None:
-        """Look at all values, as filling a model does.
+        """Check all values of the weights, as filling a model does.
 
         Raises:
-            WeightsError: some are none that weights have.
+            WeightsError: values that are not those of weights.
         """
         if self.weights is not None:
             with load(self.weights) as file:
@@ -46,17 +50,19 @@ class Origin:
 
 
 def from_scratch(arch: str, vocab_size: int, tokenizer: LoadedTokenizer | None) -> Origin:
-    """A preset or a YAML file of sizes."""
-    carried = dict.fromkeys(_CARRIED_KEYS[1:]) | (tokenizer.metadata() if tokenizer is not None else {})
+    """Return a model of the sizes of a preset or a YAML file."""
+    carried: dict[str, Any] = dict.fromkeys(_PROVENANCE_KEYS)
+    if tokenizer is not None:
+        carried |= tokenizer.metadata()
     return Origin(load_arch(arch, vocab_size), carried, None, None)
 
 
 def from_file(path: Path, tokenizer: LoadedTokenizer | None) -> Origin:
-    """A model file, which is verified.
+    """Return the model of a file. Every byte of it is verified.
 
     Raises:
-        AprError: it is not valid.
-        RefusedError: it holds no decoder, or not all of one.
+        AprError: the file is not valid.
+        RefusedError: it does not contain a decoder, or only a part of one.
     """
     with load(path, verify="full") as file:
         try:
@@ -64,63 +70,63 @@ def from_file(path: Path, tokenizer: LoadedTokenizer | None) -> Origin:
         except RefusedError as error:
             raise type(error)(f"{path}: {error}") from None
         match(model, file)
-        return Origin(model, _carried(file, tokenizer), _base(file), path)
+        return Origin(model, _carried(file, tokenizer), _base_model(file), path)
 
 
 def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
-    """The model of a run that is taken up; the file that it was started from need not be there any more.
+    """Return the model of a run that is resumed. What the run was started from need not exist any more.
 
     Args:
-        path: the checkpoint to go on from, verified.
-        init: the file that it was started from, if it was from one; wherever it lies by now.
+        path: the checkpoint to resume from, already verified.
+        init: the file that the run was started from, wherever it is now.
         arch: the preset or the file of sizes, if it was started from scratch.
 
     Raises:
-        RefusedError: it is there, and another one by now.
+        RefusedError: `init` or `arch` exists and is not what the run was started with.
     """
     with load(path) as file:
         model = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
-        carried, base = _carried(file, None), file.metadata["training"].get("base_model")
+        carried = _carried(file, None)
+        base: BaseModel | None = file.metadata["training"].get("base_model")
     if init is not None and init.exists():
         with load(init) as file:
-            now = _base(file)
-        if base is None or {**now, "name": base["name"]} != base:
+            now = _base_model(file)
+        # The name may differ: the file may have been renamed, size and CRC tell that it is the same.
+        if base is None or (now["size"], now["crc32"]) != (base["size"], base["crc32"]):
             raise RefusedError(
-                f"{path}: the run was started from {_named(base)}, --init is now {_named(now)}: "
-                "bring that file back, or take --force to start anew"
+                f"{path}: the run was started from {_text(base)}, but --init is now {_text(now)}; "
+                "restore that file, or pass --force to start over"
             )
-    there = arch is not None and (arch in PRESETS or Path(arch).exists())
-    if arch is not None and there and load_arch(arch, model.vocab_size) != model:
+    exists = arch is not None and (arch in PRESETS or Path(arch).exists())
+    if arch is not None and exists and load_arch(arch, model.vocab_size) != model:
         raise RefusedError(
-            f"{path}: --arch {arch} is not what the run was started with: "
-            "bring those sizes back, or take --force to start anew"
+            f"{path}: --arch {arch} does not match the run's model; "
+            "restore its sizes, or pass --force to start over"
         )
     return Origin(model, carried, base, path)
 
 
 def _carried(file: TensorFile, tokenizer: LoadedTokenizer | None) -> dict[str, Any]:
-    inside = {key: value for key, value in file.metadata.items() if key.startswith(_TOKENIZER_KEYS)}
-    if tokenizer is not None and not {VOCABULARY, HF_TOKENIZER} & inside.keys():
-        inside = tokenizer.metadata()
-    carried = dict.fromkeys(_CARRIED_KEYS[1:])
-    carried |= {key: file.metadata[key] for key in _CARRIED_KEYS if key in file.metadata}
-    return carried | inside
+    carried: dict[str, Any] = dict.fromkeys(_PROVENANCE_KEYS)
+    carried |= {key: file.metadata[key] for key in ("name", *_PROVENANCE_KEYS) if key in file.metadata}
+    from_file = {key: value for key, value in file.metadata.items() if key.startswith(_TOKENIZER_KEYS)}
+    # The file's own vocabulary wins: --tokenizer was only checked to be no larger.
+    if tokenizer is not None and not {VOCABULARY, HF_TOKENIZER} & from_file.keys():
+        return carried | tokenizer.metadata()
+    return carried | from_file
 
 
-def _base(file: TensorFile) -> dict[str, Any]:
-    return {"name": Path(file.path).name, "size": file.nbytes, "crc32": f"{_crc32(file):08x}"}
+def _base_model(file: TensorFile) -> BaseModel:
+    crc = file.footer
+    if crc is None:
+        crc = 0
+        with Path(file.path).open("rb") as raw:
+            while chunk := raw.read(_CHUNK_BYTES):
+                crc = zlib.crc32(chunk, crc)
+    return {"name": Path(file.path).name, "size": file.nbytes, "crc32": f"{crc:08x}"}
 
 
-def _crc32(file: TensorFile) -> int:
-    if file.footer is not None:
-        return file.footer
-    crc = 0
-    with Path(file.path).open("rb") as raw:
-        while chunk := raw.read(1 << 22):
-            crc = zlib.crc32(chunk, crc)
-    return crc
-
-
-def _named(base: dict[str, Any] | None) -> str:
-    """A base file as a sentence names it."""
-    return "no file" if base is None else f"{base['name']} ({base['size']:,} bytes, CRC-32 {base['crc32']})"
+def _text(base: BaseModel | None) -> str:
+    if base is None:
+        return "no file"
+    return f"{base['name']} ({base['size']:,} bytes, CRC-32 {base['crc32']})"

@@ -1,4 +1,4 @@
-"""What a run would do, and how long it would take: measured, with nothing trained that is kept."""
+"""What a run would do and how long it would take, measured without keeping anything that is trained."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ from apr.container.load import load
 from apr.container.save import save
 from apr.duration import format_duration
 from apr.errors import RefusedError
-from apr.train import rundir
 from apr.train.loss import token_losses
-from apr.train.machine.determinism import determinism, own_settings
 from apr.train.machine.device import computing
-from apr.train.machine.out_of_memory import building, is_out_of_memory, out_of_memory
+from apr.train.machine.out_of_memory import is_out_of_memory, out_of_memory, refusing_a_model_too_large
+from apr.train.machine.settings import training_settings
 from apr.train.optimizer import make_optimizer
-from apr.train.start.needs import existing
+from apr.train.start.needs import nearest_existing
 from apr.train.start.preflight import prepare
 from apr.train.step import Step
 
@@ -31,8 +30,10 @@ if TYPE_CHECKING:
     from apr.train.config import PretrainConfig
     from apr.train.prepared import Prepared
 
-# Enough for the disk's own speed to show.
+# Enough that the speed of the disk shows, not that of opening a file.
 _PROBE_BYTES = 64 << 20
+# The first step compiles and allocates, the second may still choose kernels.
+_MEASURED_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -46,44 +47,47 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of what is left: steps, evaluations and checkpoints of epochs, as if none went on side by side."""
+        """Seconds that the rest of the run takes, as if checkpoints did not overlap with steps."""
         config, done = self.prepared.config, self.steps_done
-        steps = (config.num_steps - done) * self.seconds_per_step
         epochs = config.epochs - done // config.steps_per_epoch
-        evaluations = (epochs + (done == 0)) * self.seconds_per_evaluation
-        return steps + evaluations + epochs * self.seconds_per_checkpoint
+        evaluations = epochs + 1 if done == 0 else epochs
+        return (
+            (config.num_steps - done) * self.seconds_per_step
+            + evaluations * self.seconds_per_evaluation
+            + epochs * self.seconds_per_checkpoint
+        )
 
     @property
     def steps_done(self) -> int:
-        """Of a run that is resumed, by its last checkpoint; else 0."""
-        found = self.prepared.found
-        return found.last.step if found is not None and found.last is not None else 0
+        """Number of steps in the checkpoint that the run resumes from; 0 for a new run."""
+        point = self.prepared.resume_point
+        return 0 if point is None or point.last is None else point.last.step
 
     @property
     def data_epochs(self) -> float:
-        """How often each training window is visited."""
+        """How many times each training window is visited."""
         config = self.prepared.config
         return config.num_steps * config.windows_per_step / len(self.prepared.split.train)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: sizes in bytes, times in seconds."""
-        made, config, needs = self.prepared, self.prepared.config, self.prepared.needs
+        """Return the plan as JSON values: sizes in bytes, times in seconds."""
+        prepared, config, needs = self.prepared, self.prepared.config, self.prepared.needs
         return {
             "mode": config.mode,
-            "architecture": made.model_config.to_metadata(),
-            "parameters": made.parameters,
+            "architecture": prepared.model_config.to_metadata(),
+            "parameters": prepared.parameters,
             "parameter_groups": needs.groups,
-            "device": str(made.device),
-            "precision": made.precision,
+            "device": str(prepared.device),
+            "precision": config.precision,
             "num_steps": config.num_steps,
             "steps_done": self.steps_done,
             "tokens_per_step": config.tokens_per_step,
             "tokens": config.num_steps * config.tokens_per_step,
-            "training_windows": len(made.split.train),
-            "training_tokens": len(made.split.train) * config.seq_length,
+            "training_windows": len(prepared.split.train),
+            "training_tokens": len(prepared.split.train) * config.seq_length,
             "data_epochs": round(self.data_epochs, 4),
-            "held_out": made.split.description,
-            "val_tokens": made.val_tokens,
+            "held_out": prepared.split.description,
+            "val_tokens": prepared.val_tokens,
             "epochs": config.epochs,
             "lr": config.lr,
             "warmup_steps": config.warmup_steps,
@@ -98,50 +102,50 @@ class Plan:
             "seconds_per_evaluation": self.seconds_per_evaluation,
             "seconds_per_checkpoint": self.seconds_per_checkpoint,
             "seconds": self.seconds,
-            "notes": list(made.notes),
+            "notes": list(prepared.notes),
         }
 
     def __str__(self) -> str:
-        made, needs = self.prepared, self.prepared.needs
-        config, model = made.config, made.model_config
+        prepared, needs = self.prepared, self.prepared.needs
+        config, model = prepared.config, prepared.model_config
         groups = ", ".join(f"{name} {count:,}" for name, count in needs.groups.items() if count)
         tied = ", head tied to the embedding" if model.tie_word_embeddings else ""
-        free = needs.free_memory_bytes
-        memory = "" if free is None else f", {free / 2**30:.1f} GiB are free on {made.device}"
+        memory = f"memory: about {needs.memory_bytes / 2**30:.1f} GiB"
+        if needs.free_memory_bytes is not None:
+            memory += f"; {needs.free_memory_bytes / 2**30:.1f} GiB are free on {prepared.device}"
         speed = config.tokens_per_step / self.seconds_per_step
+        left = f"the {config.num_steps - self.steps_done} steps left" if self.steps_done else "total"
         return "\n".join(
             [
-                *summary(made),
+                *summary(prepared),
                 f"sizes: hidden {model.hidden_size}, {model.num_heads} heads of {model.head_dim} over "
                 f"{model.num_kv_heads} key-value heads, intermediate {model.intermediate_size}, "
                 f"{model.max_position_embeddings:,} positions{tied}",
                 f"parameters: {groups}",
-                f"tokens: {config.num_steps * config.tokens_per_step:,} in all, "
+                f"tokens: {config.num_steps * config.tokens_per_step:,} in total, "
                 f"{self.data_epochs:.3g} times the training windows",
-                f"memory: about {needs.memory_bytes / 2**30:.1f} GiB{memory}",
-                f"disk: {decimal(needs.disk_bytes)} for checkpoints, "
+                memory,
+                f"disk: {decimal(needs.disk_bytes)} for checkpoints; "
                 f"{decimal(needs.free_disk_bytes)} are free",
-                f"speed: {self.seconds_per_step:.2f} s a step ({speed:,.0f} tokens/s), "
-                f"{self.seconds_per_evaluation:.1f} s an evaluation, "
-                f"{self.seconds_per_checkpoint:.1f} s a checkpoint (measured just now)",
-                f"{f'the {config.num_steps - self.steps_done} steps left' if self.steps_done else 'in all'}: "
-                f"about {format_duration(self.seconds)}",
+                f"speed: {self.seconds_per_step:.2f} s per step ({speed:,.0f} tokens/s), "
+                f"{self.seconds_per_evaluation:.1f} s per evaluation, "
+                f"{self.seconds_per_checkpoint:.1f} s per checkpoint (measured just now)",
+                f"{left}: about {format_duration(self.seconds)}",
             ]
         )
 
 
 def plan(config: PretrainConfig) -> Plan:
-    """Check everything, measure a step, a batch of evaluation and writing to the disk; train nothing.
+    """Check everything, and measure a step, a batch of evaluation and the disk. Train nothing.
 
     Raises:
-        AprError, OSError, RefusedError: as `prepare`, or memory runs out.
+        AprError: the init file is not valid.
+        OSError: a file does not exist or cannot be read.
+        RefusedError: the run cannot start, or memory runs out.
     """
-    if config.resume:
-        rundir.check_run_dir(config)
-        config = rundir.resumed_config(config)
     prepared = prepare(config)
-    with own_settings(), determinism(asked=config.deterministic):
-        with building(prepared):
+    with training_settings(prepared.device, deterministic=config.deterministic):
+        with refusing_a_model_too_large(prepared.parameters, prepared.device):
             model = prepared.build_model()
         try:
             step = _measure_step(prepared, model)
@@ -154,63 +158,63 @@ def plan(config: PretrainConfig) -> Plan:
 
 
 def summary(prepared: Prepared) -> list[str]:
-    """What is trained, on what and where, a line each."""
+    """Return lines that say what is trained, on what and where."""
     config, model, train = prepared.config, prepared.model_config, prepared.split.train
     start = f"from {config.init}" if config.init else f"from scratch, seed {config.seed}"
     return [
         f"model: {model.family}, {prepared.parameters / 1e6:.1f} M parameters, {model.num_layers} layers, "
         f"vocabulary {model.vocab_size:,}, {start}",
         f"train: {len(train):,} windows of {config.seq_length} tokens from {config.dataset}",
-        f"held out: {prepared.split.description}; {prepared.val_tokens:,} tokens an evaluation",
+        f"held out: {prepared.split.description}; {prepared.val_tokens:,} tokens per evaluation",
         f"steps: {config.num_steps} of {config.tokens_per_step:,} tokens, peak lr {config.lr:g}, "
         f"warm-up {config.warmup_steps}; {config.epochs} epochs of {config.steps_per_epoch} steps",
         f"needs: about {prepared.needs.memory_bytes / 2**30:.1f} GiB of memory, "
-        f"{decimal(prepared.needs.checkpoint_bytes)} a checkpoint",
+        f"{decimal(prepared.needs.checkpoint_bytes)} per checkpoint",
         *prepared.notes,
     ]
 
 
 def _measure_step(prepared: Prepared, model: Decoder) -> float:
-    """The last of three steps, micro-batches scaled up from one; in the first things are compiled."""
-    config = prepared.config
+    """Return the seconds of a step, with its micro-batches scaled up from one."""
+    config, device = prepared.config, prepared.device
     step = Step(
         model,
         make_optimizer(model, config),
-        precision=prepared.precision,
+        precision=config.precision,
         grad_clip=config.grad_clip,
         compiled=config.compile,
     )
     batch = _batch(prepared, config.batch_size)
     seconds = 0.0
-    for _ in range(3):
-        started = _now(prepared.device)
+    for _ in range(_MEASURED_STEPS):
+        started = _now(device)
         step.accumulate([batch], config.tokens_per_step)
-        computed = _now(prepared.device)
+        computed = _now(device)
         step.update(lr=0.0)
-        seconds = (computed - started) * config.grad_accum + _now(prepared.device) - computed
+        seconds = (computed - started) * config.grad_accum + _now(device) - computed
     return seconds
 
 
 def _measure_evaluation(prepared: Prepared, model: Decoder) -> float:
     batch = _batch(prepared, min(prepared.config.batch_size, len(prepared.split.train)))
     started = _now(prepared.device)
-    with torch.no_grad(), computing(prepared.device, prepared.precision):
+    with torch.no_grad(), computing(prepared.device, prepared.config.precision):
         token_losses(model, batch)
     seconds = _now(prepared.device) - started
     return seconds * prepared.val_tokens / (len(batch) * prepared.config.seq_length)
 
 
 def _measure_checkpoint(prepared: Prepared) -> float:
-    """Writing and reading back a part of its size, where the run directory will be; nothing of it stays."""
-    whole = prepared.needs.checkpoint_bytes
-    part = min(whole, _PROBE_BYTES)
+    """Return the seconds of a checkpoint: a part of its size is written to the run's disk and read back."""
+    size = prepared.needs.checkpoint_bytes
+    part = min(size, _PROBE_BYTES)
     tensor = torch.empty(part // 4)
-    with TemporaryDirectory(prefix=".apr-plan-", dir=existing(prepared.config.run_dir)) as folder:
+    with TemporaryDirectory(prefix=".apr-plan-", dir=nearest_existing(prepared.config.run_dir)) as folder:
         path = Path(folder) / "probe.apr"
         started = time.perf_counter()
         save({"probe": tensor}, path)
         load(path, verify="full").close()
-        return (time.perf_counter() - started) * whole / part
+        return (time.perf_counter() - started) * size / part
 
 
 def _batch(prepared: Prepared, windows: int) -> torch.Tensor:

@@ -1,10 +1,9 @@
-"""Everything that is checked before the first step; each refusal is one line."""
+"""What is checked before the first step. Each problem is one line, and all are reported at once."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 import torch
 
@@ -15,68 +14,138 @@ from apr.data.shards import ShardDir
 from apr.data.split import split_dataset
 from apr.errors import AprError, PreflightError, RefusedError
 from apr.train import rundir
-from apr.train.checkpoint.resume import find
+from apr.train.checkpoint.metadata import CheckpointMetadata, TrainingFacts
+from apr.train.checkpoint.resume import find_resume_point
 from apr.train.machine.device import choose_device, describe
 from apr.train.prepared import Prepared
 from apr.train.record.tensorboard import check_tensorboard
 from apr.train.start import origin
-from apr.train.start.needs import Needs
+from apr.train.start.needs import check_disk, check_memory, estimate_needs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
+    from types import TracebackType
+    from typing import Any
 
     from apr.data.split import Split
     from apr.data.tokenizers import LoadedTokenizer
     from apr.model.config import ModelConfig
-    from apr.train.checkpoint.resume import Found
+    from apr.train.checkpoint.resume import ResumePoint
     from apr.train.config import PretrainConfig
+    from apr.train.prepared import Needs
     from apr.train.start.origin import Origin
 
-# Compiling takes as long as some hundred steps of a small model.
+# Compiling takes about 20 s, as long as some hundred steps of a small model.
 _STEPS_WORTH_COMPILING = 200
-# Kaplan-style rule of thumb: fewer training tokens a parameter leave a model from scratch mostly untrained.
-_ENOUGH_TOKENS_A_PARAMETER = 10
+# A rule of thumb for training from scratch; the compute-optimal number is about 20
+# (https://arxiv.org/abs/2203.15556).
+_ENOUGH_TOKENS_PER_PARAMETER = 10
+
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def prepare(config: PretrainConfig) -> Prepared:
-    """Check a run's options against files and machine.
+class Problems:
+    """Collects errors: a `with` block ends at the error it raises, and what follows the block still runs."""
 
-    What can be decided independently is, so that everything wrong is said at once.
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if isinstance(error, PreflightError):
+            self.errors += error.problems
+        elif isinstance(error, (AprError, RefusedError, OSError)):
+            self.errors.append(error)
+        else:
+            return False
+        return True
+
+    def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Return what the function returns, or None if it raises an error, which is collected."""
+        with self:
+            return function(*args, **kwargs)
+        return None
+
+    def raise_if_any(self) -> None:
+        """Raise the only error, or all of them as one.
+
+        Raises:
+            PreflightError: there are several errors.
+        """
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise PreflightError(self.errors)
+
+
+@dataclass(frozen=True, eq=False)
+class _Corpus:
+    """A shard directory and the scan of its ids."""
+
+    shards: ShardDir
+    scan: Scan
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        shards = ShardDir(path)
+        return cls(shards, shards.scan())
+
+
+def prepare(config: PretrainConfig) -> Prepared:
+    """Check a run's options against its files and this machine. Nothing is written.
+
+    Checks that do not depend on each other all run, so that one call reports everything that is wrong.
 
     Raises:
         AprError: the init file is not valid.
-        FileNotFoundError: something that is named is not there.
-        RefusedError: it cannot run, or should not; the message says what to do.
+        FileNotFoundError: a file or directory does not exist.
+        RefusedError: the run cannot start, or should not; the message says what to do.
         PreflightError: several of these.
     """
-    refusals = Refusals()
-    attempt = refusals.attempt
-    attempt(rundir.check_run_dir, config)
+    problems = Problems()
+    attempt = problems.attempt
+    if config.resume:
+        # Not collected: the run's own options decide what everything else is checked against.
+        rundir.check_run_dir(config)
+        config = rundir.resumed_config(config)
+    else:
+        attempt(rundir.check_run_dir, config)
     attempt(config.check_warmup)
     device = attempt(choose_device, config.device)
     if config.contract is not None:
         attempt(load_decidable, config.contract)
     if config.tensorboard:
         attempt(check_tensorboard)
-    found = attempt(find, config.run_dir) if config.resume else None
-    read = _read(refusals, config, found)
-    _check_text(refusals, config, read)
-    parts = _attempt_split(refusals, config, read)
-    cycles = None if parts is None else attempt(_check_length, config, len(parts.train))
-    start, dataset = read.start, read.dataset
-    needs = None
+    resume_point = attempt(find_resume_point, config.run_dir) if config.resume else None
+    dataset = attempt(_Corpus.open, config.dataset)
+    val_dataset = None if config.val_dataset is None else attempt(_Corpus.open, config.val_dataset)
+    tokenizer = _load_tokenizer(config, resume_point, problems)
+    start = _find_model(config, resume_point, dataset, tokenizer, problems)
     if start is not None:
-        needs = Needs.of(config, start.model, device or torch.device("cpu"))
-        attempt(needs.check_disk, config)
+        _check_model(start.model, config, tokenizer, problems)
+    for corpus in (dataset, val_dataset):
+        if corpus is not None:
+            _check_corpus(corpus, tokenizer, start, problems)
+    parts = _split(config, dataset, val_dataset, problems)
+    needs: Needs | None = None
+    if start is not None:
+        needs = estimate_needs(config, start.model, device or torch.device("cpu"))
+        attempt(check_disk, needs, config.run_dir)
         if device is not None:
-            attempt(needs.check_memory)
-    if refusals.found and start is not None:
-        # A run that starts looks at all values while it fills the model; this one is looked at for its user.
-        attempt(start.check_values)
-    refusals.raise_if_any()
+            attempt(check_memory, needs)
+        # A run that starts checks all values while it fills the model. This one will not come so far.
+        if problems.errors:
+            attempt(start.check_values)
+    problems.raise_if_any()
+
+    # Each of these is None only if a problem was collected.
     assert dataset is not None
     assert start is not None
     assert device is not None
@@ -88,236 +157,149 @@ def prepare(config: PretrainConfig) -> Prepared:
         model_config=start.model,
         split=parts,
         device=device,
-        precision=needs.precision,
         needs=needs,
-        facts=_facts(config, start, needs.parameters, parts, dataset, read.val_dataset or dataset),
-        notes=(
-            f"device: {describe(device)}, {needs.precision}"
-            + (" (chosen by auto)" if config.device == "auto" else ""),
-            *([f"tokenizer: {read.tokenizer.note}"] if read.tokenizer and read.tokenizer.note else []),
-            *(cycles or []),
-            *_provision(config, needs.parameters),
-            *_slower_than_need_be(config, device),
+        metadata=_metadata(
+            config, start, needs.parameters, parts, dataset.scan, (val_dataset or dataset).scan
         ),
+        notes=_notes(config, device, needs, len(parts.train), tokenizer),
         weights=start.weights,
-        found=found,
+        resume_point=resume_point,
     )
 
 
-def _slower_than_need_be(config: PretrainConfig, device: torch.device) -> list[str]:
-    if config.compile or device.type != "cuda" or config.num_steps < _STEPS_WORTH_COMPILING:
-        return []
-    return ["--compile takes about 20 s once and makes a step on this device faster, a small model's twice"]
-
-
-class Refusals:
-    """Gathers what is wrong, instead of stopping at the first."""
-
-    def __init__(self) -> None:
-        self.found: list[Exception] = []
-
-    def attempt(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What the function gives, or None if it refuses."""
-        try:
-            return function(*args, **kwargs)
-        except PreflightError as error:
-            self.found += error.problems
-        except (AprError, RefusedError, OSError) as error:
-            self.found.append(error)
+def _load_tokenizer(
+    config: PretrainConfig, resume_point: ResumePoint | None, problems: Problems
+) -> LoadedTokenizer | None:
+    if config.tokenizer is None:
         return None
+    has_checkpoint = resume_point is not None and resume_point.last is not None
+    if has_checkpoint and not config.tokenizer.exists():
+        return None  # the checkpoint carries what is needed of it
+    # Imported here: a run without --tokenizer does not need the tokenizers package.
+    from apr.data.tokenizers import load_tokenizer
 
-    def raise_if_any(self) -> None:
-        """Raise what was found.
-
-        Raises:
-            PreflightError: more than one thing; one alone is raised as it is.
-        """
-        if len(self.found) == 1:
-            raise self.found[0]
-        if self.found:
-            raise PreflightError(self.found)
+    return problems.attempt(load_tokenizer, config.tokenizer)
 
 
-@dataclass(frozen=True, eq=False)
-class _Corpus:
-    shards: ShardDir
-    scan: Scan
+def _find_model(
+    config: PretrainConfig,
+    resume_point: ResumePoint | None,
+    dataset: _Corpus | None,
+    tokenizer: LoadedTokenizer | None,
+    problems: Problems,
+) -> Origin | None:
+    """Return the model; None if it is refused, or if what gives the size of its vocabulary was."""
+    with problems:
+        if resume_point is not None and resume_point.last is not None:
+            return origin.from_checkpoint(resume_point.last.path, config.init, config.arch)
+        if config.init is not None:
+            return origin.from_file(config.init, tokenizer)
+        if dataset is None or (tokenizer is None and config.tokenizer is not None):
+            return None
+        assert config.arch is not None
+        if tokenizer is not None:
+            vocab_size = tokenizer.vocab_size
+        elif dataset.shards.vocab_size is not None:
+            vocab_size = dataset.shards.vocab_size
+        else:
+            vocab_size = dataset.scan.max_id + 1
+        return origin.from_scratch(config.arch, vocab_size, tokenizer)
+    return None
 
 
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """What a run's options name, as far as it could be read."""
-
-    dataset: _Corpus | None
-    val_dataset: _Corpus | None
-    tokenizer: LoadedTokenizer | None
-    start: Origin | None
-
-    @property
-    def corpora(self) -> list[_Corpus]:
-        return [corpus for corpus in (self.dataset, self.val_dataset) if corpus is not None]
-
-
-def _read(refusals: Refusals, config: PretrainConfig, found: Found | None) -> _Read:
-    attempt = refusals.attempt
-    dataset = attempt(_corpus, config.dataset)
-    val_dataset = None if config.val_dataset is None else attempt(_corpus, config.val_dataset)
-    tokenizer = None
-    goes_on = found is not None and found.last is not None  # from a checkpoint, which holds all but the data
-    if config.tokenizer is not None and (config.tokenizer.exists() or not goes_on):
-        tokenizer = attempt(_tokenizer, config.tokenizer)
-    start = _attempt_origin(refusals, config, tokenizer, dataset, found)
-    return _Read(dataset, val_dataset, tokenizer, start)
+def _check_model(
+    model: ModelConfig, config: PretrainConfig, tokenizer: LoadedTokenizer | None, problems: Problems
+) -> None:
+    with problems:
+        if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
+            raise RefusedError(
+                f"{tokenizer.source}: the vocabulary has {tokenizer.vocab_size} ids, but the model's only "
+                f"{model.vocab_size}; pass the model's own tokenizer"
+            )
+    with problems:
+        if config.seq_length > model.max_position_embeddings:
+            raise RefusedError(
+                f"--seq-length {config.seq_length} is more than the model's {model.max_position_embeddings} "
+                "positions"
+            )
 
 
-def _check_text(refusals: Refusals, config: PretrainConfig, read: _Read) -> None:
-    """Whether tokenizer, shards and model belong together."""
-    attempt, start, fitting = refusals.attempt, read.start, read.tokenizer
-    if start is not None:
-        fitting = attempt(_fitting, start.model, read.tokenizer)
-        attempt(_check_positions, config, start.model)
-    for corpus in read.corpora:
-        attempt(_check_corpus, corpus, read.tokenizer, start.carried if start else {})
-        if start is not None:
-            attempt(_check_ids, start.model, corpus)
-        attempt(_check_encoder, corpus, fitting)
+def _check_corpus(
+    corpus: _Corpus, tokenizer: LoadedTokenizer | None, start: Origin | None, problems: Problems
+) -> None:
+    """Check that a corpus looks like text, and that its ids belong to the model and the tokenizer."""
+    path, encoded_with = corpus.shards.path, corpus.shards.vocab_size
+    model = None if start is None else start.model
+    with problems:
+        eos, unk = _special_ids(corpus.shards, tokenizer, {} if start is None else start.carried)
+        oddities = corpus_problems(corpus.scan, eos, unk)
+        if oddities:
+            raise RefusedError(f"{path}: does not look like text: {'; '.join(oddities)}")
+    with problems:
+        if model is not None and encoded_with is not None and encoded_with > model.vocab_size:
+            raise RefusedError(
+                f"{path}: encoded with a vocabulary of {encoded_with} ids, but the model has only "
+                f"{model.vocab_size}; encode with the model's tokenizer"
+            )
+        last = max(corpus.scan.shards, key=lambda shard: shard.max_id)
+        if model is not None and last.max_id >= model.vocab_size:
+            raise RefusedError(
+                f"{path / last.name}: contains id {last.max_id}, but the model's vocabulary has only "
+                f"{model.vocab_size} ids; encode with the model's tokenizer"
+            )
+    with problems:
+        # A tokenizer larger than the model has been refused already, with better advice.
+        fits = tokenizer is not None and (model is None or tokenizer.vocab_size <= model.vocab_size)
+        if tokenizer is not None and fits and encoded_with not in {None, tokenizer.vocab_size}:
+            raise RefusedError(
+                f"{path}: encoded with a vocabulary of {encoded_with} ids, but {tokenizer.source} has "
+                f"{tokenizer.vocab_size}; pass the tokenizer that encoded it"
+            )
 
 
-def _attempt_split(refusals: Refusals, config: PretrainConfig, read: _Read) -> Split | None:
-    dataset, val_dataset = read.dataset, read.val_dataset
+def _special_ids(
+    shards: ShardDir, tokenizer: LoadedTokenizer | None, carried: Mapping[str, Any]
+) -> tuple[int | None, int | None]:
+    """Return the ids that end a text and that stand for unknown text; None where they are not known."""
+    if tokenizer is not None:
+        return tokenizer.eos_id, tokenizer.unk_id
+    eos = shards.manifest.get("eos_token_id", carried.get("tokenizer.eos_token_id"))
+    unk = shards.manifest.get("unk_token_id", carried.get("tokenizer.unknown_token_id"))
+    # GPT-2's tokenizers use one id for both. It then only ends texts, and may be frequent.
+    return eos, None if unk == eos else unk
+
+
+def _split(
+    config: PretrainConfig, dataset: _Corpus | None, val_dataset: _Corpus | None, problems: Problems
+) -> Split | None:
+    """Return the training and the held-out windows; None if they are refused."""
     if dataset is None or (val_dataset is None and config.val_dataset is not None):
         return None
     held_out = None if val_dataset is None else val_dataset.shards
-    parts = refusals.attempt(split_dataset, dataset.shards, held_out, config.seq_length, config.val_tokens)
-    if val_dataset is not None:
-        refusals.attempt(_check_overlap, config, dataset.scan, val_dataset.scan)
+    parts = problems.attempt(split_dataset, dataset.shards, held_out, config.seq_length, config.val_tokens)
+    with problems:
+        if val_dataset is not None:
+            for trained_on, held_out_shard in common_shards(dataset.scan.shards, val_dataset.scan.shards):
+                raise RefusedError(
+                    f"{config.val_dataset}/{held_out_shard}: same bytes as {config.dataset}/{trained_on}; "
+                    "held-out shards must not be trained on"
+                )
+    with problems:
+        if parts is not None and not config.allow_shard_cycle:
+            needed, available = config.num_steps * config.windows_per_step, len(parts.train)
+            if needed > available:
+                raise RefusedError(
+                    f"{config.dataset}: the run needs {needed:,} windows of {config.seq_length} tokens, but "
+                    f"there are only {available:,}; use --num-steps "
+                    f"{available // config.windows_per_step}, encode more text, or pass --allow-shard-cycle"
+                )
     return parts
 
 
-def _corpus(path: Path) -> _Corpus:
-    shards = ShardDir(path)
-    return _Corpus(shards, shards.scan())
-
-
-def _attempt_origin(
-    refusals: Refusals,
-    config: PretrainConfig,
-    tokenizer: LoadedTokenizer | None,
-    dataset: _Corpus | None,
-    found: Found | None,
-) -> Origin | None:
-    """The model, or None where it is refused, or where what would give its vocabulary was."""
-    if found is not None and found.last is not None:
-        return refusals.attempt(origin.from_checkpoint, found.last.path, config.init, config.arch)
-    if config.init is not None:
-        return refusals.attempt(origin.from_file, config.init, tokenizer)
-    if dataset is None or (tokenizer is None and config.tokenizer is not None):
-        return None
-    assert config.arch is not None
-    sizes = (tokenizer.vocab_size if tokenizer else None, dataset.shards.vocab_size, dataset.scan.max_id + 1)
-    vocab_size = next(size for size in sizes if size is not None)
-    return refusals.attempt(origin.from_scratch, config.arch, vocab_size, tokenizer)
-
-
-def _tokenizer(path: Path) -> LoadedTokenizer:
-    from apr.data.tokenizers import load_tokenizer
-
-    return load_tokenizer(path)
-
-
-def _fitting(model: ModelConfig, tokenizer: LoadedTokenizer | None) -> LoadedTokenizer | None:
-    """The tokenizer, whose vocabulary the model has."""
-    if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
-        raise RefusedError(
-            f"{tokenizer.source}: the tokenizer's vocabulary has {tokenizer.vocab_size} ids, "
-            f"the model's {model.vocab_size}: they do not belong together"
-        )
-    return tokenizer
-
-
-def _check_positions(config: PretrainConfig, model: ModelConfig) -> None:
-    positions = model.max_position_embeddings
-    if config.seq_length > positions:
-        raise RefusedError(f"--seq-length {config.seq_length} is beyond the model's {positions} positions")
-
-
-def _check_encoder(corpus: _Corpus, tokenizer: LoadedTokenizer | None) -> None:
-    said = corpus.shards.vocab_size
-    if said is not None and tokenizer is not None and said != tokenizer.vocab_size:
-        raise RefusedError(
-            f"{corpus.shards.path}: encoded with a vocabulary of {said} ids, {tokenizer.source} has "
-            f"{tokenizer.vocab_size}: give the tokenizer that encoded it"
-        )
-
-
-def _check_ids(model: ModelConfig, corpus: _Corpus) -> None:
-    shards, said = corpus.shards, corpus.shards.vocab_size
-    if said is not None and said > model.vocab_size:
-        raise RefusedError(
-            f"{shards.path}: encoded with a vocabulary of {said} ids, the model has {model.vocab_size}: "
-            "encode with the model's tokenizer"
-        )
-    highest = max(corpus.scan.shards, key=lambda shard: shard.max_id)
-    if highest.max_id >= model.vocab_size:
-        raise RefusedError(
-            f"{shards.path / highest.name}: id {highest.max_id} is beyond the model's vocabulary of "
-            f"{model.vocab_size}: encode with the model's tokenizer"
-        )
-
-
-def _check_corpus(corpus: _Corpus, tokenizer: LoadedTokenizer | None, carried: dict[str, Any]) -> None:
-    """Whether the ids can be text; what ends one is known to the tokenizer, the init file or the manifest."""
-    if tokenizer is not None:
-        eos, unk = tokenizer.eos_id, tokenizer.unk_id
-    else:
-        eos = corpus.shards.manifest.get("eos_token_id", carried.get("tokenizer.eos_token_id"))
-        unk = corpus.shards.manifest.get("unk_token_id", carried.get("tokenizer.unknown_token_id"))
-        unk = None if unk == eos else unk
-    found = corpus_problems(corpus.scan, eos, unk)
-    if found:
-        raise RefusedError(f"{corpus.shards.path}: this is no text: {'; '.join(found)}")
-
-
-def _check_overlap(config: PretrainConfig, scan: Scan, val_scan: Scan) -> None:
-    for train, held_out in common_shards(scan.shards, val_scan.shards):
-        raise RefusedError(
-            f"{config.val_dataset}/{held_out} is {config.dataset}/{train}, byte for byte: "
-            "held-out shards must not be trained on"
-        )
-
-
-def _check_length(config: PretrainConfig, windows: int) -> list[str]:
-    needed = config.num_steps * config.windows_per_step
-    if needed <= windows:
-        return []
-    if not config.allow_shard_cycle:
-        raise RefusedError(
-            f"{config.dataset}: {needed:,} windows of {config.seq_length} tokens planned, {windows:,} there: "
-            f"take --num-steps {windows // config.windows_per_step}, encode more, or --allow-shard-cycle"
-        )
-    return [f"the {windows:,} training windows are visited {needed / windows:.1f} times"]
-
-
-def _provision(config: PretrainConfig, parameters: int) -> list[str]:
-    tokens = config.num_steps * config.tokens_per_step
-    enough = tokens >= _ENOUGH_TOKENS_A_PARAMETER * parameters
-    if config.init is not None or config.force_under_provisioned or enough:
-        return []
-    return [
-        f"warning: {tokens:,} training tokens are {tokens / parameters:.2g} a parameter; "
-        f"from scratch {_ENOUGH_TOKENS_A_PARAMETER} are the least (--force-under-provisioned silences this)"
-    ]
-
-
-def _facts(
-    config: PretrainConfig,
-    start: Origin,
-    parameters: int,
-    parts: Split,
-    dataset: _Corpus,
-    held_out: _Corpus,
-) -> dict[str, Any]:
-    training = {
+def _metadata(
+    config: PretrainConfig, start: Origin, parameters: int, parts: Split, data: Scan, held_out: Scan
+) -> CheckpointMetadata:
+    training: TrainingFacts = {
         "mode": config.mode,
         "seed": config.seed,
         "seq_length": config.seq_length,
@@ -326,17 +308,44 @@ def _facts(
         "val_tokens": config.val_tokens,
         "base_model": start.base,
         "data": {
-            "total_tokens": dataset.scan.total_tokens,
-            "corpus_sha256": dataset.scan.corpus_sha256,
+            "total_tokens": data.total_tokens,
+            "corpus_sha256": data.corpus_sha256,
             "manifest_sha256": parts.train.shards.manifest_sha256,
         },
         "held_out": {
-            "corpus_sha256": held_out.scan.corpus_sha256,
+            "corpus_sha256": held_out.corpus_sha256,
             "start": parts.held_out.start,
             "stop": parts.held_out.stop,
         },
     }
-    sizes = {"model_type": start.model.family, "param_count": parameters, **start.model.to_metadata()}
-    facts = {**sizes, **start.carried}
-    plain: dict[str, Any] = json.loads(json.dumps({**facts, "training": training}))  # as a checkpoint has it
-    return plain
+    return CheckpointMetadata(start.model, parameters, start.carried, training)
+
+
+def _notes(
+    config: PretrainConfig,
+    device: torch.device,
+    needs: Needs,
+    windows: int,
+    tokenizer: LoadedTokenizer | None,
+) -> tuple[str, ...]:
+    """Return lines for the user: what was chosen, and warnings."""
+    chosen = " (chosen by auto)" if config.device == "auto" else ""
+    notes = [f"device: {describe(device)}, {needs.precision}{chosen}"]
+    if tokenizer is not None and tokenizer.note:
+        notes.append(f"tokenizer: {tokenizer.note}")
+    visits = config.num_steps * config.windows_per_step / windows
+    if visits > 1:
+        notes.append(f"the {windows:,} training windows are visited {visits:.1f} times")
+    tokens = config.num_steps * config.tokens_per_step
+    enough = tokens >= _ENOUGH_TOKENS_PER_PARAMETER * needs.parameters
+    if config.init is None and not enough and not config.force_under_provisioned:
+        notes.append(
+            f"warning: {tokens:,} training tokens are {tokens / needs.parameters:.2g} per parameter; from "
+            f"scratch, use at least {_ENOUGH_TOKENS_PER_PARAMETER} (--force-under-provisioned silences this)"
+        )
+    if device.type == "cuda" and not config.compile and config.num_steps >= _STEPS_WORTH_COMPILING:
+        notes.append(
+            "--compile takes about 20 s once and makes steps on this device faster, up to twice for a small "
+            "model"
+        )
+    return tuple(notes)

@@ -1,0 +1,73 @@
+"""The settings of torch that a run needs, and restores when it ends."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import deterministic as torch_deterministic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# cuBLAS splits sums by the workspace it has. With this one, eight buffers of 4 MiB, it is deterministic
+# (https://docs.nvidia.com/cuda/cublas/#results-reproducibility).
+_WORKSPACE, _FIXED_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+# Without cuDNN's attention, which sums gradients in any order. The others have deterministic forms.
+_DETERMINISTIC_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+@contextmanager
+def training_settings(device: torch.device, *, deterministic: bool) -> Iterator[None]:
+    """Within the context, torch computes what a run needs, whatever the caller has set.
+
+    Gradients are recorded, new tensors are float32, and random numbers come from a copy of the generators'
+    state. Afterwards everything is as before.
+
+    Args:
+        device: the device that the run computes on.
+        deterministic: use only algorithms that give the same bits each time. torch raises RuntimeError where
+            a kernel has no such form.
+    """
+    default_dtype = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float32)
+        with (
+            torch.inference_mode(mode=False),
+            torch.enable_grad(),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
+            if deterministic:
+                with _deterministic_algorithms():
+                    yield
+            else:
+                yield
+    finally:
+        torch.set_default_dtype(default_dtype)
+
+
+@contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch_deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    benchmark = torch.backends.cudnn.benchmark
+    workspace = os.environ.get(_WORKSPACE)
+    try:
+        os.environ.setdefault(_WORKSPACE, _FIXED_WORKSPACE)
+        # Benchmarking picks the fastest kernel, which may be another one the next time.
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+        # Nothing here reads memory before it is written, so filling it first would only cost time.
+        torch_deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        with sdpa_kernel(_DETERMINISTIC_ATTENTION):
+            yield
+    finally:
+        torch_deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
