@@ -1,4 +1,4 @@
-"""Runs in processes of their own, forked from one that has imported torch: a start costs milliseconds."""
+"""Runs in child processes, forked from one that has imported torch, so that a start costs milliseconds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import os
 import resource
 import signal
 import sys
+import threading
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -25,54 +27,53 @@ _CONTEXT.set_forkserver_preload(
     ]
 )
 
-# The child's exit code where it may not mount a file system.
+# The exit code of a child that may not mount a file system.
 NO_MOUNT = 77
 
 
 def start(target, *arguments):
-    """Call a function of this module in a child, which a test that fails leaves to end with this process."""
+    """Call a function of this module in a child, and return the child. It does not outlive this process."""
     child = _CONTEXT.Process(target=target, args=arguments, daemon=True)
     child.start()
     return child
 
 
 def run(config):
-    """Train; the exit code is the run's."""
+    """Train, and exit with the run's exit code."""
     import torch
 
-    from apr.train import pretrain
-    from apr.train import run as module
+    from apr.train import finish, pretrain
 
     torch.set_num_threads(1)
-    module.plot_losses = lambda *_, **__: None  # half of such a short run
+    finish.plot_losses = lambda *_, **__: None  # the picture takes half the time of such a short run
     sys.exit(pretrain(config, out=io.StringIO()).exit_code)
 
 
 def start_and_stay(config, evaluation=None):
-    """Train in a child that stays in the fourth step, or within the n-th evaluation, until a signal comes.
+    """Train in a child that waits for a signal in the fourth step, or within the n-th evaluation.
 
-    Gives the child once it is there.
+    Returns the child once it waits.
     """
-    there, told = _CONTEXT.Pipe(duplex=False)
-    child = start(_run_and_stay, config, told, evaluation)
-    told.close()
-    there.recv()  # raises if the child ended instead
+    ready, sender = _CONTEXT.Pipe(duplex=False)
+    child = start(_run_and_stay, config, sender, evaluation)
+    sender.close()
+    ready.recv()  # raises if the child ended instead
     return child
 
 
-def _run_and_stay(config, told, evaluation):
+def _run_and_stay(config, sender, evaluation):
     from apr.train import loop
     from apr.train.record.metrics import MetricsFile
 
-    write, evaluate, calls = MetricsFile.write, loop.evaluate, [0]
+    write, evaluate, evaluations = MetricsFile.write, loop.evaluate, [0]
 
     def stay():
-        # Not `pause`: the signal may come before it.
-        came, comes = os.pipe()
-        os.set_blocking(comes, False)
-        signal.set_wakeup_fd(comes)
-        told.send(None)
-        os.read(came, 1)
+        # Not `signal.pause`: the signal may arrive before it.
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer)
+        sender.send(None)
+        os.read(reader, 1)
         signal.set_wakeup_fd(-1)
 
     def writing(self, record):
@@ -82,20 +83,70 @@ def _run_and_stay(config, told, evaluation):
 
     def evaluating(*arguments, on_progress, **options):
         def staying(done, total):
-            if calls[0] == evaluation and 0 < done < total:
-                calls[0] += 1
+            if evaluations[0] == evaluation and 0 < done < total:
+                evaluations[0] += 1
                 stay()
             on_progress(done, total)
 
-        calls[0] += 1
+        evaluations[0] += 1
         return evaluate(*arguments, on_progress=staying, **options)
 
     MetricsFile.write, loop.evaluate = writing, evaluating
     run(config)
 
 
+def count_calls(config):
+    """Train in a child, and return how many calls of the package's functions that took."""
+    receiver, sender = _CONTEXT.Pipe(duplex=False)
+    child = start(_run_and_count, config, sender)
+    sender.close()
+    calls = receiver.recv()
+    child.join()
+    return calls
+
+
+def _run_and_count(config, sender):
+    calls = count(1)
+    last = [0]
+
+    def counting():
+        last[0] = next(calls)
+
+    _on_each_call(counting)
+    try:
+        run(config)
+    finally:
+        sys.setprofile(None)
+        sender.send(last[0])
+
+
+def run_and_die_at_call(config, when):
+    """Train, and die by SIGKILL at the n-th call of one of the package's functions, in whatever thread."""
+    calls = count(1)
+
+    def dying():
+        if next(calls) == when:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    _on_each_call(dying)
+    run(config)
+
+
+def _on_each_call(function):
+    import apr
+
+    package = str(Path(apr.__file__).parent)
+
+    def profile(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            function()
+
+    threading.setprofile(profile)
+    sys.setprofile(profile)
+
+
 def run_and_die(config, module, name, when):
-    """Train, and die by SIGKILL as a function is called for the n-th time."""
+    """Train, and die by SIGKILL when a function is called for the n-th time."""
     from importlib import import_module
 
     owner = import_module(f"apr.train.{module}")
@@ -115,12 +166,12 @@ def run_and_die(config, module, name, when):
 
 
 def fill_the_disk(config, expected, size):
-    """Train where the second checkpoint finds the disk full; then, with room again, go on.
+    """Train on a disk that is full at the second checkpoint; then make room, and resume.
 
     Args:
-        config: of a run in a directory that becomes a file system of its own.
-        expected: checkpoints by name, as they are with room.
-        size: bytes of one.
+        config: the options; its run directory becomes a file system of its own.
+        expected: the epochs' checkpoints by name, as a run with enough room writes them.
+        size: bytes of one checkpoint.
     """
     room = 4 * size
     if not _mount(config.run_dir, room):
@@ -129,25 +180,25 @@ def fill_the_disk(config, expected, size):
     ballast.write_bytes(bytes(room - size * 3 // 2))
     _end_without_room(config, "No space left on device")
     ballast.unlink()
-    _go_on_with_room(config, expected)
+    _resume_with_room(config, expected)
 
 
 def limit_files(config, expected, size):
-    """As `fill_the_disk`, but that the system refuses files of a checkpoint's size from the second one on."""
-    from apr.train.record.recording import Recorder
+    """Like `fill_the_disk`, with a limit on the size of files from the second checkpoint on."""
+    from apr.train.record.recorder import Recorder
 
-    told = Recorder.checkpoint
+    checkpoint = Recorder.checkpoint
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
-    def limiting(self, written):
-        told(self, written)
+    def limiting(self, record):
+        checkpoint(self, record)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size * 3 // 4, before[1]))
 
     Recorder.checkpoint = limiting
     _end_without_room(config, "File too large")
-    Recorder.checkpoint = told
+    Recorder.checkpoint = checkpoint
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    _go_on_with_room(config, expected)
+    _resume_with_room(config, expected)
 
 
 def _end_without_room(config, why):
@@ -155,26 +206,26 @@ def _end_without_room(config, why):
 
     import apr
     from apr.train import pretrain
-    from apr.train.start.needs import Needs
+    from apr.train.start import preflight
 
-    check, Needs.check_disk = Needs.check_disk, lambda *_: None  # somebody else fills the disk later
+    check, preflight.check_disk = preflight.check_disk, lambda *_: None  # the disk fills up during the run
     torch.set_num_threads(1)
-    made = pretrain(config, out=io.StringIO())
-    Needs.check_disk = check
-    assert (made.status, made.exit_code) == ("FAILED", 7), made
-    assert made.detail.endswith(f"epoch-001.apr: {why}"), made.detail
-    assert made.last_checkpoint == "ckpt/epoch-000.apr"
+    result = pretrain(config, out=io.StringIO())
+    preflight.check_disk = check
+    assert (result.status, result.exit_code) == ("FAILED", 7), result
+    assert result.detail.endswith(f"epoch-001.apr: {why}"), result.detail
+    assert result.last_checkpoint == "ckpt/epoch-000.apr"
     ckpt = config.run_dir / "ckpt"
     assert {path.name for path in ckpt.iterdir()} == {"epoch-000.apr", "epoch-000.metadata.json"}
     assert apr.verify(ckpt / "epoch-000.apr").ok
     assert json.loads((config.run_dir / "result.json").read_text())["status"] == "FAILED"
 
 
-def _go_on_with_room(config, expected):
+def _resume_with_room(config, expected):
     from apr.train import pretrain
 
-    made = pretrain(replace(config, resume=True), out=io.StringIO())
-    assert (made.status, made.exit_code) == ("BUDGET_SPENT", 0), made
+    result = pretrain(replace(config, resume=True), out=io.StringIO())
+    assert (result.status, result.exit_code) == ("BUDGET_SPENT", 0), result
     ckpt = config.run_dir / "ckpt"
     assert {path.name: path.read_bytes() for path in ckpt.glob("*.apr")} == expected
 

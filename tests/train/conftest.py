@@ -34,6 +34,22 @@ def left_by(run):
     return found
 
 
+def records(run):
+    """The records of `train.jsonl`."""
+    return [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+
+
+def gate(result, name):
+    """The gate of that name."""
+    return next(gate for gate in result.gates if gate.name == name)
+
+
+def flipped(content):
+    """The bytes with one bit changed in the middle."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread():
     """Two threads wait for each other longer than either computes at this size."""
@@ -148,3 +164,28 @@ def flags():
         return arguments
 
     return make
+
+
+@pytest.fixture
+def short(options):
+    """Three steps, evaluated twice."""
+
+    def make(**changes):
+        return options(num_steps=3, steps_per_epoch=2, **changes)
+
+    return make
+
+
+@pytest.fixture
+def refused(options, flags, capsys):
+    """Run the command; its one line of error and its exit code."""
+
+    def run(*more, **changes):
+        from apr.cli import main
+
+        code = main(["pretrain", *flags(options(**changes)), *more])
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1, lines
+        return lines[0], code
+
+    return run

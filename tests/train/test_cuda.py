@@ -4,13 +4,14 @@ import json
 
 import pytest
 from tests.model.test_decoder import CASES
-from tests.train import test_loss, test_step
+from tests.train.test_loss import check_chunks
+from tests.train.test_step import check_bad_step
 
 pytestmark = pytest.mark.cuda
 
 
 @pytest.mark.parametrize(("reference", "file"), CASES, ids=[file.stem for _, file in CASES])
-def test_logits_and_gradients_of_the_ecosystems_files(reference, file):
+def test_logits_and_gradients_equal_the_references(reference, file):
     import torch
 
     from apr.model import Decoder
@@ -38,7 +39,7 @@ def test_a_run_in_bf16_learns_and_measures_the_gpu(options, train):
     assert all(0 <= r["gpu_util_pct"] <= 100 for r in steps if "train_loss" in r)
 
 
-def test_fp32_steps_are_those_of_the_cpu(options, train, tmp_path):
+def test_fp32_steps_equal_those_of_the_cpu(options, train, tmp_path):
     histories = [
         train(options(device=device, precision="fp32", run_dir=tmp_path / device)).val_loss_history
         for device in ("cpu", "cuda")
@@ -47,7 +48,7 @@ def test_fp32_steps_are_those_of_the_cpu(options, train, tmp_path):
 
 
 @pytest.mark.parametrize("grad_accum", [1, 2])
-def test_a_compiled_step_learns_as_a_plain_one(options, train, tmp_path, grad_accum):
+def test_a_compiled_step_learns_like_a_plain_one(options, train, tmp_path, grad_accum):
     runs = [
         options(device="cuda", run_dir=tmp_path / f"{compiled}", compile=compiled, grad_accum=grad_accum)
         for compiled in (False, True)
@@ -64,10 +65,10 @@ def test_a_compiled_step_learns_as_a_plain_one(options, train, tmp_path, grad_ac
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("bad", ["limit", "gradient"])
 def test_a_bad_step_changes_nothing(compiled, bad):
-    test_step.test_a_bad_step_changes_nothing(bad, "cuda", compiled=compiled)
+    check_bad_step(bad, "cuda", compiled=compiled)
 
 
-def test_a_run_is_resumed_where_it_was(options, train, train_until, tmp_path):
+def test_a_run_resumes_where_it_was(options, train, train_until, tmp_path):
     alone = train(options(device="cuda", precision="fp32", run_dir=tmp_path / "alone"))
     assert train_until(options(device="cuda", precision="fp32"), 7).status == "INTERRUPTED"
     resumed = train(options(device="cuda", precision="fp32", resume=True))
@@ -98,7 +99,7 @@ def test_with_deterministic_a_resumed_run_ends_in_the_same_bytes(
         assert files[0] == files[1]
 
 
-def test_memory_that_runs_out_on_the_gpu_is_one_line(options, train, monkeypatch):
+def test_out_of_memory_on_the_gpu_is_one_line(options, train, monkeypatch):
     import torch
 
     from apr.train import step
@@ -109,16 +110,15 @@ def test_memory_that_runs_out_on_the_gpu_is_one_line(options, train, monkeypatch
     monkeypatch.setattr(step, "add_gradients", too_much)
     result = train(options(device="cuda"))
     assert (result.status, result.exit_code) == ("FAILED", 1)
-    assert result.detail == (
-        "CUDA out of memory: take --batch-size 2 --grad-accum 2, which keeps 4 windows a step"
-    )
+    assert "CUDA out of memory" in result.detail
+    assert "--batch-size 2 --grad-accum 2" in result.detail
 
 
 def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
-    test_loss.test_chunks_change_neither_loss_nor_gradient(monkeypatch, "cuda")
+    check_chunks(monkeypatch, "cuda")
 
 
-def test_a_device_that_is_not_there_is_refused(options):
+def test_a_missing_device_is_refused(options):
     from apr.errors import UnavailableError
     from apr.train import pretrain
 

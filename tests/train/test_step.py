@@ -1,4 +1,6 @@
-"""A step by itself: what it changes, and what it leaves alone."""
+"""One step: what it changes, and what it leaves alone."""
+
+import math
 
 import pytest
 from tests.train.conftest import BASE
@@ -21,16 +23,19 @@ def make(device, *, compiled=False):
 
 def state(model, optimizer):
     """Weights, moments and steps, copied."""
-    found = {name: p.detach().clone() for name, p in model.named_parameters()}
+    copies = {name: p.detach().clone() for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
-        found |= {f"{name}.{key}": value.clone() for key, value in optimizer.state[parameter].items()}
-    return found
+        copies |= {f"{name}.{key}": value.clone() for key, value in optimizer.state[parameter].items()}
+    return copies
 
 
-@pytest.mark.parametrize("device", ["cpu"])
 @pytest.mark.parametrize("bad", ["limit", "gradient"])
-def test_a_bad_step_changes_nothing(bad, device, *, compiled=False):
-    import math
+def test_a_bad_step_changes_nothing(bad):
+    check_bad_step(bad, "cpu")
+
+
+def check_bad_step(bad, device, *, compiled=False):
+    """Take a step whose loss is above the limit, or whose gradient is infinite, between two good ones."""
 
     import torch
 
@@ -44,12 +49,12 @@ def test_a_bad_step_changes_nothing(bad, device, *, compiled=False):
     assert again < loss
     if bad == "gradient":
         model.model.norm.weight.grad[3] = math.inf
-        made = step.update(1e-3)
-        assert not math.isfinite(made.grad_norm)
+        outcome = step.update(1e-3)
+        assert not math.isfinite(outcome.grad_norm)
     else:
-        made = step.update(1e-3, loss_limit=again - 0.01)
-        assert made.train_loss == again
-    assert not made.updated
+        outcome = step.update(1e-3, loss_limit=again - 0.01)
+        assert outcome.train_loss == again
+    assert not outcome.updated
     for name, value in state(model, optimizer).items():
         assert torch.equal(value, before[name]), name
     step.accumulate([ids], 32)
@@ -57,7 +62,7 @@ def test_a_bad_step_changes_nothing(bad, device, *, compiled=False):
     assert all(p["step"].item() == 2 for p in optimizer.state.values())
 
 
-def test_clipping_is_torchs():
+def test_clipping_equals_torchs():
     import torch
 
     model, optimizer, step, ids = make("cpu")

@@ -1,0 +1,149 @@
+"""Resuming: damaged checkpoints, options that are kept, records that are cut back."""
+
+import json
+
+import pytest
+from tests.train.conftest import checkpoints, flipped, gate
+
+
+def test_a_resumed_run_keeps_its_precision_and_reports_its_own_speed(options, train, monkeypatch):
+    """Also on a device that would choose another precision; what an earlier device did says nothing of it."""
+    import yaml
+
+    from apr.train.start import needs
+
+    config = options(num_steps=6)
+    train(config)
+    assert yaml.safe_load((config.run_dir / "config.yaml").read_text())["precision"] == "fp32"
+    metrics = config.run_dir / "train.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert {line["device"] for line in lines if "train_loss" in line} == {"cpu"}
+    for line in lines:
+        if "train_loss" in line:
+            line.update(tokens_per_sec=1e12, mfu=0.5)
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(needs, "default_precision", lambda _: "bf16")
+    resumed = train(options(num_steps=9, resume=True, extend=True))
+    assert yaml.safe_load((config.run_dir / "config.yaml").read_text())["precision"] == "fp32"
+    assert 0 < resumed.tokens_per_second < 1e11
+    assert resumed.mfu is None
+
+
+@pytest.mark.parametrize("num_steps", [14, 15])
+def test_extend_continues_a_partial_epoch(options, train, tmp_path, num_steps):
+    train(options(steps_per_epoch=5))
+    further = train(options(steps_per_epoch=5, resume=True, extend=True, num_steps=num_steps))
+    assert (further.status, further.steps_completed, further.epochs_completed) == (
+        "BUDGET_SPENT",
+        num_steps,
+        4,
+    )
+    assert further.last_checkpoint == "ckpt/epoch-003.apr"
+    assert further.final_val_loss == further.val_loss_history[-1]
+    records = list(map(json.loads, (tmp_path / "run" / "train.jsonl").open()))
+    assert [r["step"] for r in records if "val_loss" in r] == [0, 5, 10, 12, num_steps]
+    assert all(gate.passed for gate in further.gates if gate.name in {"metrics", "artefacts"})
+
+
+@pytest.mark.parametrize("damage", [flipped, lambda content: content[:1000], lambda _: b""],
+                         ids=["bit", "torn", "empty"])  # fmt: skip
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_used(options, train, tmp_path, damage):
+    run = tmp_path / "run"
+    first = train(options())
+    expected = checkpoints(run)
+    path = run / first.last_checkpoint
+    path.write_bytes(damage(path.read_bytes()))
+    resumed = train(options(resume=True))
+    assert (resumed.status, resumed.resumed_from) == ("BUDGET_SPENT", "ckpt/epoch-000.apr")
+    assert checkpoints(run) == expected
+    log = (run / "run.log").read_text()
+    assert log.count("epoch-001.apr.damaged") == 1
+    assert (run / "ckpt" / "epoch-001.apr.damaged").exists()
+    steps = [r["step"] for r in map(json.loads, (run / "train.jsonl").open()) if "train_loss" in r]
+    assert steps == list(range(12))
+
+
+def test_a_damaged_best_checkpoint_is_set_aside(options, train, monkeypatch, tmp_path):
+    from dataclasses import replace
+
+    from apr.train import loop
+
+    evaluate, losses = loop.evaluate, iter([5.0, 4.0, 4.1, 4.2])
+    monkeypatch.setattr(loop, "evaluate", lambda *a, **k: replace(evaluate(*a, **k), val_loss=next(losses)))
+    assert train(options()).best_checkpoint == "ckpt/epoch-000.apr"
+    ckpt = tmp_path / "run" / "ckpt"
+    (ckpt / "epoch-000.apr").write_bytes(flipped((ckpt / "epoch-000.apr").read_bytes()))
+    resumed = train(options(resume=True, extend=True, num_steps=18, keep=1))
+    assert (resumed.resumed_from, resumed.best_checkpoint) == ("ckpt/epoch-001.apr", "ckpt/epoch-001.apr")
+    assert {path.name for path in ckpt.glob("*.apr*")} == {
+        "epoch-000.apr.damaged",
+        "epoch-001.apr",
+        "epoch-002.apr",
+    }
+    assert json.loads((ckpt / "epoch-000.metadata.json").read_text())["damaged"] is True
+    assert (resumed.status, resumed.exit_code) == ("FAILED", 5)
+    assert "epoch-000.apr damaged" in resumed.detail
+    artifacts = gate(resumed, "artefacts")
+    assert (artifacts.passed, artifacts.value) == (False, "epoch-000.apr damaged")
+    assert "best model: " in (log := (tmp_path / "run" / "run.log").read_text())
+    assert "epoch-001.apr, held-out loss 4.1000" in log
+
+
+@pytest.mark.parametrize("line", [b"\xff\xfe", b"{}", b"[1]", b"garbage"])
+def test_invalid_records_are_refused_and_nothing_is_moved(options, train, tmp_path, line):
+    from apr.errors import RefusedError
+
+    train(options())
+    run = tmp_path / "run"
+    metrics = (run / "train.jsonl").read_bytes()
+    (run / "train.jsonl").write_bytes(line + b"\n" + metrics)
+    before = {path.name for path in run.iterdir()}
+    with pytest.raises(RefusedError, match=r"train\.jsonl: line 1 "):
+        train(options(resume=True))
+    assert {path.name for path in run.iterdir()} == before
+    (run / "train.jsonl").write_bytes(metrics + line)  # cut off
+    assert train(options(resume=True)).status == "BUDGET_SPENT"
+
+
+def test_when_no_checkpoint_verifies_all_are_named(options, train, tmp_path):
+    from apr.errors import RefusedError
+
+    train(options())
+    for path in (tmp_path / "run" / "ckpt").glob("*.apr"):
+        path.write_bytes(flipped(path.read_bytes()))
+    metrics = (tmp_path / "run" / "train.jsonl").read_bytes()
+    with pytest.raises(RefusedError, match=r"epoch-001\.apr.*epoch-000\.apr"):
+        train(options(resume=True))
+    assert (tmp_path / "run" / "train.jsonl").read_bytes() == metrics
+
+
+def test_resume_needs_no_other_flag(options, train_until, tmp_path, capsys):
+    from apr.cli import main
+
+    train_until(options(), 3)
+    assert main(["pretrain", "--run-dir", str(tmp_path / "run"), "--resume", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps_completed"] == 12
+
+
+@pytest.mark.parametrize(
+    "change", [{"seq_length": 16}, {"lr": 1e-4}, {"seed": 1}, {"num_steps": 20}, {"num_steps": 11}]
+)
+def test_a_resumed_run_keeps_its_options(options, train, change):
+    from apr.errors import RefusedError
+
+    train(options())
+    with pytest.raises(RefusedError, match=next(iter(change)).replace("_", "-")):
+        train(options(resume=True, **change))
+
+
+def test_windows_of_a_step_may_be_split_differently(options, train, train_until):
+    from apr.errors import RefusedError
+
+    stopped = train_until(options(batch_size=4), 3)
+    with pytest.raises(RefusedError, match="--grad-accum"):
+        train(options(resume=True, batch_size=2, grad_accum=3))
+    resumed = train(options(resume=True, batch_size=2, grad_accum=2))
+    assert (resumed.status, resumed.steps_completed) == ("BUDGET_SPENT", 12)
+    agreed = next(gate for gate in resumed.gates if gate.name == "train_eval_agree")
+    before = next(gate for gate in stopped.gates if gate.name == "train_eval_agree")
+    assert agreed.value >= before.value

@@ -1,0 +1,93 @@
+"""Where a run's model comes from, and what a resumed run still needs of it."""
+
+import shutil
+
+import pytest
+from tests.train.conftest import BASE, DATA, checkpoints
+
+
+def test_config_yaml_names_the_sizes_absolutely_and_others_are_refused(options, train, monkeypatch, tmp_path):
+    import yaml
+
+    from apr.errors import RefusedError
+
+    sizes = (
+        "{{architecture: llama, hidden_size: 32, num_layers: {}, num_heads: 4, num_kv_heads: 2, "
+        "intermediate_size: 64, max_position_embeddings: 64, rope_theta: 10000.0, "
+        "rms_norm_eps: 1.0e-6, tie_word_embeddings: false}}"
+    )
+    (tmp_path / "sizes.yaml").write_text(sizes.format(2))
+    (tmp_path / "others.yaml").write_text(sizes.format(3))
+    monkeypatch.chdir(tmp_path)
+    scratch = {"init": None, "mode": "from-scratch", "num_steps": 3, "steps_per_epoch": 3}
+    train(options(**scratch, arch="sizes.yaml"))
+    written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert written["arch"] == str(tmp_path / "sizes.yaml")
+    for arch in ("sizes.yaml", str(tmp_path / "sizes.yaml")):
+        assert train(options(**scratch, arch=arch, resume=True)).steps_completed == 3
+    with pytest.raises(RefusedError, match=r"--arch others\.yaml"):
+        train(options(**scratch, arch="others.yaml", resume=True))
+
+
+def test_a_base_file_that_changed_is_refused(options, train, tmp_path):
+    import apr
+    from apr.errors import RefusedError
+
+    base = tmp_path / "base.apr"
+    base.write_bytes(BASE.read_bytes())
+    train(options(init=base))
+    with apr.load(base) as file:
+        tensors = {name: file[name].clone() for name in file}
+        metadata = dict(file.metadata)
+    tensors["model.norm.weight"] *= 1.5
+    apr.save(tensors, base, metadata=metadata)
+    with pytest.raises(RefusedError, match=r"base\.apr.*--init"):
+        train(options(init=base, resume=True))
+
+
+@pytest.mark.parametrize("mode", ["finetune", "from-scratch"])
+def test_a_checkpoint_and_the_data_are_all_that_resuming_needs(options, train, train_until, tmp_path, mode):
+    """The file, the sizes and the tokenizer that the run was started with are gone."""
+
+    from apr.train import plan
+
+    base, sizes, tokenizer = (tmp_path / name for name in ("base.apr", "sizes.yaml", "tokenizer"))
+    base.write_bytes(BASE.read_bytes())
+    sizes.write_text(
+        "{architecture: llama, hidden_size: 32, num_layers: 2, num_heads: 4, num_kv_heads: 2, "
+        "intermediate_size: 64, max_position_embeddings: 64, rope_theta: 10000.0, "
+        "rms_norm_eps: 1.0e-6, tie_word_embeddings: false}"
+    )
+    shutil.copytree(DATA / "hf_qwen2_tied", tokenizer)
+    start = {"init": base} if mode == "finetune" else {"init": None, "mode": mode, "arch": str(sizes)}
+    train(options(**start, tokenizer=tokenizer, run_dir=tmp_path / "alone"))
+    assert train_until(options(**start, tokenizer=tokenizer), 7).steps_completed == 8
+    base.unlink()
+    sizes.unlink()
+    shutil.rmtree(tokenizer)
+    again = options(**start, tokenizer=tokenizer, resume=True)
+    assert plan(again).prepared.parameters > 0
+    assert train(again).status == "BUDGET_SPENT"
+    assert checkpoints(tmp_path / "run") == checkpoints(tmp_path / "alone")
+
+
+def test_a_run_without_a_checkpoint_needs_its_base_file(options, train, train_until, tmp_path):
+    base = tmp_path / "base.apr"
+    base.write_bytes(BASE.read_bytes())
+    assert train_until(options(init=base), 0, field="val_loss").last_checkpoint is None
+    base.unlink()
+    with pytest.raises(FileNotFoundError, match=r"base\.apr"):
+        train(options(init=base, resume=True))
+
+
+@pytest.mark.parametrize("rope_type", [0, 2])
+def test_names_decide_the_rope_order_not_rope_type(tmp_path, rope_type):
+    """The importer writes 0, adjacent pairs, over weights whose halves are paired: the names decide."""
+    import torch
+
+    import apr
+    from apr.model import Decoder
+
+    apr.stamp(BASE, {"rope_type": rope_type}, tmp_path / "stamped.apr")
+    ids = torch.arange(20)[None]
+    assert torch.equal(Decoder.from_apr(tmp_path / "stamped.apr")(ids), Decoder.from_apr(BASE)(ids))
