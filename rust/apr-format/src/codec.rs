@@ -1,18 +1,20 @@
-//! Decompression into memory of a declared size: never a byte more, and none where the size is a lie that shows.
+//! Decompression to exactly the size that a file declares.
+//!
+//! A declared size that the compressed bytes contradict is refused before memory is allocated for it.
 
 use zstd::{bulk::Decompressor, zstd_safe};
 
 use crate::error::{Error, Part, Result, Rule};
 
-/// Largest size that is unpacked, whatever a file declares.
+/// The largest size that is decompressed, a limit of the format: an LZ4 file of 4 MiB can declare this much.
 pub const MAX_UNPACKED: u64 = 1 << 30;
-/// An LZ4 block of n bytes holds at most this many times n.
+/// An LZ4 block decompresses to at most this many times its size: each byte of a match length stands for 255 bytes.
 const LZ4_RATIO: usize = 255;
 
-/// How bytes are compressed.
+/// A compression.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
-    /// Not at all.
+    /// No compression.
     Plain,
     /// One LZ4 block.
     Lz4,
@@ -21,7 +23,7 @@ pub enum Codec {
 }
 
 impl Codec {
-    /// The name that people know it by.
+    /// Return the name that messages use.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -31,24 +33,24 @@ impl Codec {
         }
     }
 
-    /// Check what can be known without decompressing: that `packed` may hold `size` bytes. `offset` is
-    /// where it stands in the file.
+    /// Check, without decompressing, that `packed` can hold `size` bytes. `offset` is its place in the file.
     ///
     /// # Errors
-    /// [`Rule::Compressed`].
+    /// [`Rule::Compressed`] if it cannot.
     pub fn check(self, packed: &[u8], size: usize, offset: u64) -> Result<()> {
         let wrong = |what| Err(self.wrong(offset, what));
         match self {
             Self::Plain if packed.len() != size => {
-                wrong(format!("{} bytes, not the {size} that are declared", packed.len()))
+                wrong(format!("{} bytes, but the file declares {size}", packed.len()))
             }
             Self::Lz4 if size > packed.len().saturating_mul(LZ4_RATIO) => {
-                wrong(format!("{} bytes cannot hold the {size} that are declared", packed.len()))
+                wrong(format!("{} bytes cannot hold the {size} that the file declares", packed.len()))
             }
             Self::Zstd => match zstd_safe::get_frame_content_size(packed) {
-                Ok(Some(found)) if found != size as u64 => {
-                    wrong(format!("the frame holds {found} bytes, not the {size} that are declared"))
+                Ok(Some(content)) if content != size as u64 => {
+                    wrong(format!("the frame holds {content} bytes, but the file declares {size}"))
                 }
+                // A frame need not store its content size: decompressing it decides.
                 Ok(_) => Ok(()),
                 Err(_) => wrong("not a zstd frame".into()),
             },
@@ -56,10 +58,10 @@ impl Codec {
         }
     }
 
-    /// Decompress the whole of `packed` to exactly the bytes of `out`.
+    /// Decompress all of `packed` and fill all of `out`. `offset` is the place of `packed` in the file.
     ///
     /// # Errors
-    /// [`Rule::Compressed`], also where there are more or fewer bytes.
+    /// [`Rule::Compressed`] for invalid data, and for data that give more or fewer bytes.
     pub fn unpack(self, packed: &[u8], out: &mut [u8], offset: u64) -> Result<()> {
         self.check(packed, out.len(), offset)?;
         let size = match self {
@@ -72,11 +74,9 @@ impl Codec {
         };
         match size {
             Ok(size) if size == out.len() => Ok(()),
-            Ok(size) => {
-                Err(self.wrong(offset, format!("{size} bytes, not the {} that are declared", out.len())))
-            }
+            Ok(size) => Err(self.wrong(offset, format!("{size} bytes, but the file declares {}", out.len()))),
             Err(reason) => {
-                let what = format!("it does not decompress to {} bytes: {reason}", out.len());
+                let what = format!("cannot decompress it to {} bytes: {reason}", out.len());
                 Err(self.wrong(offset, what))
             }
         }
@@ -88,12 +88,12 @@ impl Codec {
 }
 
 fn unpack_zstd(packed: &[u8], out: &mut [u8]) -> std::result::Result<usize, String> {
-    // zstd itself would go on with a second frame.
+    // The zstd library would continue with a second frame.
     let frame = zstd_safe::find_frame_compressed_size(packed).map_err(zstd_safe::get_error_name)?;
     if frame != packed.len() {
-        return Err(format!("{} bytes follow the frame", packed.len().saturating_sub(frame)));
+        return Err(format!("{} bytes after the frame", packed.len().saturating_sub(frame)));
     }
-    // In one go: a window of its own, whose size the frame chooses, is never made.
+    // In one call: a streaming decoder would allocate a window, whose size the frame chooses.
     let mut context = Decompressor::new().map_err(|error| error.to_string())?;
     context.decompress_to_buffer(packed, out).map_err(|error| error.to_string())
 }
@@ -102,7 +102,7 @@ fn unpack_zstd(packed: &[u8], out: &mut [u8]) -> std::result::Result<usize, Stri
 mod tests {
     use super::*;
 
-    /// "abcd" as literals of an LZ4 block, and as a raw block of a zstd frame of known size.
+    /// "abcd" as the literals of an LZ4 block, and as a raw block of a zstd frame that stores its size.
     const LZ4: &[u8] = b"\x40abcd";
     const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd\x20\x04\x21\0\0abcd";
 
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_the_declared_bytes_come_out() {
+    fn exactly_the_declared_size_is_decompressed() {
         for (codec, packed) in [(Codec::Plain, &b"abcd"[..]), (Codec::Lz4, LZ4), (Codec::Zstd, ZSTD)] {
             assert_eq!(unpacked(codec, packed, 4).unwrap(), b"abcd");
             for size in [0, 3, 5, 1 << 20] {

@@ -12,7 +12,7 @@ use crate::{
     error::{Error, Part, Result, Rule},
     json::member,
     mapping::Mapping,
-    sniff::{self, Kind},
+    sniff::{self, Detected},
     source::{Source, read_vec},
     v1::{self, keys::Keys, read::Opened},
     v2,
@@ -111,17 +111,17 @@ impl<S: Source> Container<S> {
         Self::of_kind(source, &kind, keys)
     }
 
-    fn of_kind(source: S, kind: &Kind, keys: &Keys) -> Result<Self> {
+    fn of_kind(source: S, kind: &Detected, keys: &Keys) -> Result<Self> {
         let (form, contents) = match kind {
-            Kind::V2(_) => {
+            Detected::V2(_) => {
                 let (header, contents) = v2::read::open(&source)?;
                 (Form::V2(header), contents)
             }
-            Kind::Json => {
+            Detected::Json => {
                 let (header, contents) = json::open(&source)?;
                 (Form::Json(header), contents)
             }
-            Kind::Wrapped(wrapper) => {
+            Detected::Wrapped(wrapper) => {
                 let size = source.size()?;
                 let pages = wrapper.unpack(&source, size)?;
                 let (header, mut contents) = json::open(&pages).map_err(Error::unpacked)?;
@@ -129,7 +129,7 @@ impl<S: Source> Container<S> {
                 let &Wrapper { magic, codec, .. } = wrapper;
                 (Form::Wrapped { magic, codec, header, image: Arc::new(pages) }, contents)
             }
-            Kind::V1 => {
+            Detected::V1 => {
                 let (contents, opened) = v1::read::open(&source, keys)?;
                 return Ok(Self { source, contents, form: Form::V1(Box::new(opened), OnceLock::new()) });
             }
@@ -272,10 +272,10 @@ impl<S: Source> Container<S> {
     }
 }
 
-fn kind(source: &(impl Source + ?Sized)) -> Result<Kind> {
+fn kind(source: &(impl Source + ?Sized)) -> Result<Detected> {
     let size = source.size()?;
-    let prefix = read_vec(source, 0, size.min(sniff::PREFIX as u64))?;
-    sniff::kind(&prefix, size)
+    let prefix = read_vec(source, 0, size.min(sniff::PREFIX_SIZE as u64))?;
+    sniff::detect(&prefix, size)
 }
 
 /// Check a file of any form from its first byte to its last, without keys.
@@ -302,12 +302,12 @@ pub fn verify_with(source: &(impl Source + ?Sized), keys: &Keys) -> io::Result<F
         Err(error) => error,
     };
     let parts = match kind {
-        Kind::V2(_) | Kind::Json => V2,
-        Kind::Wrapped(_) => WRAPPED,
-        Kind::V1 => v1::verify::PARTS,
+        Detected::V2(_) | Detected::Json => V2,
+        Detected::Wrapped(_) => WRAPPED,
+        Detected::V1 => v1::verify::PARTS,
     };
     let mut findings = Findings::unopened(&error, parts);
-    if let Kind::V2(_) = kind {
+    if let Detected::V2(_) = kind {
         // They come before what is wrong, but opening did not look at them.
         let looked_over = |check: &&mut Check| check.part == Part::Metadata && check.passed == Some(true);
         if let Some(check) = findings.checks.iter_mut().find(looked_over) {

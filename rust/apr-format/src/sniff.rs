@@ -1,4 +1,4 @@
-//! What a file is, by its first bytes.
+//! Detect the format of a file by its first bytes.
 
 use std::fmt;
 
@@ -8,83 +8,89 @@ use crate::{
     variants::wrapper::Wrapper,
 };
 
-/// How many bytes are looked at.
-pub const PREFIX: usize = 64;
+/// How many bytes decide: a version 2 header.
+pub const PREFIX_SIZE: usize = 64;
 
-/// Largest header that safetensors itself accepts. Any eight bytes and a brace would else pass for one.
+/// The largest header that safetensors itself accepts. Without this limit, any eight bytes before a brace would pass
+/// for the length of one.
 const SAFETENSORS_MAX: u64 = 100_000_000;
 
-/// What an `.apr` file is.
+/// A form of `.apr` file that this crate reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Kind {
-    /// v2 under any of its magics; the header, whose checksum holds.
+pub enum Detected {
+    /// Version 2, under its own or an older magic. The checksum of this header is correct.
     V2(header::Header),
-    /// The JSON container `APR1`.
+    /// The JSON container, magic `APR1`.
     Json,
-    /// `APR1` in a wrapper.
+    /// A JSON container in a wrapper.
     Wrapped(Wrapper),
-    /// v1.
+    /// Version 1, magic `APRN`.
     V1,
 }
 
-/// What a file is, if it is an `.apr` file that is read.
+/// Detect the form of an `.apr` file.
 ///
-/// `prefix` holds the first 64 bytes, or all of a shorter file; `size` is the file's length.
+/// `prefix` holds the first 64 bytes, or all bytes of a shorter file; `size` is the length of the file.
 ///
 /// # Errors
-/// What the file looks like and what to do with it; a damaged or cut-off header.
-pub fn kind(prefix: &[u8], size: u64) -> Result<Kind> {
+/// [`Rule::Foreign`], [`Rule::Unsupported`] or [`Rule::UnknownMagic`] for any other file; [`Rule::Checksum`] or
+/// [`Rule::Truncated`] for a damaged header.
+pub fn detect(prefix: &[u8], size: u64) -> Result<Detected> {
     let magic: Option<[u8; 4]> = prefix.first_chunk().copied();
     match magic.as_ref() {
+        // A wrapper uses the same magics. A correct header checksum decides for version 2, because the bytes that mark
+        // a wrapper can occur in a header too.
         Some(b"APR\0" | b"APR2") => match (whole_header(prefix, size), Wrapper::parse(prefix)) {
-            (Ok(bytes), _) if header::checksum_holds(bytes) => Ok(Kind::V2(header::Header::parse(bytes))),
-            (_, Some(wrapper)) => Ok(Kind::Wrapped(wrapper)),
-            (bytes, None) => Err(damaged(bytes?)),
+            (Ok(bytes), _) if header::checksum_holds(bytes) => Ok(Detected::V2(header::Header::parse(bytes))),
+            (_, Some(wrapper)) => Ok(Detected::Wrapped(wrapper)),
+            (bytes, None) => Err(wrong_checksum(bytes?)),
         },
+        // Early version 2 files kept the magic of version 1; the version field tells them apart.
         Some(b"APRN") if prefix.get(4..6) == Some(&[2, 0]) => {
             let bytes = whole_header(prefix, size)?;
             if header::checksum_holds(bytes) {
-                return Ok(Kind::V2(header::Header::parse(bytes)));
+                return Ok(Detected::V2(header::Header::parse(bytes)));
             }
-            Err(damaged(bytes))
+            Err(wrong_checksum(bytes))
         }
-        Some(b"APRN") => Ok(Kind::V1),
-        Some(b"APR1") if prefix.get(8) == Some(&b'{') => Ok(Kind::Json),
-        // whisper.apr's binary header starts with its version, 1; no file of its writer was available to
-        // compare values with.
+        Some(b"APRN") => Ok(Detected::V1),
+        // The metadata, a JSON object, follow the magic and their length.
+        Some(b"APR1") if prefix.get(8) == Some(&b'{') => Ok(Detected::Json),
+        // The binary header of whisper.apr starts with its version, 1. No file of its writer was available to compare
+        // values with, so it is not read.
         Some(b"APR1") if prefix.starts_with(b"APR1\x01\0") => {
-            Err(variant("the container of whisper.apr (magic APR1)"))
+            Err(unsupported("the container of whisper.apr (magic APR1)"))
         }
         Some(b"APR1") if size <= 8 => Err(Error::truncated(Part::Header, 9, size)),
-        Some(b"APR1") => Err(variant("a container of unknown layout (magic APR1)")),
+        Some(b"APR1") => Err(unsupported("an unknown container with the magic APR1")),
         _ => Err(unreadable(prefix, size)),
     }
 }
 
-/// The header of a v2 file, or what the file is instead.
+/// Return the header of a version 2 file.
 ///
 /// # Errors
-/// As [`kind`]; [`Rule::ReadOnly`] for the older forms.
+/// The errors of [`detect`]; [`Rule::ReadOnly`] for an older form.
 pub fn v2_header(prefix: &[u8], size: u64) -> Result<header::Header> {
-    match kind(prefix, size)? {
-        Kind::V2(header) => Ok(header),
-        Kind::V1 => Err(Rule::ReadOnly { form: "APR v1" }.at(Part::Magic, 0)),
-        Kind::Json | Kind::Wrapped(_) => {
+    match detect(prefix, size)? {
+        Detected::V2(header) => Ok(header),
+        Detected::V1 => Err(Rule::ReadOnly { form: "APR v1" }.at(Part::Magic, 0)),
+        Detected::Json | Detected::Wrapped(_) => {
             Err(Rule::ReadOnly { form: "the JSON container APR1" }.at(Part::Magic, 0))
         }
     }
 }
 
-fn whole_header(prefix: &[u8], size: u64) -> Result<&[u8; PREFIX]> {
-    prefix.first_chunk().ok_or_else(|| Error::truncated(Part::Header, PREFIX as u64, size))
+fn whole_header(prefix: &[u8], size: u64) -> Result<&[u8; PREFIX_SIZE]> {
+    prefix.first_chunk().ok_or_else(|| Error::truncated(Part::Header, PREFIX_SIZE as u64, size))
 }
 
-fn damaged(bytes: &[u8; PREFIX]) -> Error {
+fn wrong_checksum(bytes: &[u8; PREFIX_SIZE]) -> Error {
     let (stored, computed) = (header::Header::parse(bytes).checksum, header::checksum(bytes));
     Rule::Checksum { stored, computed }.at(Part::Header, 40)
 }
 
-fn variant(what: &str) -> Error {
+fn unsupported(what: &str) -> Error {
     Rule::Unsupported { what: what.into() }.at(Part::Magic, 0)
 }
 
@@ -98,7 +104,7 @@ pub enum Foreign {
     Safetensors,
     /// A zip archive: what `torch.save` writes since `PyTorch` 1.6, and `NumPy`'s `.npz`.
     Zip,
-    /// A zip archive without an entry.
+    /// A zip archive without entries.
     EmptyZip,
     /// A Python pickle: what `torch.save` wrote before `PyTorch` 1.6.
     Pickle,
@@ -110,11 +116,11 @@ pub enum Foreign {
     Gzip,
     /// zstd.
     Zstd,
-    /// The few lines that Git LFS puts in the place of a file that was not fetched.
+    /// The few lines of text that Git LFS stores in place of a file that was not fetched.
     GitLfsPointer,
-    /// An HTML page, often an error page that was saved under the name of a model.
+    /// An HTML page, often an error page that was saved under the name of the model.
     Html,
-    /// Nothing but zeros: what some tools leave of a download that stopped.
+    /// Only zeros, which some tools leave behind when a download stops.
     Zeros,
 }
 
@@ -138,12 +144,12 @@ impl fmt::Display for Foreign {
 }
 
 impl Foreign {
-    /// Recognize a format from a file's first bytes.
+    /// Recognize a format by the first bytes of a file.
     fn detect(prefix: &[u8]) -> Option<Self> {
         if let Some((_, format)) = MAGICS.iter().find(|(magic, _)| prefix.starts_with(magic)) {
             return Some(*format);
         }
-        // safetensors has no magic: the length of a JSON object as a u64, then the object.
+        // safetensors has no magic: it starts with the length of a JSON object as a u64, then the object.
         if let Some((length, [b'{', ..])) = prefix.split_first_chunk()
             && u64::from_le_bytes(*length) < SAFETENSORS_MAX
         {
@@ -158,7 +164,7 @@ const MAGICS: &[(&[u8], Foreign)] = &[
     (b"GGUF", Foreign::Gguf),
     (b"PK\x03\x04", Foreign::Zip),
     (b"PK\x05\x06", Foreign::EmptyZip),
-    // The opcode PROTO and the protocol, 2 to 5. Protocols 0 and 1 have no such start.
+    // The opcode PROTO and the protocol, 2 to 5. Protocols 0 and 1 have no fixed start.
     (b"\x80\x02", Foreign::Pickle),
     (b"\x80\x03", Foreign::Pickle),
     (b"\x80\x04", Foreign::Pickle),
@@ -172,10 +178,10 @@ const MAGICS: &[(&[u8], Foreign)] = &[
     (b"<html", Foreign::Html),
 ];
 
-/// The error for a file that does not start as any readable `.apr` file does.
+/// Return the error for a file that does not start with a magic of `.apr`.
 fn unreadable(prefix: &[u8], size: u64) -> Error {
     if prefix.starts_with(b"APBUNDLE") {
-        return variant("a bundle of several models (magic APBUNDLE)");
+        return unsupported("a bundle of several models (magic APBUNDLE)");
     }
     if let Some(format) = Foreign::detect(prefix) {
         return Rule::Foreign { format }.at(Part::Magic, 0);

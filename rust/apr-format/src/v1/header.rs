@@ -1,4 +1,4 @@
-//! The 32 bytes at the start.
+//! The header: the 32 bytes at the start of a version 1 file.
 
 use crate::{
     codec::MAX_UNPACKED,
@@ -7,11 +7,11 @@ use crate::{
     json::MAX_READ,
 };
 
-/// Bytes of the header; where the metadata start.
+/// Bytes of the header. The metadata start right after it.
 pub const SIZE: u64 = 32;
 /// The magic.
 pub const MAGIC: [u8; 4] = *b"APRN";
-/// Bytes of a signature and the public key after it.
+/// Bytes of an Ed25519 signature and the public key after it.
 pub const SIGNATURE_SIZE: u64 = 64 + 32;
 
 /// Bits of the flags.
@@ -25,13 +25,13 @@ pub mod flags {
 /// How the payload is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Not at all.
+    /// No compression.
     None,
     /// One zstd frame, written at level 3.
     Zstd,
     /// One zstd frame, written at level 19.
     ZstdMax,
-    /// The size as a u32, then one LZ4 block.
+    /// The uncompressed size as a u32, then one LZ4 block.
     Lz4,
 }
 
@@ -40,7 +40,7 @@ impl Compression {
         [Self::None, Self::Zstd, Self::ZstdMax, Self::Lz4].get(usize::from(id)).copied()
     }
 
-    /// The name under which it is shown.
+    /// Return the name that reports use.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -52,12 +52,12 @@ impl Compression {
     }
 }
 
-/// The header's fields, as stored.
+/// The fields of the header, as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// Major and minor version.
     pub version: (u8, u8),
-    /// Which kind of model.
+    /// The number of the kind of model.
     pub model_type: u16,
     /// Bytes of the metadata.
     pub metadata_size: u32,
@@ -67,19 +67,20 @@ pub struct Header {
     pub uncompressed_size: u32,
     /// How the payload is compressed.
     pub compression: Compression,
-    /// See [`flags`].
+    /// The bits of [`flags`], and others without a meaning here.
     pub flags: u8,
-    /// The writer's quality score, 0 to 100.
+    /// The score that the writer gave the model, 0 to 100.
     pub quality: u8,
-    /// The last nine bytes; zero in every known file.
+    /// The last nine bytes, zero in every known file.
     pub reserved: [u8; 9],
 }
 
 impl Header {
-    /// Read and check the fields of a file of `size` bytes.
+    /// Parse and check the header of a file of `size` bytes.
     ///
     /// # Errors
-    /// [`Rule::Version`], [`Rule::Malformed`], [`Rule::Truncated`], [`Rule::TrailingBytes`].
+    /// [`Rule::Version`] for a major version other than 1; [`Rule::Malformed`] for a wrong field; [`Rule::Truncated`] or
+    /// [`Rule::TrailingBytes`] if the parts of the file are not exactly as long as the file.
     pub fn parse(bytes: &[u8; 32], size: u64) -> Result<Self> {
         let version = (bytes[4], bytes[5]);
         if version.0 != 1 {
@@ -87,7 +88,7 @@ impl Header {
         }
         let wrong = |offset, what| Rule::Malformed { what }.at(Part::Header, offset);
         let compression = Compression::from_id(bytes[20])
-            .ok_or_else(|| wrong(20, format!("compression {} is unknown", bytes[20])))?;
+            .ok_or_else(|| wrong(20, format!("unknown compression {}", bytes[20])))?;
         let header = Self {
             version,
             model_type: u16::from_le_bytes([bytes[6], bytes[7]]),
@@ -109,7 +110,7 @@ impl Header {
         let [metadata, stored, unpacked] =
             [self.metadata_size, self.payload_size, self.uncompressed_size].map(u64::from);
         if metadata == 0 {
-            return wrong(8, "metadata_size is 0: the metadata must be a map".into());
+            return wrong(8, "metadata_size is 0, but the metadata must be a map".into());
         }
         if metadata > MAX_READ {
             return wrong(8, format!("metadata_size {metadata} is above the limit of 64 MiB"));
@@ -120,10 +121,12 @@ impl Header {
         if self.is_in_file() && stored != unpacked {
             return wrong(
                 16,
-                format!("uncompressed_size {unpacked}, but the payload is {stored} bytes, not compressed"),
+                format!(
+                    "uncompressed_size is {unpacked}, but the payload is not compressed and has {stored} bytes"
+                ),
             );
         }
-        if self.is_encrypted() && stored < super::seal::LEAST {
+        if self.is_encrypted() && stored < super::seal::MIN_SIZE {
             return wrong(12, format!("payload_size {stored} is too small for an encrypted payload"));
         }
         Ok(())
@@ -154,7 +157,7 @@ impl Header {
         self.flags & flags::ENCRYPTED != 0
     }
 
-    /// Whether the payload lies in the file as it is.
+    /// Whether the file holds the payload as it is, neither compressed nor encrypted.
     #[must_use]
     pub fn is_in_file(&self) -> bool {
         self.compression == Compression::None && !self.is_encrypted()
@@ -172,7 +175,7 @@ impl Header {
         SIZE + u64::from(self.metadata_size)
     }
 
-    /// Where the payload ends, and the signature starts if there is one.
+    /// Where the payload ends. A signature starts there.
     #[must_use]
     pub fn payload_end(&self) -> u64 {
         self.payload_offset() + u64::from(self.payload_size)
@@ -185,7 +188,7 @@ impl Header {
     }
 }
 
-/// Four bytes from a constant place.
+/// Read a u32 at a constant place.
 fn word(bytes: &[u8; 32], at: usize) -> u32 {
     u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
 }

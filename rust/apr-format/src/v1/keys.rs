@@ -1,4 +1,6 @@
-//! What a caller gives to open a file. Cleared from memory when dropped, and never shown.
+//! The keys that a caller gives to open a file.
+//!
+//! Secrets are erased from memory when they are dropped, and `Debug` does not show them.
 
 use std::fmt;
 
@@ -6,16 +8,16 @@ use zeroize::Zeroizing;
 
 use crate::error::{Part, Result, Rule};
 
-/// The keys that a caller gives.
+/// The keys to decrypt a file and to check its signature. The default has none.
 #[derive(Default, Clone)]
 pub struct Keys {
-    /// What decrypts the payload.
+    /// The secret that decrypts the payload.
     pub unlock: Option<Unlock>,
-    /// The public key whose signature the file must carry.
+    /// The Ed25519 public key that must have signed the file.
     pub trusted: Option<[u8; 32]>,
 }
 
-/// What decrypts a payload.
+/// A secret that decrypts a payload.
 #[derive(Clone)]
 pub enum Unlock {
     /// A password.
@@ -26,15 +28,17 @@ pub enum Unlock {
 
 impl fmt::Debug for Keys {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Keys(not shown)")
+        formatter.write_str("Keys(..)")
     }
 }
 
 impl Keys {
-    /// Refuse keys for a form that is neither encrypted nor signed.
+    /// Refuse all keys, for a file that is neither encrypted nor signed.
+    ///
+    /// To ignore them would let a caller believe that a signature was checked.
     ///
     /// # Errors
-    /// [`Rule::Signature`], [`Rule::Decryption`].
+    /// [`Rule::Signature`] or [`Rule::Decryption`] if there is a key.
     pub fn refuse(&self) -> Result<()> {
         self.refuse_trusted()?;
         self.refuse_unlock()
@@ -42,15 +46,18 @@ impl Keys {
 
     pub(crate) fn refuse_trusted(&self) -> Result<()> {
         if self.trusted.is_some() {
-            return Err(Rule::Signature { what: "the file is not signed".into() }.within(Part::Signature));
+            return Err(Rule::Signature {
+                what: "the file is not signed; open it without a trusted key".into(),
+            }
+            .within(Part::Signature));
         }
         Ok(())
     }
 
     pub(crate) fn refuse_unlock(&self) -> Result<()> {
         let what = match self.unlock {
-            Some(Unlock::Password(_)) => "the file is not encrypted: open it without a password",
-            Some(Unlock::Recipient(_)) => "the file is not encrypted: open it without a recipient key",
+            Some(Unlock::Password(_)) => "the file is not encrypted; open it without a password",
+            Some(Unlock::Recipient(_)) => "the file is not encrypted; open it without a recipient key",
             None => return Ok(()),
         };
         Err(Rule::Decryption { what }.within(Part::Encryption))

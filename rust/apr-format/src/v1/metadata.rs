@@ -1,7 +1,7 @@
-//! The metadata, a `MessagePack` map (some writers: JSON), as the text of a JSON object.
+//! The metadata: a `MessagePack` map, or JSON from some writers, translated to the text of a JSON object.
 //!
-//! What JSON has no form for becomes what the writers' own JSON makes of it: NaN and infinities null, bytes
-//! an array of numbers.
+//! Values that JSON cannot express become what the JSON library of the writers makes of them: NaN and infinities
+//! become null, bytes become an array of numbers.
 
 use rmp::{Marker, decode};
 
@@ -10,79 +10,77 @@ use crate::{
     json::{self, MAX_DEPTH, MAX_READ, MAX_VALUES},
 };
 
-/// Check the metadata within the limits, and give them as JSON text. `start` is where they stand in the file.
+/// Check the metadata and return them as JSON text. `start` is their offset in the file.
 ///
 /// # Errors
-/// [`Rule::Malformed`] with the offset of the value that is wrong.
+/// [`Rule::Malformed`] with the offset of the first invalid value.
 pub fn read(bytes: Vec<u8>, start: u64) -> Result<String> {
-    // In MessagePack this byte is a number: no map starts with it.
+    // In MessagePack this byte is a number, so it cannot start a map.
     if bytes.first() == Some(&b'{') {
         return json::check(bytes, start);
     }
     let mut reader = Reader { bytes: &bytes, at: 0, values: 0, text: Vec::new() };
     let wrong = |(at, what): (usize, String)| Rule::Malformed { what }.at(Part::Metadata, start + at as u64);
-    reader.top().map_err(wrong)?;
+    reader.whole().map_err(wrong)?;
     String::from_utf8(reader.text).map_err(|_| wrong((0, "not UTF-8".into())))
 }
 
+/// The error is an offset in the metadata and what is wrong there.
 type Outcome<T = ()> = std::result::Result<T, (usize, String)>;
 
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    /// The number of values so far.
     values: u32,
+    /// The JSON text so far.
     text: Vec<u8>,
 }
 
 impl<'a> Reader<'a> {
-    fn top(&mut self) -> Outcome {
-        let marker = self.marker()?;
-        if !matches!(marker, Marker::FixMap(_) | Marker::Map16 | Marker::Map32) {
-            return Err((0, "neither a MessagePack map nor a JSON object".into()));
+    fn whole(&mut self) -> Outcome {
+        if !matches!(self.marker()?, Marker::FixMap(_) | Marker::Map16 | Marker::Map32) {
+            return Err((0, "not a MessagePack map or a JSON object".into()));
         }
         self.value(0)?;
         match self.bytes.len() - self.at {
             0 => Ok(()),
-            rest => Err((self.at, format!("{rest} bytes after the map"))),
+            rest => Err((self.at, format!("{rest} bytes after the end of the map"))),
         }
     }
 
-    /// The marker of the next value, which stays the next.
+    /// Return the marker of the next value without consuming it.
     fn marker(&self) -> Outcome<Marker> {
         self.bytes.get(self.at).map(|byte| Marker::from_u8(*byte)).ok_or_else(|| self.cut_off())
     }
 
     fn cut_off(&self) -> (usize, String) {
-        (self.at, "the map ends in the middle of a value".into())
+        (self.at, "the metadata end within a value".into())
     }
 
-    /// Let `rmp` decode from here on.
+    /// Decode the next value with `rmp` and move past it.
     fn decode<T, E>(
         &mut self,
         decode: impl FnOnce(&mut &'a [u8]) -> std::result::Result<T, E>,
     ) -> Outcome<T> {
         let mut rest = self.bytes.get(self.at..).unwrap_or_default();
-        let found = decode(&mut rest).map_err(|_| self.cut_off())?;
+        let value = decode(&mut rest).map_err(|_| self.cut_off())?;
         self.at = self.bytes.len() - rest.len();
-        Ok(found)
+        Ok(value)
     }
 
     fn take(&mut self, size: u32) -> Outcome<&'a [u8]> {
         let end = usize::try_from(size).ok().and_then(|size| self.at.checked_add(size));
-        let found = end.and_then(|end| self.bytes.get(self.at..end)).ok_or_else(|| self.cut_off())?;
-        self.at += found.len();
-        Ok(found)
+        let bytes = end.and_then(|end| self.bytes.get(self.at..end)).ok_or_else(|| self.cut_off())?;
+        self.at += bytes.len();
+        Ok(bytes)
     }
 
-    /// Write one value as JSON. Recursion ends at the depth that is allowed.
+    /// Translate one value to JSON. The recursion is at most `MAX_DEPTH` deep.
     fn value(&mut self, depth: u32) -> Outcome {
         let start = self.at;
         self.count(1)?;
-        let marker = self.marker()?;
-        if is_container(marker) && depth >= MAX_DEPTH {
-            return Err((start, format!("nested deeper than {MAX_DEPTH}")));
-        }
-        match marker {
+        match self.marker()? {
             Marker::Null => {
                 self.decode(decode::read_nil)?;
                 self.json(&())
@@ -119,8 +117,15 @@ impl<'a> Reader<'a> {
             Marker::Bin8 | Marker::Bin16 | Marker::Bin32 => self.binary(),
             Marker::FixArray(_) | Marker::Array16 | Marker::Array32 => self.array(depth),
             Marker::FixMap(_) | Marker::Map16 | Marker::Map32 => self.map(depth),
-            _ => Err((start, "a MessagePack extension, which metadata do not hold".into())),
+            _ => Err((start, "a MessagePack extension, which metadata must not contain".into())),
         }
+    }
+
+    fn check_depth(&self, depth: u32) -> Outcome {
+        if depth >= MAX_DEPTH {
+            return Err((self.at, format!("nested deeper than {MAX_DEPTH}")));
+        }
+        Ok(())
     }
 
     fn count(&mut self, values: u32) -> Outcome {
@@ -131,8 +136,8 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    /// Write a value without parts: floats with the shortest digits that give them again, null where JSON has
-    /// none.
+    /// Write a scalar or a string. `serde_json` writes floats with the fewest digits that parse to the same value, and
+    /// NaN and infinities as null.
     fn json(&mut self, value: &impl serde::Serialize) -> Outcome {
         serde_json::to_writer(&mut self.text, value).map_err(|error| (self.at, error.to_string()))
     }
@@ -141,12 +146,17 @@ impl<'a> Reader<'a> {
         let start = self.at;
         let size = self.decode(decode::read_str_len)?;
         let bytes = self.take(size)?;
-        let text = std::str::from_utf8(bytes).map_err(|_| (start, "text that is not UTF-8".into()))?;
-        let most = text.bytes().map(escaped).sum::<usize>() + 2;
+        let text = std::str::from_utf8(bytes).map_err(|_| (start, "a string that is not UTF-8".into()))?;
+        let escaped = text.bytes().map(|byte| match byte {
+            0..b' ' => 6, // \u0000
+            b'"' | b'\\' => 2,
+            _ => 1,
+        });
+        let most = escaped.sum::<usize>() + 2; // the quotes
         if (self.text.len() + most) as u64 > MAX_READ {
-            return Err((start, "the metadata take more than 64 MiB as JSON".into()));
+            return Err((start, "the metadata are larger than 64 MiB as JSON".into()));
         }
-        // With the brackets that may close after it: one more byte would double what is large already.
+        // Also for the brackets that may follow: one byte too few would make the vector double its capacity.
         self.text.reserve(most + MAX_DEPTH as usize + 1);
         self.json(&text)
     }
@@ -165,6 +175,7 @@ impl<'a> Reader<'a> {
     }
 
     fn array(&mut self, depth: u32) -> Outcome {
+        self.check_depth(depth)?;
         let size = self.decode(decode::read_array_len)?;
         self.text.push(b'[');
         for i in 0..size {
@@ -176,13 +187,14 @@ impl<'a> Reader<'a> {
     }
 
     fn map(&mut self, depth: u32) -> Outcome {
+        self.check_depth(depth)?;
         let size = self.decode(decode::read_map_len)?;
         self.text.push(b'{');
         for i in 0..size {
             self.comma(i == 0);
             match self.marker()? {
                 Marker::FixStr(_) | Marker::Str8 | Marker::Str16 | Marker::Str32 => self.string()?,
-                _ => return Err((self.at, "a key that is no text".into())),
+                _ => return Err((self.at, "a key that is not a string".into())),
             }
             self.text.push(b':');
             self.value(depth + 1)?;
@@ -198,27 +210,6 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Bytes that a byte of text takes at most in JSON.
-fn escaped(byte: u8) -> usize {
-    match byte {
-        0..b' ' => 6,
-        b'"' | b'\\' => 2,
-        _ => 1,
-    }
-}
-
-fn is_container(marker: Marker) -> bool {
-    matches!(
-        marker,
-        Marker::FixArray(_)
-            | Marker::Array16
-            | Marker::Array32
-            | Marker::FixMap(_)
-            | Marker::Map16
-            | Marker::Map32
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_value_has_its_json() {
+    fn each_kind_of_value_is_translated() {
         let values: [(&[u8], &str); 12] = [
             (b"\xc0", "null"),
             (b"\xc3", "true"),
@@ -250,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named_by_its_byte() {
+    fn errors_have_the_offset_of_the_invalid_value() {
         for (bytes, offset) in [
             (&b""[..], 32),
             (b"\x90", 32),
@@ -269,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_and_number_of_values_are_bounded() {
+    fn nesting_and_number_of_values_are_limited() {
         let nested = |depth: usize| [b"\x81\xa1a", vec![0x91; depth - 1].as_slice(), b"\x01"].concat();
         assert!(text(&nested(64)).is_ok());
         assert_eq!(text(&nested(65)), Err(Some(32 + 3 + 63)));

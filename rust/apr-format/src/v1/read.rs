@@ -1,4 +1,4 @@
-//! Opening a v1 file: everything but the decompression of its payload.
+//! Open a version 1 file: check and decrypt it. The payload is decompressed when it is first used.
 
 use std::borrow::Cow;
 
@@ -17,32 +17,35 @@ use crate::{
     source::{Source, read_vec},
 };
 
-/// Who signed a file.
+/// The key that signed a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signer {
     /// The Ed25519 public key in the file.
     pub public_key: [u8; 32],
-    /// Whether the caller trusts it. If not, the signature proves integrity alone.
+    /// Whether it is the key that the caller trusts. If not, the signature proves only that the file is as its signer
+    /// left it: anyone can sign a file and put their own key into it.
     pub is_trusted: bool,
 }
 
-/// What a v1 file holds beside what every form has.
+/// What a version 1 file has in addition to the contents of every form.
 #[derive(Debug)]
 pub struct Opened {
-    /// The 32 bytes at the start.
+    /// The header.
     pub header: Header,
-    /// Whose signature it carries, if any; it fits.
+    /// The signer, if the file is signed; the signature is correct.
     pub signer: Option<Signer>,
-    /// Why the tensors that the metadata describe are none, if they do.
+    /// Why the shapes in the metadata do not fit the payload, if there are any and they do not.
     pub not_described: Option<String>,
-    /// The payload, decrypted and still compressed; None where it is not encrypted, or no key was given.
+    /// The decrypted payload, still compressed; `None` if it is not encrypted or there is no key.
     decrypted: Option<Vec<u8>>,
 }
 
-/// Read and check all of a file.
+/// Check a file from its first byte to its last and open it.
+///
+/// The checksum comes before signature and decryption, so that damage is not reported as a wrong key.
 ///
 /// # Errors
-/// The first rule that does not hold; [`Rule::Signature`], [`Rule::Decryption`].
+/// The first rule that the file breaks; [`Rule::Signature`] or [`Rule::Decryption`] for the keys.
 pub fn open(source: &(impl Source + ?Sized), keys: &Keys) -> Result<(Contents, Opened)> {
     let size = source.size()?;
     let header = read_header(source, size)?;
@@ -57,7 +60,7 @@ pub fn open(source: &(impl Source + ?Sized), keys: &Keys) -> Result<(Contents, O
         match tensors::describe(&metadata, u64::from(header.uncompressed_size), base) {
             Described::Tensors(tensors) => (tensors, None),
             Described::Nothing => (Index::default(), None),
-            Described::Otherwise(why) => (Index::default(), Some(why)),
+            Described::Mismatch(why) => (Index::default(), Some(why)),
         };
     let contents = Contents { metadata: Metadata::Checked(metadata), tensors, footer: Some(footer), size };
     Ok((contents, Opened { header, signer, not_described, decrypted }))
@@ -96,7 +99,7 @@ fn check_signature(source: &(impl Source + ?Sized), header: &Header, keys: &Keys
     Ok(Some(Signer { public_key: *public_key, is_trusted: keys.trusted.is_some() }))
 }
 
-/// What was read is as long as was asked for.
+/// The error for a read that returned fewer bytes than requested, which [`read_vec`] does not do.
 fn unread() -> Error {
     std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()
 }
@@ -112,26 +115,26 @@ fn decrypt(source: &(impl Source + ?Sized), header: &Header, keys: &Keys) -> Res
 }
 
 impl Opened {
-    /// Whether the payload is encrypted and no key was given.
+    /// Whether the payload is encrypted and the file was opened without a key.
     #[must_use]
     pub fn is_locked(&self) -> bool {
         self.header.is_encrypted() && self.decrypted.is_none()
     }
 
-    /// Bytes of the payload, decrypted and decompressed.
+    /// Return the size of the payload in bytes, decrypted and decompressed.
     #[must_use]
     pub fn payload_size(&self) -> usize {
         usize::try_from(self.header.uncompressed_size).unwrap_or(usize::MAX)
     }
 
-    /// What can be known of the payload without memory for it: that it may have its size.
+    /// Return the payload, still compressed. Its declared size is checked before any memory is allocated for it.
     ///
     /// # Errors
-    /// [`Rule::Decryption`] without a key, [`Rule::Compressed`]; the operating system's.
+    /// [`Rule::Decryption`] if it is locked; [`Rule::Compressed`] if it cannot have its declared size; [`Rule::Io`].
     pub fn packed(&self, source: &(impl Source + ?Sized)) -> Result<Packed<'_>> {
         let start = self.header.payload_offset();
         if self.is_locked() {
-            let what = "the payload is encrypted: open the file with its password or the recipient's key";
+            let what = "the payload is encrypted; open the file with its password or recipient key";
             return Err(Rule::Decryption { what }.at(Part::Encryption, start));
         }
         let stored = match &self.decrypted {
@@ -157,16 +160,16 @@ pub struct Packed<'a> {
 }
 
 impl Packed<'_> {
-    /// Decompress it to its whole size.
+    /// Decompress it to `out`, which must have its size.
     ///
     /// # Errors
-    /// [`Rule::Compressed`].
+    /// [`Rule::Compressed`] for invalid data.
     pub fn unpack(&self, out: &mut [u8]) -> Result<()> {
         let size = u32::try_from(out.len()).unwrap_or(u32::MAX);
         self.codec.unpack(self.body(size)?, out, self.start)
     }
 
-    /// What the codec decompresses: LZ4's has its size, which is known, before it.
+    /// Return the bytes for the codec. Before an LZ4 block stands its uncompressed size, which must be `size`.
     fn body(&self, size: u32) -> Result<&[u8]> {
         if self.codec != Codec::Lz4 {
             return Ok(&self.stored);
@@ -176,11 +179,11 @@ impl Packed<'_> {
             Some((length, body)) if *length == size.to_le_bytes() => Ok(body),
             Some((length, _)) => {
                 let what =
-                    format!("its size is {}, not the {size} that are declared", u32::from_le_bytes(*length));
+                    format!("its size is {}, but the header declares {size}", u32::from_le_bytes(*length));
                 Err(Rule::Compressed { codec, what }.at(Part::Packing, offset))
             }
             None => {
-                let what = "no size is before it".into();
+                let what = "the size before it is missing".into();
                 Err(Rule::Compressed { codec, what }.at(Part::Packing, offset))
             }
         }

@@ -1,4 +1,11 @@
-//! Decrypting a payload and checking a signature.
+//! Decrypt a payload and check a signature.
+//!
+//! ```text
+//! for a password:  | salt 16 | nonce 12 | ciphertext | tag 16 |
+//! for a recipient: | ephemeral X25519 key 32 | hint 8 | nonce 12 | ciphertext | tag 16 |
+//! ```
+//!
+//! No field tells the two apart: the key that the caller gives decides how the payload is read.
 
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce, Tag, aead::AeadInOut};
 use argon2::{Algorithm, Argon2, Params, Version};
@@ -15,30 +22,31 @@ const SALT: usize = 16;
 const NONCE: usize = 12;
 const TAG: usize = 16;
 const PUBLIC: usize = 32;
-/// Bytes of the recipient's public key that tell for whom a payload is.
+/// The first bytes of the recipient's public key, by which a wrong key is recognized.
 const HINT: usize = 8;
-/// Bytes of the smallest encrypted payload: by password, of nothing.
-pub(super) const LEAST: u64 = (SALT + NONCE + TAG) as u64;
-/// What the derived key is for.
+/// Bytes of the smallest encrypted payload: for a password, with an empty plaintext.
+pub(super) const MIN_SIZE: u64 = (SALT + NONCE + TAG) as u64;
+/// The context of HKDF, which ties the derived key to this use.
 const INFO: &[u8] = b"apr-v1-encrypt";
-/// Argon2id: memory in KiB, passes, lanes.
+/// The cost of Argon2id: memory in KiB, passes, lanes. The file does not store it; it is what the writer uses, and the
+/// minimum that OWASP recommends.
 const COST: (u32, u32, u32) = (19_456, 2, 1);
 
 type Key = Zeroizing<[u8; 32]>;
 
-/// Decrypt a payload as stored: what comes out is still compressed. `offset` is where it stands in the file.
+/// Decrypt a payload, which stays compressed. `offset` is its place in the file.
 pub(super) fn decrypt(mut payload: Vec<u8>, unlock: &Unlock, offset: u64) -> Result<Vec<u8>> {
     let failed = |what| Rule::Decryption { what }.at(Part::Encryption, offset);
     let (key, head, wrong) = match unlock {
         Unlock::Password(password) => (
-            from_password(password, &payload).ok_or_else(|| failed("no key can be derived"))?,
+            from_password(password, &payload).ok_or_else(|| failed("cannot derive a key"))?,
             SALT,
-            "the password is wrong, or the file is encrypted for a recipient's key, or it was changed",
+            "the password is wrong, the file is encrypted for a recipient key, or it was changed",
         ),
         Unlock::Recipient(secret) => (
             from_recipient(secret, &payload).map_err(failed)?,
             PUBLIC + HINT,
-            "the file is encrypted for this recipient key, but it was changed",
+            "the file was changed after it was encrypted for this recipient key",
         ),
     };
     let start = head + NONCE;
@@ -56,8 +64,7 @@ pub(super) fn decrypt(mut payload: Vec<u8>, unlock: &Unlock, offset: u64) -> Res
     Ok(payload)
 }
 
-const NOT_FOR_A_KEY: &str =
-    "the file is not encrypted for this recipient key: it is another's, or the file needs a password";
+const NOT_FOR_A_KEY: &str = "the file is encrypted for another recipient key or with a password";
 
 fn from_password(password: &str, payload: &[u8]) -> Option<Key> {
     let (memory, passes, lanes) = COST;
@@ -80,18 +87,18 @@ fn from_recipient(secret: &[u8; 32], payload: &[u8]) -> std::result::Result<Key,
     }
     let shared = secret.diffie_hellman(&PublicKey::from(*ephemeral));
     if !shared.was_contributory() {
-        return Err("the sender's key in the file is one that gives no secret");
+        return Err("the ephemeral key in the file gives no secret");
     }
     let mut key = Key::default();
     match Hkdf::<Sha256>::new(None, shared.as_bytes()).expand(INFO, key.as_mut()) {
         Ok(()) => Ok(key),
-        Err(_) => Err("no key can be derived"),
+        Err(_) => Err("cannot derive a key"),
     }
 }
 
-/// Check a signature over `message`: by the key beside it, which must be the trusted one if there is one.
+/// Check that `public_key` signed `message`, and that it is the trusted key if the caller has one.
 ///
-/// `offset` is where the signature stands in the file.
+/// `offset` is the place of the signature in the file.
 pub(super) fn check_signature(
     message: &[u8],
     signature: &[u8; 64],
@@ -100,21 +107,21 @@ pub(super) fn check_signature(
     offset: u64,
 ) -> Result<()> {
     let failed = |offset, what: &str| Rule::Signature { what: what.into() }.at(Part::Signature, offset);
-    // Strict: with a key of small order, one signature would fit every message.
+    // Strict verification refuses keys of small order, with which one signature fits every message.
     VerifyingKey::from_bytes(public_key)
-        .map_err(|_| failed(offset + 64, "the public key in the file is none"))?
+        .map_err(|_| failed(offset + 64, "the public key in the file is invalid"))?
         .verify_strict(message, &Signature::from_bytes(signature))
         .map_err(|_| {
-            failed(offset, "the signature does not fit: the file was changed after it was signed")
+            failed(offset, "the signature does not match; the file was changed after it was signed")
         })?;
     if trusted.is_some_and(|trusted| trusted != public_key) {
-        let what = format!("the file is signed by {}, which is not the trusted key", hex(public_key));
+        let what = format!("the file is signed by the key {}, which is not the trusted key", hex(public_key));
         return Err(Rule::Signature { what }.at(Part::Signature, offset + 64));
     }
     Ok(())
 }
 
-/// Lower-case hex digits.
+/// Format bytes as lower-case hexadecimal digits.
 pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
     bytes.iter().fold(String::new(), |mut text, byte| {

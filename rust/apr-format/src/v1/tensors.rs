@@ -1,6 +1,6 @@
-//! Tensors of a payload, where the metadata describe them: `tensor_shapes`, at the top or under `custom`.
+//! The tensors of a payload that the metadata describe with `tensor_shapes`, at the top level or under `custom`.
 //!
-//! The payload is then a u64 count and so many f32, in the order of the names as listed.
+//! Such a payload is a u64 count, then that many f32 values: those of each tensor in the order of the names.
 
 use std::fmt;
 
@@ -19,46 +19,47 @@ use crate::{
 const COUNT: u64 = 8;
 const KEY: &str = "tensor_shapes";
 
-/// What the metadata say of the payload.
+/// What the metadata describe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Described {
-    /// Nothing: the payload is bytes.
+    /// Nothing: the payload is only bytes.
     Nothing,
-    /// These tensors.
+    /// The tensors of the payload.
     Tensors(Index),
-    /// Something that does not fit the payload, which is then bytes alone: why.
-    Otherwise(String),
+    /// Shapes that do not fit the payload, and why. They may have another meaning for their writer, so that the payload
+    /// is only bytes.
+    Mismatch(String),
 }
 
-/// Look into the metadata for tensors of a payload of `size` bytes that starts at `base`.
+/// Find the tensors that the metadata describe, in a payload of `size` bytes that starts at offset `base`.
 #[must_use]
 pub fn describe(metadata: &str, size: u64, base: u64) -> Described {
     let Some(raw) = member(metadata, KEY).or_else(|| member(member(metadata, "custom")?, KEY)) else {
         return Described::Nothing;
     };
-    tensors(raw, size, base).map_or_else(Described::Otherwise, Described::Tensors)
+    tensors(raw, size, base).map_or_else(Described::Mismatch, Described::Tensors)
 }
 
 fn tensors(raw: &str, size: u64, base: u64) -> std::result::Result<Index, String> {
     if !raw.starts_with('{') {
-        return Err(format!("{KEY} is no map from names to dims"));
+        return Err(format!("{KEY} is not a map from names to dimensions"));
     }
-    let mut found = Shapes { index: Index::counting_from(base), end: COUNT };
+    let mut shapes = Shapes { index: Index::counting_from(base), end: COUNT };
     let mut parser = serde_json::Deserializer::from_str(raw);
-    (&mut found).deserialize(&mut parser).map_err(|error| format!("{KEY}: {}", reason(&error)))?;
-    if found.end != size {
-        return Err(format!("{KEY} describes a payload of {} bytes, but it has {size}", found.end));
+    (&mut shapes).deserialize(&mut parser).map_err(|error| format!("{KEY}: {}", reason(&error)))?;
+    if shapes.end != size {
+        return Err(format!("{KEY} describes a payload of {} bytes, but it has {size}", shapes.end));
     }
-    match found.index.sort() {
-        Some((twice, _)) => Err(format!("{KEY} lists {twice:?} twice")),
-        None => Ok(found.index),
+    match shapes.index.sort() {
+        Some((name, _)) => Err(format!("{KEY} lists {name:?} twice")),
+        None => Ok(shapes.index),
     }
 }
 
-/// Gathers tensors in the order in which they are listed, which is that of their values.
+/// Collects the tensors in the order of the map, which is that of their values.
 struct Shapes {
     index: Index,
-    /// Where the next one's values are in the payload.
+    /// Where the values of the next tensor start in the payload.
     end: u64,
 }
 
@@ -77,7 +78,7 @@ impl<'de> Visitor<'de> for &mut Shapes {
     type Value = ();
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a map from names to dims")
+        formatter.write_str("a map from names to dimensions")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
@@ -89,7 +90,7 @@ impl<'de> Visitor<'de> for &mut Shapes {
             let next = nbytes.and_then(|nbytes| self.end.checked_add(nbytes));
             let (Some(nbytes), Some(next)) = (nbytes, next) else {
                 return Err(A::Error::custom(format_args!(
-                    "tensor {name:?} of dims {dims:?} is out of range"
+                    "tensor {name:?} with dimensions {dims:?} is out of range"
                 )));
             };
             self.index.push(&Tensor { name, dtype: Dtype::F32, dims, offset: self.end, nbytes });
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn values_lie_in_the_order_in_which_the_names_are_listed() {
+    fn values_are_in_the_order_of_the_names() {
         let shapes = r#"{"tensor_shapes":{"b":[2,2],"a":[],"c":[0,7]}}"#;
         let expected = [("a".into(), 24), ("b".into(), 8), ("c".into(), 28)];
         assert_eq!(offsets(shapes, 28), expected);
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_bytes_alone() {
+    fn shapes_that_do_not_fit_give_no_tensors() {
         assert_eq!(describe(r#"{"custom":7}"#, 8, 0), Described::Nothing);
         for shapes in [
             r#"{"a":[3]}"#,
@@ -133,7 +134,7 @@ mod tests {
             r#"{"a":[1,1,1,1,1,1,1,1,2]}"#,
         ] {
             let metadata = format!(r#"{{"tensor_shapes":{shapes}}}"#);
-            assert!(matches!(describe(&metadata, 16, 0), Described::Otherwise(_)), "{shapes}");
+            assert!(matches!(describe(&metadata, 16, 0), Described::Mismatch(_)), "{shapes}");
         }
     }
 }

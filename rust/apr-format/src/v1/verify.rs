@@ -1,4 +1,4 @@
-//! What there is to say of an open v1 file.
+//! The report of a version 1 file.
 
 use super::{keys::Keys, keys::Unlock, read::Opened, seal::hex};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     verify::{Check, failed, passed},
 };
 
-/// The parts in the order in which they are checked.
+/// The parts of a file, in the order in which they are checked.
 pub const PARTS: &[Part] = &[
     Part::Magic,
     Part::Header,
@@ -19,7 +19,7 @@ pub const PARTS: &[Part] = &[
     Part::Index,
 ];
 
-/// The checks of a file that opened with these keys; `payload` is what unpacking it gave.
+/// Return the checks of a file that was opened with these keys. `payload` is the outcome of decompressing it.
 #[must_use]
 pub fn checks(contents: &Contents, opened: &Opened, keys: &Keys, payload: Result<(), &Error>) -> Vec<Check> {
     let header = &opened.header;
@@ -34,7 +34,7 @@ pub fn checks(contents: &Contents, opened: &Opened, keys: &Keys, payload: Result
     ];
     checks.extend(encryption(opened, keys));
     checks.push(match payload {
-        _ if opened.is_locked() => unknown(Part::Payload, "not checked: it is encrypted".into()),
+        _ if opened.is_locked() => unknown(Part::Payload, "not checked: the payload is encrypted".into()),
         Ok(()) => {
             let (size, how) = (header.uncompressed_size, header.compression.name());
             passed(Part::Payload, format!("{size} bytes, compression {how}"))
@@ -58,7 +58,9 @@ fn signature(opened: &Opened) -> Check {
                 if signer.is_trusted {
                     format!("by the trusted key {by}")
                 } else {
-                    format!("integrity alone: by the key {by} in the file; no trusted key was given")
+                    format!(
+                        "integrity alone: by the key {by}, which comes with the file; pass a trusted key to check who signed it"
+                    )
                 },
             )
         }
@@ -70,9 +72,9 @@ fn encryption(opened: &Opened, keys: &Keys) -> Option<Check> {
         return None;
     }
     Some(match keys.unlock {
-        Some(Unlock::Password(_)) => passed(Part::Encryption, "the password opens it".into()),
-        Some(Unlock::Recipient(_)) => passed(Part::Encryption, "the recipient key opens it".into()),
-        None => unknown(Part::Encryption, "not checked: no password and no recipient key was given".into()),
+        Some(Unlock::Password(_)) => passed(Part::Encryption, "decrypted with the password".into()),
+        Some(Unlock::Recipient(_)) => passed(Part::Encryption, "decrypted with the recipient key".into()),
+        None => unknown(Part::Encryption, "not checked: there is no password or recipient key".into()),
     })
 }
 

@@ -48,7 +48,7 @@ fn stored_metadata(header: &Header) -> Metadata {
 }
 
 fn read_header(source: &(impl Source + ?Sized), size: u64) -> Result<Header> {
-    let prefix = read_vec(source, 0, size.min(sniff::PREFIX as u64))?;
+    let prefix = read_vec(source, 0, size.min(sniff::PREFIX_SIZE as u64))?;
     sniff::v2_header(&prefix, size)
 }
 

@@ -1,10 +1,10 @@
-//! The JSON container of December 2025:
+//! The JSON container, written in December 2025:
 //!
 //! ```text
 //! | APR1 | u32 metadata length | JSON metadata | u32 tensors | u32 index length | JSON index | data | CRC32 |
 //! ```
 //!
-//! The index is an array of `{name, dtype, shape, offset, size}`, offsets counted from the start of the data.
+//! The index is an array of `{name, dtype, shape, offset, size}`. Offsets count from the start of the data.
 
 use std::fmt;
 
@@ -23,23 +23,24 @@ use crate::{
     source::{Source, read_vec},
 };
 
-/// Magic.
+/// The magic.
 pub const MAGIC: [u8; 4] = *b"APR1";
-/// The version that the magic stands for: the file has no field of its own for it.
+/// The version that the magic stands for. The file has no field for it.
 pub const VERSION: (u8, u8) = (1, 0);
-/// The magic and the metadata's length.
+/// Bytes of the magic and of the length of the metadata.
 const HEAD: u64 = 8;
-/// The number of tensors and the length of the index.
+/// Bytes of the number of tensors and of the length of the index.
 const INDEX_HEAD: u64 = 8;
-/// Bytes of the longest entry: twice a name of nothing but escapes. A longer one is not looked at.
+/// Bytes of the longest entry that is parsed. A name of 256 bytes takes at most 1,536 bytes as escapes, and the other
+/// fields take less. Without the limit, a string of a megabyte in an entry gave a message of a megabyte.
 const MAX_ENTRY: usize = 4096;
-/// The one dtype that was written.
+/// The only dtype that was ever written.
 const F32: &str = "F32";
 
-/// Where the parts of a file are. In a wrapper, offsets count in what it unpacks to.
+/// The places of the parts of a file. In a wrapper, they count in the decompressed file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
-    /// Number of tensors in the index.
+    /// The number of tensors in the index.
     pub tensor_count: u32,
     /// Where the metadata start.
     pub metadata_offset: u64,
@@ -51,16 +52,18 @@ pub struct Header {
     pub data_offset: u64,
 }
 
-/// Read and check metadata and index.
+/// Read and check the metadata and the index.
 ///
 /// # Errors
-/// The first rule that does not hold.
+/// The first rule that the file breaks.
 pub fn open(source: &(impl Source + ?Sized)) -> Result<(Header, Contents)> {
     let size = source.size()?;
     reaches(size, Part::Header, HEAD)?;
     let [magic, length] = words(source, 0)?;
     if magic != MAGIC {
-        return Err(Rule::malformed("no APR1 file is in the wrapper").at(Part::Header, 0));
+        return Err(
+            Rule::malformed("the wrapper does not contain a JSON container (magic APR1)").at(Part::Header, 0)
+        );
     }
     let metadata_size = u32::from_le_bytes(length);
     limit(4, "metadata length", metadata_size)?;
@@ -77,7 +80,7 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<(Header, Contents)> {
     let index = read_vec(source, tensor_index_offset, u64::from(length))?;
     let tensors = Reader { at: tensor_index_offset, data_offset, size }.read(index)?;
     if tensors.len() as u64 != u64::from(count) {
-        let what = format!("the number of tensors is {count}, but the index lists {}", tensors.len());
+        let what = format!("the number of tensors is {count}, but the index has {} entries", tensors.len());
         return Err(Rule::Malformed { what }.at(Part::Header, metadata_end));
     }
     index::check_overlaps(&tensors)?;
@@ -108,21 +111,21 @@ fn reaches(have: u64, part: Part, need: u64) -> Result<()> {
     Ok(())
 }
 
-/// Two times four bytes, which are there.
+/// Read two words of four bytes, which the caller knows to be in the file.
 fn words(source: &(impl Source + ?Sized), at: u64) -> Result<[[u8; 4]; 2]> {
     let mut words = [[0; 4]; 2];
     source.read_at(at, words.as_flattened_mut())?;
     Ok(words)
 }
 
-/// The CRC32 right after the data, with which the file ends.
+/// Read the CRC32, which follows the last tensor and ends the file.
 fn read_footer(
     source: &(impl Source + ?Sized),
     size: u64,
     data_offset: u64,
     tensors: &Index,
 ) -> Result<(u64, u32)> {
-    // In range: each end was compared with the file's.
+    // Cannot overflow: each tensor was checked to end within the file.
     let at = tensors.iter().map(|tensor| tensor.offset + tensor.nbytes).fold(data_offset, u64::max);
     let end = at + FOOTER_SIZE;
     reaches(size, Part::Footer, end)?;
@@ -134,14 +137,16 @@ fn read_footer(
     Ok((at, u32::from_le_bytes(bytes)))
 }
 
-/// Where the index and the data start, and the file's length.
+/// Reads the index.
 struct Reader {
+    /// Where the index starts.
     at: u64,
     data_offset: u64,
+    /// The length of the file.
     size: u64,
 }
 
-/// An element of the array.
+/// An entry of the index.
 #[derive(Deserialize)]
 struct Entry {
     name: String,
@@ -154,23 +159,24 @@ struct Entry {
     size: u64,
 }
 
-/// Takes the entries one by one, so that none is kept but as the index keeps it.
+/// Parses the entries one at a time, so that only the compact form of the index is kept: an index of 64 MiB would take
+/// more memory than the file as a list of parsed entries.
 struct Entries<'a> {
     reader: &'a Reader,
     text: &'a str,
     tensors: Index,
-    /// Where each entry starts in the text, which is no longer than the limit of 64 MiB.
+    /// Where each entry starts in the text; a u32 is enough for 64 MiB.
     starts: Vec<u32>,
-    /// What is wrong with an entry.
+    /// The error of the entry that stopped parsing. serde would keep only its text.
     wrong: Option<Error>,
 }
 
 impl Entries<'_> {
-    fn take(&mut self, raw: &str) -> Result<()> {
-        // The raw text is a part of `text`.
+    fn add(&mut self, raw: &str) -> Result<()> {
+        // serde_json borrows the raw text from `text`, so the difference of the addresses is its place there.
         let at = raw.as_ptr() as usize - self.text.as_ptr() as usize;
         if raw.len() > MAX_ENTRY {
-            let what = format!("an entry of {} bytes: none takes more than {MAX_ENTRY}", raw.len());
+            let what = format!("an entry of {} bytes; at most {MAX_ENTRY} are allowed", raw.len());
             return Err(self.reader.wrong(at, what));
         }
         let entry: Entry = serde_json::from_str(raw).map_err(|error| {
@@ -201,9 +207,9 @@ impl<'de> Visitor<'de> for &mut Entries<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<(), A::Error> {
         while let Some(raw) = items.next_element::<&RawValue>()? {
-            if let Err(error) = self.take(raw.get()) {
+            if let Err(error) = self.add(raw.get()) {
                 self.wrong = Some(error);
-                return Err(A::Error::custom("an entry is wrong"));
+                return Err(A::Error::custom("invalid entry"));
             }
         }
         Ok(())
@@ -215,11 +221,11 @@ impl Reader {
         Rule::Malformed { what }.at(Part::Index, self.at + at as u64)
     }
 
-    /// The tensors, sorted by name.
+    /// Parse the index and sort the tensors by name.
     fn read(&self, json: Vec<u8>) -> Result<Index> {
         let text = String::from_utf8(json)
             .map_err(|error| self.wrong(error.utf8_error().valid_up_to(), "invalid UTF-8".into()))?;
-        // First as any JSON: its depth and the number of its values are bounded.
+        // First as any JSON value, which limits the nesting and the number of values.
         json::walk(&text).map_err(|(at, what)| self.wrong(at, what))?;
         let first = text.bytes().position(|byte| !byte.is_ascii_whitespace());
         if let Some(at) = first.filter(|&at| text.as_bytes().get(at) != Some(&b'[')) {
@@ -248,7 +254,7 @@ impl Reader {
         Ok(tensors)
     }
 
-    /// Check one entry, which starts at `at`.
+    /// Check one entry, which starts at byte `at`.
     fn tensor(&self, entry: Entry, number: u32, at: u64) -> Result<Tensor> {
         let Entry { name, dtype, shape: dims, offset, size } = entry;
         if let Some(what) = index::wrong_name(&name) {

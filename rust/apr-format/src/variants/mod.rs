@@ -1,4 +1,4 @@
-//! The JSON container and its wrappers: older forms that are read and never written.
+//! The JSON container and its compressed wrappers, which are read but not written.
 
 pub mod json;
 pub mod wrapper;

@@ -1,10 +1,10 @@
-//! The wrapper around a whole `APR1` file:
+//! The wrapper around a whole JSON container:
 //!
 //! ```text
-//! | magic (APR2 or APR\0) | compression (u8) | unpacked length (u32) | the APR1 file in that compression |
+//! | magic (APR2 or APR\0) | compression (u8) | unpacked length (u32) | the compressed JSON container |
 //! ```
 //!
-//! An LZ4 block repeats the unpacked length before it.
+//! Before an LZ4 block, the unpacked length is repeated.
 
 use crate::{
     codec::{Codec, MAX_UNPACKED},
@@ -13,26 +13,28 @@ use crate::{
     source::{Source, read_vec},
 };
 
-/// Where what is wrapped begins.
+/// Where the wrapped file starts.
 const START: u64 = 9;
-/// Where the unpacked length stands.
+/// Where the unpacked length is.
 const LENGTH: u64 = 5;
 /// Magic of a zstd frame.
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 
-/// The nine bytes before what is wrapped.
+/// The nine bytes before the wrapped file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wrapper {
     /// `APR2` or `APR\0`.
     pub magic: [u8; 4],
-    /// How the file within is compressed.
+    /// The compression of the wrapped file.
     pub codec: Codec,
-    /// Bytes of the file within.
+    /// Size of the wrapped file in bytes, decompressed.
     pub unpacked: u32,
 }
 
 impl Wrapper {
-    /// From a file's first bytes; None where they are no wrapper's.
+    /// Parse the first bytes of a file; `None` if they are not those of a wrapper.
+    ///
+    /// The magic and a small number are weak evidence, so the start of the wrapped file must also fit its compression.
     #[must_use]
     pub fn parse(prefix: &[u8]) -> Option<Self> {
         let magic = *prefix.first_chunk()?;
@@ -47,10 +49,10 @@ impl Wrapper {
         Some(Self { magic, codec, unpacked: u32::from_le_bytes(length) })
     }
 
-    /// Unpack the file within into memory.
+    /// Decompress the wrapped file into memory.
     ///
     /// # Errors
-    /// [`Rule::Malformed`] for a length above the limit, [`Rule::Compressed`]; the operating system's.
+    /// [`Rule::Malformed`] for a length above the limit; [`Rule::Compressed`] for invalid data; [`Rule::Io`].
     pub fn unpack(&self, source: &(impl Source + ?Sized), size: u64) -> Result<Mapping> {
         let length = u64::from(self.unpacked);
         if length > MAX_UNPACKED {
@@ -59,7 +61,7 @@ impl Wrapper {
         }
         let start = if self.codec == Codec::Lz4 { START + 4 } else { START };
         let packed = read_vec(source, start, size.saturating_sub(start))?;
-        let length = usize::try_from(length).unwrap_or(usize::MAX); // below the limit
+        let length = usize::try_from(length).unwrap_or(usize::MAX); // at most 1 GiB
         self.codec.check(&packed, length, start)?;
         Mapping::filled(length, |out| self.codec.unpack(&packed, out, start))
     }
