@@ -38,10 +38,11 @@ def test_of_two_conversions_at_once_the_second_is_refused_and_the_first_is_whole
     beside = main(["convert", str(MODEL), str(tmp_path / "hf"), *flags])  # in the same process too
     go_on.set()
     first.join()
-    said = f"apr convert: error: {tmp_path / 'hf'}: another conversion is writing it"
+    start = f"apr convert: error: {tmp_path / 'hf'}: "
     assert (second.returncode, beside) == (5, 5)
     for (line,) in (second.stderr.splitlines(), capsys.readouterr().err.splitlines()):
-        assert line.startswith(said)
+        assert line.startswith(start)
+        assert "another conversion" in line
     for path in (tmp_path / "expected").iterdir():
         assert (tmp_path / "hf" / path.name).read_bytes() == path.read_bytes()
     assert names(tmp_path) == ["expected", "hf"]
@@ -74,7 +75,7 @@ def test_what_a_killed_conversion_left_is_put_back_or_cleared_by_the_next(moment
     done = subprocess.run([sys.executable, "-c", KILLED, moment, MODEL, target], check=False)
     assert done.returncode == -signal.SIGKILL
     assert names(tmp_path) == [".hf.apr-convert"] + ["hf"] * (moment != "between")
-    with pytest.raises(RefusedError, match="--force replaces it"):
+    with pytest.raises(RefusedError, match="--force"):
         convert(MODEL, target)
         convert(MODEL, target)  # where nothing stood there the first looks for itself
     if moment != "after":
@@ -92,11 +93,12 @@ def test_force_replaces_a_model_and_nothing_else(tmp_path, capsys):
     for foreign in ("sub", "thesis.txt"):
         assert main(["convert", str(MODEL), str(target), "--force"]) == 5
         (line,) = capsys.readouterr().err.splitlines()
-        assert f"{target}: holds {foreign}, which no conversion writes" in line
+        assert f"{target}: " in line
+        assert foreign in line
         if foreign == "sub":
             (target / "sub").rmdir()
     (target / "thesis.txt").rename(target / "epoch-001.apr")  # a checkpoint of a run
-    with pytest.raises(RefusedError, match=r"holds epoch-001\.apr"):
+    with pytest.raises(RefusedError, match=r"epoch-001\.apr"):
         convert(MODEL, target, FORCE)
     assert (target / "epoch-001.apr").read_text() == "mine"
     (target / "epoch-001.apr").unlink()
@@ -112,7 +114,7 @@ def test_what_is_put_into_the_target_meanwhile_is_not_replaced(tmp_path):
         if done == 10:
             (target / "thesis.txt").write_text("mine")
 
-    with pytest.raises(RefusedError, match=r"holds thesis\.txt"):
+    with pytest.raises(RefusedError, match=r"thesis\.txt"):
         convert(MODEL, target, FORCE, on_tensor=on_tensor)
     assert (target / "thesis.txt").read_text() == "mine"
     assert names(tmp_path) == ["hf"]

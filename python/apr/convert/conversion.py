@@ -1,4 +1,4 @@
-"""The one entry: `convert(source, target)` reads a model in one format and writes it in another."""
+"""Convert a model: `convert(source, target)` reads one format and writes another."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from apr.container.metadata import encode
 from apr.convert import from_apr, from_gguf, from_hf, from_safetensors, to_apr, to_hf, to_safetensors
 from apr.convert.directory import replacing_directory
 from apr.convert.plan import ConvertOptions, Layout, Plan, make_plan
-from apr.convert.stream import Model, OnTensor, grouped
+from apr.convert.stream import ModelStream, OnTensor, split_into_shards
 from apr.errors import FormatError
 
 if TYPE_CHECKING:
     from os import PathLike
 
-# What transformers writes into a file, where a larger model is split.
+# Bytes of tensors per file, as `save_pretrained` of transformers 4 splits them (50 GB in transformers 5).
 _SHARD_SIZE = 5_000_000_000
 
 
@@ -28,10 +28,13 @@ class Conversion:
     source: Path
     target: Path
     tensors: int
+    """Number of tensors."""
     parameters: int
+    """Number of values in them."""
     nbytes: int
+    """Size of the file, or of all files in the directory."""
     notes: tuple[str, ...] = ()
-    """What a user should know about it, a line each."""
+    """What the user should know about the conversion, one line each."""
 
 
 def convert(
@@ -41,53 +44,56 @@ def convert(
     *,
     on_tensor: OnTensor | None = None,
 ) -> Conversion:
-    """Convert a model, atomically; memory holds some tens of megabytes of it, however large it is.
+    """Convert a model to another format. The target appears complete or not at all.
 
-    What is written follows from the names. A `target` that ends in .apr or .safetensors is one file; one that
-    is called model.apr.index.json or model.safetensors.index.json is several, in that directory. Any other is
-    a directory: a transformers one where `source` is .apr (with `max_shard_size`, several safetensors files
-    where it names no architecture), one of several .apr files (with `max_shard_size`) where it is not.
+    The name of the target determines what is written. A name that ends in .apr or .safetensors is one file.
+    `model.apr.index.json` or `model.safetensors.index.json` is several files in that directory. Any other
+    name is a directory. From an .apr source it becomes a transformers model; if the metadata name no
+    architecture and `max_shard_size` is set, several safetensors files. From other sources it becomes several
+    .apr files of `max_shard_size`.
+
+    Tensors are read and written in chunks, so that memory stays at some tens of megabytes for any model.
 
     Args:
-        source: a GGUF or safetensors file, a transformers directory, an .apr (an index or directory of
-            several too).
+        source: a GGUF, safetensors or .apr file, a transformers directory, or the index of several files.
         target: the file or directory to write.
         options: how to convert.
-        on_tensor: called with (name, tensors done, tensors in all) before each tensor is read.
+        on_tensor: called with (name, number of tensors done, number of tensors) before each tensor is read.
 
     Raises:
-        UsageError: a pair of formats that makes no sense, or options that do not belong to it.
-        RefusedError: a directory that is there, without `force`; one that holds more than a model; one that
-            another conversion is writing.
-        FormatError, UnsupportedError: the source lies, or holds what the target has no form for.
-        WeightsError: tensors that are not those of the model that the metadata describe.
-        OSError: reading or writing failed; what was at `target` is as it was.
+        UsageError: the formats cannot be converted directly, or an option does not apply to them.
+        RefusedError: the target directory exists and `force` is not set, it holds more than a model, another
+            conversion is writing to it, or the metadata do not describe a model.
+        FormatError: the source is invalid.
+        UnsupportedError: the source has something that the target cannot store.
+        WeightsError: the tensors are not those of the model that the metadata describe.
+        OSError: reading or writing failed; an earlier target is unchanged.
     """
     plan = make_plan(Path(source), Path(target), options)
     if plan.source_format == "apr":
         return _convert_apr(plan, on_tensor)
     if plan.source_format == "gguf":
-        model = from_gguf.read(
-            plan.source, keep_quantized=options.keep_quantized, tokenizer=options.tokenizer
-        )
+        keep_quantized, tokenizer = options.keep_quantized, options.tokenizer
+        model = from_gguf.read(plan.source, keep_quantized=keep_quantized, tokenizer=tokenizer)
     elif plan.source_format == "hf":
         model = from_hf.read(plan.source, tokenizer=options.tokenizer)
     else:
-        model = from_safetensors.read_model(plan.source)
+        model = from_safetensors.read(plan.source)
+    # Before any tensor is read: Python reads NaN and lone surrogates from JSON, but .apr cannot store them.
     try:
         encode(model.metadata)
-    except (TypeError, ValueError) as error:  # NaN, for example, which JSON lacks but Python's reader takes
+    except (TypeError, ValueError) as error:
         raise FormatError(f"{plan.source}: {error}", path=plan.source) from None
-    return _write(plan, replace(model, items=[item.cast(options.dtype) for item in model.items]), on_tensor)
+    tensors = [tensor.cast(options.dtype) for tensor in model.tensors]
+    return _write(plan, replace(model, tensors=tensors), on_tensor)
 
 
 def _convert_apr(plan: Plan, on_tensor: OnTensor | None) -> Conversion:
-    # Every byte is verified first: what is damaged would be whole in the next format.
+    # All bytes are verified first. The target gets checksums of its own, which would hide any damage.
     with load(plan.source, verify="full") as file:
         file.require_tensors()
-        if plan.layout is not Layout.DIRECTORY or (
-            plan.options.max_shard_size is not None and not to_hf.is_described(file.metadata)
-        ):
+        tensors_alone = plan.options.max_shard_size is not None and not to_hf.is_described(file.metadata)
+        if plan.layout is not Layout.DIRECTORY or tensors_alone:
             return _write(plan, from_apr.read(file, plan), on_tensor)
         model = to_hf.write(
             file,
@@ -101,32 +107,36 @@ def _convert_apr(plan: Plan, on_tensor: OnTensor | None) -> Conversion:
     return _conversion(plan, model)
 
 
-def _write(plan: Plan, model: Model, on_tensor: OnTensor | None) -> Conversion:
-    """Write a model as the target's name asks; a directory holds safetensors where the source is .apr."""
-    items = [item.reported(n, len(model.items), on_tensor) for n, item in enumerate(model.items)]
+def _write(plan: Plan, model: ModelStream, on_tensor: OnTensor | None) -> Conversion:
+    """Write a model in the layout of the plan, except as a transformers directory."""
+    total = len(model.tensors)
+    tensors = [tensor.with_progress(n, total, on_tensor) for n, tensor in enumerate(model.tensors)]
     max_shard_size = plan.options.max_shard_size or _SHARD_SIZE
     if plan.layout is Layout.APR:
-        to_apr.write(plan.target, model.metadata, items)
+        to_apr.write(plan.target, model.metadata, tensors)
     elif plan.layout is Layout.SAFETENSORS:
         texts = to_safetensors.to_texts(plan.source, model.metadata)
-        to_safetensors.write(plan.target, items, texts)
+        to_safetensors.write(plan.target, tensors, texts)
     elif plan.layout is Layout.SAFETENSORS_SHARDS or (
         plan.layout is Layout.DIRECTORY and plan.source_format == "apr"
     ):
         texts = to_safetensors.to_texts(plan.source, model.metadata)
-        with replacing_directory(plan.directory, force=plan.options.force) as made:
-            to_safetensors.write_several(made, grouped(items, max_shard_size), texts, {})
+        shards = split_into_shards(tensors, max_shard_size)
+        with replacing_directory(plan.directory, force=plan.options.force) as new:
+            to_safetensors.write_several(new, shards, texts, {})
     else:
-        groups = grouped(sorted(items, key=lambda item: item.spec.name), max_shard_size)
-        with replacing_directory(plan.directory, force=plan.options.force) as made:
-            to_apr.write_several(made, model.metadata, groups)
+        # An .apr file stores tensors in name order, so that the shards follow one another too.
+        ordered = sorted(tensors, key=lambda tensor: tensor.spec.name)
+        shards = split_into_shards(ordered, max_shard_size)
+        with replacing_directory(plan.directory, force=plan.options.force) as new:
+            to_apr.write_several(new, model.metadata, shards)
     return _conversion(plan, model)
 
 
-def _conversion(plan: Plan, model: Model) -> Conversion:
+def _conversion(plan: Plan, model: ModelStream) -> Conversion:
     if plan.layout in {Layout.APR, Layout.SAFETENSORS}:
         size = plan.target.stat().st_size
     else:
         size = sum(path.stat().st_size for path in plan.directory.iterdir())
-    values = sum(item.values for item in model.items)
-    return Conversion(plan.source, plan.target, len(model.items), values, size, model.notes)
+    parameters = sum(tensor.numel for tensor in model.tensors)
+    return Conversion(plan.source, plan.target, len(model.tensors), parameters, size, model.notes)

@@ -1,4 +1,4 @@
-"""The directory that a conversion writes: it appears whole, and takes the place of nothing but a model."""
+"""Replace a directory as a whole, and only if it holds nothing but a model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from apr.convert.hf_files import CONFIG, GENERATION, TOKENIZER_BINARIES, TOKENIZER_TEXTS
 from apr.errors import RefusedError
 from apr.files import naming, sync_directory
 from apr.held import held
@@ -16,82 +17,78 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-CONFIG, GENERATION = "config.json", "generation_config.json"
-# Metadata keys: config.json and generation_config.json of a transformers directory, kept as objects.
-HF_CONFIG, HF_GENERATION = "hf_config", "hf_generation_config"
-# The names of a tokenizer's files; what is no text is kept as {"base64": …}.
-TOKENIZER_TEXTS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "chat_template.jinja",
-)
-TOKENIZER_BINARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-# What is written into a directory, by any conversion.
+# The files that conversions write to a directory.
 _WRITTEN = {CONFIG, GENERATION, *TOKENIZER_TEXTS, *TOKENIZER_BINARIES}
 _WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.(safetensors|apr)|model\.(safetensors|apr)\.index\.json")
-# Beside the target, while it is written: what is new, and then what stood there before.
+# In the work directory: the earlier content of the target, and the new content while it is written.
 _OLD = "old"
-_OURS = re.compile(rf"new-[0-9a-f]{{16}}|{_OLD}")
+_WORK_ENTRY = re.compile(rf"new-[0-9a-f]{{16}}|{_OLD}")
 
 
 def check_replaceable(target: Path, *, force: bool) -> None:
-    """Refuse to write a directory where something is that may not go.
+    """Refuse to replace a directory that must stay.
 
     Args:
-        target: what is to be written.
-        force: whether a model that is there, the files that conversions write and no others, may go.
+        target: the directory to write.
+        force: whether an existing directory may be replaced if all its files are ones that conversions write.
 
     Raises:
-        RefusedError: it is not empty, without `force`; it holds something else, with it.
-        NotADirectoryError: something else has its name.
+        RefusedError: the directory is not empty and `force` is not set, or it holds other files.
+        NotADirectoryError: `target` exists and is not a directory.
     """
     if target.exists() and not target.is_dir():
         raise NotADirectoryError(20, "not a directory", str(target))
-    there = sorted(target.iterdir()) if target.is_dir() else []
-    if there and not force:
-        raise RefusedError(f"{target}: is there and not empty: --force replaces it")
-    for path in there:
-        known = path.name in _WRITTEN or _WEIGHTS.fullmatch(path.name)
-        if not known or path.is_dir():
+    existing = sorted(target.iterdir()) if target.is_dir() else []
+    if existing and not force:
+        raise RefusedError(f"{target}: the directory exists and is not empty; pass --force to replace it")
+    for path in existing:
+        is_written_here = path.name in _WRITTEN or _WEIGHTS.fullmatch(path.name)
+        # Everything else stays, so that a mistyped target costs nothing. A run's checkpoints have other
+        # names.
+        if path.is_dir() or not is_written_here:
             raise RefusedError(
-                f"{target}: holds {path.name}, which no conversion writes: --force replaces only a model; "
-                "move it away, or name another directory"
+                f"{target}: --force replaces only models, but the directory holds {path.name}; move it away "
+                "or choose another directory"
             )
 
 
 @contextmanager
 def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
-    """An empty directory that takes the place of `path` at the end, with the files that were put into it.
+    """Yield an empty directory that takes the place of `path` when the block ends without an error.
 
-    What stood there before goes only then, and only if `check_replaceable` still lets it. Meanwhile both are
-    in `.NAME.apr-convert`, which no second conversion may have; the kernel lets go of it when this one ends.
-    What a killed one left there, the next puts back or clears. Of a link, what it names is replaced.
+    Until then, an earlier directory stays as it is. All work is done in `.NAME.apr-convert` beside it, which
+    one conversion at a time holds; what a killed conversion leaves there, the next one restores or deletes.
+    If `path` is a symbolic link, the directory it points to is replaced.
+
+    Args:
+        path: the directory to write.
+        force: whether an existing model directory may be replaced.
 
     Raises:
-        RefusedError: another conversion writes there; as `check_replaceable`.
-        OSError: as writing does; what stood there before is as it was.
+        RefusedError: another conversion writes to `path`, or `check_replaceable` refuses it, now or at the
+            end.
+        OSError: the directory cannot be written; the earlier one is unchanged.
     """
     path = path.resolve()
     work = path.with_name(f".{path.name}.apr-convert")
     with naming(path, work), _held(work, path):
-        _clear(work, path)
+        _recover(work, path)
         check_replaceable(path, force=force)
-        # A name of its own: where a file system has no locks, nobody publishes what another is writing.
+        # A random name: on file systems without locks, two conversions get here, and neither must publish
+        # what the other is still writing.
         new, old = work / f"new-{secrets.token_hex(8)}", work / _OLD
         try:
             new.mkdir()
             yield new
+            # The files must be on the disk before the directory gets its name, and the name before the old
+            # files are deleted: after a loss of power, one of the two is complete.
             sync_directory(new)
+            # Files may have appeared in the target during the minutes that a large model takes.
             check_replaceable(path, force=force)
             if path.exists():
                 path.rename(old)
             new.rename(path)
-        except BaseException:  # Ctrl-C too
+        except BaseException:  # also KeyboardInterrupt, between the two renames too
             shutil.rmtree(new, ignore_errors=True)
             if old.exists() and not path.exists():
                 old.rename(path)
@@ -102,32 +99,33 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def _held(work: Path, path: Path) -> Iterator[None]:
-    """The directory `work` for this process alone, made where need be and removed at the end."""
+    """Create the work directory, hold it for this process, and remove it at the end."""
     with ExitStack() as stack:
         while True:
             work.mkdir(parents=True, exist_ok=True)
             try:
                 stack.enter_context(held(work, "another conversion", "wait for it"))
                 break
-            except FileNotFoundError:  # whoever held it removed it meanwhile
+            except FileNotFoundError:  # the conversion that held it removed it after our mkdir
                 continue
             except RefusedError:
                 raise RefusedError(
-                    f"{path}: another conversion is writing it: wait for it, or name another target"
+                    f"{path}: another conversion is writing to it; wait, or choose another target"
                 ) from None
         try:
             yield
         finally:
-            with suppress(OSError):  # what is not ours keeps it
+            with suppress(OSError):  # not empty: _recover found files of someone else in it
                 work.rmdir()
 
 
-def _clear(work: Path, path: Path) -> None:
-    """Undo what a killed process left undone: what it was writing goes, what stood there comes back."""
+def _recover(work: Path, path: Path) -> None:
+    """Restore the directory that a killed conversion had moved away, and delete what it was writing."""
     entries = sorted(work.iterdir())
+    # Checked before anything is deleted. Through a link, the entries would be in another place.
     for entry in entries:
-        if work.is_symlink() or not _OURS.fullmatch(entry.name):
-            raise RefusedError(f"{work}: holds {entry.name}, which no conversion put there: move it away")
+        if work.is_symlink() or not _WORK_ENTRY.fullmatch(entry.name):
+            raise RefusedError(f"{work}: holds {entry.name}, which is not from a conversion; move it away")
     for entry in entries:
         if entry.name == _OLD and not path.exists():
             entry.rename(path)

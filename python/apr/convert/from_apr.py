@@ -1,4 +1,4 @@
-"""An `.apr` file as a model on its way to another file: every tensor, training state too."""
+"""Read an `.apr` file for an `.apr` or safetensors target: every tensor, training state included."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from apr.container.dtypes import QUANTIZED
 from apr.container.metadata import HF_TOKENIZER, SHARDING
 from apr.convert.plan import Layout
-from apr.convert.stream import Model, from_apr, stored_in
+from apr.convert.stream import ModelStream, stream_stored, stream_values
 from apr.errors import UsageError
 from apr.model.names import TRAINING_PREFIX
 
@@ -16,37 +16,47 @@ if TYPE_CHECKING:
     from apr.convert.plan import Plan
 
 
-def read(file: TensorFile, plan: Plan) -> Model:
-    """Everything that is in an .apr file, as the target file holds it.
+def read(file: TensorFile, plan: Plan) -> ModelStream:
+    """Read all tensors and metadata of an .apr file, in the form in which the target stores them.
 
     Raises:
-        UsageError: the target is one of the files that are read.
+        UsageError: the target is one of the files of the source.
     """
     target, options = plan.target, plan.options
-    if target.exists() and any(target.samefile(one.path) for one in file.files):
-        raise UsageError(f"{target}: is one of the files that are read: name another file")
+    if target.exists() and any(target.samefile(part.path) for part in file.files):
+        raise UsageError(f"{target}: the target is a file of the source; choose another target")
     to_apr = plan.layout in {Layout.APR, Layout.APR_SHARDS}
-    quantized = stored_in if to_apr and (options.keep_quantized or options.dtype is None) else from_apr
-    names = [name for name in file if not file.info(name).tied]
-    state = [name for name in names if name.startswith(TRAINING_PREFIX)]
-    items = [
-        (quantized if file.info(name).dtype in QUANTIZED else from_apr)(file, name).cast(
-            None if name.startswith(TRAINING_PREFIX) else options.dtype
-        )
-        for name in names
-    ]
+    keep_quantized = to_apr and (options.keep_quantized or options.dtype is None)
+    tensors, tied, training = [], 0, 0
+    for name in file:
+        info = file.info(name)
+        if info.tied:
+            tied += 1
+            continue
+        if keep_quantized and info.dtype in QUANTIZED:
+            tensor = stream_stored(file, name)
+        else:
+            tensor = stream_values(file, name)
+        if name.startswith(TRAINING_PREFIX):
+            training += 1  # optimizer moments keep their dtype, so that a run can resume from them
+        else:
+            tensor = tensor.cast(options.dtype)
+        tensors.append(tensor)
     metadata = {
         key: value
         for key, value in file.metadata.items()
-        if key != SHARDING
-        and (options.tokenizer or not (key == HF_TOKENIZER or key.startswith("tokenizer.")))
+        if key != SHARDING and (options.tokenizer or not _is_tokenizer(key))
     }
-    notes = [
-        f"{file.path}: {count} {what}"
-        for count, what in (
-            (len(file) - len(names), "empty head, tied to the embedding, is left out"),
-            (len(state), "tensors of a run's training state go along (a directory leaves them out)"),
+    notes = []
+    if tied:
+        notes.append(f"{file.path}: left out {tied} empty head, which is tied to the embedding")
+    if training:
+        notes.append(
+            f"{file.path}: {training} tensors of training state are included (a transformers directory as "
+            "target leaves them out)"
         )
-        if count
-    ]
-    return Model(metadata, items, tuple(notes))
+    return ModelStream(metadata, tensors, tuple(notes))
+
+
+def _is_tokenizer(key: str) -> bool:
+    return key == HF_TOKENIZER or key.startswith("tokenizer.")

@@ -1,4 +1,4 @@
-"""A GGUF file as a model on its way: names, rows and sizes as transformers has them."""
+"""Read a GGUF file, with transformers' tensor names, row order and sizes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from apr.container.save import TensorSpec
-from apr.convert.stream import Item, Model, stretches
+from apr.convert.stream import ModelStream, TensorStream, chunk_ranges
 from apr.gguf.metadata import model_metadata
 from apr.gguf.reader import GgufFile
 
@@ -18,21 +18,23 @@ if TYPE_CHECKING:
 
     from apr.gguf.reader import GgufTensor
 
-# GGML's types that .apr stores as they are, where that is asked for.
-_KEPT = {"Q4_K": "q4_k", "Q6_K": "q6_k"}
+# GGML's quantized types that .apr stores with the same bytes.
+_SAME_BYTES = {"Q4_K": "q4_k", "Q6_K": "q6_k"}
 
 
-def read(path: Path, *, keep_quantized: bool, tokenizer: bool) -> Model:
-    """A GGUF file of the Llama or Qwen2 family; quantized values as float32, bit for bit the gguf package's.
+def read(path: Path, *, keep_quantized: bool, tokenizer: bool) -> ModelStream:
+    """Read a GGUF file of the Llama or Qwen2 family.
+
+    Quantized tensors are dequantized to float32, with the same bits as the gguf package gives.
 
     Args:
         path: the file.
-        keep_quantized: leave q4_k and q6_k tensors of two dimensions as they are.
-        tokenizer: whether the tokenizer goes along.
+        keep_quantized: keep q4_k and q6_k matrices as stored.
+        tokenizer: whether to include the tokenizer.
 
     Raises:
-        FormatError: the file's structure lies.
-        UnsupportedError: a family, a feature or a tensor that has no place in a Llama or Qwen2 decoder.
+        FormatError: the structure of the file is invalid.
+        UnsupportedError: the file has a family, a feature or a tensor that is not supported.
     """
     file = GgufFile(path)
     metadata = {
@@ -40,15 +42,19 @@ def read(path: Path, *, keep_quantized: bool, tokenizer: bool) -> Model:
         for key, value in model_metadata(file).items()
         if tokenizer or not key.startswith("tokenizer.")
     }
-    return Model(metadata, [_item(tensor, keep=keep_quantized) for tensor in file.tensors.values()])
+    tensors = [_stream(tensor, keep_quantized=keep_quantized) for tensor in file.tensors.values()]
+    return ModelStream(metadata, tensors)
 
 
-def _item(tensor: GgufTensor, *, keep: bool) -> Item:
-    kept = _KEPT.get(tensor.source.tensor_type.name) if keep and len(tensor.shape) > 1 else None
-    read = tensor.values if kept is None else tensor.stored
+def _stream(tensor: GgufTensor, *, keep_quantized: bool) -> TensorStream:
+    # Norms and biases are used whole and are small; they are never kept quantized.
+    kept = None
+    if keep_quantized and len(tensor.shape) > 1:
+        kept = _SAME_BYTES.get(tensor.source.tensor_type.name)
+    read_range = tensor.values if kept is None else tensor.stored
 
-    def parts() -> Iterator[NDArray[Any]]:
-        for start, stop in stretches(prod(tensor.shape), tensor.unit):
-            yield read(start, stop)
+    def chunks() -> Iterator[NDArray[Any]]:
+        for start, stop in chunk_ranges(prod(tensor.shape), tensor.unit):
+            yield read_range(start, stop)
 
-    return Item(TensorSpec(tensor.name, kept or tensor.dtype, tensor.shape), parts)
+    return TensorStream(TensorSpec(tensor.name, kept or tensor.dtype, tensor.shape), chunks)

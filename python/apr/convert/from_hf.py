@@ -1,7 +1,7 @@
 """Read a transformers model directory: config.json, safetensors files, tokenizer files.
 
-config.json and the tokenizer's files go into the metadata whole, beside the sizes under the names that .apr
-files have; `to_hf` writes them back as they were.
+The metadata get config.json and the tokenizer files whole, so that `to_hf` can write them back unchanged, and
+beside them the model's sizes under the keys of .apr files.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from apr.container.metadata import HF_TOKENIZER
 from apr.convert import from_safetensors
-from apr.convert.directory import (
+from apr.convert.hf_files import (
+    BASE64,
     CONFIG,
     GENERATION,
     HF_CONFIG,
     HF_GENERATION,
     TOKENIZER_BINARIES,
     TOKENIZER_TEXTS,
+    WEIGHTS,
 )
 from apr.convert.plan import SAFETENSORS_INDEX
-from apr.convert.stream import Item, Model, json_object, same_values
+from apr.convert.stream import ModelStream, TensorStream, read_json_object, same_values
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
 from apr.model.config import ModelConfig
 from apr.model.names import EMBEDDING, HEAD
@@ -30,108 +32,107 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-WEIGHTS = "model.safetensors"
-BASE64 = "base64"
-# The format's limit of 16 MiB on what is written, with room for the sizes.
-_MOST_TEXT = 15 << 20
-# Buffers that old versions of transformers saved among the weights; they follow from the configuration.
+# .apr metadata hold 16 MiB. A margin of 1 MiB stays for config.json and the sizes.
+_MAX_TOKENIZER_BYTES = 15 << 20
+# Buffers that old versions of transformers saved among the weights. They follow from the configuration.
 _BUFFERS = (".rotary_emb.inv_freq", ".masked_bias")
 
 
-def read(directory: Path, *, tokenizer: bool) -> Model:
-    """A model directory.
+def read(directory: Path, *, tokenizer: bool) -> ModelStream:
+    """Read a model directory.
 
     Args:
-        directory: holds config.json and model.safetensors, or several with their index.
-        tokenizer: whether the tokenizer's files go along.
+        directory: holds config.json, and model.safetensors or several files with their index.
+        tokenizer: whether to include the tokenizer files.
 
     Raises:
-        FileNotFoundError: no config.json, or no weights.
-        FormatError: a file of it lies.
-        UnsupportedError: weights of another format, or of a dtype that .apr lacks.
-        WeightsError: a head that is said to be tied and differs from the embedding.
-        UsageError: tokenizer files beyond what metadata may hold.
+        FileNotFoundError: config.json or the weights are missing.
+        FormatError: a file is invalid.
+        UnsupportedError: the weights have another format, or a dtype that .apr does not store.
+        WeightsError: config.json ties the head to the embedding, but the two differ.
+        UsageError: the tokenizer files are too large for metadata.
     """
-    config = json_object(directory / CONFIG)
-    items = [item for item in _weights(directory) if not item.spec.name.endswith(_BUFFERS)]
-    metadata, notes = _metadata(directory, config, head_present=any(i.spec.name == HEAD for i in items))
+    config = read_json_object(directory / CONFIG)
+    tensors = [tensor for tensor in _read_weights(directory) if not tensor.spec.name.endswith(_BUFFERS)]
+    head_present = any(tensor.spec.name == HEAD for tensor in tensors)
+    metadata, notes = _model_metadata(directory, config, head_present=head_present)
     if metadata.get("tie_word_embeddings"):
-        items = _untie(directory, items)
+        tensors = _without_tied_head(directory, tensors)
     metadata |= {
         "original_format": "safetensors",
-        "param_count": sum(item.values for item in items),
+        "param_count": sum(tensor.numel for tensor in tensors),
         HF_CONFIG: config,
     }
     if (directory / GENERATION).is_file():
-        metadata[HF_GENERATION] = json_object(directory / GENERATION)
-    if tokenizer:
-        metadata |= _texts(directory)
-    return Model(metadata, items, notes)
+        metadata[HF_GENERATION] = read_json_object(directory / GENERATION)
+    if tokenizer and (files := _read_tokenizer(directory)):
+        metadata[HF_TOKENIZER] = files
+    return ModelStream(metadata, tensors, notes)
 
 
-def _weights(directory: Path) -> list[Item]:
+def _read_weights(directory: Path) -> list[TensorStream]:
     if (directory / WEIGHTS).is_file():
-        return from_safetensors.read(directory / WEIGHTS)[1]
+        return from_safetensors.read_file(directory / WEIGHTS)[1]
     if (directory / SAFETENSORS_INDEX).is_file():
         return from_safetensors.read_several(directory / SAFETENSORS_INDEX)[1]
-    pickled = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt*"))
-    if pickled:
+    pickles = sorted(directory.glob("*.bin")) + sorted(directory.glob("*.pt*"))
+    if pickles:
         raise UnsupportedError(
-            f"{pickled[0]}: a PyTorch pickle is not read, it can run any code: "
+            f"{pickles[0]}: PyTorch pickles are not supported, because loading one can run any code; "
             "save the model with save_pretrained(safe_serialization=True)",
-            path=pickled[0],
+            path=pickles[0],
         )
-    raise FileNotFoundError(2, f"neither {WEIGHTS} nor {SAFETENSORS_INDEX} in this directory", str(directory))
+    raise FileNotFoundError(2, f"the directory has neither {WEIGHTS} nor {SAFETENSORS_INDEX}", str(directory))
 
 
-def _metadata(
+def _model_metadata(
     directory: Path, config: dict[str, Any], *, head_present: bool
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    kind = config.get("model_type")
-    base = {
-        "model_type": kind,
+    """Return the metadata that describe the model, and notes for the user."""
+    model_type = config.get("model_type")
+    metadata = {
+        "model_type": model_type,
         "name": directory.resolve().name,
         "license": None,
         "data_source": None,
         "data_license": None,
     }
     classes = config.get("architectures")
-    name = classes[0] if isinstance(classes, list) and classes else None
+    class_name = classes[0] if isinstance(classes, list) and classes else None
+    problem = None
     try:
-        sizes = _sizes(config, name, head_present=head_present)
+        sizes = ModelConfig.from_metadata(config, head_present=head_present).to_metadata()
     except RefusedError as error:
-        only = {"architecture": kind, "hf_architecture": name, "hf_model_type": kind}
-        return base | only, (f"stored, but apr cannot train it: {error}",)
-    return base | sizes, ()
+        problem = str(error)
+    else:
+        # Both have a decoder's configuration, but other tensors.
+        if class_name not in {None, sizes["hf_architecture"]}:
+            problem = f"the model is a {class_name}, not a {sizes['hf_architecture']}"
+        elif config.get("quantization_config") is not None:
+            problem = "config.json has a quantization_config"
+    if problem is None:
+        return metadata | sizes, ()
+    # A model that apr cannot train is stored all the same: it can be inspected and converted back.
+    metadata |= {"architecture": model_type, "hf_architecture": class_name, "hf_model_type": model_type}
+    return metadata, (f"the model is stored, but apr cannot train it: {problem}",)
 
 
-def _sizes(config: dict[str, Any], name: str | None, *, head_present: bool) -> dict[str, Any]:
-    """The metadata of a decoder; refused is also what has a decoder's configuration and other tensors."""
-    sizes = ModelConfig.from_metadata(config, head_present=head_present).to_metadata()
-    if name not in {None, sizes["hf_architecture"]}:
-        raise RefusedError(f"it is a {name}, not a {sizes['hf_architecture']}")
-    if config.get("quantization_config") is not None:
-        raise RefusedError("config.json has a quantization_config")
-    return sizes
-
-
-def _untie(directory: Path, items: list[Item]) -> list[Item]:
-    """Without the head, which must be the embedding bit for bit."""
-    named = {item.spec.name: item for item in items}
-    head, embedding = named.get(HEAD), named.get(EMBEDDING)
+def _without_tied_head(directory: Path, tensors: list[TensorStream]) -> list[TensorStream]:
+    by_name = {tensor.spec.name: tensor for tensor in tensors}
+    head, embedding = by_name.get(HEAD), by_name.get(EMBEDDING)
     if head is None or embedding is None:
-        return items
+        return tensors
     if not same_values(head, embedding):
         raise WeightsError(
-            f"{directory}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}: "
-            "correct one of them"
+            f"{directory}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}; "
+            "correct config.json or the weights"
         )
-    return [item for item in items if item is not head]
+    return [tensor for tensor in tensors if tensor is not head]
 
 
-def _texts(directory: Path) -> dict[str, Any]:
-    """The tokenizer's files: text as it is, anything else as {"base64": …}."""
-    found: dict[str, Any] = {
+def _read_tokenizer(directory: Path) -> dict[str, Any]:
+    """Return the tokenizer files by name: texts as they are, binary files as {"base64": …}."""
+    files: dict[str, Any] = {
         name: {BASE64: base64.b64encode((directory / name).read_bytes()).decode()}
         for name in TOKENIZER_BINARIES
         if (directory / name).is_file()
@@ -141,23 +142,24 @@ def _texts(directory: Path) -> dict[str, Any]:
         if not path.is_file():
             continue
         try:
-            found[name] = path.read_bytes().decode()
+            files[name] = path.read_bytes().decode()
         except UnicodeDecodeError as error:
             raise FormatError(
-                f"{path}: no UTF-8 at byte {error.start}", path=path, offset=error.start
+                f"{path}: invalid UTF-8 at byte {error.start}", path=path, offset=error.start
             ) from None
-    if _size(found) > _MOST_TEXT:  # without indentation it may fit
-        for name in found:
+    if _json_size(files) > _MAX_TOKENIZER_BYTES:
+        # Without its indentation, a tokenizer.json may fit.
+        for name in files:
             if name.endswith(".json"):
-                spec = json_object(directory / name)
-                found[name] = json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
-    if _size(found) > _MOST_TEXT:
+                value = read_json_object(directory / name)
+                files[name] = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    if _json_size(files) > _MAX_TOKENIZER_BYTES:
         raise UsageError(
-            f"{directory}: its tokenizer files take {_size(found):,} bytes, metadata hold 16 MiB: "
-            "--no-tokenizer leaves them out"
+            f"{directory}: the tokenizer files take {_json_size(files):,} bytes, but metadata hold only "
+            "16 MiB; pass --no-tokenizer to leave them out"
         )
-    return {HF_TOKENIZER: found} if found else {}
+    return files
 
 
-def _size(texts: Mapping[str, Any]) -> int:
-    return len(json.dumps(texts, ensure_ascii=False).encode(errors="surrogatepass"))
+def _json_size(files: Mapping[str, Any]) -> int:
+    return len(json.dumps(files, ensure_ascii=False).encode(errors="surrogatepass"))

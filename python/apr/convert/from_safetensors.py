@@ -1,14 +1,20 @@
-"""safetensors files, read by position and written in stretches.
+"""Read safetensors files by position, one chunk at a time.
 
-The safetensors package reads through a mapping and writes from memory; a conversion must hold neither. The
-format (https://github.com/huggingface/safetensors#format) is a length, a JSON header and the values.
+The format (https://github.com/huggingface/safetensors#format) is the length of a header, the header as JSON,
+and the values.
 """
+
+# The safetensors package is not used for reading. Measured with version 0.8.0: with framework="np",
+# `get_slice` reads the whole tensor for any slice (300 MB of memory for 1,000 values) and bfloat16 fails;
+# with framework="pt" it needs torch, which takes seconds to import and which a conversion does without. Its
+# errors name neither the tensor nor the byte.
 
 from __future__ import annotations
 
 import json
 import os
 import struct
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
@@ -17,7 +23,7 @@ import numpy as np
 
 from apr.container.dtypes import NUMPY
 from apr.container.save import TensorSpec
-from apr.convert.stream import Item, Model, json_object, stretches
+from apr.convert.stream import ModelStream, TensorStream, chunk_ranges, read_json_object
 from apr.errors import FormatError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# safetensors' dtype: ours.
+# safetensors' names of the dtypes, and ours.
 DTYPES = {
     "F32": "f32",
     "F16": "f16",
@@ -37,158 +43,189 @@ DTYPES = {
     "U8": "u8",
 }
 METADATA = "__metadata__"
-# Among the texts under it, says which of them are JSON: numbers, for example, and not texts that look so.
+# A metadata key whose value lists the keys that hold JSON. safetensors stores only texts, so that without the
+# list the number 3 and the text "3" would look the same.
 JSON_KEYS = "apr.json_keys"
+# The limit of the safetensors package.
 _MAX_HEADER = 100_000_000
-# Characters of an entry in an error.
-_SHOWN = 120
+# Characters of a header entry that an error shows.
+_SHOWN_ENTRY = 120
 
 
-def read_model(path: Path) -> Model:
-    """A safetensors file, or several with their index, as a model; errors as of `read` and `read_several`."""
-    texts, items = read_several(path) if path.name.endswith(".json") else read(path)
-    return Model(from_texts(texts), items)
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor's entry in the header; `start` and `stop` are bytes from the end of the header."""
+
+    spec: TensorSpec
+    start: int
+    stop: int
 
 
-def read(path: Path) -> tuple[dict[str, str], list[Item]]:
-    """The texts under `__metadata__` and the tensors of a file, in the order of their bytes.
+def read(path: Path) -> ModelStream:
+    """Read a safetensors file, or the index of several.
 
     Raises:
-        FormatError: the structure of the file lies; with the tensor.
-        UnsupportedError: a tensor of a dtype that .apr lacks.
-        OSError: as `open` would.
+        FormatError: the structure of a file is invalid, or the index does not match the files.
+        UnsupportedError: a tensor has a dtype that .apr does not store.
+        OSError: a file cannot be read.
+    """
+    texts, tensors = read_several(path) if path.name.endswith(".json") else read_file(path)
+    return ModelStream(from_texts(texts), tensors)
+
+
+def read_file(path: Path) -> tuple[dict[str, str], list[TensorStream]]:
+    """Return the metadata and the tensors of a file, in the order of their bytes.
+
+    Raises:
+        FormatError: the structure of the file is invalid.
+        UnsupportedError: a tensor has a dtype that .apr does not store.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        header, start = _header(path, file, size)
+        header, values_start = _read_header(path, file, size)
     texts = header.pop(METADATA, None) or {}
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
-        raise FormatError(f"{path}: {METADATA} is no mapping of texts to texts", path=path)
-    found, end = [], 0
-    for name, (dtype, shape, begin, stop) in sorted(
-        ((name, _entry(path, name, entry)) for name, entry in header.items()), key=lambda row: row[1][2:]
-    ):
-        if begin != end:
+        raise FormatError(f"{path}: {METADATA} is not an object of strings", path=path)
+    entries = [_parse_entry(path, name, entry) for name, entry in header.items()]
+    entries.sort(key=lambda entry: (entry.start, entry.stop))
+    tensors, end = [], 0
+    for entry in entries:
+        # Bytes between or below two tensors could hide anything; the safetensors package refuses them too.
+        if entry.start != end:
             raise FormatError(
-                f"{path}: {name}: its bytes start at {begin}, those before end at {end}",
+                f"{path}: {entry.spec.name} starts at byte {entry.start} of the values, but the tensor "
+                f"before it ends at {end}",
                 path=path,
-                tensor=name,
+                tensor=entry.spec.name,
+                offset=values_start + entry.start,
             )
-        end = stop
-        found.append(_item(path, TensorSpec(name, dtype, shape), start + begin))
-    if start + end != size:
+        end = entry.stop
+        tensors.append(_stream(path, entry.spec, values_start + entry.start))
+    if values_start + end != size:
         raise FormatError(
-            f"{path}: the tensors end at byte {start + end}, the file at {size}", path=path, offset=size
+            f"{path}: the tensors end at byte {values_start + end}, but the file ends at byte {size}",
+            path=path,
+            offset=size,
         )
-    return texts, found
+    return texts, tensors
 
 
-def read_several(index: Path) -> tuple[dict[str, str], list[Item]]:
-    """The texts and the tensors of a model in several files, of which the index says what is in which.
+def read_several(index: Path) -> tuple[dict[str, str], list[TensorStream]]:
+    """Return the metadata and the tensors of a model in several files, given by its index.
 
-    Of texts that differ between the files, those of the first count.
+    If two files have different metadata under a key, that of the first file counts.
 
     Raises:
-        FormatError: a file lies, is not beside the index, or lacks a tensor that it should hold.
-        UnsupportedError, OSError: as `read`.
+        FormatError: a file is invalid, is not in the directory of the index, or does not match it.
+        UnsupportedError: a tensor has a dtype that .apr does not store.
+        OSError: a file cannot be read.
     """
-    where = json_object(index).get("weight_map")
-    if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
-        raise FormatError(f"{index}: no weight_map of tensors to files", path=index)
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise FormatError(f"{index}: no weight_map from tensor names to file names", path=index)
     texts: dict[str, str] = {}
-    found: dict[str, tuple[str, Item]] = {}
-    for name in sorted(set(where.values())):
-        if Path(name).name != name or not (index.parent / name).is_file():
-            raise FormatError(f"{index}: {name!r} is no file of this directory", path=index)
-        more, items = read(index.parent / name)
-        texts = more | texts
-        for item in items:
-            if item.spec.name in found:
+    tensors: dict[str, TensorStream] = {}
+    home: dict[str, str] = {}
+    for file_name in sorted(set(weight_map.values())):
+        # A name with a directory in it could reach any file of the machine.
+        if Path(file_name).name != file_name or not (index.parent / file_name).is_file():
+            raise FormatError(f"{index}: {file_name!r} is not a file in this directory", path=index)
+        file_texts, file_tensors = read_file(index.parent / file_name)
+        texts = file_texts | texts
+        for tensor in file_tensors:
+            name = tensor.spec.name
+            if name in tensors:
                 raise FormatError(
-                    f"{index}: {item.spec.name} is in two files, {found[item.spec.name][0]} and {name}",
-                    path=index,
-                    tensor=item.spec.name,
+                    f"{index}: {name} is in two files, {home[name]} and {file_name}", path=index, tensor=name
                 )
-            found[item.spec.name] = (name, item)
-    for tensor, name in where.items():
-        if tensor not in found or found[tensor][0] != name:
-            raise FormatError(f"{index}: {tensor} is not in {name}", path=index, tensor=tensor)
-    return texts, [item for _, item in found.values()]
+            tensors[name], home[name] = tensor, file_name
+    for name, file_name in weight_map.items():
+        if home.get(name) != file_name:
+            raise FormatError(f"{index}: {name} is not in {file_name}", path=index, tensor=name)
+    return texts, list(tensors.values())
 
 
 def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
-    """The metadata that `to_texts` was given; texts that it did not make are texts.
-
-    A text that was changed since, so that it is no JSON, stays as it is.
-    """
-    others = _json(texts.get(JSON_KEYS, ""))
-    if not isinstance(others, list):
+    """Return metadata as `to_safetensors.to_texts` got them; texts from other writers stay texts."""
+    json_keys = _parse_json(texts.get(JSON_KEYS, ""), None)
+    if not isinstance(json_keys, list):
         return dict(texts)
     return {
-        key: _json(text, text) if key in others else text for key, text in texts.items() if key != JSON_KEYS
+        # A text that was edited since, and is no longer JSON, stays as it is.
+        key: _parse_json(text, text) if key in json_keys else text
+        for key, text in texts.items()
+        if key != JSON_KEYS
     }
 
 
-def _json(text: str, otherwise: object = None) -> object:
+def _parse_json(text: str, default: object) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        return otherwise
+        return default
 
 
-def _header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
-    """The header, and where the values start."""
-    first = file.read(8)
-    length = struct.unpack("<Q", first)[0] if len(first) == 8 else 0
+def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any], int]:
+    """Return the header, and the byte at which the values start."""
+    prefix = file.read(8)
+    length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+    # Checked before the header is read: a forged length would ask for any amount of memory.
     if not 0 < length <= min(_MAX_HEADER, size - 8):
         raise FormatError(
-            f"{path}: no safetensors file: its header would take {length} bytes", path=path, offset=0
+            f"{path}: not a safetensors file: a header of {length} bytes does not fit into it",
+            path=path,
+            offset=0,
         )
     try:
         header = json.loads(file.read(length))
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: the header is no JSON ({error})", path=path, offset=8) from None
+        raise FormatError(f"{path}: invalid JSON in the header: {error}", path=path, offset=8) from None
     if not isinstance(header, dict):
-        raise FormatError(f"{path}: the header is no JSON object", path=path, offset=8)
+        raise FormatError(f"{path}: the header is not a JSON object", path=path, offset=8)
     return header, 8 + length
 
 
-def _entry(path: Path, name: str, entry: object) -> tuple[str, tuple[int, ...], int, int]:
-    found = entry if isinstance(entry, dict) else {}
-    dtype, shape, offsets = found.get("dtype"), found.get("shape"), found.get("data_offsets")
-    if not (_sizes(shape) and _sizes(offsets) and len(offsets) == 2):
-        shown = repr(entry)[:_SHOWN]
-        raise FormatError(f"{path}: {name}: no entry of a header: {shown}", path=path, tensor=name)
+def _parse_entry(path: Path, name: str, entry: object) -> _Entry:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2):
+        shown = repr(entry)[:_SHOWN_ENTRY]
+        raise FormatError(f"{path}: {name} has an invalid header entry: {shown}", path=path, tensor=name)
     if dtype not in DTYPES:
         raise UnsupportedError(
-            f"{path}: {name} has dtype {dtype}, an .apr file holds {', '.join(DTYPES.values())}",
+            f"{path}: {name} has dtype {dtype}; .apr stores {', '.join(DTYPES)}", path=path, tensor=name
+        )
+    start, stop = offsets
+    needed = prod(shape) * NUMPY[DTYPES[dtype]].itemsize
+    if stop - start != needed:
+        raise FormatError(
+            f"{path}: {name} has {stop - start} bytes, but {dtype} {shape} needs {needed}",
             path=path,
             tensor=name,
         )
-    begin, stop = offsets
-    needed = prod(shape) * NUMPY[DTYPES[dtype]].itemsize
-    if stop - begin != needed:
-        raise FormatError(
-            f"{path}: {name}: {stop - begin} bytes, {dtype} {shape} takes {needed}", path=path, tensor=name
-        )
-    return DTYPES[dtype], tuple(shape), begin, stop
+    return _Entry(TensorSpec(name, DTYPES[dtype], tuple(shape)), start, stop)
 
 
-def _sizes(value: object) -> TypeGuard[list[int]]:
+def _is_sizes(value: object) -> TypeGuard[list[int]]:
+    # `type` and not `isinstance`: JSON's true would count as 1.
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
-def _item(path: Path, spec: TensorSpec, start: int) -> Item:
-    def parts() -> Iterator[NDArray[Any]]:
+def _stream(path: Path, spec: TensorSpec, offset: int) -> TensorStream:
+    def chunks() -> Iterator[NDArray[Any]]:
         dtype = NUMPY[spec.dtype]
         with path.open("rb") as file:
-            file.seek(start)
-            for first, last in stretches(prod(spec.shape)):
-                values: NDArray[Any] = np.empty(last - first, dtype)
+            file.seek(offset)
+            for start, stop in chunk_ranges(prod(spec.shape)):
+                values: NDArray[Any] = np.empty(stop - start, dtype)
                 if file.readinto(values.view(np.uint8).data) != values.nbytes:
                     raise FormatError(
-                        f"{path}: {spec.name}: the file was cut short meanwhile", path=path, tensor=spec.name
+                        f"{path}: {spec.name}: the file was truncated while it was read",
+                        path=path,
+                        tensor=spec.name,
+                        offset=offset + start * dtype.itemsize,
                     )
                 yield values
 
-    return Item(spec, parts)
+    return TensorStream(spec, chunks)

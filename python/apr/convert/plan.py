@@ -1,4 +1,4 @@
-"""What a conversion reads and writes: the source's format, the target's layout, and whether they fit."""
+"""What a conversion reads and writes: the format of the source, the layout of the target, the options."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from apr.container.shard_index import INDEX_SUFFIX
 from apr.convert.directory import check_replaceable
+from apr.convert.hf_files import CONFIG
 from apr.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 SourceFormat = Literal["apr", "gguf", "hf", "safetensors"]
 APR_INDEX = f"model{INDEX_SUFFIX}"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-# The safetensors package refuses a longer header; a file that claims one is something else.
+# The limit of the safetensors package. A file with a longer header is something else.
 _MAX_SAFETENSORS_HEADER = 100_000_000
 
 
@@ -33,83 +34,86 @@ class Layout(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertOptions:
-    """How to convert; the flags of `apr convert` have the same names."""
+    """How to convert. The flags of `apr convert` have the same names."""
 
     dtype: FloatDtype | None = None
-    """Store floating-point tensors in this dtype, quantized ones too (default: as stored; f32 for those that
-    the target does not hold or the source is GGUF). Training state stays as it is."""
+    """The dtype to store floating-point tensors in, including dequantized ones. None keeps them as stored,
+    and dequantizes to f32 where the target cannot store a quantized tensor or the source is GGUF. The state
+    of a training run is never cast."""
     keep_quantized: bool = False
-    """To .apr: leave quantized tensors as they are, of GGUF's q4_k and q6_k, whatever the dtype."""
+    """Keep quantized tensors as stored, whatever `dtype` is; of a GGUF source, those in q4_k and q6_k. Only
+    for .apr targets."""
     max_shard_size: int | None = None
-    """Bytes of a file of several (default: 5 GB, where several are written or transformers reads them)."""
+    """Bytes of tensors per file, for targets of several files. None means 5 GB."""
     tokenizer: bool = True
-    """Take the tokenizer along."""
+    """Whether to include the tokenizer."""
     force: bool = False
-    """Replace a directory that is there and holds a model: files that conversions write, no others."""
+    """Whether to replace an existing target directory. It must hold only files that conversions write."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A conversion that was checked and may start."""
+    """A conversion that passed all checks that need no tensors."""
 
     source: Path
     source_format: SourceFormat
     target: Path
     layout: Layout
     directory: Path
-    """The directory that is written, or that the target file is in."""
+    """The directory that is written, or that holds the target file."""
     options: ConvertOptions
 
 
 def make_plan(source: Path, target: Path, options: ConvertOptions) -> Plan:
-    """Find out what is converted to what, and refuse what makes no sense before anything is read.
+    """Decide from the names and the first bytes what is converted to what.
 
     Raises:
-        UsageError: a pair of formats that makes no sense, or options that do not belong to it.
-        UnsupportedError: a source of another format.
-        RefusedError: a target directory that may not be replaced.
+        UsageError: the formats cannot be converted directly, or an option does not apply to them.
+        UnsupportedError: the source has another format.
+        RefusedError: the target directory must not be replaced.
         OSError: the source cannot be read.
     """
+    source_format = _source_format(source)
     layout, directory = _layout(target)
-    plan = Plan(source, _source_format(source), target, layout, directory, options)
+    plan = Plan(source, source_format, target, layout, directory, options)
     _check(plan)
     return plan
 
 
 def _source_format(source: Path) -> SourceFormat:
-    """The format of a source: by its bytes, not by its name."""
+    """Return the format of the source, from its bytes and not from its name."""
     if source.is_dir():
-        if (source / "config.json").exists():
+        if (source / CONFIG).exists():
             return "hf"
         if any(source.glob("*.apr")):
             return "apr"
         raise UnsupportedError(
-            f"{source}: neither config.json nor an .apr file in this directory (tensors alone: name the "
-            "safetensors file, or the index of several)",
+            f"{source}: the directory has neither {CONFIG} nor an .apr file; for safetensors files without "
+            f"{CONFIG}, name the file or the index of several",
             path=source,
         )
     if source.name.endswith(".safetensors.index.json"):
         return "safetensors"
     if source.name.endswith(INDEX_SUFFIX):
         return "apr"
-    with source.open("rb") as file:  # a missing file says so itself
-        first = file.read(9)
-    if first[:4] == b"GGUF":
+    with source.open("rb") as file:
+        start = file.read(9)
+    if start[:4] == b"GGUF":
         return "gguf"
-    if first[:3] == b"APR":
+    if start[:3] == b"APR":
         return "apr"
-    # A safetensors file has no magic: it starts with the length of its header, which is a JSON object.
-    if first[8:] == b"{" and int.from_bytes(first[:8], "little") <= _MAX_SAFETENSORS_HEADER:
+    # safetensors has no magic: a file starts with the length of its header, which is a JSON object.
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _MAX_SAFETENSORS_HEADER:
         return "safetensors"
+    message = f"{source}: not a GGUF, safetensors or .apr file, and not a directory with {CONFIG}"
     # A pickle, or the zip archive that PyTorch puts it in.
-    hint = " (a PyTorch checkpoint: save it as safetensors)" if first[:2] in {b"PK", b"\x80\x02"} else ""
-    raise UnsupportedError(
-        f"{source}: not a GGUF, safetensors or .apr file, nor a directory with config.json{hint}", path=source
-    )
+    if start[:2] in {b"PK", b"\x80\x02"}:
+        message += "; it looks like a PyTorch checkpoint, which can be saved as safetensors with PyTorch"
+    raise UnsupportedError(message, path=source)
 
 
 def _layout(target: Path) -> tuple[Layout, Path]:
-    """What a target's name asks for, and the directory that it is in, or is."""
+    """Return what the target's name asks for, and the directory that it is or that it is in."""
     if target.suffix == ".apr":
         return Layout.APR, target.parent
     if target.suffix == ".safetensors":
@@ -119,41 +123,43 @@ def _layout(target: Path) -> tuple[Layout, Path]:
     if target.name == SAFETENSORS_INDEX:
         return Layout.SAFETENSORS_SHARDS, target.parent
     if target.name.endswith(".index.json"):
-        raise UsageError(f"{target}: the index of several files is called {APR_INDEX} or {SAFETENSORS_INDEX}")
+        raise UsageError(f"{target}: an index must be named {APR_INDEX} or {SAFETENSORS_INDEX}")
     if target.suffix == ".gguf":
-        raise UsageError(f"{target}: GGUF is read, not written")
+        raise UsageError(f"{target}: writing GGUF files is not supported")
     return Layout.DIRECTORY, target
 
 
 def _check(plan: Plan) -> None:
+    """Refuse formats that cannot be converted directly, options that do not apply, and unsafe targets."""
     source, target, options, layout = plan.source, plan.target, plan.options, plan.layout
     from_apr = plan.source_format == "apr"
     to_safetensors = layout in {Layout.SAFETENSORS, Layout.SAFETENSORS_SHARDS}
     to_one_file = layout in {Layout.APR, Layout.SAFETENSORS}
     if options.keep_quantized and (to_safetensors or plan.source_format not in {"gguf", "apr"}):
-        raise UsageError("--keep-quantized belongs to GGUF and .apr sources, and to .apr targets")
+        raise UsageError("--keep-quantized needs a GGUF or .apr source and an .apr target")
     if not options.tokenizer and (plan.source_format == "safetensors" or to_safetensors):
-        raise UsageError(f"--no-tokenizer: there is none between {source} and {target}")
+        raise UsageError(f"--no-tokenizer does not apply: safetensors files hold no tokenizer ({target})")
     if options.max_shard_size is not None and options.max_shard_size < 1:
-        raise UsageError(f"--max-shard-size {options.max_shard_size}: at least one byte")
+        raise UsageError(f"--max-shard-size is {options.max_shard_size}; it must be at least 1 byte")
     if options.max_shard_size is not None and to_one_file:
-        raise UsageError(f"--max-shard-size writes several files: name a directory instead of {target}")
+        raise UsageError(f"{target}: --max-shard-size writes several files; choose a directory as target")
     if not from_apr and to_safetensors:
-        raise UsageError(f"{source} to {target}: go through an .apr file")
+        raise UsageError(f"{target}: cannot convert {source} to it directly; convert to an .apr file first")
     if layout is Layout.APR and target.exists() and target.samefile(source):
-        raise UsageError(f"{target}: is what is read: name another file")
+        raise UsageError(f"{target}: the target is the source; choose another target")
     if layout is Layout.DIRECTORY and not from_apr and options.max_shard_size is None:
         raise UsageError(
-            f"{target}: name a file that ends in .apr, or give --max-shard-size for a directory of several"
+            f"{target}: choose a target that ends in .apr, or pass --max-shard-size to write several files"
         )
     if layout is Layout.DIRECTORY and from_apr and options.keep_quantized:
-        raise UsageError(f"{target}: transformers reads no quantized tensors of .apr: no --keep-quantized")
+        raise UsageError(f"{target}: --keep-quantized needs an .apr target, not a directory for transformers")
     if to_one_file:
         return
-    whole = plan.directory.resolve()
-    for path, what in ((source.resolve(), f"holds {source}"), (Path.cwd(), "holds the current directory")):
-        if path.is_relative_to(whole):
+    # The directory is replaced as a whole; --force must not delete the source or the shell's own directory.
+    directory = plan.directory.resolve()
+    for path, what in ((source.resolve(), str(source)), (Path.cwd(), "the current directory")):
+        if path.is_relative_to(directory):
             raise UsageError(
-                f"{plan.directory}: {what}, and would be replaced as a whole: name another directory"
+                f"{plan.directory}: would be replaced as a whole, but holds {what}; choose another directory"
             )
     check_replaceable(plan.directory, force=options.force)

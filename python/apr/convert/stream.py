@@ -1,4 +1,4 @@
-"""A model on its way from one format to another: tensors in stretches of values, never whole."""
+"""A model on its way between two formats: tensors as streams of chunks, so that none is in memory whole."""
 
 from __future__ import annotations
 
@@ -22,141 +22,147 @@ if TYPE_CHECKING:
 
     from apr.container.tensor_file import TensorFile
 
-# Called with (name, tensors done, tensors in all) before each tensor is read.
 OnTensor: TypeAlias = "Callable[[str, int, int], None]"
+"""A callback that gets (name, number of tensors done, number of tensors) before each tensor is read."""
 FloatDtype = Literal["f32", "f16", "bf16"]
 _FLOATS = {"f64", "f32", "f16", "bf16"}
-# Values that are made at a time: 16 MiB of float32.
-_STRETCH = 4 << 20
+# 16 MiB of float32. With the copies of a cast, a conversion then stays below 120 MB (tests/convert).
+_CHUNK_VALUES = 4 << 20
 
 
 @dataclass(frozen=True)
-class Item:
-    """A tensor: what it is stored as, and its values."""
+class TensorStream:
+    """A tensor whose values are read only when they are written, chunk by chunk."""
 
     spec: TensorSpec
-    parts: Callable[[], Iterator[NDArray[Any]]]
-    """Its values in stretches of any shape, row-major, in `spec.dtype`; of a quantized dtype the bytes."""
+    """Name, dtype and shape as they will be stored."""
+    chunks: Callable[[], Iterator[NDArray[Any]]]
+    """Starts to read the values: arrays of any shape that follow one another in row-major order, in the dtype
+    of `spec`, or uint8 with the stored bytes if that dtype is quantized."""
 
-    def stored(self) -> Iterator[NDArray[np.uint8]]:
-        """The bytes of the stretches."""
-        for part in self.parts():
-            yield np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+    def byte_chunks(self) -> Iterator[NDArray[np.uint8]]:
+        """Read the values as flat arrays of bytes."""
+        for chunk in self.chunks():
+            yield np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
 
-    def cast(self, dtype: FloatDtype | None) -> Item:
-        """The same tensor rounded to a dtype, to nearest even; what is no plain floating point stays."""
+    def cast(self, dtype: FloatDtype | None) -> TensorStream:
+        """Return the tensor rounded to nearest even in `dtype`; integers and quantized tensors stay."""
         if dtype is None or self.spec.dtype not in _FLOATS or self.spec.dtype == dtype:
             return self
 
         def rounded() -> Iterator[NDArray[Any]]:
-            with np.errstate(over="ignore"):  # what f16 cannot hold becomes an infinity, as everywhere
-                for part in self.parts():
-                    yield part.astype(np.float32).astype(NUMPY[dtype])
+            # Values beyond float16 become infinities, as in torch and NumPy.
+            with np.errstate(over="ignore"):
+                for chunk in self.chunks():
+                    yield chunk.astype(np.float32).astype(NUMPY[dtype])
 
-        return Item(replace(self.spec, dtype=dtype), rounded)
+        return TensorStream(replace(self.spec, dtype=dtype), rounded)
 
-    def reported(self, n: int, total: int, on_tensor: OnTensor | None) -> Item:
-        """The same tensor; `on_tensor` is told before it is read that `n` of `total` are done."""
+    def with_progress(self, done: int, total: int, on_tensor: OnTensor | None) -> TensorStream:
+        """Return the tensor with a call of `on_tensor` before it is read."""
         if on_tensor is None:
             return self
 
-        def parts() -> Iterator[NDArray[Any]]:
-            on_tensor(self.spec.name, n, total)
-            yield from self.parts()
+        def chunks() -> Iterator[NDArray[Any]]:
+            on_tensor(self.spec.name, done, total)
+            yield from self.chunks()
 
-        return replace(self, parts=parts)
+        return replace(self, chunks=chunks)
 
     @property
-    def values(self) -> int:
-        """Number of values."""
+    def numel(self) -> int:
+        """The number of values."""
         return prod(self.spec.shape)
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it is stored in."""
+        """The number of bytes that are stored."""
         return nbytes(self.spec.dtype, self.spec.shape)
 
 
 @dataclass(frozen=True)
-class Model:
-    """What a source holds: metadata as .apr has them, and tensors."""
+class ModelStream:
+    """A model that was opened for conversion."""
 
     metadata: dict[str, Any]
-    items: list[Item]
+    """The metadata of the .apr file, or config.json where the target is a transformers directory."""
+    tensors: list[TensorStream]
     notes: tuple[str, ...] = ()
-    """What a user should know about it, a line each."""
+    """What the user should know about the conversion, one line each."""
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
 
     Raises:
-        FormatError: it holds anything else.
-        OSError: as `open` would.
+        FormatError: the file holds anything else.
+        OSError: the file cannot be read.
     """
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: no JSON ({error})", path=path) from None
-    if not isinstance(found, dict):
-        raise FormatError(f"{path}: no JSON object", path=path)
-    return found
+        raise FormatError(f"{path}: invalid JSON: {error}", path=path) from None
+    if not isinstance(value, dict):
+        raise FormatError(f"{path}: the JSON is not an object", path=path)
+    return value
 
 
-def grouped(items: Sequence[Item], most: int) -> list[list[Item]]:
-    """The tensors of each file, in order, none larger than `most` bytes unless one tensor is."""
-    groups: list[list[Item]] = [[]]
+def split_into_shards(tensors: Sequence[TensorStream], max_shard_size: int) -> list[list[TensorStream]]:
+    """Distribute tensors, in order, to files of at most `max_shard_size` bytes of tensors.
+
+    A tensor that is larger gets a file of its own. Without tensors, there is one empty file.
+    """
+    shards: list[list[TensorStream]] = [[]]
     size = 0
-    for item in items:
-        if groups[-1] and size + item.nbytes > most:
-            groups.append([])
+    for tensor in tensors:
+        if shards[-1] and size + tensor.nbytes > max_shard_size:
+            shards.append([])
             size = 0
-        groups[-1].append(item)
-        size += item.nbytes
-    return groups
+        shards[-1].append(tensor)
+        size += tensor.nbytes
+    return shards
 
 
-def stretches(values: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """Ranges that together are that many values; what `multiple` values belong together stay together.
+def chunk_ranges(numel: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Yield the (start, stop) of each chunk of `numel` values; starts are divisible by `multiple`.
 
-    Of values and not of rows: a single row may be larger than memory.
+    Chunks count values and not rows, because a single row may be larger than memory.
     """
-    step = max(1, _STRETCH // multiple) * multiple
-    for start in range(0, values, step):
-        yield start, min(start + step, values)
+    step = max(1, _CHUNK_VALUES // multiple) * multiple
+    for start in range(0, numel, step):
+        yield start, min(start + step, numel)
 
 
-def stored_in(file: TensorFile, name: str) -> Item:
-    """A tensor of an .apr file as it is stored, a quantized one too.
-
-    One that is quantized without the padding of its rows, as old files may be, is dequantized.
-    """
+def stream_stored(file: TensorFile, name: str) -> TensorStream:
+    """Return a tensor of an .apr file as it is stored, without dequantizing it."""
     info = file.info(name)
+    # Old files hold quantized tensors whose rows are not padded to whole blocks. This version does not write
+    # that layout, so they are dequantized.
     if info.dtype in NUMPY or nbytes(info.dtype, info.shape) != info.nbytes:
-        return from_apr(file, name)
+        return stream_values(file, name)
     stored = file.slice(name)
 
-    def parts() -> Iterator[NDArray[Any]]:
-        for start, stop in stretches(info.nbytes):
+    def chunks() -> Iterator[NDArray[Any]]:
+        for start, stop in chunk_ranges(info.nbytes):
             yield stored.stored(start, stop)
 
-    return Item(TensorSpec(name, info.dtype, info.shape), parts)
+    return TensorStream(TensorSpec(name, info.dtype, info.shape), chunks)
 
 
-def from_apr(file: TensorFile, name: str) -> Item:
-    """A tensor of an .apr file under its name; a quantized one dequantized."""
+def stream_values(file: TensorFile, name: str) -> TensorStream:
+    """Return a tensor of an .apr file, dequantized to f32 if it is quantized."""
     stored = file.slice(name)
     dtype = stored.dtype if stored.dtype in NUMPY else "f32"
 
-    def parts() -> Iterator[NDArray[Any]]:
-        for start, stop in stretches(prod(stored.shape)):
+    def chunks() -> Iterator[NDArray[Any]]:
+        for start, stop in chunk_ranges(prod(stored.shape)):
             yield stored.flat(start, stop)
 
-    return Item(TensorSpec(name, dtype, stored.shape), parts)
+    return TensorStream(TensorSpec(name, dtype, stored.shape), chunks)
 
 
-def same_values(a: Item, b: Item) -> bool:
+def same_values(a: TensorStream, b: TensorStream) -> bool:
     """Whether two tensors have the same shape, dtype and bytes."""
     if a.spec.shape != b.spec.shape or a.spec.dtype != b.spec.dtype:
         return False
-    return all(np.array_equal(x, y) for x, y in zip(a.stored(), b.stored(), strict=True))
+    return all(np.array_equal(x, y) for x, y in zip(a.byte_chunks(), b.byte_chunks(), strict=True))

@@ -17,41 +17,46 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from apr.convert.stream import Item
+    from apr.convert.stream import TensorStream
 
 
-def write(target: Path, metadata: Mapping[str, Any], items: Sequence[Item]) -> None:
-    """Write one file, atomically.
+def write(path: Path, metadata: Mapping[str, Any], tensors: Sequence[TensorStream]) -> None:
+    """Write one file atomically.
 
     Raises:
-        OSError: the file cannot be written; what was there is as it was.
+        OSError: the file cannot be written; an earlier file at `path` is unchanged.
     """
-    named = {item.spec.name: item for item in items}
+    by_name = {tensor.spec.name: tensor for tensor in tensors}
 
     def values(spec: TensorSpec) -> Iterator[NDArray[Any]]:
-        return named[spec.name].stored()
+        return by_name[spec.name].byte_chunks()
 
-    write_file(target, metadata, [item.spec for item in items], values)
+    write_file(path, metadata, [tensor.spec for tensor in tensors], values)
 
 
-def write_several(directory: Path, metadata: Mapping[str, Any], groups: Sequence[Sequence[Item]]) -> None:
-    """Write several files and their index into a directory that is there.
+def write_several(
+    directory: Path, metadata: Mapping[str, Any], shards: Sequence[Sequence[TensorStream]]
+) -> None:
+    """Write a model as several files and their index.
 
     Args:
-        directory: where the files go.
-        metadata: of the model; the first file holds all of them.
-        groups: the tensors of each file.
+        directory: an existing directory.
+        metadata: the model's metadata. The first file gets all of them, the others what describes the model.
+        shards: the tensors of each file.
+
+    Raises:
+        OSError: a file cannot be written.
     """
-    total = sum(item.nbytes for group in groups for item in group)
+    total = sum(tensor.nbytes for shard in shards for tensor in shard)
     sharding = {
-        "shard_count": len(groups),
+        "shard_count": len(shards),
         "total_size": total,
         "pattern": "model-{index:05}-of-{count:05}.apr",
     }
     weight_map: dict[str, str] = {}
-    for i, group in enumerate(groups):
-        name = f"model-{i + 1:05}-of-{len(groups):05}.apr"
-        of_file = metadata if i == 0 else of_a_later_file(metadata)
-        write(directory / name, {**of_file, SHARDING: {**sharding, "shard_index": i}}, group)
-        weight_map |= {item.spec.name: name for item in group}
+    for i, shard in enumerate(shards):
+        name = f"model-{i + 1:05}-of-{len(shards):05}.apr"
+        own = metadata if i == 0 else of_a_later_file(metadata)
+        write(directory / name, {**own, SHARDING: {**sharding, "shard_index": i}}, shard)
+        weight_map |= {tensor.spec.name: name for tensor in shard}
     write_json(directory / APR_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -1,35 +1,44 @@
 """Write a transformers model directory: config.json, safetensors files, tokenizer files.
 
-config.json and the tokenizer's files are written as `from_hf` found them where the metadata hold them.
+If the metadata keep config.json and the tokenizer files, as `from_hf` stores them, they are written
+unchanged.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import re
 from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from apr.container.metadata import HF_TOKENIZER
 from apr.convert import to_safetensors
-from apr.convert.directory import (
+from apr.convert.directory import replacing_directory
+from apr.convert.hf_files import (
+    BASE64,
     CONFIG,
     GENERATION,
     HF_CONFIG,
     HF_GENERATION,
     TOKENIZER_BINARIES,
     TOKENIZER_TEXTS,
-    replacing_directory,
+    WEIGHTS,
 )
-from apr.convert.from_hf import BASE64, WEIGHTS
-from apr.convert.stream import Item, Model, from_apr, grouped, same_values, stretches
+from apr.convert.stream import (
+    ModelStream,
+    TensorStream,
+    chunk_ranges,
+    same_values,
+    split_into_shards,
+    stream_values,
+)
 from apr.errors import FormatError, RefusedError, UnsupportedError, WeightsError
 from apr.files import write_atomically, write_json
-from apr.gguf.names import hf_name, unpermute
+from apr.gguf.names import unpermute
 from apr.model.config import ModelConfig, names_family
-from apr.model.names import EMBEDDING, HEAD, HEADS, TRAINING_PREFIX, check_layers, parameter_shapes
+from apr.model.match import match_names, permuted_heads
+from apr.model.names import EMBEDDING, HEADS, TRAINING_PREFIX, parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -41,14 +50,13 @@ if TYPE_CHECKING:
     from apr.convert.stream import FloatDtype, OnTensor
 
 _TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# What transformers says in each file of weights, and asks for.
-_EACH = {"format": "pt"}
-# Parameters of Llama whose rows GGUF keeps in another order.
-_PERMUTED = re.compile(r"\.[qk]_proj\.(weight|bias)$")
+# Metadata that transformers writes to each safetensors file and requires when it loads one.
+_SAFETENSORS_TEXTS = {"format": "pt"}
+_TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
 
 
 def is_described(metadata: Mapping[str, Any]) -> bool:
-    """Whether the metadata say of which architecture the tensors are."""
+    """Whether the metadata name the architecture that the tensors belong to."""
     return isinstance(metadata.get(HF_CONFIG), dict) or names_family(metadata)
 
 
@@ -61,127 +69,122 @@ def write(
     tokenizer: bool,
     force: bool,
     on_tensor: OnTensor | None,
-) -> Model:
+) -> ModelStream:
     """Write the model of an .apr file as a directory that transformers loads.
 
-    Training state is left out, GGUF's names are translated and Llama's rows of q and k with them, a copy of
-    a tied embedding is dropped, quantized tensors are written as float32.
+    Training state and a copy of a tied embedding are left out. GGUF's names and the row order of Llama's q
+    and k projections are translated. Quantized tensors are written as float32.
+
+    Args:
+        file: the opened file.
+        directory: the directory to write.
+        dtype: the dtype of floating-point tensors; None keeps them as stored.
+        max_shard_size: bytes of tensors per safetensors file.
+        tokenizer: whether to write the tokenizer files.
+        force: whether to replace an existing model directory.
+        on_tensor: called before each tensor is read.
 
     Returns:
-        config.json, the tensors that were written, and what a user should know.
+        The model that was written, with config.json as metadata.
 
     Raises:
-        RefusedError: metadata that lack a size, or contradict themselves.
+        RefusedError: the metadata lack a size or contradict themselves, or the directory may not be replaced.
         WeightsError: the tensors are not those of the model that the metadata describe.
-        OSError: the directory cannot be written; nothing of it is then there.
+        OSError: the directory cannot be written; nothing of it is left.
     """
-    items, config, notes = _as_hf(file)
-    items = [item.cast(dtype).reported(n, len(items), on_tensor) for n, item in enumerate(items)]
-    texts, about = _tokenizer_files(file) if tokenizer else ({}, ())
-    groups = grouped(items, max_shard_size)
-    config |= _dtype(config, items)
-    with replacing_directory(directory, force=force) as made:
-        write_json(made / CONFIG, config)
+    model = _as_hf(file)
+    total = len(model.tensors)
+    tensors = [t.cast(dtype).with_progress(n, total, on_tensor) for n, t in enumerate(model.tensors)]
+    config = model.metadata | _config_dtype(model.metadata, tensors)
+    tokenizer_files, notes = _tokenizer_files(file) if tokenizer else ({}, ())
+    shards = split_into_shards(tensors, max_shard_size)
+    with replacing_directory(directory, force=force) as new:
+        write_json(new / CONFIG, config)
         if isinstance(file.metadata.get(HF_GENERATION), dict):
-            write_json(made / GENERATION, file.metadata[HF_GENERATION])
-        for name, text in texts.items():
-            write_atomically(made / name, text)
-        if len(groups) == 1:
-            to_safetensors.write(made / WEIGHTS, items, _EACH)
+            write_json(new / GENERATION, file.metadata[HF_GENERATION])
+        for name, content in tokenizer_files.items():
+            write_atomically(new / name, content)
+        if len(shards) == 1:
+            to_safetensors.write(new / WEIGHTS, tensors, _SAFETENSORS_TEXTS)
         else:
-            to_safetensors.write_several(made, groups, {}, _EACH)
-    return Model(config, items, (*notes, *about))
+            to_safetensors.write_several(new, shards, {}, _SAFETENSORS_TEXTS)
+    return ModelStream(config, tensors, (*model.notes, *notes))
 
 
-def _as_hf(file: TensorFile) -> tuple[list[Item], dict[str, Any], tuple[str, ...]]:
-    """Tensors under transformers' names, config.json, and notes."""
-    names = [name for name in file if not name.startswith(TRAINING_PREFIX)]
-    head_present = any(name in names and not file.info(name).tied for name in HEADS)
+def _as_hf(file: TensorFile) -> ModelStream:
+    """Return the model as transformers has it: config.json as metadata, tensor names, shapes, row order."""
     kept = file.metadata.get(HF_CONFIG)
+    head_present = any(name in file and not file.info(name).tied for name in HEADS)
     try:
         config = ModelConfig.from_metadata(file.metadata, head_present=head_present)
     except RefusedError as error:
         if not isinstance(kept, dict):
-            hint = "tensors alone go to a file that ends in .safetensors, or to several: --max-shard-size"
-            raise type(error)(f"{file.path}: {error} ({hint})") from None
-        # Of a family that is only stored: what transformers wrote is what it gets back.
-        return [from_apr(file, name) for name in names], dict(kept), ()
-    check_layers(file.path, config, len(names))
+            raise type(error)(
+                f"{file.path}: {error}; to convert the tensors alone, choose a target that ends in "
+                ".safetensors, or pass --max-shard-size"
+            ) from None
+        # apr does not know the architecture, but transformers gets back what it wrote.
+        names = [name for name in file if not name.startswith(TRAINING_PREFIX)]
+        return ModelStream(dict(kept), [stream_values(file, name) for name in names])
+    match = match_names(config, file)
+    if match.head_copy is not None and not same_values(
+        stream_values(file, match.head_copy), stream_values(file, match.sources[EMBEDDING])
+    ):
+        raise WeightsError(
+            f"{file.path}: tie_word_embeddings is true, but {match.head_copy} differs from "
+            f"{match.sources[EMBEDDING]}"
+        )
     shapes = parameter_shapes(config)
-    items: dict[str, Item] = {}
-    for name in names:
-        if name in HEADS and file.info(name).tied:
-            continue
-        target = hf_name(name) or name
-        if target in items:
-            raise WeightsError(f"{file.path}: two tensors are both {target}")
-        items[target] = _named(file, name, target, shapes.get(target), config)
-    if config.tie_word_embeddings and HEAD in items and EMBEDDING in items:
-        if not same_values(items[HEAD], items[EMBEDDING]):
-            raise WeightsError(
-                f"{file.path}: the metadata say that the head is tied, but {HEAD} differs from {EMBEDDING}"
-            )
-        del items[HEAD]
-    _check(file.path, items, shapes)
-    dequantized = sum(1 for name in names if file.info(name).dtype.startswith("q"))
-    notes = (f"{dequantized} quantized tensors were written as float32",) if dequantized else ()
-    return (
-        list(items.values()),
-        _config(config, file.metadata, kept if isinstance(kept, dict) else {}),
-        notes,
-    )
+    parameters = {source: name for name, source in match.sources.items()}
+    # In the order of the file, which decides what goes into which shard.
+    tensors = [
+        _stream(file, source, parameters[source], shapes[parameters[source]], config)
+        for source in file
+        if source in parameters
+    ]
+    quantized = sum(1 for source in parameters if file.info(source).dtype.startswith("q"))
+    notes = (f"{quantized} quantized tensors were written as float32",) if quantized else ()
+    return ModelStream(_config_json(config, file.metadata, kept), tensors, notes)
 
 
-def _named(
-    file: TensorFile, name: str, target: str, shape: tuple[int, ...] | None, config: ModelConfig
-) -> Item:
-    item = from_apr(file, name)
-    item = replace(item, spec=replace(item.spec, name=target))
-    if shape is not None and item.spec.shape == (1, *shape):  # some writers keep biases as rows
-        return replace(item, spec=replace(item.spec, shape=shape))
-    if name == target or config.family != "llama" or not _PERMUTED.search(target):
-        return item
-    if item.spec.shape != shape:  # refused with all that does not fit
-        return item
-    stored, head = file.slice(name), config.head_dim * prod(shape[1:])
+def _stream(
+    file: TensorFile, source: str, parameter: str, shape: tuple[int, ...], config: ModelConfig
+) -> TensorStream:
+    tensor = stream_values(file, source)
+    tensor = replace(tensor, spec=replace(tensor.spec, name=parameter, shape=shape))
+    if permuted_heads(config, source, parameter) is None:
+        return tensor
+    stored = file.slice(source)
+    # Rows move within a head, so a chunk holds whole heads.
+    head_size = config.head_dim * prod(shape[1:])
 
-    def parts() -> Iterator[NDArray[Any]]:
-        for start, stop in stretches(prod(shape), head):
+    def chunks() -> Iterator[NDArray[Any]]:
+        for start, stop in chunk_ranges(prod(shape), head_size):
             rows = stored.flat(start, stop).reshape(-1, *shape[1:])
-            yield unpermute(rows, (stop - start) // head)
+            yield unpermute(rows, (stop - start) // head_size)
 
-    return replace(item, parts=parts)
-
-
-def _check(path: str, items: Mapping[str, Item], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    missing, left_over = sorted(shapes.keys() - items.keys()), sorted(items.keys() - shapes.keys())
-    wrong = [
-        f"{name} is {list(items[name].spec.shape)}, not {list(shape)}"
-        for name, shape in shapes.items()
-        if name in items and items[name].spec.shape != shape
-    ]
-    problems = [
-        *([f"{len(missing)} tensors are missing: {', '.join(missing[:8])}"] if missing else []),
-        *([f"{len(left_over)} have no place: {', '.join(left_over[:8])}"] if left_over else []),
-        *wrong[:3],
-    ]
-    if problems:
-        raise WeightsError(f"{path}: not the model that its metadata describe: {'; '.join(problems)}")
+    return replace(tensor, chunks=chunks)
 
 
-def _config(config: ModelConfig, metadata: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json of transformers: as it was kept, unless the metadata say something else by now."""
-    if _says(kept, config):
-        return dict(kept)
+def _config_json(config: ModelConfig, metadata: Mapping[str, Any], kept: object) -> dict[str, Any]:
+    """Return config.json: as it was read, unless the metadata describe another model since."""
+    original = kept if isinstance(kept, dict) else {}
+    try:
+        head_present = not config.tie_word_embeddings
+        if ModelConfig.from_metadata(original, head_present=head_present) == config:
+            return dict(original)
+    except RefusedError:
+        pass
     sizes = config.to_metadata()
-    made: dict[str, Any] = {
+    result: dict[str, Any] = {
         "hidden_act": "silu",
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
-        "torch_dtype": "float32",  # `_dtype` says which
+        "torch_dtype": "float32",  # replaced by `_config_dtype`
         **{key: metadata.get(key, metadata.get(f"tokenizer.{key}")) for key in _TOKEN_IDS},
-        **{key: value for key, value in kept.items() if key != "rope_parameters"},
+        # transformers 5 keeps rope_theta in rope_parameters, where it would contradict the one below.
+        **{key: value for key, value in original.items() if key != "rope_parameters"},
         "architectures": [sizes["hf_architecture"]],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
@@ -197,46 +200,42 @@ def _config(config: ModelConfig, metadata: Mapping[str, Any], kept: Mapping[str,
         "rope_scaling": sizes.get("rope_scaling"),
         "tie_word_embeddings": config.tie_word_embeddings,
     }
-    return made | ({"attention_bias": config.attention_bias} if config.family == "llama" else {})
+    if config.family == "llama":
+        result["attention_bias"] = config.attention_bias
+    return result
 
 
-def _says(kept: Mapping[str, Any], config: ModelConfig) -> bool:
-    try:
-        return ModelConfig.from_metadata(kept, head_present=not config.tie_word_embeddings) == config
-    except RefusedError:
-        return False
-
-
-def _dtype(config: Mapping[str, Any], items: Sequence[Item]) -> dict[str, str]:
-    """The dtype of most values, under the key that the configuration has for it; none where it has none."""
-    sizes: dict[str, int] = {}
-    for item in items:
-        sizes[item.spec.dtype] = sizes.get(item.spec.dtype, 0) + item.values
-    names = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
-    most = names.get(max(sizes, key=lambda dtype: sizes[dtype], default="f32"), "float32")
-    return {key: most for key in ("dtype", "torch_dtype") if config.get(key) is not None}
+def _config_dtype(config: Mapping[str, Any], tensors: Sequence[TensorStream]) -> dict[str, str]:
+    """Return the dtype of most values, under the keys for it that config.json already has."""
+    counts: dict[str, int] = {}
+    for tensor in tensors:
+        counts[tensor.spec.dtype] = counts.get(tensor.spec.dtype, 0) + tensor.numel
+    most = max(counts, key=lambda dtype: counts[dtype], default="f32")
+    name = _TORCH_NAMES.get(most, "float32")
+    return {key: name for key in ("dtype", "torch_dtype") if config.get(key) is not None}
 
 
 def _tokenizer_files(file: TensorFile) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    """The tokenizer's files, as they were or rebuilt, and a note where there is something to say."""
+    """Return the tokenizer files, kept or rebuilt from the vocabulary, and notes for the user."""
     kept = file.metadata.get(HF_TOKENIZER)
     if isinstance(kept, dict):
-        return {name: _content(file.path, name, value) for name, value in kept.items()}, ()
+        return {name: _kept_content(file.path, name, value) for name, value in kept.items()}, ()
     if "tokenizer.vocabulary" not in file.metadata:
-        return {}, ("the file holds no tokenizer: the directory has none either",)
+        return {}, ("no tokenizer was written, because the file has none",)
     from apr.data.tokenizers import load_tokenizer
 
     try:
         loaded = load_tokenizer(file.path)
     except (FormatError, UnsupportedError) as error:
         return {}, (f"no tokenizer was written: {error}",)
+    # load_tokenizer sets it, so that special tokens in a corpus are plain text. In transformers they are ids.
     loaded.tokenizer.encode_special_tokens = False
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    ids = {id_: token for token, id_ in loaded.tokenizer.get_vocab().items()}
+    token_of = {id_: token for token, id_ in loaded.tokenizer.get_vocab().items()}
     for key in ("bos", "eos"):
         id_ = file.metadata.get(f"tokenizer.{key}_token_id")
-        if id_ in ids:
-            config[f"{key}_token"] = ids[id_]
+        if id_ in token_of:
+            config[f"{key}_token"] = token_of[id_]
     if isinstance(file.metadata.get("chat_template"), str):
         config["chat_template"] = file.metadata["chat_template"]
     files = {
@@ -246,13 +245,14 @@ def _tokenizer_files(file: TensorFile) -> tuple[dict[str, bytes], tuple[str, ...
     return files, (() if loaded.note is None else (loaded.note,))
 
 
-def _content(path: str, name: str, value: object) -> bytes:
-    """The bytes of a tokenizer's file that the metadata hold."""
+def _kept_content(path: str, name: str, value: object) -> bytes:
+    """Return the bytes of a tokenizer file that the metadata keep."""
+    # Only known names are written: metadata could name any path.
     try:
         if name in TOKENIZER_TEXTS and isinstance(value, str):
             return value.encode()
         if name in TOKENIZER_BINARIES and isinstance(value, dict) and isinstance(value.get(BASE64), str):
             return base64.b64decode(value[BASE64], validate=True)
-    except ValueError as error:
+    except ValueError as error:  # a lone surrogate, or invalid base64
         raise RefusedError(f"{path}: metadata key {HF_TOKENIZER}: {name}: {error}") from None
-    raise RefusedError(f"{path}: metadata key {HF_TOKENIZER} holds {name!r}, no file of a tokenizer")
+    raise RefusedError(f"{path}: metadata key {HF_TOKENIZER}: {name!r} is not a valid tokenizer file")

@@ -1,6 +1,6 @@
-"""Write safetensors files in stretches: the bytes that the safetensors package would write.
+"""Write safetensors files chunk by chunk, with the bytes that the safetensors package would write.
 
-The package writes from memory; a conversion must not hold a whole tensor.
+The package writes from memory, and a conversion must not hold a whole tensor there.
 """
 
 from __future__ import annotations
@@ -20,90 +20,109 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from apr.container.save import TensorSpec
-    from apr.convert.stream import Item
+    from apr.convert.stream import TensorStream
 
 _NAMES = {ours: theirs for theirs, ours in DTYPES.items()}
-# The package writes wide dtypes first, so that all are aligned; in this order.
-_ORDER = ("i64", "f64", "f32", "i32", "bf16", "f16", "i8", "u8")
+# The package sorts tensors by this order of dtypes, then by name: wide dtypes first, so that all are aligned.
+_DTYPE_ORDER = ("i64", "f64", "f32", "i32", "bf16", "f16", "i8", "u8")
 
 
-def write(path: Path, items: Sequence[Item], texts: Mapping[str, str]) -> None:
-    """Write a file as the safetensors package would: the same bytes for the same tensors. Atomic.
+def write(path: Path, tensors: Sequence[TensorStream], texts: Mapping[str, str]) -> None:
+    """Write a file atomically, with the bytes that the safetensors package writes for the same tensors.
+
+    Args:
+        path: the file.
+        tensors: the tensors, in any order.
+        texts: the metadata.
 
     Raises:
-        UnsupportedError: a tensor whose bytes are quantized, or whose name means something else there.
-        OSError: the file cannot be written; what was there is as it was.
+        UnsupportedError: safetensors cannot store a tensor because of its dtype or its name.
+        OSError: the file cannot be written; an earlier file at `path` is unchanged.
     """
-    for item in items:
-        _check(path, item.spec)
-    ordered = sorted(items, key=lambda item: (_ORDER.index(item.spec.dtype), item.spec.name))
+    for tensor in tensors:
+        _check(path, tensor.spec)
+    ordered = sorted(tensors, key=lambda tensor: (_DTYPE_ORDER.index(tensor.spec.dtype), tensor.spec.name))
     header: dict[str, Any] = {METADATA: dict(texts)} if texts else {}
     end = 0
-    for item in ordered:
-        spec = item.spec
-        start, end = end, end + item.nbytes
-        header[spec.name] = {
-            "dtype": _NAMES[spec.dtype],
-            "shape": list(spec.shape),
+    for tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        header[tensor.spec.name] = {
+            "dtype": _NAMES[tensor.spec.dtype],
+            "shape": list(tensor.spec.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # the package aligns the values to 8 bytes
     with replacing(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for item in ordered:
-            for part in item.stored():
-                file.write(part.data)
+        for tensor in ordered:
+            for chunk in tensor.byte_chunks():
+                file.write(chunk.data)
 
 
 def write_several(
-    directory: Path, groups: Sequence[Sequence[Item]], first: Mapping[str, str], each: Mapping[str, str]
+    directory: Path,
+    shards: Sequence[Sequence[TensorStream]],
+    first_texts: Mapping[str, str],
+    every_texts: Mapping[str, str],
 ) -> None:
-    """Write a model in several files and their index, as transformers names them; errors as in `write`.
+    """Write a model as several files and their index, with transformers' file names.
 
     Args:
-        directory: it must be there.
-        groups: the tensors of each file.
-        first: the texts of the first file.
-        each: the texts of every file.
+        directory: an existing directory.
+        shards: the tensors of each file.
+        first_texts: metadata of the first file only.
+        every_texts: metadata of every file.
+
+    Raises:
+        UnsupportedError: safetensors cannot store a tensor because of its dtype or its name.
+        OSError: a file cannot be written.
     """
-    where: dict[str, str] = {}
-    for n, group in enumerate(groups, 1):
-        name = f"model-{n:05}-of-{len(groups):05}.safetensors"
-        write(directory / name, group, {**each, **(first if n == 1 else {})})
-        where |= {item.spec.name: name for item in group}
-    total = sum(item.nbytes for group in groups for item in group)
-    write_json(
-        directory / SAFETENSORS_INDEX,
-        {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))},
-    )
+    weight_map: dict[str, str] = {}
+    for n, shard in enumerate(shards, 1):
+        name = f"model-{n:05}-of-{len(shards):05}.safetensors"
+        texts = {**every_texts, **first_texts} if n == 1 else every_texts
+        write(directory / name, shard, texts)
+        weight_map |= {tensor.spec.name: name for tensor in shard}
+    total = sum(tensor.nbytes for shard in shards for tensor in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(directory / SAFETENSORS_INDEX, index)
 
 
 def to_texts(path: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata of `path` as safetensors holds them, text to text: others as JSON, and which ones these are.
+    """Return metadata in the form of safetensors, text to text.
+
+    Other values become JSON, and one more key lists those that did, so that `from_safetensors.from_texts` can
+    restore them.
+
+    Args:
+        path: the file that has the metadata, for errors.
+        metadata: any JSON values.
 
     Raises:
-        UnsupportedError: metadata that have the key under which that is said.
+        UnsupportedError: the metadata already use that key.
     """
     if JSON_KEYS in metadata:
         raise UnsupportedError(
-            f"{path}: metadata key {JSON_KEYS!r} would say in safetensors which texts are JSON: "
-            f"apr stamp {JSON_KEYS}=null removes it",
+            f"{path}: the metadata key {JSON_KEYS!r} is reserved in safetensors files; "
+            f"remove it with apr stamp {JSON_KEYS}=null",
             path=path,
         )
-    others = [key for key, value in metadata.items() if not isinstance(value, str)]
-    said = {JSON_KEYS: json.dumps(others, ensure_ascii=False)} if others else {}
-    return as_texts(metadata) | said
+    json_keys = [key for key, value in metadata.items() if not isinstance(value, str)]
+    texts = as_texts(metadata)
+    if json_keys:
+        texts[JSON_KEYS] = json.dumps(json_keys, ensure_ascii=False)
+    return texts
 
 
 def _check(path: Path, spec: TensorSpec) -> None:
     if spec.name == METADATA:
         raise UnsupportedError(
-            f"{path}: safetensors holds no tensor named {METADATA}", path=path, tensor=spec.name
+            f"{path}: safetensors cannot store a tensor named {METADATA}", path=path, tensor=spec.name
         )
     if spec.dtype not in _NAMES:
         raise UnsupportedError(
-            f"{path}: {spec.name} is {spec.dtype}, which safetensors does not hold",
+            f"{path}: safetensors cannot store {spec.name}, which has dtype {spec.dtype}",
             path=path,
             tensor=spec.name,
         )

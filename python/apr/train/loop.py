@@ -10,7 +10,7 @@ import torch
 
 from apr.data.loader import Loader, LoaderState, fingerprint
 from apr.data.windows import TrainingOrder
-from apr.model.fill import spoiled
+from apr.model.fill import first_implausible
 from apr.train import gates, rundir
 from apr.train.checkpoint.export import export_weights
 from apr.train.checkpoint.restore import restore
@@ -313,7 +313,7 @@ class Loop:
 
     def _save_unless_spoiled(self) -> str:
         """Save the steps since the last checkpoint unless the weights are bad, and return what there is."""
-        problem = spoiled(self._model.named_parameters())
+        problem = first_implausible(self._model.named_parameters())
         if problem is None:
             saved = self.saver.save_unsaved_steps(self.state)
             if saved is None:

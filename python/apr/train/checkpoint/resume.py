@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr.container.load import load
 from apr.errors import AprError, RefusedError, message
-from apr.model.fill import spoiled
+from apr.model.fill import first_implausible
 from apr.model.names import TRAINING_PREFIX
 from apr.train import rundir
 from apr.train.checkpoint.paths import CHECKPOINTS, Checkpoint, best_of, list_checkpoints
@@ -57,7 +57,7 @@ def find_resume_point(run_dir: Path) -> ResumePoint:
             with load(checkpoints[-1].path, verify="full") as file:
                 state = state_of(file)
                 weights = ((name, file[name]) for name in file if not name.startswith(TRAINING_PREFIX))
-                spoiled_weights = spoiled(weights)
+                spoiled_weights = first_implausible(weights)
         except (AprError, RefusedError, OSError) as error:
             damaged[checkpoints.pop().path] = message(error)
             continue

@@ -1,0 +1,23 @@
+"""The files of a transformers model directory, and the metadata keys under which `.apr` files keep them."""
+
+from __future__ import annotations
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS = "model.safetensors"
+# The files of tokenizers, text and binary.
+TOKENIZER_TEXTS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "chat_template.jinja",
+)
+TOKENIZER_BINARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+# config.json and generation_config.json, as JSON objects.
+HF_CONFIG, HF_GENERATION = "hf_config", "hf_generation_config"
+# The key of a binary file's content in its object {"base64": …}.
+BASE64 = "base64"
