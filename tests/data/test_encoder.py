@@ -96,12 +96,12 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists
 
 
 @given(st.lists(TEXT, max_size=5))
-def test_any_text_has_the_librarys_ids(tokenizer, encoder, texts):
+def test_any_text_has_the_ids_of_the_library(tokenizer, encoder, texts):
     check(tokenizer, encoder, texts)
 
 
 @pytest.mark.parametrize("step", [37, pytest.param(1, marks=pytest.mark.long)])
-def test_every_character_is_of_the_librarys_class(step, tokenizer, encoder):
+def test_every_character_has_the_class_of_the_library(step, tokenizer, encoder):
     """Beside letters, digits, blanks and punctuation: what class it has decides where a text is cut."""
     codes = [*range(0x500), *range(0x500, sys.maxunicode + 1, step)]
     characters = [chr(code) for code in codes if not 0xD800 <= code < 0xE000]
@@ -110,12 +110,12 @@ def test_every_character_is_of_the_librarys_class(step, tokenizer, encoder):
         check(tokenizer, encoder, [f"a{c}b 1{c}2 {c} !{c}. {c}{c}x\n{c}'{c}" for c in part])
 
 
-def test_source_code_has_the_librarys_ids(tokenizer, encoder):
+def test_source_code_has_the_ids_of_the_library(tokenizer, encoder):
     check(tokenizer, encoder, list(islice(source(), 40)))
 
 
 @pytest.mark.long
-def test_the_whole_corpus_has_the_librarys_ids(tokenizer, encoder):
+def test_a_whole_corpus_has_the_ids_of_the_library(tokenizer, encoder):
     paths = sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py"))
     for start in range(0, len(paths), 200):
         check(
@@ -125,7 +125,7 @@ def test_the_whole_corpus_has_the_librarys_ids(tokenizer, encoder):
         )
 
 
-def test_more_pieces_than_the_cache_holds(tokenizer):
+def test_a_full_cache_changes_no_ids(tokenizer):
     encoder = Encoder(tokenizer.to_str(), 1)
     check(tokenizer, encoder, [" ".join(f"w{n:x}" for n in range(start, 300_000, 2)) for start in range(2)])
 
@@ -146,7 +146,7 @@ def test_more_pieces_than_the_cache_holds(tokenizer):
         },
     ],
 )
-def test_other_tokenizers_go_through_the_library(change, tokenizer):
+def test_other_tokenizers_use_the_library(change, tokenizer):
     from tokenizers import Tokenizer
 
     other = Tokenizer.from_str(json.dumps(json.loads(tokenizer.to_str()) | change))
@@ -156,7 +156,7 @@ def test_other_tokenizers_go_through_the_library(change, tokenizer):
     check(other, encoder, ["Ein \uff34ext  with 12 words", "", "  x"])
 
 
-def test_tokens_that_are_found_in_a_text_are_found(tokenizer):
+def test_added_tokens_are_matched_in_a_text(tokenizer):
     from tokenizers import AddedToken, Tokenizer
 
     other = Tokenizer.from_str(tokenizer.to_str())
@@ -165,7 +165,7 @@ def test_tokens_that_are_found_in_a_text_are_found(tokenizer):
     check(other, Encoder(other.to_str(), 2), ["def f(x):\n    return x", "defx", "   y", "<|endoftext|>"])
 
 
-def test_truncation_and_padding_of_a_file_are_left_out(tokenizer):
+def test_truncation_and_padding_of_a_file_are_ignored(tokenizer):
     from tokenizers import Tokenizer
 
     other = Tokenizer.from_str(tokenizer.to_str())
@@ -175,18 +175,18 @@ def test_truncation_and_padding_of_a_file_are_left_out(tokenizer):
     assert ids_of(Encoder(other.to_str(), 1), [text]) == ids_of(Encoder(tokenizer.to_str(), 1), [text])
 
 
-def test_what_is_no_tokenizer_is_refused():
+def test_an_invalid_tokenizer_is_refused():
     with pytest.raises(ValueError, match="Model missing"):
         Encoder("{}", 1)
 
 
-def test_a_long_text_in_parts_has_the_librarys_ids(tokenizer, encoder):
+def test_a_long_text_in_parts_has_the_ids_of_the_library(tokenizer, encoder):
     # Parts are cut between words; there are few such places in the second text, none in the third.
     texts = [" ".join(islice(source(), 30)), "é中 12 \n" * 40_000 + "a b" * 9, "x" * 200_000 + "\u0301"]
     check(tokenizer, encoder, texts)
 
 
-def test_added_tokens_in_a_long_text_are_found(tokenizer):
+def test_added_tokens_are_matched_in_a_long_text(tokenizer):
     from tokenizers import AddedToken, Tokenizer
 
     text = "\n".join(islice(source(), 12))
@@ -205,7 +205,7 @@ def test_added_tokens_in_a_long_text_are_found(tokenizer):
 STORED = ["one", "", 'zwei ä\n"\\\u2028', "\U0001f600 " * 9]
 
 
-def test_files_lines_and_values_are_their_texts_with_ends_around(tokenizer, tmp_path):
+def test_files_lines_and_values_have_the_ids_of_their_texts_with_ends(tokenizer, tmp_path):
     plain = ids_of(Encoder(tokenizer.to_str(), 1), STORED)
     encoder = Encoder(tokenizer.to_str(), 2, before=7, after=8)
     expected = [[7, *ids, 8] for ids in plain]
@@ -222,7 +222,7 @@ def test_files_lines_and_values_are_their_texts_with_ends_around(tokenizer, tmp_
     assert ids_of(encoder, STORED) == plain
 
 
-def test_what_is_no_text_has_no_ids(tokenizer, tmp_path):
+def test_invalid_documents_have_no_ids(tokenizer, tmp_path):
     (tmp_path / "latin.txt").write_bytes(b"\xe9")
     encoder = Encoder(tokenizer.to_str(), 2, after=8)
     assert lists(encoder.encode_files([tmp_path / "latin.txt", tmp_path / "gone", tmp_path])) == [None] * 3
@@ -231,7 +231,7 @@ def test_what_is_no_text_has_no_ids(tokenizer, tmp_path):
     assert lists(encoder.encode_lines(lines, "t")) == [None] * len(lines)
 
 
-def test_nfc_is_what_python_makes_of_it(tokenizer):
+def test_nfc_equals_pythons(tokenizer):
     import unicodedata
 
     texts = ["e\u0301" * 3, "\u1100\u1161\u11a8", "\u0344 \u2126", "plain"]
@@ -241,7 +241,7 @@ def test_nfc_is_what_python_makes_of_it(tokenizer):
     )
 
 
-def test_a_stopped_encoder_encodes_no_more(tokenizer):
+def test_a_stopped_encoder_refuses_to_encode(tokenizer):
     encoder = Encoder(tokenizer.to_str(), 2)
     encoder.stop()
     with pytest.raises(InterruptedError):

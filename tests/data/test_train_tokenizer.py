@@ -1,4 +1,4 @@
-"""A vocabulary from a corpus: its size, its bytes, and who can read it."""
+"""Training of a vocabulary: its size, its bytes, and who can read it."""
 
 import json
 import subprocess
@@ -16,6 +16,10 @@ TEXT = "".join(
 )
 
 
+def ids_of(loaded, text):
+    return loaded.tokenizer.encode(text, add_special_tokens=False).ids
+
+
 @pytest.fixture
 def corpus(tmp_path):
     (tmp_path / "corpus").mkdir()
@@ -24,7 +28,7 @@ def corpus(tmp_path):
     return Corpus([str(tmp_path / "corpus")])
 
 
-def test_the_size_counts_everything(corpus, tmp_path):
+def test_the_size_includes_bytes_and_the_end_of_text(corpus, tmp_path):
     made = train(corpus, 300, tmp_path / "t")
     loaded = load_tokenizer(tmp_path / "t")
     assert made.vocab_size == loaded.vocab_size == 300
@@ -34,11 +38,11 @@ def test_the_size_counts_everything(corpus, tmp_path):
     assert len((tmp_path / "t" / "merges.txt").read_text().splitlines()) == 1 + 300 - 257
 
 
-def test_any_text_comes_back(corpus, tmp_path):
+def test_any_text_is_decoded_unchanged(corpus, tmp_path):
     train(corpus, 300, tmp_path / "t")
     loaded = load_tokenizer(tmp_path / "t")
     text = "naïve 東京 \x00\r\n\t\U0001f600 <|endoftext|>"
-    assert loaded.decode(loaded.encode([text])[0]) == text
+    assert loaded.decode(ids_of(loaded, text)) == text
 
 
 def test_the_same_corpus_gives_the_same_bytes(corpus, tmp_path):
@@ -55,19 +59,19 @@ def test_the_same_corpus_gives_the_same_bytes(corpus, tmp_path):
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes(), name
 
 
-def test_the_pair_alone_is_the_same_tokenizer(corpus, tmp_path):
+def test_vocab_and_merges_alone_are_the_same_tokenizer(corpus, tmp_path):
     train(corpus, 320, tmp_path / "t")
     whole = load_tokenizer(tmp_path / "t")
     (tmp_path / "t" / "tokenizer.json").unlink()
-    assert load_tokenizer(tmp_path / "t").encode([TEXT]) == whole.encode([TEXT])
+    assert ids_of(load_tokenizer(tmp_path / "t"), TEXT) == ids_of(whole, TEXT)
 
 
-def test_transformers_reads_it(corpus, tmp_path):
+def test_transformers_can_read_it(corpus, tmp_path):
     from transformers import AutoTokenizer
 
     train(corpus, 320, tmp_path / "t")
     theirs = AutoTokenizer.from_pretrained(tmp_path / "t")
-    assert theirs(TEXT)["input_ids"] == load_tokenizer(tmp_path / "t").encode([TEXT])[0]
+    assert theirs(TEXT)["input_ids"] == ids_of(load_tokenizer(tmp_path / "t"), TEXT)
     assert theirs.eos_token_id == 0
 
 
@@ -78,19 +82,19 @@ def test_a_corpus_with_fewer_merges_gives_fewer_tokens(tmp_path):
 
 
 def test_fewer_tokens_than_bytes_is_wrong_usage(corpus, tmp_path):
-    with pytest.raises(UsageError, match="at least 257"):
+    with pytest.raises(UsageError, match="257"):
         train(corpus, 256, tmp_path / "t")
 
 
-def test_a_tokenizer_that_is_there_is_not_overwritten(corpus, tmp_path):
+def test_an_existing_tokenizer_is_not_overwritten(corpus, tmp_path):
     train(corpus, 300, tmp_path / "t")
     before = (tmp_path / "t" / "vocab.json").read_bytes()
-    with pytest.raises(RefusedError, match="already there"):
+    with pytest.raises(RefusedError, match=r"tokenizer\.json"):
         train(corpus, 310, tmp_path / "t")
     assert (tmp_path / "t" / "vocab.json").read_bytes() == before
 
 
-def test_no_text_is_refused(tmp_path):
+def test_a_corpus_without_text_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("")
-    with pytest.raises(RefusedError, match="no text"):
+    with pytest.raises(RefusedError, match=r"a\.txt"):
         train(Corpus([str(tmp_path / "a.txt")]), 300, tmp_path / "t")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import apr
 from apr.cli import main
 from apr.data import ShardDir, repair
-from apr.data.byte_level import KINDS, Vocabulary
+from apr.data.byte_level import PRE_TYPES, Vocabulary
 from apr.data.encode import encode_corpus
 from apr.data.encode_options import EncodeOptions
 from apr.data.listing import list_shards
@@ -48,7 +48,7 @@ def model_file(path, kind):
     texts=st.lists(TEXT, min_size=1, max_size=8),
     shard_tokens=st.integers(1, 40),
     policy=st.sampled_from(["none", "between", "after"]),
-    kind=st.sampled_from(KINDS),
+    kind=st.sampled_from(PRE_TYPES),
 )
 @example(texts=["<|endoftext|>", "", "a"], shard_tokens=1, policy="between", kind="gpt-2")
 def test_the_stream_is_what_the_tokenizers_package_gives(texts, shard_tokens, policy, kind, tmp_path_factory):
@@ -74,7 +74,7 @@ def test_the_stream_is_what_the_tokenizers_package_gives(texts, shard_tokens, po
     shards = ShardDir(directory / "out")
     assert shards.read(0, shards.total_tokens).tolist() == expected
     assert made.manifest["total_tokens"] == len(expected)
-    # Only a last shard may be smaller than asked for.
+    # Only the last shard may be smaller than shard_tokens.
     assert all(shard.tokens >= shard_tokens for shard in shards.shards[:-1])
     assert made.manifest["total_documents"] == len(texts)
     if kind != "qwen2":
@@ -84,7 +84,7 @@ def test_the_stream_is_what_the_tokenizers_package_gives(texts, shard_tokens, po
 
 
 @given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=6), verify=st.booleans())
-def test_a_repaired_directory_is_read_or_it_was_refused_by_name(sizes, verify, tmp_path_factory):
+def test_a_directory_is_repaired_or_refused_with_the_shard(sizes, verify, tmp_path_factory):
     directory = tmp_path_factory.mktemp("shards")
     for number, size in enumerate(sizes):
         (directory / f"shard-{number:05d}.bin").write_bytes((b"\x07\0\0\0\x08\0\0\0\x09\0\0\0" * 9)[:size])
@@ -126,8 +126,8 @@ def test_any_manifest_is_read_repaired_or_refused(manifest, force, tmp_path_fact
         report = repair(directory, verify=True, force=True)
         if report.ok:
             assert ShardDir(directory).total_tokens == 4
-        else:  # it agrees with the files, but gives a vocabulary that is smaller than the ids
-            assert "beyond the vocabulary" in report.problems[0]
+        else:  # it agrees with the files, but its vocabulary is smaller than an id
+            assert "vocabulary" in report.problems[0]
     else:
         with suppress(RefusedError):
             repair(directory, verify=True)

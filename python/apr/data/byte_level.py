@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers out of a vocabulary and its merges."""
+"""Byte-level BPE tokenizers built from a vocabulary and its merges."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-# Patterns of the models' own tokenizer.json.
+# The patterns of the models' own tokenizer.json; Qwen2 and Llama 3 differ in how they cut digits.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -22,12 +22,13 @@ _SPLIT = (
 _QWEN2 = _SPLIT % r"\p{N}"
 _LLAMA3 = _SPLIT % r"\p{N}{1,3}"
 
-# How a text is cut before merging, under GGUF's names (`tokenizer.ggml.pre`).
-KINDS = ("gpt-2", "smollm", "qwen2", "llama-bpe")
+# The known pre-tokenizers, under GGUF's names (`tokenizer.ggml.pre`).
+PRE_TYPES = ("gpt-2", "smollm", "qwen2", "llama-bpe")
 
 _HEX = re.compile(r"(?:[0-9a-f]{2})+")
-# Of the 256 keys "00" … "ff": no byte-level vocabulary of text has that many two-digit tokens by chance.
-_HEX_KEYS = 200
+# A vocabulary with this many of the 256 keys "00" … "ff" is in hex. A byte-level vocabulary of text does not
+# have that many of them by chance.
+_MIN_HEX_KEYS = 200
 
 
 @dataclass(frozen=True)
@@ -37,38 +38,41 @@ class Vocabulary:
     ids: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     pre_type: str
-    """One of KINDS."""
+    """One of PRE_TYPES."""
     special: tuple[str, ...]
-    """Tokens that no text encodes to."""
+    """Tokens that no text is encoded to."""
     unknown: str | None
-    """The token for bytes that the vocabulary lacks."""
-    matched: tuple[str, ...] = ()
-    """Tokens that are found in a text before it is cut."""
+    """The token for bytes that are not in the vocabulary."""
+    added: tuple[str, ...] = ()
+    """Tokens that are matched in a text before it is split."""
 
     def is_hex(self) -> bool:
-        """Whether the tokens are bytes as two hex digits each: the ecosystem's own trainer writes those."""
-        return sum(f"{byte:02x}" in self.ids for byte in range(256)) >= _HEX_KEYS
+        """Whether the tokens are bytes as two hex digits each, as the ecosystem's own trainer writes them."""
+        return sum(f"{byte:02x}" in self.ids for byte in range(256)) >= _MIN_HEX_KEYS
 
     def from_hex(self) -> Vocabulary:
-        """The same ids and merges in GPT-2's alphabet."""
-        letters = _alphabet()
+        """Return a hex vocabulary with the same ids and merges in GPT-2's alphabet."""
+        alphabet = gpt2_alphabet()
 
-        def spelt(token: str) -> str:
+        def from_hex(token: str) -> str:
             if token in self.special or not _HEX.fullmatch(token):
                 return token
-            return "".join(letters[byte] for byte in bytes.fromhex(token))
+            return "".join(alphabet[byte] for byte in bytes.fromhex(token))
 
         return replace(
             self,
-            ids={spelt(token): id_ for token, id_ in self.ids.items()},
-            merges=[(spelt(a), spelt(b)) for a, b in self.merges],
+            ids={from_hex(token): id_ for token, id_ in self.ids.items()},
+            merges=[(from_hex(a), from_hex(b)) for a, b in self.merges],
         )
 
     def build(self, source: Path) -> Tokenizer:
-        """The tokenizer.
+        """Return the tokenizer.
+
+        Args:
+            source: the file, as an error names it.
 
         Raises:
-            FormatError: the merges do not fit the vocabulary; the message names `source`.
+            FormatError: a merge makes a token that is not in the vocabulary.
         """
         from tokenizers import AddedToken, Tokenizer, decoders, normalizers
         from tokenizers.models import BPE
@@ -80,20 +84,22 @@ class Vocabulary:
                 unk_token=self.unknown,
                 ignore_merges=self.pre_type == "llama-bpe",
             )
-        except Exception as error:  # noqa: BLE001 (the crate raises nothing narrower)
-            raise FormatError(f"{source}: merges and vocabulary do not fit: {error}", path=source) from None
+        except Exception as error:  # noqa: BLE001 (the package raises nothing narrower)
+            raise FormatError(
+                f"{source}: the merges do not match the vocabulary: {error}", path=source
+            ) from None
         tokenizer = Tokenizer(model)
         if self.pre_type == "qwen2":
             tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = _pre_tokenizer(self.pre_type)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in self.special])
-        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self.matched])
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self.added])
         return tokenizer
 
 
 def pre_type_of(spec: Mapping[str, Any]) -> str | None:
-    """Which of KINDS a tokenizer.json has, or None: another model, or cut in another way.
+    """Return which of PRE_TYPES a tokenizer.json has; None for another model or another pre-tokenizer.
 
     Args:
         spec: the contents of a tokenizer.json.
@@ -101,52 +107,54 @@ def pre_type_of(spec: Mapping[str, Any]) -> str | None:
     model = spec["model"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         return None
-    given = (
+    parts = (
         _without_offsets(spec.get("pre_tokenizer")),
         spec.get("normalizer"),
         bool(model.get("ignore_merges")),
     )
-    for kind in KINDS:
-        normalizer = {"type": "NFC"} if kind == "qwen2" else None
-        if given == (_without_offsets(_spec(kind)), normalizer, kind == "llama-bpe"):
-            return kind
+    for pre_type in PRE_TYPES:
+        normalizer = {"type": "NFC"} if pre_type == "qwen2" else None
+        if parts == (_without_offsets(_pre_tokenizer_spec(pre_type)), normalizer, pre_type == "llama-bpe"):
+            return pre_type
     return None
 
 
-def _pre_tokenizer(kind: str) -> Any:  # noqa: ANN401  (the package's stubs know no common class)
+def _pre_tokenizer(pre_type: str) -> Any:  # noqa: ANN401 (the package's stubs have no common class)
     from tokenizers import Regex
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
 
-    if kind == "gpt-2":
+    if pre_type == "gpt-2":
         return ByteLevel(add_prefix_space=False)
-    if kind == "smollm":
+    if pre_type == "smollm":
         return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
-    pattern = _QWEN2 if kind == "qwen2" else _LLAMA3
+    pattern = _QWEN2 if pre_type == "qwen2" else _LLAMA3
     return Sequence(
         [Split(Regex(pattern), behavior="isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
     )
 
 
-def _spec(kind: str) -> Any:  # noqa: ANN401  (JSON)
+def _pre_tokenizer_spec(pre_type: str) -> Any:  # noqa: ANN401 (JSON)
+    """Return a pre-tokenizer as tokenizer.json spells it: the package serializes whole tokenizers only."""
     import json
 
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = _pre_tokenizer(kind)
+    tokenizer.pre_tokenizer = _pre_tokenizer(pre_type)
     return json.loads(tokenizer.to_str())["pre_tokenizer"]
 
 
-def _without_offsets(value: Any) -> Any:  # noqa: ANN401  (JSON)
-    """`trim_offsets` is about offsets: it changes no id."""
+def _without_offsets(value: Any) -> Any:  # noqa: ANN401 (JSON)
+    """Return JSON without `trim_offsets`, which changes offsets only, not ids."""
     if isinstance(value, dict):
         return {key: _without_offsets(inner) for key, inner in value.items() if key != "trim_offsets"}
     return [_without_offsets(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _alphabet() -> list[str]:
-    """GPT-2's printable character for each byte."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+def gpt2_alphabet() -> list[str]:
+    """Return the printable character that GPT-2's vocabularies use for each of the 256 bytes."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    # The other bytes get the characters from 256 on, in order.
     others = iter(range(256, 512))
-    return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""Tokenizers from a directory, a tokenizer.json or a model file, with the id that ends a text."""
+"""Tokenizers from a directory, a tokenizer.json or a model file, with the id of the end of text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.container.metadata import HF_TOKENIZER
-from apr.data.byte_level import KINDS, Vocabulary, pre_type_of
+from apr.data.byte_level import PRE_TYPES, Vocabulary, pre_type_of
 from apr.errors import FormatError, UnsupportedError, UsageError
 
 if TYPE_CHECKING:
@@ -21,49 +21,46 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<unk>"
-# What ends a turn of a conversation, not a text: configurations of chat models name these.
+# Configurations of chat models name one of these as the end of text, but they end a turn of a conversation.
 CHAT_ENDS = frozenset(
     {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_turn|>", "<end_of_turn>"}
 )
 _NO_PRE_TYPE = (
-    "the file does not name its pre-tokenizer (tokenizer.pre_type): text is cut as GPT-2's cuts it; "
-    "--tokenizer DIR, with the model's tokenizer.json, is sure to cut it as the model expects"
+    "the file does not name its pre-tokenizer (tokenizer.pre_type), so GPT-2's is used; to be sure, pass the "
+    "directory of the model's tokenizer.json"
 )
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # GGUF's token types
 
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer that takes special tokens inside a text for text, never truncates and never pads."""
+    """A tokenizer that encodes special tokens within a text as text, and neither truncates nor pads."""
 
     tokenizer: Tokenizer
     vocab_size: int
     """The highest id + 1."""
     eos_token: str | None
     eos_id: int | None
-    """Ends a text; None where nothing says which id does."""
+    """The end of a text; None if the configuration does not name it."""
     bos_id: int | None
     unk_id: int | None
-    """Stands for what the vocabulary has no tokens for; None if there is none, or if it is `eos_id`."""
+    """The id of text that the vocabulary does not have; None if there is none, or if it is `eos_id`."""
     source: Path
+    """The file or directory that it was read from."""
     sha256: str
-    """Of tokenizer.json; else of vocab.json, then merges.txt; of a model file's tokenizer in that form."""
+    """SHA-256 of tokenizer.json, otherwise of vocab.json followed by merges.txt. The vocabulary and merges of a
+    model file are hashed in that second form."""
     note: str | None
     """What a user should know about how it was read."""
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, no special token added; in parallel over the texts."""
-        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens shown."""
+        """Return the text of ids, including special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def metadata(self) -> dict[str, object]:
-        """The `tokenizer.*` keys that rebuild it from an .apr file.
+        """Return the `tokenizer.*` keys that an .apr file rebuilds it from.
 
-        Empty for what those keys have no form for: other models than byte-level BPE, unknown pre-tokenizers.
+        Empty if those keys cannot express it: another model than byte-level BPE, an unknown pre-tokenizer.
         """
         spec = json.loads(self.tokenizer.to_str())
         pre_type = pre_type_of(spec)
@@ -74,7 +71,7 @@ class LoadedTokenizer:
         types = [_NORMAL if id_ in ids else _UNUSED for id_ in range(self.vocab_size)]
         for added in spec["added_tokens"]:
             types[added["id"]] = _CONTROL if added["special"] else _USER_DEFINED
-        found: dict[str, object] = {
+        keys: dict[str, object] = {
             "tokenizer.vocabulary": tokens,
             "tokenizer.merges": [" ".join(pair) for pair in spec["model"]["merges"]],
             "tokenizer.token_type": types,
@@ -84,7 +81,7 @@ class LoadedTokenizer:
             "tokenizer.bos_token_id": self.bos_id,
             "tokenizer.eos_token_id": self.eos_id,
         }
-        return {key: value for key, value in found.items() if value is not None}
+        return {key: value for key, value in keys.items() if value is not None}
 
 
 def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -> LoadedTokenizer:
@@ -92,13 +89,13 @@ def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -
 
     Args:
         path: a directory with tokenizer.json, or with vocab.json and merges.txt (GPT-2's byte-level form or
-            the ecosystem's hex-byte form); a tokenizer.json; an .apr or .gguf with a tokenizer inside.
-        eos_token: the token that ends a text, against what the tokenizer's configuration says.
+            the ecosystem's hex-byte form); a tokenizer.json; an .apr or .gguf file that contains a tokenizer.
+        eos_token: the end-of-text token, instead of the one in the tokenizer's configuration.
 
     Raises:
         FileNotFoundError: no such file, or a directory without a tokenizer.
-        FormatError: a file that contradicts itself or is no JSON.
-        UnsupportedError: a kind of tokenizer that is not read.
+        FormatError: invalid JSON, or contents that contradict each other.
+        UnsupportedError: a kind of tokenizer that `apr` does not read.
         UsageError: `eos_token` is not in the vocabulary.
     """
     path = Path(path)
@@ -107,7 +104,7 @@ def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -
             return _from_file(path / "tokenizer.json", eos_token)
         if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
             return _from_pair(path, eos_token)
-        reason = "neither tokenizer.json nor vocab.json and merges.txt in this directory"
+        reason = "contains neither tokenizer.json nor vocab.json and merges.txt"
         raise FileNotFoundError(errno.ENOENT, reason, str(path))
     with path.open("rb") as file:
         magic = file.read(4)
@@ -140,18 +137,18 @@ def _from_json(
 
     spec = _json_object(path, content)
     if not isinstance(spec.get("model"), dict):
-        raise FormatError(f"{path}: no tokenizer.json: it has no `model`", path=path)
+        raise FormatError(f"{path}: not a tokenizer.json: the key `model` is missing", path=path)
     try:
         tokenizer = Tokenizer.from_buffer(content)
-    except Exception as error:  # noqa: BLE001 (the crate raises nothing narrower)
-        raise FormatError(f"{path}: the tokenizers package does not read it: {error}", path=path) from None
+    except Exception as error:  # noqa: BLE001 (the package raises nothing narrower)
+        raise FormatError(f"{path}: the tokenizers package cannot read it: {error}", path=path) from None
     return _finish(
         tokenizer,
         path,
         sha256=hashlib.sha256(content).hexdigest(),
         configured=_token_text(config.get("eos_token")),
         bos=_token_text(config.get("bos_token")),
-        asked=eos_token,
+        requested=eos_token,
     )
 
 
@@ -176,7 +173,7 @@ def _from_pair(directory: Path, eos_token: str | None) -> LoadedTokenizer:
         sha256=hashlib.sha256(b"".join(contents)).hexdigest(),
         configured=_token_text(config.get("eos_token")),
         bos=_token_text(config.get("bos_token")),
-        asked=eos_token,
+        requested=eos_token,
         note="vocab.json has the hex-byte form" if is_hex else None,
     )
 
@@ -185,29 +182,30 @@ def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | Non
     tokens, merges = metadata.get("tokenizer.vocabulary"), metadata.get("tokenizer.merges")
     if not isinstance(tokens, list) or not isinstance(merges, list):
         raise UnsupportedError(
-            f"{path}: no byte-level tokenizer in this file (tokenizer.vocabulary and tokenizer.merges): "
-            "name a tokenizer directory or a tokenizer.json",
+            f"{path}: contains no byte-level tokenizer (tokenizer.vocabulary and tokenizer.merges); pass a "
+            "tokenizer directory or a tokenizer.json",
             path=path,
         )
     kind = metadata.get("tokenizer.model_type") or metadata.get("tokenizer.model") or "BPE"
     if str(kind).lower() not in {"bpe", "gpt2"}:
         raise UnsupportedError(
-            f"{path}: tokenizer model {kind!r} is not read (only byte-level BPE)", path=path
+            f"{path}: tokenizer model {kind!r} is not supported, only byte-level BPE is", path=path
         )
     pre_type = metadata.get("tokenizer.pre_type") or "gpt-2"
-    if pre_type not in KINDS:
+    if pre_type not in PRE_TYPES:
         raise UnsupportedError(
-            f"{path}: pre-tokenizer {pre_type!r} is not read (read are: {', '.join(KINDS)})", path=path
+            f"{path}: pre-tokenizer {pre_type!r} is not supported; supported are {', '.join(PRE_TYPES)}",
+            path=path,
         )
     if not all(isinstance(token, str) for token in tokens):
-        raise FormatError(f"{path}: tokenizer.vocabulary holds what is no text", path=path)
+        raise FormatError(f"{path}: tokenizer.vocabulary contains a value that is not a string", path=path)
     named = {
         name: _token_at(path, tokens, name, metadata.get(f"tokenizer.{name}_token_id"))
         for name in ("eos", "bos", "unknown")
     }
     types = metadata.get("tokenizer.token_type") or [_NORMAL] * len(tokens)
     if not isinstance(types, list):
-        raise FormatError(f"{path}: tokenizer.token_type is no list of a type for each token", path=path)
+        raise FormatError(f"{path}: tokenizer.token_type is not a list", path=path)
     special = {token for token, type_ in zip(tokens, types, strict=False) if type_ == _CONTROL}
     special |= {token for token in (named["eos"], named["bos"]) if token is not None}
     ids: dict[str, int] = {}
@@ -219,7 +217,7 @@ def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | Non
         pre_type=pre_type,
         special=tuple(sorted(special, key=ids.__getitem__)),
         unknown=None,
-        matched=tuple(t for t, type_ in zip(tokens, types, strict=False) if type_ == _USER_DEFINED),
+        added=tuple(t for t, type_ in zip(tokens, types, strict=False) if type_ == _USER_DEFINED),
     )
     as_pair = json.dumps(ids, ensure_ascii=False) + "".join(f"{a} {b}\n" for a, b in vocabulary.merges)
     return _finish(
@@ -228,7 +226,7 @@ def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | Non
         sha256=hashlib.sha256(as_pair.encode(errors="surrogatepass")).hexdigest(),
         configured=named["eos"],
         bos=named["bos"],
-        asked=eos_token,
+        requested=eos_token,
         note=None if metadata.get("tokenizer.pre_type") else _NO_PRE_TYPE,
     )
 
@@ -240,10 +238,10 @@ def _finish(
     sha256: str,
     configured: str | None,
     bos: str | None,
-    asked: str | None,
+    requested: str | None,
     note: str | None = None,
 ) -> LoadedTokenizer:
-    # A tokenizer.json may ask for any of these; a corpus is encoded whole, plainly and always alike.
+    # A tokenizer.json may turn these on. A corpus is encoded in full, and always to the same ids.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
@@ -252,7 +250,7 @@ def _finish(
     ids = tokenizer.get_vocab()
     if not ids:
         raise FormatError(f"{source}: the vocabulary is empty", path=source)
-    eos, about_eos = _end_of_text(source, ids, configured, asked)
+    eos, eos_note = _end_of_text(source, ids, configured, requested)
     eos_id = None if eos is None else ids[eos]
     unknown = getattr(tokenizer.model, "unk_token", None)
     unk_id = None if unknown is None else ids.get(unknown)
@@ -265,27 +263,27 @@ def _finish(
         unk_id=None if unk_id == eos_id else unk_id,
         source=source,
         sha256=sha256,
-        note="; ".join(part for part in (note, about_eos) if part) or None,
+        note="; ".join(part for part in (note, eos_note) if part) or None,
     )
 
 
 def _end_of_text(
-    source: Path, ids: Mapping[str, int], configured: str | None, asked: str | None
+    source: Path, ids: Mapping[str, int], configured: str | None, requested: str | None
 ) -> tuple[str | None, str | None]:
-    """The token that ends a text, and what is worth saying about the choice."""
-    if asked is not None:
-        if asked not in ids:
-            raise UsageError(f"{source}: {asked!r} is not in the vocabulary: name a token that is")
-        return asked, None
+    """Return the end-of-text token, and a note about the choice."""
+    if requested is not None:
+        if requested not in ids:
+            raise UsageError(f"{source}: --eos-token {requested!r} is not in the vocabulary")
+        return requested, None
     if configured in CHAT_ENDS and END_OF_TEXT in ids:
         return (
             END_OF_TEXT,
-            f"a text ends with {END_OF_TEXT}; the configuration names the chat end {configured}",
+            f"{END_OF_TEXT} is used as the end of text; the configured {configured} ends a turn of a chat",
         )
     if configured is not None:
         if configured not in ids:
             raise FormatError(
-                f"{source}: eos_token {configured!r} of its configuration is not in the vocabulary",
+                f"{source}: eos_token {configured!r} of the configuration is not in the vocabulary",
                 path=source,
             )
         return configured, None
@@ -301,32 +299,34 @@ def _json_object(path: Path, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: no tokenizer: no JSON ({error})", path=path) from None
+        raise FormatError(f"{path}: invalid JSON ({error})", path=path) from None
     if not isinstance(value, dict):
-        raise FormatError(f"{path}: no tokenizer: no JSON object", path=path)
+        raise FormatError(f"{path}: not a JSON object", path=path)
     return value
 
 
 def _token_text(value: object) -> str | None:
-    """A token of a configuration: a text, or an object that has it as `content`."""
+    """Return a token of a configuration, which is a string or an object with the key `content`."""
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
 
 
 def _added_tokens(config: Mapping[str, Any]) -> dict[int, str]:
-    """Tokens that a configuration adds to vocab.json: Qwen2's has its special tokens only there."""
+    """Return the tokens that a configuration adds to vocab.json; Qwen2 has its special tokens only there."""
     added = config.get("added_tokens_decoder")
     if not isinstance(added, dict):
         return {}
-    found = {int(id_): _token_text(token) for id_, token in added.items() if str(id_).isdecimal()}
-    return {id_: token for id_, token in found.items() if token is not None}
+    tokens = {int(id_): _token_text(token) for id_, token in added.items() if str(id_).isdecimal()}
+    return {id_: token for id_, token in tokens.items() if token is not None}
 
 
 def _ids(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, int]:
     for token, id_ in vocabulary.items():
         if type(id_) is not int or not 0 <= id_ < 2**32:
-            raise FormatError(f"{path}: the id of {token!r} is {id_!r}, no number of 32 bits", path=path)
+            raise FormatError(
+                f"{path}: the id of {token!r} is {id_!r}, not an unsigned 32-bit integer", path=path
+            )
     if len(set(vocabulary.values())) != len(vocabulary):
         raise FormatError(f"{path}: two tokens have the same id", path=path)
     return dict(vocabulary)
@@ -336,7 +336,9 @@ def _merges(path: Path, content: bytes) -> list[tuple[str, str]]:
     try:
         lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
-        raise FormatError(f"{path}: no UTF-8 at byte {error.start}", path=path, offset=error.start) from None
+        raise FormatError(
+            f"{path}: invalid UTF-8 at byte {error.start}", path=path, offset=error.start
+        ) from None
     return [
         _pair(f"{path}:{number}", tuple(line.rstrip("\r").split(" ")))
         for number, line in enumerate(lines, start=1)
@@ -345,14 +347,15 @@ def _merges(path: Path, content: bytes) -> list[tuple[str, str]]:
 
 
 def _merge(where: str, merge: object) -> tuple[str, str]:
-    """A merge of metadata: a text with one blank, or a list of two tokens."""
-    parts = merge.split(" ") if isinstance(merge, str) else merge if isinstance(merge, list) else [merge]
-    return _pair(where, tuple(parts))
+    """Return a merge of metadata, which is a string with one space or a list of two tokens."""
+    if isinstance(merge, str):
+        return _pair(where, tuple(merge.split(" ")))
+    return _pair(where, tuple(merge) if isinstance(merge, list) else (merge,))
 
 
 def _pair(where: str, parts: tuple[Any, ...]) -> tuple[str, str]:
     if len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-        raise FormatError(f"{where}: a merge is two tokens, not {' '.join(map(str, parts))!r}")
+        raise FormatError(f"{where}: {' '.join(map(str, parts))!r} is not a merge of two tokens")
     return parts[0], parts[1]
 
 
@@ -361,7 +364,7 @@ def _token_at(path: Path, tokens: Sequence[str], name: str, id_: object) -> str 
         return None
     if type(id_) is not int or not 0 <= id_ < len(tokens):
         raise FormatError(
-            f"{path}: tokenizer.{name}_token_id is {id_!r}, the vocabulary has {len(tokens)} tokens",
+            f"{path}: tokenizer.{name}_token_id is {id_!r}, but the vocabulary has {len(tokens)} tokens",
             path=path,
         )
     return tokens[id_]

@@ -1,4 +1,4 @@
-"""A byte-level BPE vocabulary from a corpus: the same bytes for the same corpus."""
+"""Training of a byte-level BPE vocabulary: the same corpus gives the same bytes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-# Every byte, and the end of text.
+# Every byte, and <|endoftext|>.
 MIN_VOCAB_SIZE = 256 + 1
 FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a training made."""
+    """The result of a training."""
 
     output: Path
     vocab_size: int
-    """Tokens, the end of text among them: fewer than asked for where the corpus has no more merges."""
+    """Number of tokens; smaller than requested if the corpus has no more merges."""
     documents: int
     text_bytes: int
     skipped: int
@@ -42,23 +42,26 @@ def train(
 
     Args:
         corpus: the documents.
-        vocab_size: tokens in all: 256 bytes, `<|endoftext|>` (id 0), and merges.
-        output: the directory; it must not hold a tokenizer yet.
-        on_progress: called with the bytes of corpus files that are read, and of all of them.
+        vocab_size: number of tokens: 256 bytes, `<|endoftext|>` (id 0), and merges.
+        output: the directory; it must not contain a tokenizer yet.
+        on_progress: called with (bytes read of the corpus files, bytes of all of them or None).
 
     Raises:
-        UsageError: fewer tokens than bytes need.
-        RefusedError: a tokenizer is already there, or the corpus has no text.
+        UsageError: `vocab_size` is too small for all bytes.
+        RefusedError: the directory already contains a tokenizer, or the corpus has no text.
+        FormatError, OSError: a file of the corpus cannot be read, or writing failed.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from tokenizers.trainers import BpeTrainer
 
     if vocab_size < MIN_VOCAB_SIZE:
-        raise UsageError(f"--vocab-size {vocab_size}: at least {MIN_VOCAB_SIZE}, each byte and {END_OF_TEXT}")
-    there = [name for name in FILES if (output / name).exists()]
-    if there:
-        raise RefusedError(f"{output / there[0]}: already there: name another --output")
+        raise UsageError(
+            f"--vocab-size {vocab_size} is too small; all bytes and {END_OF_TEXT} need {MIN_VOCAB_SIZE}"
+        )
+    for name in FILES:
+        if (output / name).exists():
+            raise RefusedError(f"{output / name}: already exists; use another --output")
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -68,39 +71,32 @@ def train(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    count = _Count()
-    tokenizer.train_from_iterator(count.texts(corpus, on_progress), trainer)
-    if not count.text_bytes:
-        raise RefusedError(f"{', '.join(corpus.roots)}: no text in it, nothing to train on")
-    _write(tokenizer.to_str(pretty=True), output)
-    return TrainReport(
-        output, tokenizer.get_vocab_size(), count.documents, count.text_bytes, skipped=count.skipped
-    )
+    documents = text_bytes = skipped = 0
 
-
-@dataclass
-class _Count:
-    documents: int = 0
-    text_bytes: int = 0
-    skipped: int = 0
-
-    def texts(self, corpus: Corpus, on_progress: Callable[[int, int | None], None]) -> Iterator[str]:
-        for position, item in corpus.items():
+    def texts() -> Iterator[str]:
+        nonlocal documents, text_bytes, skipped
+        for read, item in corpus.items():
             if isinstance(item, Skipped):
-                self.skipped += item.count
+                skipped += item.count
                 continue
-            self.documents += 1
-            self.text_bytes += len(item.text.encode())
-            on_progress(position, corpus.nbytes)
+            documents += 1
+            text_bytes += len(item.text.encode())
+            on_progress(read, corpus.nbytes)
             yield item.text
 
+    tokenizer.train_from_iterator(texts(), trainer)
+    if not text_bytes:
+        raise RefusedError(f"{', '.join(corpus.roots)}: no text to train on")
+    _write_files(tokenizer.to_str(pretty=True), output)
+    return TrainReport(output, tokenizer.get_vocab_size(), documents, text_bytes, skipped)
 
-def _write(tokenizer_json: str, output: Path) -> None:
+
+def _write_files(tokenizer_json: str, output: Path) -> None:
     model = json.loads(tokenizer_json)["model"]
     merges = "".join(f"{a} {b}\n" for a, b in model["merges"])
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT}
     output.mkdir(parents=True, exist_ok=True)
-    # tokenizer.json last: it is the one that readers look for.
+    # tokenizer.json last: readers look for it first, and must not find it without the others.
     contents = {
         "vocab.json": json.dumps(model["vocab"], ensure_ascii=False),
         "merges.txt": f"#version: 0.2\n{merges}",
