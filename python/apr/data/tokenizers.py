@@ -48,8 +48,8 @@ class LoadedTokenizer:
     source: Path
     """The file or directory that it was read from."""
     sha256: str
-    """SHA-256 of tokenizer.json, otherwise of vocab.json followed by merges.txt. The vocabulary and merges of a
-    model file are hashed in that second form."""
+    """SHA-256 of tokenizer.json, or of vocab.json followed by merges.txt. A model file's vocabulary is hashed
+    in that second form."""
     note: str | None
     """What a user should know about how it was read."""
 
