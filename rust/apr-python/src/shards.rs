@@ -13,7 +13,7 @@ use apr_format::{
     Error,
     shards::{
         order,
-        scan::{self, MAX_VOCAB, ShardScan, Wanted},
+        scan::{self, MAX_VOCAB, ScanOptions, ShardScan},
         stream::{Failure, Stream},
     },
 };
@@ -43,10 +43,10 @@ fn scan_shards(
     hashes: bool,
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<(Vec<Bound<'_, PyTuple>>, Bound<'_, PyBytes>, u64, u64)> {
-    let wanted = Wanted { limit: limit.unwrap_or(MAX_VOCAB), hash: hashes };
+    let options = ScanOptions { limit: limit.unwrap_or(MAX_VOCAB), hash: hashes };
     let tell = tell(on_progress);
     let in_ids = move |py: Python<'_>, bytes| tell(py, bytes / 4);
-    let (scans, totals) = watched(py, in_ids, |watch| scan::scan_all(&shards, wanted, watch))?
+    let (scans, totals) = watched(py, in_ids, |watch| scan::scan_all(&shards, options, watch))?
         .map_err(|(i, error)| raise(py, &error, &shards[i].0))?;
     let counts: Vec<u8> = totals.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
     let rows = scans.iter().map(|scan| row(py, scan)).collect::<PyResult<_>>()?;
@@ -60,7 +60,7 @@ fn row<'py>(py: Python<'py>, scan: &ShardScan) -> PyResult<Bound<'py, PyTuple>> 
             text
         })
     });
-    (scan.modified_ns, scan.max_id, scan.first_beyond, sha256).into_pyobject(py)
+    (scan.modified_ns, scan.max_id, scan.first_out_of_range, sha256).into_pyobject(py)
 }
 
 /// A shard directory as one stream of ids.

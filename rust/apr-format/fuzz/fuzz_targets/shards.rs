@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, io};
 
-use apr_format::shards::scan::{Wanted, scan_source};
+use apr_format::shards::scan::{ScanOptions, scan_source};
 use apr_format_fuzz::on_this_thread;
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
@@ -29,9 +29,9 @@ fuzz_target!(init: on_this_thread(), |input: Input| {
     let ids = once.repeat(usize::from(input.repeat.saturating_sub(250)) * 8 + 1);
     let mut bytes: Vec<_> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
     bytes.resize(bytes.len() + usize::from(input.torn % 4), 0);
-    let wanted = Wanted { limit: input.limit, hash: input.hash };
-    let (found, totals) = match scan_source(bytes.as_slice(), wanted) {
-        Ok(found) => found,
+    let options = ScanOptions { limit: input.limit, hash: input.hash };
+    let (scan, totals) = match scan_source(bytes.as_slice(), options) {
+        Ok(result) => result,
         Err(error) => {
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
             assert!(!bytes.len().is_multiple_of(4));
@@ -39,11 +39,11 @@ fuzz_target!(init: on_this_thread(), |input: Input| {
         }
     };
     let limit = input.limit.min(1 << 22);
-    assert_eq!(found.tokens, ids.len() as u64);
-    assert_eq!(found.max_id, ids.iter().copied().max());
-    assert_eq!(found.sha256.is_some(), input.hash);
+    assert_eq!(scan.tokens, ids.len() as u64);
+    assert_eq!(scan.max_id, ids.iter().copied().max());
+    assert_eq!(scan.sha256.is_some(), input.hash);
     let beyond = ids.iter().position(|&id| id >= limit);
-    assert_eq!(found.first_beyond, beyond.map(|at| (at as u64, ids[at])));
+    assert_eq!(scan.first_out_of_range, beyond.map(|at| (at as u64, ids[at])));
     let mut counts: HashMap<usize, u64> = HashMap::new();
     for id in ids.iter().filter(|&&id| id < limit) {
         *counts.entry(*id as usize).or_default() += 1;

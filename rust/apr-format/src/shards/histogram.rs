@@ -1,58 +1,61 @@
 //! How often each id occurs.
 
-use super::sha::BLOCK;
-
-/// No vocabulary is larger; ids from here on are never counted.
+/// No vocabulary is larger; ids at or above it are never counted. The table of 2^22 counts takes 16 MiB.
 pub const MAX_VOCAB: u32 = 1 << 22;
-/// Counts of 32 bits are moved to those of 64 before any of them can run over.
-const MOST_PENDING: usize = 1 << 30;
+/// Counts of 32 bits are added to those of 64 bits before any of them can overflow.
+const MAX_PENDING: usize = 1 << 30;
+/// Bytes counted without a branch in between.
+const BLOCK: usize = 64;
 
 /// Counts of ids.
 #[derive(Debug, Default)]
 pub(super) struct Histogram {
-    /// Longer than every id that it has met and that a vocabulary can have. 32 bits suffice between two flushes
-    /// and take half the cache; fewer are slower to add to.
+    /// Counts since the last flush. Its length is above every id seen so far that a vocabulary can have. 32 bits
+    /// take half the cache of 64; 16 bits are slower to add to.
     table: Vec<u32>,
+    /// How many ids were counted since the last flush.
     pending: usize,
     counts: Vec<u64>,
 }
 
 impl Histogram {
-    /// The table in which [`count`] is to count these ids, and the highest of them all, and `highest`.
-    pub(super) fn table_for(&mut self, ids: &[[u8; 4]], highest: Option<u32>) -> (&mut [u32], Option<u32>) {
-        if self.pending > MOST_PENDING {
+    /// Count `ids`. Return the highest of them and `highest`.
+    pub(super) fn add(&mut self, ids: &[[u8; 4]], highest: Option<u32>) -> Option<u32> {
+        if self.pending > MAX_PENDING {
             self.flush();
         }
         self.pending += ids.len();
         let before = highest.unwrap_or(0);
-        // Every id is below the power of two above `all`. Comparing with the highest so far costs less than
-        // taking the maximum, which is needed for few pieces only.
-        let (all, above) = ids.iter().fold((0, 0), |(all, above), id| {
+        // Every id is below the power of two above `all`, their bitwise or. Comparing each id with the highest so
+        // far costs less than taking their maximum, which few pieces need: only those with a new one.
+        let (all, has_higher) = ids.iter().fold((0, false), |(all, has_higher), id| {
             let id = u32::from_le_bytes(*id);
-            (all | id, above | if id > before { u32::MAX } else { 0 })
+            (all | id, has_higher | (id > before))
         });
         let length = (all.min(MAX_VOCAB - 1) as usize + 1).next_power_of_two();
         if length > self.table.len() {
             self.table.resize(length, 0);
         }
-        let new = above > 0 || highest.is_none();
-        let found = if new { ids.iter().map(|id| u32::from_le_bytes(*id)).max() } else { None };
-        (&mut self.table, highest.max(found))
+        count(&mut self.table, ids);
+        if has_higher || highest.is_none() {
+            return highest.max(ids.iter().map(|id| u32::from_le_bytes(*id)).max());
+        }
+        highest
     }
 
-    /// These counts and those, one for each id below `limit` up to the highest that occurs.
+    /// The sums of several histograms: one for each id below `limit`, up to the highest id that occurs.
     pub(super) fn merged(all: impl IntoIterator<Item = Self>, limit: u32) -> Vec<u64> {
-        let mut sum: Vec<u64> = Vec::new();
+        let mut sums: Vec<u64> = Vec::new();
         for mut one in all {
             one.flush();
-            sum.resize(sum.len().max(one.counts.len()), 0);
-            for (sum, count) in sum.iter_mut().zip(one.counts) {
+            sums.resize(sums.len().max(one.counts.len()), 0);
+            for (sum, count) in sums.iter_mut().zip(one.counts) {
                 *sum += count;
             }
         }
-        sum.truncate(limit.min(MAX_VOCAB) as usize);
-        sum.truncate(sum.iter().rposition(|&count| count > 0).map_or(0, |last| last + 1));
-        sum
+        sums.truncate(limit.min(MAX_VOCAB) as usize);
+        sums.truncate(sums.iter().rposition(|&count| count > 0).map_or(0, |last| last + 1));
+        sums
     }
 
     fn flush(&mut self) {
@@ -64,25 +67,20 @@ impl Histogram {
     }
 }
 
-/// Count ids; those that the table does not reach, which no vocabulary has, are left out.
-pub(super) fn count(table: &mut [u32], ids: &[[u8; 4]]) {
-    let (blocks, rest) = ids.as_flattened().as_chunks();
+/// Count ids. An id beyond the table, which no vocabulary has, is left out.
+fn count(table: &mut [u32], ids: &[[u8; 4]]) {
+    let (blocks, rest) = ids.as_flattened().as_chunks::<BLOCK>();
     for block in blocks {
-        count_block(table, block);
+        // A block has a fixed size, so the compiler unrolls this loop.
+        for two in block.as_chunks().0 {
+            // One load for two ids: loads and stores are what limits this loop.
+            let two = u64::from_le_bytes(*two);
+            count_one(table, two & u64::from(u32::MAX));
+            count_one(table, two >> 32);
+        }
     }
     for id in rest.as_chunks().0 {
         count_one(table, u32::from_le_bytes(*id).into());
-    }
-}
-
-/// Count the ids of a block of bytes: of a number that is known, so that there is no loop.
-#[inline]
-pub(super) fn count_block(table: &mut [u32], block: &[u8; BLOCK]) {
-    for two in block.as_chunks().0 {
-        // One load for two ids: loads and stores are what the core has too few of.
-        let two = u64::from_le_bytes(*two);
-        count_one(table, two & u64::from(u32::MAX));
-        count_one(table, two >> 32);
     }
 }
 
@@ -97,31 +95,29 @@ fn count_one(table: &mut [u32], id: u64) {
 mod tests {
     use super::*;
 
-    fn take(one: &mut Histogram, ids: &[u32], highest: Option<u32>) -> Option<u32> {
+    fn add(histogram: &mut Histogram, ids: &[u32], highest: Option<u32>) -> Option<u32> {
         let ids: Vec<_> = ids.iter().map(|id| id.to_le_bytes()).collect();
-        let (table, highest) = one.table_for(&ids, highest);
-        count(table, &ids);
-        highest
+        histogram.add(&ids, highest)
     }
 
     #[test]
-    fn counts_outlive_a_flush_and_a_larger_table() {
-        let mut one = Histogram::default();
+    fn counts_survive_a_flush_and_a_larger_table() {
+        let mut histogram = Histogram::default();
         let mut highest = None;
         for part in [&[1, 1, 5][..], &[MAX_VOCAB - 1, 1], &[u32::MAX, 0], &[]] {
-            highest = take(&mut one, part, highest);
-            one.pending = MOST_PENDING + 1;
+            highest = add(&mut histogram, part, highest);
+            histogram.pending = MAX_PENDING + 1;
         }
         assert_eq!(highest, Some(u32::MAX));
-        let counts = Histogram::merged([one, Histogram::default()], u32::MAX);
+        let counts = Histogram::merged([histogram, Histogram::default()], u32::MAX);
         assert_eq!((counts.len(), counts.iter().sum::<u64>()), (MAX_VOCAB as usize, 6));
         assert_eq!((counts[0], counts[1], counts[5]), (1, 3, 1));
     }
 
     #[test]
-    fn ids_from_the_limit_on_are_left_out() {
-        let mut one = Histogram::default();
-        assert_eq!(take(&mut one, &[0, 9, 3], None), Some(9));
-        assert_eq!(Histogram::merged([one], 9), [1, 0, 0, 1]);
+    fn ids_at_or_above_the_limit_are_not_counted() {
+        let mut histogram = Histogram::default();
+        assert_eq!(add(&mut histogram, &[0, 9, 3], None), Some(9));
+        assert_eq!(Histogram::merged([histogram], 9), [1, 0, 0, 1]);
     }
 }

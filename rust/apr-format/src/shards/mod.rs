@@ -5,5 +5,4 @@ mod histogram;
 pub mod order;
 mod repeats;
 pub mod scan;
-mod sha;
 pub mod stream;

@@ -35,7 +35,7 @@ impl Default for Repeats {
 
 impl Repeats {
     /// Take the windows that lie within these ids.
-    pub(super) fn take(&mut self, ids: &[[u8; 4]]) {
+    pub(super) fn add(&mut self, ids: &[[u8; 4]]) {
         // Bytes without a branch in between, 16 and more at a time; then a search that is made for bytes.
         self.lowest.clear();
         let (blocks, rest) = ids.as_chunks::<16>();
@@ -50,13 +50,13 @@ impl Repeats {
             let furthest = rest.len().min(FURTHEST);
             let start = at + memchr::memchr(0, &rest[..furthest]).unwrap_or(furthest);
             let Some(window) = ids.get(start..start + WINDOW) else { break };
-            self.add(hash(window));
+            self.add_hash(hash(window));
             at = start + WINDOW;
         }
         self.sums = sums;
     }
 
-    fn add(&mut self, hash: u64) {
+    fn add_hash(&mut self, hash: u64) {
         self.windows += 1;
         let register = usize::try_from(hash >> MOST_ZEROS).unwrap_or(0);
         let zeros = (hash << PRECISION).leading_zeros().min(MOST_ZEROS);
@@ -167,9 +167,9 @@ mod tests {
 
     #[allow(clippy::cast_precision_loss)]
     fn different(ids: &[[u8; 4]]) -> f64 {
-        let mut found = Repeats::default();
-        found.take(ids);
-        let (windows, different) = Repeats::merged([found]);
+        let mut repeats = Repeats::default();
+        repeats.add(ids);
+        let (windows, different) = Repeats::merged([repeats]);
         assert!(windows > ids.len() as u64 / 1000, "{windows} windows");
         different as f64 / windows as f64
     }
@@ -209,15 +209,15 @@ mod tests {
         let parts: Vec<_> = ids
             .chunks(16_384)
             .map(|part| {
-                let mut found = Repeats::default();
-                found.take(part);
-                found
+                let mut repeats = Repeats::default();
+                repeats.add(part);
+                repeats
             })
             .collect();
         let forwards = Repeats::merged(parts.clone());
         assert_eq!(forwards, Repeats::merged(parts.into_iter().rev()));
         let mut one = Repeats::default();
-        ids.chunks(16_384).for_each(|part| one.take(part));
+        ids.chunks(16_384).for_each(|part| one.add(part));
         assert_eq!(forwards, Repeats::merged([one]));
     }
 }

@@ -1,4 +1,4 @@
-//! One pass over shards: how often each id occurs, the highest, the first that is too high, what repeats,
+//! One pass over shards: how often each id occurs, the highest id, the first id out of range, repeated text,
 //! SHA-256.
 
 use std::{
@@ -6,18 +6,14 @@ use std::{
     io,
     os::unix::fs::MetadataExt,
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 
 pub use super::histogram::MAX_VOCAB;
-use super::{
-    advice,
-    histogram::{Histogram, count, count_block},
-    repeats::Repeats,
-    sha::{BLOCK, Sha},
-};
+use super::{advice, histogram::Histogram, repeats::Repeats};
 use crate::{
     error::{Error, Part, Rule},
     source::Source,
@@ -25,124 +21,115 @@ use crate::{
     watch::Watch,
 };
 
-/// Bytes read at a time: they are counted and hashed while they still lie in the core's own cache. Repeated
-/// windows are looked for within such a piece, wherever a thread's part of a shard begins.
+/// Bytes read at a time: 64 KiB stay in the core's own cache while they are counted and hashed. Repeated text is
+/// looked for within a piece, so the result does not depend on where a thread's part of a shard begins.
 const PIECE: usize = 64 << 10;
-/// Bytes that one task counts where nothing has to be hashed in order; a multiple of [`PIECE`]. So few that no
-/// thread works on for long when the others have nothing left.
+/// Bytes counted by one task when the shard is not hashed; a multiple of [`PIECE`]. Small enough that no thread
+/// works for long after the others have run out of work.
 const SEGMENT: u64 = 4 << 20;
 
-/// What one shard holds.
+/// The result of scanning one shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ShardScan {
-    /// Ids in the shard.
+    /// Number of ids.
     pub tokens: u64,
-    /// When it was last changed, in nanoseconds since 1970; 0 for what is no file.
+    /// Time of the last change, in nanoseconds since 1970; 0 if the shard is not a file.
     pub modified_ns: i64,
     /// The highest id; `None` for an empty shard.
     pub max_id: Option<u32>,
     /// Index within the shard and value of the first id at or above the limit.
-    pub first_beyond: Option<(u64, u32)>,
-    /// SHA-256 of the file, where it was asked for.
+    pub first_out_of_range: Option<(u64, u32)>,
+    /// SHA-256 of the file; `None` unless it was requested.
     pub sha256: Option<[u8; 32]>,
 }
 
-/// What all shards hold together.
+/// The result of scanning all shards together.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// How often each id below the limit occurs; as long as the highest such id asks for.
+    /// How often each id below the limit occurs, up to the highest such id.
     pub counts: Vec<u64>,
-    /// Windows of 64 ids, about one in 300 places.
+    /// Number of sampled windows of 64 ids, about one for every 300 ids.
     pub windows: u64,
-    /// How many of them differ from one another; an estimate, within some percent.
+    /// Estimated number of distinct sampled windows, within a few percent.
     pub different_windows: u64,
 }
 
-/// What to look for.
+/// Options of a scan.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
-    /// Ids from here on are out of range; at most [`MAX_VOCAB`] counts.
+pub struct ScanOptions {
+    /// Ids at or above this are out of range; at most [`MAX_VOCAB`] are counted.
     pub limit: u32,
-    /// Whether to hash: the bytes of a shard then have to go through one thread.
+    /// Whether to hash each shard. One thread then reads a shard from its start to its end.
     pub hash: bool,
 }
 
-/// Scan shards in parallel, each given with the ids that it was listed with.
+/// Scan shards in parallel. Each is given with the number of ids that it should have.
 ///
 /// # Errors
-/// With the index of the shard: the operating system's; [`Rule::CutShort`] where one is shorter than it was
-/// listed with, [`Rule::Grown`] where it is longer. Of several, the first in the given order.
+/// The first error in shard order, with the index of the shard: the operating system's; [`Rule::CutShort`] if
+/// the shard is shorter than it should be, [`Rule::Grown`] if it is longer.
 pub fn scan_all<P: AsRef<Path> + Sync>(
     shards: &[(P, u64)],
-    wanted: Wanted,
+    options: ScanOptions,
     watch: &Watch,
 ) -> Result<(Vec<ShardScan>, Totals), (usize, Error)> {
-    let work = Work { wanted, watch, spare: Mutex::default() };
-    let mut scans: Vec<(usize, Result<ShardScan, Error>)> = threads::run(|| {
-        let pairs = if wanted.hash { pairs(shards.len(), rayon::current_num_threads()) } else { 0 };
-        let (together, alone) = shards.split_at(2 * pairs);
-        let groups = together.chunks(2).chain(alone.chunks(1));
-        let places = (0..pairs).map(|pair| 2 * pair).chain(2 * pairs..);
-        // In this order, so that the single ones fill up what is left of the time at the end.
-        places.zip(groups).par_bridge().flat_map_iter(|(i, group)| (i..).zip(work.listed(group))).collect()
+    let scanner = Scanner { options, watch, idle: Mutex::default() };
+    let scans: Vec<_> = threads::run(|| {
+        let scan = |(path, tokens): &(P, u64)| scanner.file(path.as_ref(), *tokens);
+        shards.par_iter().with_max_len(1).map(scan).collect()
     });
-    scans.sort_unstable_by_key(|&(i, _)| i);
-    let scans: Vec<_> =
-        scans.into_iter().map(|(i, scan)| scan.map_err(|error| (i, error))).collect::<Result<_, _>>()?;
-    Ok((scans, work.totals()))
+    let scans =
+        (0..).zip(scans).map(|(i, scan)| scan.map_err(|error| (i, error))).collect::<Result<_, _>>()?;
+    Ok((scans, scanner.totals()))
 }
 
-/// How many pairs to make of shards that are hashed: two on one thread take less time than one after the other,
-/// but no thread is to wait while another has two. What fills no round of pairs is shared out singly.
-fn pairs(shards: usize, threads: usize) -> usize {
-    let round = 2 * threads.max(1);
-    let rest = shards % round;
-    (shards - rest) / 2 + rest.saturating_sub(threads)
-}
-
-/// Scan bytes from anywhere.
+/// Scan bytes from any source.
 ///
 /// # Errors
-/// The operating system's; `InvalidData` when the size is no multiple of 4.
-pub fn scan_source(shard: &(impl Source + ?Sized), wanted: Wanted) -> io::Result<(ShardScan, Totals)> {
+/// The operating system's; `InvalidData` if the size is not a multiple of 4.
+pub fn scan_source(shard: &(impl Source + ?Sized), options: ScanOptions) -> io::Result<(ShardScan, Totals)> {
     let size = shard.size()?;
     if !size.is_multiple_of(4) {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "size is no multiple of 4 bytes"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the size is not a multiple of 4 bytes"));
     }
-    let watch = Watch::default();
-    let work = Work { wanted, watch: &watch, spare: Mutex::default() };
-    let found = threads::run(|| work.source(shard, size))?;
-    Ok((found, work.totals()))
+    let scanner = Scanner { options, watch: &Watch::default(), idle: Mutex::default() };
+    let scan = threads::run(|| scanner.source(shard, size))?;
+    Ok((scan, scanner.totals()))
 }
 
-/// A scan under way. What it sums up lies with those who work at it, as many as there are threads.
-struct Work<'a> {
-    wanted: Wanted,
+struct Scanner<'a> {
+    options: ScanOptions,
     watch: &'a Watch,
-    spare: Mutex<Vec<Sums>>,
+    /// Counters that no task uses now. A task takes one or starts one, so there are as many as threads, and adding
+    /// an id takes no lock.
+    idle: Mutex<Vec<Counters>>,
 }
 
 #[derive(Default)]
-struct Sums {
+struct Counters {
     ids: Histogram,
     repeats: Repeats,
 }
 
-impl Work<'_> {
-    /// One shard, or two.
-    fn listed<P: AsRef<Path>>(&self, shards: &[(P, u64)]) -> Vec<Result<ShardScan, Error>> {
-        let opened: Vec<_> =
-            shards.iter().map(|(path, tokens)| Opened::new(path.as_ref(), *tokens)).collect();
-        if let [Ok(a), Ok(b)] = opened.as_slice() {
-            let [first, second] = self.pair([(&a.file, a.size), (&b.file, b.size)]);
-            return vec![a.found(first), b.found(second)];
+impl Scanner<'_> {
+    fn file(&self, path: &Path, tokens: u64) -> Result<ShardScan, Error> {
+        let size = tokens.saturating_mul(4);
+        let file = File::open(path)?;
+        advice::sequential(&file);
+        let metadata = file.metadata()?;
+        if metadata.len() > size {
+            return Err(Rule::Grown { have: metadata.len() }.at(Part::Data, size));
         }
-        let alone = |shard: Opened| shard.found(self.source(&shard.file, shard.size));
-        opened.into_iter().map(|shard| shard.and_then(alone)).collect()
+        let scan = self.source(&file, size).map_err(|error| match (error.kind(), file.metadata()) {
+            (io::ErrorKind::UnexpectedEof, Ok(now)) => Error::cut_short(size, now.len()),
+            _ => error.into(),
+        })?;
+        let seconds = metadata.mtime().saturating_mul(1_000_000_000);
+        Ok(ShardScan { modified_ns: seconds.saturating_add(metadata.mtime_nsec()), ..scan })
     }
 
     fn source(&self, shard: &(impl Source + ?Sized), size: u64) -> io::Result<ShardScan> {
-        if self.wanted.hash || size <= SEGMENT {
+        if self.options.hash || size <= SEGMENT {
             return self.part(shard, 0, size);
         }
         (0..size.div_ceil(SEGMENT))
@@ -151,193 +138,74 @@ impl Work<'_> {
             .try_reduce(ShardScan::default, |a, b| Ok(a.followed_by(b)))
     }
 
-    /// The ids from byte `start` to byte `end`, both multiples of 4.
+    /// Scan the ids from byte `start` to byte `end`, both multiples of 4.
     fn part(&self, shard: &(impl Source + ?Sized), start: u64, end: u64) -> io::Result<ShardScan> {
-        let mut sums = self.sums();
-        let mut lane = Lane::new(shard, start, end, self.wanted.hash);
-        self.rest(&mut lane, &mut sums)?;
-        self.lock().push(sums);
-        lane.found(self.wanted.limit)
-    }
-
-    /// Two shards, hashed by turns. A block of one has to wait for the one before it, so that the core is idle
-    /// for more than half of the time: it takes the other shard's meanwhile, and counts.
-    fn pair<S: Source>(&self, shards: [(&S, u64); 2]) -> [io::Result<ShardScan>; 2] {
-        let mut sums = self.sums();
-        let [mut a, mut b] = shards.map(|(shard, size)| Lane::new(shard, 0, size, true));
-        let both = self.together(&mut a, &mut b, &mut sums);
-        let ends = [
-            both.0.and_then(|()| self.rest(&mut a, &mut sums)),
-            both.1.and_then(|()| self.rest(&mut b, &mut sums)),
-        ];
-        self.lock().push(sums);
-        let [first, second] = ends;
-        [first.and_then(|()| a.found(self.wanted.limit)), second.and_then(|()| b.found(self.wanted.limit))]
-    }
-
-    /// As long as both have a whole piece.
-    fn together<S: Source + ?Sized>(
-        &self,
-        a: &mut Lane<S>,
-        b: &mut Lane<S>,
-        sums: &mut Sums,
-    ) -> (io::Result<()>, io::Result<()>) {
-        while a.left().min(b.left()) >= PIECE as u64 {
-            if let Err(error) = a.read(self.watch) {
-                return (Err(error), Ok(()));
+        let mut counters = self.idle().pop().unwrap_or_default();
+        let mut sha256 = self.options.hash.then(Sha256::new);
+        let mut scan = ShardScan { tokens: (end - start) / 4, ..ShardScan::default() };
+        let mut piece = Vec::new();
+        for offset in (start..end).step_by(PIECE) {
+            read_piece(shard, offset, end, &mut piece)?;
+            self.watch.advance(piece.len())?;
+            if let Some(sha256) = &mut sha256 {
+                sha256.update(&piece);
             }
-            if let Err(error) = b.read(self.watch) {
-                a.at -= PIECE as u64; // what was read of it is still to be counted
-                return (Ok(()), Err(error));
-            }
-            sums.look(a);
-            let table = sums.look(b);
-            for (first, second) in blocks(&a.piece).0.iter().zip(blocks(&b.piece).0) {
-                a.sha.block(first);
-                count_block(table, first);
-                b.sha.block(second);
-                count_block(table, second);
-            }
+            let ids = piece.as_chunks().0;
+            counters.repeats.add(ids);
+            scan.max_id = counters.ids.add(ids, scan.max_id);
         }
-        (Ok(()), Ok(()))
-    }
-
-    /// All that is left of one.
-    fn rest(&self, lane: &mut Lane<impl Source + ?Sized>, sums: &mut Sums) -> io::Result<()> {
-        while lane.left() > 0 {
-            lane.read(self.watch)?;
-            let table = sums.look(lane);
-            if !lane.hash {
-                count(table, lane.piece.as_chunks().0);
-                continue;
-            }
-            let (blocks, rest) = blocks(&lane.piece);
-            for block in blocks {
-                lane.sha.block(block);
-                count_block(table, block);
-            }
-            count(table, rest.as_chunks().0);
+        self.idle().push(counters);
+        scan.sha256 = sha256.map(|sha256| sha256.finalize().into());
+        let limit = self.options.limit.min(MAX_VOCAB);
+        if scan.max_id >= Some(limit) {
+            // Rare, so a second pass looks for the first such id instead of every pass.
+            scan.first_out_of_range = first_at_or_above(limit, shard, start, end)?;
         }
-        Ok(())
+        Ok(scan)
     }
 
-    fn sums(&self) -> Sums {
-        self.lock().pop().unwrap_or_default()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Sums>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle(&self) -> MutexGuard<'_, Vec<Counters>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn totals(self) -> Totals {
-        let sums = self.spare.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let (ids, repeats): (Vec<_>, Vec<_>) = sums.into_iter().map(|one| (one.ids, one.repeats)).unzip();
+        let counters = self.idle.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (ids, repeats): (Vec<_>, Vec<_>) = counters.into_iter().map(|one| (one.ids, one.repeats)).unzip();
         let (windows, different_windows) = Repeats::merged(repeats);
-        Totals { counts: Histogram::merged(ids, self.wanted.limit), windows, different_windows }
+        Totals { counts: Histogram::merged(ids, self.options.limit), windows, different_windows }
     }
 }
 
-impl Sums {
-    /// What repeats in a piece, its highest id, and the table in which its ids are to be counted.
-    fn look(&mut self, lane: &mut Lane<impl Source + ?Sized>) -> &mut [u32] {
-        let ids = lane.piece.as_chunks().0;
-        self.repeats.take(ids);
-        let (table, highest) = self.ids.table_for(ids, lane.found.max_id);
-        lane.found.max_id = highest;
-        table
-    }
-}
-
-/// A shard that is open.
-struct Opened {
-    file: File,
-    size: u64,
-    modified_ns: i64,
-}
-
-impl Opened {
-    fn new(path: &Path, tokens: u64) -> Result<Self, Error> {
-        let size = tokens.saturating_mul(4);
-        let file = File::open(path)?;
-        advice::sequential(&file);
-        let found = file.metadata()?;
-        if found.len() > size {
-            return Err(Rule::Grown { have: found.len() }.at(Part::Data, size));
-        }
-        let seconds = found.mtime().saturating_mul(1_000_000_000);
-        Ok(Self { file, size, modified_ns: seconds.saturating_add(found.mtime_nsec()) })
-    }
-
-    fn found(&self, scan: io::Result<ShardScan>) -> Result<ShardScan, Error> {
-        let scan = scan.map_err(|error| match (error.kind(), self.file.metadata()) {
-            (io::ErrorKind::UnexpectedEof, Ok(now)) => Error::cut_short(self.size, now.len()),
-            _ => error.into(),
-        })?;
-        Ok(ShardScan { modified_ns: self.modified_ns, ..scan })
-    }
-}
-
-/// A part of a shard that is read a piece at a time.
-struct Lane<'a, S: ?Sized> {
-    shard: &'a S,
+/// Index, counted from byte `start`, and value of the first id at or above `limit`.
+fn first_at_or_above(
+    limit: u32,
+    shard: &(impl Source + ?Sized),
     start: u64,
-    at: u64,
     end: u64,
-    /// The last that was read.
-    piece: Vec<u8>,
-    hash: bool,
-    sha: Sha,
-    found: ShardScan,
+) -> io::Result<Option<(u64, u32)>> {
+    let mut piece = Vec::new();
+    for offset in (start..end).step_by(PIECE) {
+        read_piece(shard, offset, end, &mut piece)?;
+        let ids = piece.as_chunks().0.iter().map(|id| u32::from_le_bytes(*id));
+        let found = ((offset - start) / 4..).zip(ids).find(|&(_, id)| id >= limit);
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }
 
-impl<'a, S: Source + ?Sized> Lane<'a, S> {
-    fn new(shard: &'a S, start: u64, end: u64, hash: bool) -> Self {
-        let found = ShardScan { tokens: (end - start) / 4, ..ShardScan::default() };
-        Self { shard, start, at: start, end, piece: Vec::new(), hash, sha: Sha::default(), found }
-    }
-
-    fn left(&self) -> u64 {
-        self.end - self.at
-    }
-
-    /// The next piece.
-    fn read(&mut self, watch: &Watch) -> io::Result<()> {
-        let size = usize::try_from(self.left()).map_or(PIECE, |left| left.min(PIECE));
-        self.piece.resize(size, 0);
-        self.shard.read_at(self.at, &mut self.piece)?;
-        self.at += size as u64;
-        watch.advance(size)
-    }
-
-    /// What was found, when everything has been read.
-    fn found(mut self, limit: u32) -> io::Result<ShardScan> {
-        if self.hash {
-            self.found.sha256 = Some(self.sha.clone().finish(blocks(&self.piece).1));
-        }
-        let limit = limit.min(MAX_VOCAB);
-        if self.found.max_id >= Some(limit) {
-            // Rare enough to look for the first one in a pass of its own.
-            self.at = self.start;
-            while self.found.first_beyond.is_none() && self.left() > 0 {
-                let index = (self.at - self.start) / 4;
-                self.read(&Watch::default())?;
-                let ids = self.piece.as_chunks().0.iter().map(|id| u32::from_le_bytes(*id));
-                self.found.first_beyond = (index..).zip(ids).find(|&(_, id)| id >= limit);
-            }
-        }
-        Ok(self.found)
-    }
-}
-
-fn blocks(piece: &[u8]) -> (&[[u8; BLOCK]], &[u8]) {
-    piece.as_chunks()
+/// Read a piece at `offset`, up to byte `end`.
+fn read_piece(shard: &(impl Source + ?Sized), offset: u64, end: u64, piece: &mut Vec<u8>) -> io::Result<()> {
+    piece.resize(usize::try_from(end - offset).map_or(PIECE, |left| left.min(PIECE)), 0);
+    shard.read_at(offset, piece)
 }
 
 impl ShardScan {
-    /// This part and the next of a shard as one.
+    /// The scan of this part and the next part of a shard.
     fn followed_by(mut self, next: Self) -> Self {
-        let shifted = next.first_beyond.map(|(index, id)| (self.tokens + index, id));
-        self.first_beyond = self.first_beyond.or(shifted);
+        let shifted = next.first_out_of_range.map(|(index, id)| (self.tokens + index, id));
+        self.first_out_of_range = self.first_out_of_range.or(shifted);
         self.tokens += next.tokens;
         self.max_id = self.max_id.max(next.max_id);
         self
@@ -346,8 +214,6 @@ impl ShardScan {
 
 #[cfg(test)]
 mod tests {
-    use sha2::{Digest, Sha256};
-
     use super::*;
 
     const BOTH: [bool; 2] = [true, false];
@@ -356,38 +222,35 @@ mod tests {
         ids.iter().flat_map(|id| id.to_le_bytes()).collect()
     }
 
-    fn digest(bytes: &[u8]) -> [u8; 32] {
-        Sha256::digest(bytes).into()
-    }
-
-    fn scan(ids: &[u32], wanted: Wanted) -> (ShardScan, Totals) {
-        scan_source(bytes(ids).as_slice(), wanted).unwrap()
+    fn scan(ids: &[u32], options: ScanOptions) -> (ShardScan, Totals) {
+        scan_source(bytes(ids).as_slice(), options).unwrap()
     }
 
     #[test]
-    fn counts_every_id_and_finds_the_first_beyond() {
+    fn counts_every_id_and_finds_the_first_out_of_range() {
         for hash in BOTH {
-            let (found, totals) = scan(&[3, 1, 3, 9, 7], Wanted { limit: 7, hash });
-            assert_eq!(found.tokens, 5);
-            assert_eq!(found.max_id, Some(9));
-            assert_eq!(found.first_beyond, Some((3, 9)));
+            let (scanned, totals) = scan(&[3, 1, 3, 9, 7], ScanOptions { limit: 7, hash });
+            assert_eq!(scanned.tokens, 5);
+            assert_eq!(scanned.max_id, Some(9));
+            assert_eq!(scanned.first_out_of_range, Some((3, 9)));
             assert_eq!(totals.counts, [0, 1, 0, 2]);
-            assert_eq!(found.sha256.is_some(), hash);
+            let expected: [u8; 32] = Sha256::digest(bytes(&[3, 1, 3, 9, 7])).into();
+            assert_eq!(scanned.sha256, hash.then_some(expected));
         }
     }
 
     #[test]
-    fn an_index_counts_from_the_start_of_the_shard_in_later_pieces_and_segments() {
+    fn an_index_is_counted_from_the_start_of_the_shard() {
         let segment = usize::try_from(SEGMENT / 4).unwrap();
         for at in [PIECE / 4 + 2, segment, segment + PIECE / 4 + 1] {
             let mut ids = vec![0; segment + PIECE];
             ids[at] = u32::MAX;
             for hash in BOTH {
-                let (found, totals) = scan(&ids, Wanted { limit: u32::MAX, hash });
-                assert_eq!(found.first_beyond, Some((at as u64, u32::MAX)));
-                assert_eq!(found.max_id, Some(u32::MAX));
+                let (scanned, totals) = scan(&ids, ScanOptions { limit: u32::MAX, hash });
+                assert_eq!(scanned.first_out_of_range, Some((at as u64, u32::MAX)));
+                assert_eq!(scanned.max_id, Some(u32::MAX));
                 assert_eq!(totals.counts, [ids.len() as u64 - 1]);
-                assert_eq!(found.tokens, ids.len() as u64);
+                assert_eq!(scanned.tokens, ids.len() as u64);
             }
         }
     }
@@ -395,13 +258,13 @@ mod tests {
     #[test]
     fn an_empty_shard_has_no_highest_id() {
         for hash in BOTH {
-            let (found, totals) = scan(&[], Wanted { limit: 9, hash });
-            assert_eq!((found.tokens, found.max_id, totals.counts.len()), (0, None, 0));
+            let (scanned, totals) = scan(&[], ScanOptions { limit: 9, hash });
+            assert_eq!((scanned.tokens, scanned.max_id, totals.counts.len()), (0, None, 0));
         }
     }
 
     #[test]
-    fn the_totals_do_not_depend_on_who_reads_what() {
+    fn totals_are_the_same_with_and_without_hashes() {
         let directory = tempfile::tempdir().unwrap();
         let ids: Vec<u32> = (0..9_000_000_u32).map(|i| i.wrapping_mul(2_654_435_761) >> 16).collect();
         let shards: Vec<_> = ids
@@ -413,8 +276,9 @@ mod tests {
                 (path, part.len() as u64)
             })
             .collect();
-        let [hashed, plain] =
-            BOTH.map(|hash| scan_all(&shards, Wanted { limit: MAX_VOCAB, hash }, &Watch::default()).unwrap());
+        let [hashed, plain] = BOTH.map(|hash| {
+            scan_all(&shards, ScanOptions { limit: MAX_VOCAB, hash }, &Watch::default()).unwrap()
+        });
         assert_eq!(hashed.1, plain.1);
         assert!(hashed.1.windows > 10_000);
         for (mut hashed, plain) in hashed.0.into_iter().zip(plain.0) {
@@ -425,61 +289,12 @@ mod tests {
     }
 
     #[test]
-    fn two_shards_on_one_thread_give_what_each_gives_alone() {
-        let all = bytes(&(0..100_000_u32).map(|i| i.wrapping_mul(2_654_435_761) >> 14).collect::<Vec<_>>());
-        let sizes = [0, 4, 64, PIECE - 4, PIECE, PIECE + 4, 3 * PIECE, 3 * PIECE + 68];
-        let wanted = Wanted { limit: 1 << 17, hash: true };
-        let watch = Watch::default();
-        for (a, b) in sizes.iter().flat_map(|a| sizes.map(|b| (&all[..*a], &all[400_000 - b..]))) {
-            let [alone, together] = [(); 2].map(|()| Work { wanted, watch: &watch, spare: Mutex::default() });
-            let pair = together.pair([(&a, a.len() as u64), (&b, b.len() as u64)]).map(Result::unwrap);
-            assert_eq!(pair, [a, b].map(|one| alone.source(one, one.len() as u64).unwrap()));
-            assert_eq!(pair.map(|scan| scan.sha256.unwrap()), [a, b].map(digest));
-            assert_eq!(together.totals(), alone.totals());
-        }
-    }
-
-    #[test]
-    fn of_two_shards_on_one_thread_each_has_its_own_error() {
-        let wanted = Wanted { limit: 9, hash: true };
-        let watch = Watch::default();
-        let work = Work { wanted, watch: &watch, spare: Mutex::default() };
-        let (whole, size) = (&bytes(&vec![7; PIECE])[..], 4 * PIECE as u64);
-        let short = &whole[4..];
-        for (pair, right) in
-            [([whole, short], [true, false]), ([short, whole], [false, true]), ([short; 2], [false; 2])]
-        {
-            let [a, b] = work.pair([(&pair[0], size), (&pair[1], size)]);
-            assert_eq!([a.is_ok(), b.is_ok()], right);
-            let found = a.or(b).ok().map(|scan| scan.sha256.unwrap());
-            assert_eq!(found, right.contains(&true).then(|| digest(whole)));
-        }
-    }
-
-    #[test]
-    fn pairs_are_made_as_long_as_no_thread_waits_for_them() {
-        for (shards, threads, expected) in [
-            (0, 2, 0),
-            (1, 2, 0),
-            (2, 2, 0),
-            (3, 2, 1),
-            (4, 2, 2),
-            (5, 2, 2),
-            (10, 2, 4),
-            (7, 1, 3),
-            (228, 64, 100),
-        ] {
-            assert_eq!(pairs(shards, threads), expected, "{shards} shards on {threads} threads");
-        }
-    }
-
-    #[test]
-    fn a_shard_that_is_not_what_was_listed_is_an_error_with_its_index() {
+    fn a_shard_of_another_size_is_an_error_with_its_index() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("0");
         std::fs::write(&path, bytes(&[1, 2, 3])).unwrap();
-        let wanted = Wanted { limit: 10, hash: true };
-        let with = |tokens| scan_all(&[(&path, 3), (&path, tokens)], wanted, &Watch::default());
+        let options = ScanOptions { limit: 10, hash: true };
+        let with = |tokens| scan_all(&[(&path, 3), (&path, tokens)], options, &Watch::default());
         assert!(with(3).is_ok());
         let (shard, error) = with(4).unwrap_err();
         assert!(matches!(error.rule, Rule::CutShort { need: 16 }));
@@ -490,13 +305,13 @@ mod tests {
     }
 
     #[test]
-    fn a_scan_that_is_stopped_ends() {
+    fn a_stopped_scan_ends_after_one_piece() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("0");
         std::fs::write(&path, bytes(&vec![7; 100_000])).unwrap();
         let watch = Watch::default();
         watch.stop();
-        let stopped = scan_all(&[(&path, 100_000)], Wanted { limit: 10, hash: false }, &watch);
+        let stopped = scan_all(&[(&path, 100_000)], ScanOptions { limit: 10, hash: false }, &watch);
         let (shard, Error { rule: Rule::Io(error), .. }) = stopped.unwrap_err() else {
             panic!("not stopped")
         };
