@@ -1,13 +1,12 @@
-"""Small files that appear whole or not at all, and options in YAML."""
+"""Files that appear whole or not at all, JSON that every reader accepts, and options in YAML."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import math
 import os
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
+from apr._core import AtomicFile
 from apr.errors import UsageError
 
 TYPE_CHECKING = False  # typing costs 4 ms; type checkers take this name as true
@@ -19,18 +18,11 @@ if TYPE_CHECKING:
     AnyPath = str | os.PathLike[str]  # text where pathlib, at 8 ms, would be the slowest part of a command
 
 
-# What only writing is refused with.
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
 def write_atomically(path: AnyPath, content: bytes | memoryview) -> None:
-    """Write a file under a temporary name beside it, flush it to the disk, and give it its name.
-
-    A process killed on the way leaves `.NAME.tmp`, which the next attempt overwrites. Of several that write
-    the same name at once, each waits for the one before; the last one's content stays.
+    """Write a file as a whole, in the way of `replacing`.
 
     Raises:
-        OSError: the file cannot be written; what stood under the name before is untouched.
+        OSError: the file cannot be written; a previous file of this name is unchanged.
     """
     with replacing(path) as file:
         file.write(content)
@@ -38,74 +30,32 @@ def write_atomically(path: AnyPath, content: bytes | memoryview) -> None:
 
 @contextmanager
 def replacing(path: AnyPath) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` at the end, as `write_atomically`."""
-    directory, name = os.path.split(path)
-    temporary = os.path.join(directory, f".{name}.tmp")  # noqa: PTH118
-    try:
-        with naming(path, temporary), _alone(temporary) as file:
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, path)  # noqa: PTH105
-            except BaseException:  # Ctrl-C too
-                with suppress(FileNotFoundError):
-                    os.unlink(temporary)  # noqa: PTH108
-                raise
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)  # a full disk does not say which file had no room
-        raise
-    sync_directory(directory or os.curdir)
+    """Open a file for writing that replaces `path` when the block ends without an error.
 
+    The content goes to a temporary file beside `path`, which is flushed to the disk and renamed at the end. A
+    process killed at any moment leaves the old file or the new one; the temporary file is removed by the next
+    writer of the same path. Several writers at once do not disturb each other: the last to finish wins. The
+    new file has the permissions of the one it replaces, and a symbolic link keeps pointing to it.
 
-@contextmanager
-def _alone(temporary: str) -> Iterator[BinaryIO]:
-    """An empty file of this name, which no other writer has until it is renamed or removed.
-
-    The kernel lets go of it when the process ends: what a killed one left is taken over.
+    Raises:
+        OSError: the file cannot be written; a previous file of this name is unchanged.
     """
-    while True:
-        file = os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666), "wb")
-        with file:
-            with suppress(OSError):  # a file system without locks: nothing to wait by
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_at(file, temporary):
-                continue  # the writer before gave it its name
-            try:
-                file.truncate()
-                yield file
-            finally:
-                # A process forked meanwhile has the file too, and would hold it for as long as it lives.
-                with suppress(OSError):
-                    fcntl.flock(file, fcntl.LOCK_UN)
-            return
-
-
-def _is_at(file: BinaryIO, path: str) -> bool:
+    target = AtomicFile(path)
     try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))  # noqa: PTH116
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
-def naming(path: AnyPath, temporary: AnyPath) -> Iterator[None]:
-    """Errors of writing name what is to be written, where they name the temporary or nothing at all."""
-    try:
-        yield
+        with open(target.fileno(), "wb", closefd=False) as file:
+            yield file
+        target.commit()
     except OSError as error:
-        if error.filename is None:  # Python's `write` gives none; nor does its `read`, of another file
-            is_ours = error.errno in _NO_ROOM
-        else:
-            is_ours = os.fspath(error.filename).startswith(str(temporary))
-        if is_ours:
-            error.filename = str(path)
+        # A full disk does not say which file had no room. Without an errno the text names the file already.
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
         raise
+    finally:
+        target.abort()  # does nothing after `commit`
 
 
 def sync_directory(path: AnyPath) -> None:
-    """Make renames in a directory outlive a loss of power."""
+    """Flush a directory to the disk, so that renames in it survive a power failure."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(directory)
@@ -114,18 +64,18 @@ def sync_directory(path: AnyPath) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Flush what was written to a file, through whatever handle, to the disk."""
+    """Flush a file to the disk, whoever wrote to it."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically, as `json_text` has it."""
+    """Write a value as an indented JSON file, atomically."""
     write_atomically(path, (json_text(value, indent=2) + "\n").encode())
 
 
 def json_text(value: object, *, indent: int | None = None) -> str:
-    """JSON that every reader takes: NaN and infinities, at any depth, are null."""
+    """Return a value as JSON, with null in place of NaN and infinities, which JSON does not have."""
     import json
 
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
@@ -135,27 +85,27 @@ def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(below) for key, below in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(below) for below in value]
+        return [_finite(item) for item in value]
     return value
 
 
 def read_options(path: Path) -> dict[str, Any]:
-    """A YAML file that holds one mapping; an empty file holds an empty one.
+    """Read a YAML file with a mapping of option names to values. An empty file is an empty mapping.
 
     Raises:
-        FileNotFoundError: no such file.
-        UsageError: it holds anything else.
+        FileNotFoundError: there is no such file.
+        UsageError: the file is not valid YAML, or not a mapping.
     """
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        options = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: no YAML: {error}") from None
-    if found is None:
+        raise UsageError(f"{path}: invalid YAML: {error}") from None
+    if options is None:
         return {}
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: no mapping of names to values")
-    return found
+    if not isinstance(options, dict):
+        raise UsageError(f"{path}: not a mapping of option names to values")
+    return options

@@ -1,7 +1,8 @@
-"""A directory held by the one process that writes to it."""
+"""A directory that one process at a time may write to."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from contextlib import contextmanager, suppress
@@ -15,37 +16,43 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def held(directory: str | os.PathLike[str], by: str, otherwise: str) -> Iterator[None]:
-    """Hold a directory against everybody else who asks to.
+def held(directory: str | os.PathLike[str], holder: str, advice: str) -> Iterator[None]:
+    """Lock a directory while the block runs.
 
-    The kernel lets go of it when the process ends, however it ends.
+    The kernel releases the lock when the process ends, however it ends, so no lock file is left behind.
 
     Args:
-        directory: it must be there.
-        by: who may hold it, as the message names them.
-        otherwise: what to do where it is held; ends the message.
+        directory: an existing directory.
+        holder: who may hold it, for the message ("another run").
+        advice: what to do if it is held; the end of the message.
 
     Raises:
-        RefusedError: somebody holds it.
-        FileNotFoundError, NotADirectoryError: no such directory.
+        RefusedError: another process, or another thread, holds the directory.
+        FileNotFoundError: there is no such directory.
+        NotADirectoryError: the path is not a directory.
     """
-    descriptor = _locked(directory, by, otherwise)
+    descriptor = _lock(directory, f"{os.fspath(directory)}: {holder} is writing here: {advice}")
     try:
         yield
     finally:
-        # A process forked meanwhile has the descriptor too, and would hold it for as long as it lives.
+        # Closing would not do: a process forked meanwhile has a copy of the descriptor, and with it the lock.
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
-def _locked(directory: str | os.PathLike[str], by: str, otherwise: str) -> int:
+def _lock(directory: str | os.PathLike[str], refusal: str) -> int:
     while True:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            with suppress(OSError):  # a file system without locks: nothing to hold it by
-                _lock(descriptor, f"{os.fspath(directory)}: {by} is writing here: {otherwise}")
-            # Whoever held it may have moved it away or removed it meanwhile.
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RefusedError(refusal) from None
+            except OSError:
+                pass  # some network file systems have no locks; refusing to work there would help nobody
+            # The previous holder may have moved or removed the directory between `open` and `flock`. The lock
+            # is then on a directory that nobody will look at.
             if os.path.samestat(os.fstat(descriptor), os.stat(directory)):  # noqa: PTH116 (a str too)
                 return descriptor
         except BaseException:
@@ -54,34 +61,27 @@ def _locked(directory: str | os.PathLike[str], by: str, otherwise: str) -> int:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, refusal: str) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RefusedError(refusal) from None
-
-
 @contextmanager
-def claimed(directory: Path, by: str, otherwise: str) -> Iterator[None]:
-    """Hold a directory, as `held`; it is made if it is not there.
+def claimed(directory: Path, holder: str, advice: str) -> Iterator[None]:
+    """Create a directory if it does not exist, and lock it as `held` does.
 
-    Of directories that were made, those that are still empty are removed again when an error passes through.
+    If an error leaves the block, directories that were created here and are still empty are removed.
 
     Raises:
-        RefusedError: somebody holds it.
-        NotADirectoryError: something else has its name.
+        RefusedError: another process, or another thread, holds the directory.
+        NotADirectoryError: the path is not a directory.
     """
     if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(20, "not a directory", str(directory))
-    made = [path for path in (directory, *directory.parents) if not path.exists()]
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+    created = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
-    with held(directory, by, otherwise):
+    with held(directory, holder, advice):
         try:
             yield
         except BaseException:
-            for path in made:
+            for path in created:
                 try:
                     path.rmdir()
                 except OSError:
-                    break
+                    break  # not empty, so neither are its parents
             raise

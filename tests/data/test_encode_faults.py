@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.conftest import LONG
+from tests.killing import STEPS
 
 from apr.cli import main
 from apr.data.corpus import Corpus, Document, Place, Skipped
@@ -28,11 +29,15 @@ VOLATILE = ("elapsed_seconds", "num_workers")
 SHARD_TOKENS = 20_000
 
 # Runs one command a line in a child of its own, all of which come of one process that has imported what they
-# need. A child is killed at its n-th flush to the disk, or at the n-th call of a function or return from one,
-# of Python or C, in any thread, after the first flush, with which writing begins: other threads may be
+# need. A child is killed at its n-th step of writing, or at the n-th call of a function or return from one,
+# of Python or C, in any thread, after the first step, with which writing begins: other threads may be
 # anywhere then, and the load of the machine moves nothing. It prints how the child ended and, of one that did
 # so by itself, how many calls and returns it made.
-SERVER = """
+SERVER = (
+    f"""
+STEPS = {STEPS!r}
+"""
+    """
 import json, os, signal, sys, threading
 import pyarrow.parquet, rich.progress
 import apr.data.corpus
@@ -40,37 +45,35 @@ from apr.cli import main
 import apr.cli.tokenize
 
 apr.data.corpus.BATCH_BYTES = 20_000  # several batches for each shard
-fsync = os.fsync
 
 calls = 0
 
-def killed(flush, call):
-    flushes = 0
+def killed(at_step, call):
+    steps = 0
     def called(*_):
         global calls
         calls += 1
         if calls == call:
             os.kill(os.getpid(), signal.SIGKILL)
-    def flushed(descriptor):
-        nonlocal flushes
-        flushes += 1
-        if flushes == flush:
+    def step():
+        nonlocal steps
+        steps += 1
+        if steps == at_step:
             os.kill(os.getpid(), signal.SIGKILL)
-        if flushes == 1 and call:
+        if steps == 1 and call:
             sys.setprofile(called)
-        fsync(descriptor)
     if call:
         threading.setprofile(called)
-    os.fsync = flushed
+    exec(STEPS, {"step": step})
 
 for line in sys.stdin:
-    argv, flush, call = json.loads(line)
+    argv, step, call = json.loads(line)
     ours, theirs = os.pipe()
     child = os.fork()
     if child == 0:
         for descriptor in (1, 2):
             os.dup2(os.open("/dev/null", os.O_WRONLY), descriptor)
-        killed(flush, call)
+        killed(step, call)
         code = main(argv)
         sys.setprofile(None)
         os.write(theirs, str(calls).encode())
@@ -81,6 +84,7 @@ for line in sys.stdin:
     os.close(ours)
     print(json.dumps([os.waitstatus_to_exitcode(status), made]), flush=True)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +133,8 @@ def server():
         [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
 
-        def run(argv, *, flush=0, call=0):
-            process.stdin.write(json.dumps([argv, flush, call]) + "\n")
+        def run(argv, *, step=0, call=0):
+            process.stdin.write(json.dumps([argv, step, call]) + "\n")
             process.stdin.flush()
             return json.loads(process.stdout.readline())
 
@@ -142,7 +146,7 @@ def state(output):
     """What a kill left: no manifest, or how many shards are counted and how many are there."""
     manifest = output / "manifest.json"
     counted = json.loads(manifest.read_text())["shard_count"] if manifest.exists() else None
-    return counted, len(list(output.glob("*.bin"))), len(list(output.glob(".*.tmp")))
+    return counted, len(list(output.glob("*.bin"))), len(list(output.glob(".*.apr-tmp")))
 
 
 def check_left(output, whole):
@@ -173,20 +177,20 @@ def test_an_encoding_killed_at_any_call_resumes_to_the_same_bytes(corpus, whole,
     assert len({counted for counted, *_ in states}) > 3, states
 
 
-def test_an_encoding_killed_at_any_flush_resumes_to_the_same_bytes(corpus, whole, tmp_path):
+def test_an_encoding_killed_at_any_step_resumes_to_the_same_bytes(corpus, whole, tmp_path):
     output = tmp_path / "shards"
-    # Four flushes for each shard: its file, its name, the manifest's file, its name; two for each manifest
-    # before and after.
-    flushes = 2 + 4 * len(whole[0]) + 2
-    moments = range(1, flushes + 1) if LONG else [1, 3, 4, 5, 6, flushes - 1, flushes]
+    # Three steps for each file: it is created, whole, has its name. Two files for each shard, the second is
+    # the manifest; one manifest before and one after all shards.
+    steps = 3 + 6 * len(whole[0]) + 3
+    moments = range(1, steps + 1) if LONG else [1, 4, 5, 6, 7, 8, 9, steps - 1, steps]
     with server() as run:
-        for flush in moments:
-            assert run(flags(corpus, output), flush=flush)[0] == -signal.SIGKILL
+        for step in moments:
+            assert run(flags(corpus, output), step=step)[0] == -signal.SIGKILL
             check_left(output, whole)
             assert run(flags(corpus, output, "--resume"))[0] == 0
             assert snapshot(output) == whole
             shutil.rmtree(output)
-        assert run(flags(corpus, output), flush=flushes + 1)[0] == 0
+        assert run(flags(corpus, output), step=steps + 1)[0] == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -284,7 +288,7 @@ def test_a_changed_lost_or_uncounted_shard_is_not_built_upon(corpus, tmp_path, c
     with server() as run:
         for n, (act, says) in enumerate(acts.items()):
             output = tmp_path / str(n)
-            assert run(flags(corpus, output), flush=17)[0] == -signal.SIGKILL
+            assert run(flags(corpus, output), step=25)[0] == -signal.SIGKILL
             act(sorted(output.glob("*.bin")))
             assert main(flags(corpus, output, "--resume")) == 5
             assert says in capsys.readouterr().err

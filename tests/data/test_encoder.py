@@ -69,9 +69,9 @@ def ids_of(encoder, texts):
     return lists(encoder.encode(texts))
 
 
-def lists(found):
+def lists(encoded):
     """The ids of each text, None for what is none."""
-    ids, counts = np.frombuffer(found[0], "<u4").tolist(), np.frombuffer(found[1], "<i8").tolist()
+    ids, counts = np.frombuffer(encoded.ids, "<u4").tolist(), np.frombuffer(encoded.counts, "<i8").tolist()
     ends = np.cumsum(np.maximum(counts, 0)).tolist()
     assert len(ids) == (ends[-1] if ends else 0)
     return [ids[end - count : end] if count >= 0 else None for end, count in zip(ends, counts, strict=True)]
@@ -216,7 +216,7 @@ def test_files_lines_and_values_have_the_ids_of_their_texts_with_ends(tokenizer,
     for ascii_only in (True, False):
         lines = [json.dumps({"a": 1, "t": t}, ensure_ascii=ascii_only).encode() + b"\n" for t in STORED]
         assert lists(encoder.encode_lines(lines, "t")) == expected
-        assert encoder.encode_lines(lines, "t")[2] == text_bytes
+        assert encoder.encode_lines(lines, "t").text_bytes == text_bytes
     assert lists(encoder.encode_files(paths)) == expected
     assert lists(encoder.encode_values([text.encode() for text in STORED])) == expected
     assert ids_of(encoder, STORED) == plain

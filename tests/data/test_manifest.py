@@ -1,9 +1,9 @@
 """`manifest.json`: reading, writing, and where it disagrees with the files."""
 
 import json
-import os
 
 import pytest
+from tests.killing import disk_full
 
 from apr.data.listing import Shard
 from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, write_manifest
@@ -23,14 +23,10 @@ def test_unknown_keys_and_their_order_are_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
 
-def test_a_failed_write_leaves_the_old_manifest(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_the_old_manifest(tmp_path):
     write_manifest(tmp_path, SOUND)
 
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with disk_full(), pytest.raises(OSError, match="manifest"):
         write_manifest(tmp_path, SOUND | {"shard_count": 3})
     assert read_manifest(tmp_path) == SOUND
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 from tests.data.directories import edit_json, file_bytes, read_json
+from tests.killing import disk_full
 
 from apr.data import ShardDir, repair
 from apr.data.listing import list_shards
@@ -82,15 +83,12 @@ def test_a_scan_is_replaced_if_a_shard_changed(scanned):
     assert ShardDir(scanned).scan().corpus_sha256 != before
 
 
-def test_a_scan_that_cannot_be_kept_is_returned(directory, monkeypatch):
+def test_a_scan_that_cannot_be_kept_is_returned(directory):
     repair(directory)
     before = file_bytes(directory)
 
-    def disk_full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("apr.files.os.fsync", disk_full)
-    assert ShardDir(directory).scan().corpus_sha256
+    with disk_full():
+        assert ShardDir(directory).scan().corpus_sha256
     assert file_bytes(directory) == before
 
 

@@ -27,9 +27,8 @@ texts = [LETTERS * number for number in range(50)]
 lines = [json.dumps({"text": text}).encode() for text in texts]
 values = [text.encode() for text in texts]
 for encoded in (encoder.encode_lines(lines, "text"), encoder.encode_values([*values, None])):
-    ids, counts, size = encoded
-    assert size == sum(map(len, texts))
-    assert np.frombuffer(counts, "<i8")[: len(texts)].tolist() == [len(text) + 2 for text in texts]
-    assert np.frombuffer(ids, "<u4")[:4].tolist() == [100, 101, 100, 0]
-ids, counts, size = encoder.encode(texts)
+    assert encoded.text_bytes == sum(map(len, texts))
+    assert np.frombuffer(encoded.counts, "<i8")[: len(texts)].tolist() == [len(text) + 2 for text in texts]
+    assert np.frombuffer(encoded.ids, "<u4")[:4].tolist() == [100, 101, 100, 0]
+ids = encoder.encode(texts).ids
 assert np.frombuffer(ids, "<u4").tolist() == list(range(len(LETTERS))) * sum(range(50))

@@ -19,8 +19,18 @@ class AprFile(MappedFile):
         """The fields of the header."""
         fields = self._container.header()
         assert fields is not None  # only version 1 has no such header, and V1File is another class
-        magic, version, flags, *others = fields
-        return Header(magic, version, Flags(flags), *others)  # type: ignore[arg-type]
+        return Header(
+            magic=fields.magic,
+            version=fields.version,
+            flags=Flags(fields.flags),
+            tensor_count=fields.tensor_count,
+            metadata_offset=fields.metadata_offset,
+            metadata_size=fields.metadata_size,
+            tensor_index_offset=fields.tensor_index_offset,
+            data_offset=fields.data_offset,
+            checksum=fields.checksum,
+            reserved=fields.reserved,
+        )
 
     def header_facts(self) -> dict[str, object]:
         header = self.header

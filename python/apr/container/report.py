@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    from apr._core import _Findings
+    from apr._core import Findings
 
 _MARKS = {True: "ok", False: "FAILED", None: "-"}
 
@@ -48,10 +48,13 @@ class Report:
     checks: tuple[Check, ...]
 
     @classmethod
-    def from_findings(cls, path: str, findings: _Findings) -> Self:
+    def from_findings(cls, path: str, findings: Findings) -> Self:
         """Return the report of a file from the results of the compiled module."""
-        opened, checks = findings
-        return cls(path, opened, tuple(Check(*check) for check in checks))
+        checks = tuple(
+            Check(check.name, check.passed, check.detail, check.tensor, check.offset)
+            for check in findings.checks
+        )
+        return cls(path, findings.opened, checks)
 
     @property
     def ok(self) -> bool:

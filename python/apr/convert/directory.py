@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import secrets
 import shutil
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from apr.convert.hf_files import CONFIG, GENERATION, TOKENIZER_BINARIES, TOKENIZER_TEXTS
 from apr.errors import RefusedError
-from apr.files import naming, sync_directory
+from apr.files import sync_directory
 from apr.held import held
 
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 # The files that conversions write to a directory.
 _WRITTEN = {CONFIG, GENERATION, *TOKENIZER_TEXTS, *TOKENIZER_BINARIES}
 _WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.(safetensors|apr)|model\.(safetensors|apr)\.index\.json")
+# Errors that only writing has.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # In the work directory: the earlier content of the target, and the new content while it is written.
 _OLD = "old"
 _WORK_ENTRY = re.compile(rf"new-[0-9a-f]{{16}}|{_OLD}")
@@ -71,7 +75,7 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
     """
     path = path.resolve()
     work = path.with_name(f".{path.name}.apr-convert")
-    with naming(path, work), _held(work, path):
+    with _errors_about(path, work), _held(work, path):
         _recover(work, path)
         check_replaceable(path, force=force)
         # A random name: on file systems without locks, two conversions get here, and neither must publish
@@ -95,6 +99,22 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
             raise
         sync_directory(path.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _errors_about(path: Path, work: Path) -> Iterator[None]:
+    """Make errors of writing name the target where they name something in `work`, or no file at all."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            # Python's `write` names no file; nor does its `read`, of another file.
+            is_of_target = error.errno in _NO_ROOM
+        else:
+            is_of_target = os.fspath(error.filename).startswith(str(work))
+        if is_of_target:
+            error.filename = str(path)
+        raise
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from apr._core import Encoded
     from apr.data.tokenizers import LoadedTokenizer
 
 # Batches that are encoded at the same time: while the last text of one keeps one core busy, the next one has
@@ -148,16 +149,6 @@ def encode_corpus(
     return EncodeReport(manifest, tokenizer, encoding.text_bytes, seconds, tuple(encoding.skipped))
 
 
-class _EncodedBatch(NamedTuple):
-    """What Rust returns for a batch."""
-
-    ids: bytes
-    """Ids of all documents with their ends of text, little-endian uint32."""
-    counts: bytes
-    """Number of ids of each document, little-endian int64; -1 if Rust did not take it for a document."""
-    text_bytes: int
-
-
 @dataclass
 class _Encoding:
     """The state of an encoding: its position in the corpus, and the ids of the open shard."""
@@ -222,7 +213,7 @@ class _Encoding:
     ) -> None:
         """Encode batches into shards."""
         with ThreadPoolExecutor(_CONCURRENT_BATCHES, "encode") as pool:
-            pending: deque[tuple[Batch, Future[_EncodedBatch]]] = deque()
+            pending: deque[tuple[Batch, Future[Encoded]]] = deque()
             try:
                 for batch in batches:
                     pending.append((batch, pool.submit(self._encode_batch, batch)))
@@ -299,11 +290,11 @@ class _Encoding:
         if not texts:
             return []
         with self._naming_the_tokenizer():
-            ids, counts, _ = self._encoder.encode(texts)
-        ends = np.cumsum(np.frombuffer(counts, "<i8"))
-        return np.split(np.frombuffer(ids, ID_DTYPE), ends[:-1])
+            encoded = self._encoder.encode(texts)
+        ends = np.cumsum(np.frombuffer(encoded.counts, "<i8"))
+        return np.split(np.frombuffer(encoded.ids, ID_DTYPE), ends[:-1])
 
-    def _encode_batch(self, batch: Batch) -> _EncodedBatch:
+    def _encode_batch(self, batch: Batch) -> Encoded:
         with self._naming_the_tokenizer():
             match batch.format:
                 case "text":
@@ -315,12 +306,12 @@ class _Encoding:
                 case _:
                     # Skipped documents are handled like those that Rust rejects.
                     encoded = self._encoder.encode_values([None] * len(batch.stored))
-        return _EncodedBatch(*encoded)
+        return encoded
 
     def _add(
         self,
         batch: Batch,
-        future: Future[_EncodedBatch],
+        future: Future[Encoded],
         writer: ShardWriter,
         on_progress: Callable[[Progress], None],
     ) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from apr.data.manifest import ShardRow
 
 # The temporary name of a shard while it is written.
-_HALF_WRITTEN = re.compile(r"^\.shard-[0-9]{4,6}\.bin\.tmp$")
+_HALF_WRITTEN = re.compile(r"^\.shard-[0-9]{4,6}\.bin\.[0-9a-f]{8}\.[0-9]+-[0-9]+\.apr-tmp$")
 # Characters of a value in an error; a list of files may be long.
 _MAX_SHOWN = 120
 # Files that an error names.
@@ -215,7 +215,8 @@ def clear_output(output: Path, *, keep: bool) -> None:
         RefusedError: a .bin file that no encoding writes; nothing is removed then.
     """
     doomed = [] if keep else _shard_paths(output)
-    doomed += [path for path in output.glob(".*.tmp") if _HALF_WRITTEN.match(path.name) and not path.is_dir()]
+    temporary = (path for path in output.glob(".*.apr-tmp") if _HALF_WRITTEN.match(path.name))
+    doomed += [path for path in temporary if not path.is_dir()]
     if not keep:
         # First, so that a kill in between does not leave a manifest without its shards.
         (output / MANIFEST).unlink(missing_ok=True)

@@ -163,25 +163,26 @@ def scan_shards(
         AprError: the size of a shard changed since it was listed (TruncatedError if it is shorter).
     """
     total = sum(shard.tokens for shard in shards)
-    rows, raw_counts, windows, different = _core.scan_shards(
+    result = _core.scan_shards(
         [(shard.path, shard.tokens) for shard in shards],
         vocab_size,
         hashes,
         None if on_progress is None else lambda read: on_progress(read, total),
     )
     scans, out_of_range = [], []
-    for shard, (modified, max_id, first_out_of_range, sha256) in zip(shards, rows, strict=True):
-        scans.append(ShardScan(shard.name, shard.tokens * ID_SIZE, modified, max_id or 0, sha256))
-        if first_out_of_range is not None:
-            out_of_range.append(IdOutOfRange(shard.name, *first_out_of_range))
-    counts = np.frombuffer(raw_counts, "<u8")
+    for shard, row in zip(shards, result.shards, strict=True):
+        size = shard.tokens * ID_SIZE
+        scans.append(ShardScan(shard.name, size, row.modified_ns, row.max_id or 0, row.sha256))
+        if row.first_out_of_range is not None:
+            out_of_range.append(IdOutOfRange(shard.name, *row.first_out_of_range))
+    counts = np.frombuffer(result.counts, "<u8")
     return FullScan(
         shards=tuple(scans),
         total_tokens=total,
         entropy_bits=_entropy_bits(counts),
         distinct_ids=int(np.count_nonzero(counts)),
-        windows=windows,
-        different_windows=different,
+        windows=result.windows,
+        different_windows=result.different_windows,
         most_frequent=_most_frequent(counts),
         counts=counts,
         out_of_range=tuple(out_of_range),

@@ -4,7 +4,10 @@ use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::MetadataExt,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     process,
 };
@@ -107,6 +110,12 @@ impl AtomicFile {
                         a loss of power may bring back the old one";
             io::Error::new(error.kind(), format!("{what}: {error}"))
         })
+    }
+}
+
+impl AsFd for AtomicFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

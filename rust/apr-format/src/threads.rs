@@ -1,44 +1,53 @@
-//! Work shared out to threads, in the child of a fork too.
+//! Work shared out to threads, also in the child of a fork.
 //!
-//! rayon's own pool is one for ever: the child of a fork has it without its threads and would wait for them
-//! without end. A `DataLoader`'s workers are such children. So each process that needs threads makes its own.
+//! rayon's global pool is created once. A child of `fork` inherits the pool but none of its threads, so its first
+//! parallel iterator waits forever. The workers of a torch `DataLoader` are such children. Here each process starts
+//! a pool of its own when it first needs one.
+//!
+//! A handler that runs at each fork (`pthread_atfork`, or Python's `os.register_at_fork`) would not do. Between
+//! `fork` and the end of the handler a child may only call what is safe in a signal handler, which starting threads
+//! is not; most children never need threads; and forks made by C code do not run Python's handlers. Comparing the
+//! process id at each use catches every fork and costs one system call.
 
 use std::{process, sync::OnceLock};
 
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 
-/// Do something for each item, on several threads where there are several items; the results keep the order.
+/// Apply `act` to each item, in parallel if there are several. The results keep the order of the items.
 ///
 /// # Errors
-/// One of those that `act` gave.
+/// One of the errors of `act`.
 pub fn try_map<T: Send, R: Send, E: Send>(
     items: Vec<T>,
     act: impl Fn(T) -> Result<R, E> + Sync + Send,
 ) -> Result<Vec<R>, E> {
     if items.len() < 2 {
+        // Starting a pool takes longer than most single items.
         return items.into_iter().map(act).collect();
     }
     run(|| items.into_par_iter().map(act).collect())
 }
 
-/// Run what uses rayon's iterators on threads that are there.
+/// Run code that uses rayon's iterators on this process's pool.
 pub fn run<R: Send>(act: impl FnOnce() -> R + Send) -> R {
     if rayon::current_thread_index().is_some() {
-        return act(); // on such a thread already
+        return act(); // this thread belongs to a pool already
     }
     match pool() {
         Some(threads) => threads.install(act),
-        None => act(), // rayon will say why no thread can be had
+        None => act(), // no thread could be started; rayon reports why
     }
 }
 
-/// The pools of this process and of those that it was forked from.
+/// The pools of this process and of the processes that it was forked from, oldest first.
 static FIRST: OnceLock<Pool> = OnceLock::new();
 
+/// The pool of one process.
 struct Pool {
     process: u32,
     threads: Option<ThreadPool>,
-    /// That of a child. Its parent's is beyond use there, and beyond being dropped.
+    /// The pool of a child. The child keeps its parent's: dropping a pool waits for its threads, which the child
+    /// does not have. So each generation of forks leaks one pool, some kilobytes.
     next: OnceLock<Box<Pool>>,
 }
 

@@ -1,4 +1,4 @@
-//! Long work: how far it is, for those who wait for it, and how they end it.
+//! Progress of long work, and a way to stop it from another thread.
 
 use std::{
     io,
@@ -7,7 +7,9 @@ use std::{
 
 use crate::source::Source;
 
-/// Shared by the threads that read and the one that waits for them.
+/// Shared by the threads that read and the thread that waits for them.
+///
+/// The counter and the flag guard no other memory, so relaxed ordering suffices.
 #[derive(Debug, Default)]
 pub struct Watch {
     read: AtomicU64,
@@ -21,15 +23,15 @@ impl Watch {
         self.read.load(Ordering::Relaxed)
     }
 
-    /// Make the work end soon, with an error of kind `Interrupted`.
+    /// Make the work end at its next read, with an error of kind `Interrupted`.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// So many bytes more were read.
+    /// Count bytes that were read.
     ///
     /// # Errors
-    /// `Interrupted`, where the work is to end.
+    /// `Interrupted` after [`Watch::stop`].
     pub fn advance(&self, bytes: usize) -> io::Result<()> {
         self.read.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.stop.load(Ordering::Relaxed) {
@@ -39,12 +41,12 @@ impl Watch {
     }
 }
 
-/// A source whose every read is counted, and the last one once the work is to end.
+/// A source that counts its reads and fails after [`Watch::stop`].
 #[derive(Debug, Clone, Copy)]
 pub struct Watched<'a, S: ?Sized> {
-    /// What is read.
+    /// The source that is read.
     pub source: &'a S,
-    /// Who is told.
+    /// The counter and the stop flag.
     pub watch: &'a Watch,
 }
 

@@ -17,6 +17,7 @@ use pyo3::{
     exceptions::PyValueError,
     ffi,
     prelude::*,
+    types::PyBytes,
 };
 
 use crate::errors::raise;
@@ -326,4 +327,17 @@ fn contiguous(values: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
         return Err(PyValueError::new_err("values must be C-contiguous"));
     }
     Ok(buffer)
+}
+
+/// Little-endian numbers, one after another, as `bytes`.
+pub(crate) fn packed<const N: usize>(
+    py: Python<'_>,
+    numbers: impl ExactSizeIterator<Item = [u8; N]>,
+) -> PyResult<Bound<'_, PyBytes>> {
+    PyBytes::new_with(py, N * numbers.len(), |bytes| {
+        for (place, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
+            *place = number;
+        }
+        Ok(())
+    })
 }

@@ -11,7 +11,7 @@ use std::{
 use apr_format::{
     Error,
     atomic::AtomicFile,
-    container::{self, Form, Image},
+    container::{self, Image},
     contents::{Contents, cut_short},
     dtype::Dtype,
     file,
@@ -25,13 +25,10 @@ use apr_format::{
         read::Opened,
     },
     v2::{
-        header::Header,
         layout::{Layout, Spec},
         stream::Stream,
         write,
     },
-    variants::json,
-    verify::Findings,
     watch::Watched,
 };
 use pyo3::{
@@ -43,6 +40,8 @@ use pyo3::{
 use crate::{
     buffer::{Input, Mapping, Output},
     errors::{os_error, raise},
+    findings::Findings,
+    header::Header,
     v1::{V1Header, V1Signer},
     watch::{in_silence, tell, watched},
 };
@@ -107,29 +106,9 @@ impl Container {
         })
     }
 
-    /// The header's fields in file order, the version as a pair; of the JSON container those that it has. None
-    /// of v1, which has others.
-    fn header<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyTuple>>> {
-        let (magic, header) = match self.opened.form() {
-            Form::V2(header) => return v2_header(py, header).map(Some),
-            Form::Json(header) => (&json::MAGIC, header),
-            Form::Wrapped { magic, header, .. } => (magic, header),
-            Form::V1(..) => return Ok(None),
-        };
-        (
-            PyBytes::new(py, magic),
-            json::VERSION,
-            0, // no flag is set where there is no place for one
-            header.tensor_count,
-            header.metadata_offset,
-            header.metadata_size,
-            header.tensor_index_offset,
-            header.data_offset,
-            None::<u32>,
-            None::<Bound<'py, PyBytes>>,
-        )
-            .into_pyobject(py)
-            .map(Some)
+    /// The header; None for a version 1 file, whose header is `v1_header`.
+    fn header(&self, py: Python<'_>) -> Option<Header> {
+        Header::new(py, self.opened.form())
     }
 
     /// The metadata's JSON text, read and checked now.
@@ -257,30 +236,14 @@ impl Container {
 
     /// Check the file anew, from its first byte to its last. `on_progress` is called with the bytes read so far;
     /// what it raises ends the check.
-    fn verify<'py>(&self, py: Python<'py>, on_progress: Option<Py<PyAny>>) -> PyResult<Bound<'py, PyTuple>> {
+    fn verify(&self, py: Python<'_>, on_progress: Option<Py<PyAny>>) -> PyResult<Findings> {
         let source = self.opened.source();
         let findings = watched(py, tell(on_progress), |watch| {
             container::verify_with(&Watched { source, watch }, &self.keys)
         })?
         .map_err(|error| os_error(py, &error, &self.path))?;
-        report(py, findings)
+        Findings::new(py, findings)
     }
-}
-
-fn v2_header<'py>(py: Python<'py>, header: &Header) -> PyResult<Bound<'py, PyTuple>> {
-    (
-        PyBytes::new(py, &header.magic),
-        header.version,
-        header.flags,
-        header.tensor_count,
-        header.metadata_offset,
-        header.metadata_size,
-        header.tensor_index_offset,
-        header.data_offset,
-        header.checksum,
-        PyBytes::new(py, &header.reserved),
-    )
-        .into_pyobject(py)
 }
 
 impl Container {
@@ -298,24 +261,24 @@ impl Container {
     }
 }
 
-/// Check the file at `path`: (opened, ((check, passed, detail, tensor, offset), …)). `on_progress` as in
-/// `Container.verify`.
+/// Check the file at `path` from its first byte to its last. `on_progress` is called with the bytes read so far;
+/// an exception that it raises ends the check.
 #[pyfunction]
 #[pyo3(signature = (path, on_progress=None, password=None, recipient_key=None, trusted_key=None))]
-fn verify_file<'py>(
-    py: Python<'py>,
+fn verify_file(
+    py: Python<'_>,
     path: PathBuf,
     on_progress: Option<Py<PyAny>>,
     password: Option<&str>,
     recipient_key: Option<&[u8]>,
     trusted_key: Option<&[u8]>,
-) -> PyResult<Bound<'py, PyTuple>> {
+) -> PyResult<Findings> {
     let keys = keys(password, recipient_key, trusted_key)?;
     let findings = watched(py, tell(on_progress), |watch| {
         container::verify_with(&Watched { source: &file::open(&path)?, watch }, &keys)
     })?
     .map_err(|error| os_error(py, &error, &path))?;
-    report(py, findings)
+    Findings::new(py, findings)
 }
 
 /// What a caller gave to open a file; what is wrong with it is said without showing it.
@@ -334,14 +297,6 @@ fn keys(password: Option<&str>, recipient_key: Option<&[u8]>, trusted_key: Optio
     };
     let trusted = trusted_key.map(|key| of_32("trusted_key", key)).transpose()?;
     Ok(Keys { unlock, trusted })
-}
-
-fn report(py: Python<'_>, findings: Findings) -> PyResult<Bound<'_, PyTuple>> {
-    let checks = findings
-        .checks
-        .into_iter()
-        .map(|check| (check.part.name(), check.passed, check.detail, check.tensor, check.offset));
-    (findings.opened, PyTuple::new(py, checks.collect::<Vec<_>>())?).into_pyobject(py)
 }
 
 /// Bytes that a tensor takes as written.

@@ -10,8 +10,16 @@ use pyo3::{
     types::PyBytes,
 };
 
-/// The ids of all texts as little-endian u32, how many each has as i64 (-1: it is none), the bytes of text.
-type Found<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>, usize);
+use crate::buffer::packed;
+
+/// Encoded texts: their ids one after another as little-endian u32; as i64 the number of ids of each text, or -1 for
+/// input that is not text; and how many bytes of text there were.
+#[pyclass(get_all, frozen, module = "apr._core")]
+struct Encoded {
+    ids: Py<PyBytes>,
+    counts: Py<PyBytes>,
+    text_bytes: usize,
+}
 
 /// A tokenizer that takes special tokens inside a text for text and adds none.
 #[pyclass(frozen, module = "apr._core")]
@@ -45,32 +53,23 @@ impl Encoder {
     }
 
     /// Texts as they are, nothing around them.
-    fn encode<'py>(&self, py: Python<'py>, texts: Vec<PyBackedStr>) -> PyResult<Found<'py>> {
-        self.found(py, &texts.iter().map(|text| Stored::Text(text)).collect::<Vec<_>>(), Ends::default())
+    fn encode(&self, py: Python<'_>, texts: Vec<PyBackedStr>) -> PyResult<Encoded> {
+        self.run(py, &texts.iter().map(|text| Stored::Text(text)).collect::<Vec<_>>(), Ends::default())
     }
 
     /// Files that are one text each.
-    fn encode_files<'py>(&self, py: Python<'py>, paths: Vec<PathBuf>) -> PyResult<Found<'py>> {
-        self.found(py, &paths.iter().map(|path| Stored::File(path)).collect::<Vec<_>>(), self.ends)
+    fn encode_files(&self, py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<Encoded> {
+        self.run(py, &paths.iter().map(|path| Stored::File(path)).collect::<Vec<_>>(), self.ends)
     }
 
     /// Lines of JSON objects with the text under a key.
-    fn encode_lines<'py>(
-        &self,
-        py: Python<'py>,
-        lines: Vec<PyBackedBytes>,
-        field: &str,
-    ) -> PyResult<Found<'py>> {
-        self.found(py, &lines.iter().map(|line| Stored::Line(line, field)).collect::<Vec<_>>(), self.ends)
+    fn encode_lines(&self, py: Python<'_>, lines: Vec<PyBackedBytes>, field: &str) -> PyResult<Encoded> {
+        self.run(py, &lines.iter().map(|line| Stored::Line(line, field)).collect::<Vec<_>>(), self.ends)
     }
 
     /// Bytes of texts.
-    fn encode_values<'py>(
-        &self,
-        py: Python<'py>,
-        values: Vec<Option<PyBackedBytes>>,
-    ) -> PyResult<Found<'py>> {
-        self.found(
+    fn encode_values(&self, py: Python<'_>, values: Vec<Option<PyBackedBytes>>) -> PyResult<Encoded> {
+        self.run(
             py,
             &values.iter().map(|value| Stored::Value(value.as_deref())).collect::<Vec<_>>(),
             self.ends,
@@ -84,18 +83,19 @@ impl Encoder {
 }
 
 impl Encoder {
-    fn found<'py>(&self, py: Python<'py>, texts: &[Stored<'_>], ends: Ends) -> PyResult<Found<'py>> {
+    fn run(&self, py: Python<'_>, texts: &[Stored<'_>], ends: Ends) -> PyResult<Encoded> {
         let encoded = py.detach(|| self.inner.encode(texts, ends));
         let encoded = encoded.map_err(|error| to_python(&error))?;
+        // In pieces of several texts, whose sum is their length: `flatten` does not know it.
         let ids = PyBytes::new_with(py, 4 * encoded.len(), |bytes| {
-            let mut places = bytes.as_chunks_mut::<4>().0.iter_mut();
-            for (place, id) in places.by_ref().zip(encoded.ids.iter().flatten()) {
+            let places = bytes.as_chunks_mut::<4>().0.iter_mut();
+            for (place, id) in places.zip(encoded.ids.iter().flatten()) {
                 *place = id.to_le_bytes();
             }
             Ok(())
         })?;
-        let counts: Vec<u8> = encoded.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
-        Ok((ids, PyBytes::new(py, &counts), encoded.text_bytes))
+        let counts = packed(py, encoded.counts.iter().map(|count| count.to_le_bytes()))?;
+        Ok(Encoded { ids: ids.unbind(), counts: counts.unbind(), text_bytes: encoded.text_bytes })
     }
 }
 
@@ -107,5 +107,6 @@ fn to_python(error: &Error) -> PyErr {
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Encoded>()?;
     module.add_class::<Encoder>()
 }

@@ -28,12 +28,12 @@ pub(crate) fn os_error(py: Python<'_>, error: &io::Error, path: &Path) -> PyErr 
     }
 }
 
-/// The number of errors that were raised here under a kind, as the system would have numbered them.
+/// The errno of an error. Those that Rust code raises by their kind get the number that the system would use.
 fn errno(error: &io::Error) -> Option<i32> {
     error.raw_os_error().or(match error.kind() {
-        io::ErrorKind::IsADirectory => Some(21),
-        io::ErrorKind::OutOfMemory => Some(12),
-        io::ErrorKind::AlreadyExists => Some(17),
+        io::ErrorKind::IsADirectory => Some(libc::EISDIR),
+        io::ErrorKind::OutOfMemory => Some(libc::ENOMEM),
+        io::ErrorKind::AlreadyExists => Some(libc::EEXIST),
         _ => None,
     })
 }

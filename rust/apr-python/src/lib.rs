@@ -5,10 +5,13 @@
 
 use pyo3::prelude::*;
 
+mod atomic;
 mod buffer;
 mod container;
 mod encode;
 mod errors;
+mod findings;
+mod header;
 mod quantize;
 mod shards;
 mod stamp;
@@ -22,7 +25,10 @@ mod watch;
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    atomic::register(module)?;
     container::register(module)?;
+    findings::register(module)?;
+    header::register(module)?;
     stamp::register(module)?;
     encode::register(module)?;
     quantize::register(module)?;

@@ -24,43 +24,67 @@ use pyo3::{
 };
 
 use crate::{
-    buffer::Output,
+    buffer::{Output, packed},
     errors::{os_error, raise},
     watch::{tell, watched},
 };
 
-/// Scan shards, each with the ids it was listed with, in parallel; ids at or above `limit` are out of range.
+/// The result of scanning one shard: `first_out_of_range` is the index and the value of an id, `sha256` is in hex.
+#[pyclass(get_all, frozen, module = "apr._core")]
+struct ShardRow {
+    modified_ns: i64,
+    max_id: Option<u32>,
+    first_out_of_range: Option<(u64, u32)>,
+    sha256: Option<String>,
+}
+
+/// The result of scanning shards. `counts` are little-endian u64, one for each id from 0 on.
+#[pyclass(get_all, frozen, module = "apr._core")]
+struct ScanResult {
+    shards: Py<PyTuple>,
+    counts: Py<PyBytes>,
+    windows: u64,
+    different_windows: u64,
+}
+
+/// Scan shards, each given with the number of its ids, in parallel. Ids at or above `limit` are out of range.
 ///
-/// For each shard (`modified_ns`, `max_id`, (index, id) of the first id out of range, SHA-256 in hex or None);
-/// then for all of them the counts as little-endian u64, one for each id from 0 on, the windows of 64 ids, and
-/// how many of them differ. `on_progress` is called with the ids read so far; what it raises ends the scan.
+/// `on_progress` is called with the number of ids read so far; an exception that it raises ends the scan.
 #[pyfunction]
-#[allow(clippy::type_complexity)]
 fn scan_shards(
     py: Python<'_>,
     shards: Vec<(PathBuf, u64)>,
     limit: Option<u32>,
     hashes: bool,
     on_progress: Option<Py<PyAny>>,
-) -> PyResult<(Vec<Bound<'_, PyTuple>>, Bound<'_, PyBytes>, u64, u64)> {
+) -> PyResult<ScanResult> {
     let options = ScanOptions { limit: limit.unwrap_or(MAX_VOCAB), hash: hashes };
     let tell = tell(on_progress);
     let in_ids = move |py: Python<'_>, bytes| tell(py, bytes / 4);
-    let (scans, totals) = watched(py, in_ids, |watch| scan::scan_all(&shards, options, watch))?
-        .map_err(|(i, error)| raise(py, &error, &shards[i].0))?;
-    let counts: Vec<u8> = totals.counts.iter().flat_map(|count| count.to_le_bytes()).collect();
-    let rows = scans.iter().map(|scan| row(py, scan)).collect::<PyResult<_>>()?;
-    Ok((rows, PyBytes::new(py, &counts), totals.windows, totals.different_windows))
+    let (scans, totals) =
+        watched(py, in_ids, |watch| scan::scan_all(&shards, options, watch))?.map_err(|(shard, error)| {
+            let path = shards.get(shard).map_or(Path::new(""), |(path, _)| path);
+            raise(py, &error, path)
+        })?;
+    Ok(ScanResult {
+        shards: PyTuple::new(py, scans.iter().map(ShardRow::new).collect::<Vec<_>>())?.unbind(),
+        counts: packed(py, totals.counts.iter().map(|count| count.to_le_bytes()))?.unbind(),
+        windows: totals.windows,
+        different_windows: totals.different_windows,
+    })
 }
 
-fn row<'py>(py: Python<'py>, scan: &ShardScan) -> PyResult<Bound<'py, PyTuple>> {
-    let sha256 = scan.sha256.map(|digest| {
-        digest.iter().fold(String::new(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
-    });
-    (scan.modified_ns, scan.max_id, scan.first_out_of_range, sha256).into_pyobject(py)
+impl ShardRow {
+    fn new(scan: &ShardScan) -> Self {
+        let sha256 = scan.sha256.map(|digest| {
+            digest.iter().fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
+        });
+        let ShardScan { modified_ns, max_id, first_out_of_range, .. } = *scan;
+        Self { modified_ns, max_id, first_out_of_range, sha256 }
+    }
 }
 
 /// A shard directory as one stream of ids.
@@ -136,6 +160,8 @@ fn window_order(start: u64, n: usize, count: u64, seed: u64, shuffle: bool) -> P
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<ScanResult>()?;
+    module.add_class::<ShardRow>()?;
     module.add_class::<TokenStream>()?;
     module.add_function(wrap_pyfunction!(window_order, module)?)?;
     module.add_function(wrap_pyfunction!(scan_shards, module)?)

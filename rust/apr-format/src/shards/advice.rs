@@ -1,4 +1,4 @@
-//! What the system is told about reads to come. It may be deaf to all of it: nothing here can fail.
+//! Hints to the kernel about coming reads. They only affect speed, so every failure is ignored.
 
 use std::fs::File;
 
@@ -28,7 +28,7 @@ mod system {
     pub use Advice::{Random, Sequential};
 }
 
-/// The whole file will be read from its start to its end: more may be read ahead.
+/// The file will be read from its start to its end, so the kernel may read further ahead.
 pub(super) fn sequential(file: &File) {
     #[cfg(target_os = "linux")]
     system::advise_all(file, system::Sequential);
@@ -36,7 +36,7 @@ pub(super) fn sequential(file: &File) {
     let _ = file;
 }
 
-/// Parts of the file will be read from anywhere: what stands behind them need not be read ahead.
+/// The file will be read at random places, so reading ahead of them would be wasted.
 pub(super) fn random(file: &File) {
     #[cfg(target_os = "linux")]
     system::advise_all(file, system::Random);
@@ -44,7 +44,7 @@ pub(super) fn random(file: &File) {
     let _ = file;
 }
 
-/// These bytes will be read soon.
+/// These bytes will be read soon; the kernel may start now.
 pub(super) fn will_need(file: &File, offset: u64, length: usize) {
     #[cfg(target_os = "linux")]
     system::will_need(file, offset, length);
@@ -52,7 +52,8 @@ pub(super) fn will_need(file: &File, offset: u64, length: usize) {
     let _ = (file, offset, length);
 }
 
-/// Fill `bytes` if that needs no waiting for a disk; else what they hold is of no use.
+/// Fill `bytes` if they are in the page cache. Return whether they were; if not, the content of `bytes` is
+/// unspecified.
 pub(super) fn read_now(file: &File, bytes: &mut [u8], offset: u64) -> bool {
     #[cfg(target_os = "linux")]
     return system::read_now(file, bytes, offset);

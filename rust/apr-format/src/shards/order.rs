@@ -1,13 +1,15 @@
-//! The order in which training visits windows: a keyed bijection of 0 … W - 1, computed where it is needed.
+//! The order in which training visits windows: a keyed bijection of 0 … W - 1, computed one position at a time.
 //!
-//! A Feistel network of eight rounds over the smallest even number of bits that holds W - 1, walked on while
-//! it leaves the range. Keys and rounds are splitmix64's.
+//! A shuffled list of a billion windows would take 8 GB and a resumed run would have to rebuild it. This needs no
+//! memory and starts at any position. It is a Feistel network of eight rounds over the smallest even number of bits
+//! that holds W - 1; a result outside the range is fed through the network again (cycle walking). Keys and rounds
+//! are those of splitmix64.
 
 const ROUNDS: usize = 8;
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 const SEED_FACTOR: u64 = 0xD134_2543_DE82_EF95;
 
-/// The order of one data epoch.
+/// The order of windows in one data epoch.
 #[derive(Clone, Copy, Debug)]
 pub struct Order {
     count: u64,
@@ -17,7 +19,7 @@ pub struct Order {
 }
 
 impl Order {
-    /// The order of `count` windows in an epoch of the data. None for no windows, or more than 2^62.
+    /// Create the order of `count` windows in an epoch. `None` if `count` is 0 or above 2^62.
     #[must_use]
     pub fn new(count: u64, seed: u64, epoch: u64) -> Option<Self> {
         if !(1..=1 << 62).contains(&count) {
@@ -32,11 +34,11 @@ impl Order {
         Some(Self { count, half, mask: (1 << half) - 1, keys })
     }
 
-    /// The window at a position below the count; every window stands at exactly one.
+    /// Return the window at a position below the count. Each window is at exactly one position.
     #[must_use]
     pub fn window(&self, position: u64) -> u64 {
         let mut window = position;
-        // The network is a bijection of a range at most four times as large: walking on ends.
+        // The network is a bijection of a range at most four times as large, so the walk returns to the range.
         loop {
             let (mut left, mut right) = (window >> self.half, window & self.mask);
             for key in self.keys {
@@ -50,28 +52,29 @@ impl Order {
     }
 }
 
-/// splitmix64's finalizer.
+/// The finalizer of splitmix64.
 fn mix(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
 }
 
-/// The windows at positions from `start` on of a run that goes through the data again and again.
+/// Return the windows at `n` positions from `start` on, in a run that repeats the data.
 ///
-/// `count` windows to an epoch; in stream order unless `shuffle`. None as for [`Order::new`].
+/// An epoch has `count` windows; they are in stream order unless `shuffle` is set. `None` if `count` is 0 or above
+/// 2^62.
 #[must_use]
 pub fn windows(start: u64, n: usize, count: u64, seed: u64, shuffle: bool) -> Option<Vec<u64>> {
     let mut order = Order::new(count, seed, start.checked_div(count)?)?;
-    let mut found = Vec::with_capacity(n);
+    let mut windows = Vec::with_capacity(n);
     for position in (start..).take(n) {
         let within = position % count;
         if within == 0 {
             order = Order::new(count, seed, position / count)?;
         }
-        found.push(if shuffle { order.window(within) } else { within });
+        windows.push(if shuffle { order.window(within) } else { within });
     }
-    Some(found)
+    Some(windows)
 }
 
 #[cfg(test)]
@@ -79,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_order_of_the_specification() {
+    fn the_order_is_that_of_the_specification() {
         for (count, seed, epoch, expected) in [
             (10, 42, 0, [8, 9, 2, 6, 4, 0]),
             (10, 42, 1, [8, 2, 6, 7, 9, 4]),
@@ -88,22 +91,21 @@ mod tests {
         ] {
             assert_eq!(windows(epoch * count, 6, count, seed, true).unwrap(), expected);
         }
-        let found = windows(0, 6, 1 << 40, 1, true).unwrap();
-        assert_eq!(found[0], 1_021_716_543_861);
-        assert_eq!(found[5], 822_094_153_217);
+        let order = windows(0, 6, 1 << 40, 1, true).unwrap();
+        assert_eq!((order[0], order[5]), (1_021_716_543_861, 822_094_153_217));
     }
 
     #[test]
-    fn every_window_once_for_every_count_up_to_some_thousands() {
+    fn every_window_comes_once_in_an_epoch() {
         for count in 1..3000 {
-            let mut found = windows(count, usize::try_from(count).unwrap(), count, count, true).unwrap();
-            found.sort_unstable();
-            assert!(found.into_iter().eq(0..count), "{count}");
+            let mut order = windows(count, usize::try_from(count).unwrap(), count, count, true).unwrap();
+            order.sort_unstable();
+            assert!(order.into_iter().eq(0..count), "{count}");
         }
     }
 
     #[test]
-    fn no_windows_have_no_order() {
+    fn zero_windows_and_too_many_have_no_order() {
         assert!(windows(0, 1, 0, 1, true).is_none());
         assert!(Order::new(u64::MAX, 1, 1).is_none());
     }

@@ -1,28 +1,28 @@
-//! How much of a corpus is there more than once.
+//! How much of a corpus is repeated.
 //!
-//! Windows of 64 ids are taken at places that the ids themselves choose, so that a copy is found wherever it
-//! begins, and counted twice: all of them, and the different ones. The second number is estimated from a
-//! sketch (`HyperLogLog`), which needs 16 KiB whatever the corpus, and whose maximum over parts does not
-//! depend on who took which part.
+//! Windows of 64 ids are sampled at positions that depend on the ids alone, so a copy gives the same windows wherever
+//! it begins. All windows are counted, and the distinct ones are estimated by `HyperLogLog`. Its sketch takes 16 KiB
+//! for any corpus, and sketches of parts merge by maximum, so the result does not depend on which thread read what.
 
-/// Ids of a window.
+/// Number of ids in a window.
 pub const WINDOW: usize = 64;
-/// A window starts where the sum of two ids is a multiple of this: every 256 ids or so. The lowest byte tells.
+/// A window starts where the sum of two neighboring ids is a multiple of this, about every 256 ids. A power of two of
+/// one byte, so that only the lowest byte of each id is needed.
 const SPACING: usize = 1 << u8::BITS;
-/// Where no pair of ids says so, one starts after this many: text of a short period has windows too.
-const FURTHEST: usize = 3 * SPACING;
-/// Registers of the sketch: a standard error of 0.8 %.
+/// A window starts after this many ids at the latest. Otherwise text with a short period might have none.
+const MAX_GAP: usize = 3 * SPACING;
+/// Registers of the sketch, for a standard error of 1.04 / sqrt(2^14) = 0.8 %.
 const REGISTERS: usize = 1 << PRECISION;
 const PRECISION: u32 = 14;
-/// The most leading zeros that the rest of a hash can have.
+/// The most leading zeros that a hash can have after the bits that choose its register.
 const MOST_ZEROS: u32 = u64::BITS - PRECISION;
 
-/// Windows of the text so far.
+/// The windows sampled so far.
 #[derive(Clone, Debug)]
 pub(super) struct Repeats {
     windows: u64,
     registers: Vec<u8>,
-    /// Room for the lowest bytes of ids, and for the sums of two neighbors' each.
+    /// Scratch memory: the lowest byte of each id, and the sums of neighbors.
     lowest: Vec<u8>,
     sums: Vec<u8>,
 }
@@ -34,9 +34,10 @@ impl Default for Repeats {
 }
 
 impl Repeats {
-    /// Take the windows that lie within these ids.
+    /// Sample the windows that lie within `ids`.
     pub(super) fn add(&mut self, ids: &[[u8; 4]]) {
-        // Bytes without a branch in between, 16 and more at a time; then a search that is made for bytes.
+        // Sums first, without a branch, so that the compiler handles 16 and more at a time; then `memchr` finds the
+        // zeros. Testing id by id took most of the time of a scan.
         self.lowest.clear();
         let (blocks, rest) = ids.as_chunks::<16>();
         self.lowest.extend(blocks.iter().flat_map(|ids| ids.map(lowest)));
@@ -47,8 +48,8 @@ impl Repeats {
         sums.extend(self.lowest.iter().zip(second).map(|(a, b)| a.wrapping_add(*b)));
         let mut at = 0;
         while let Some(rest) = sums.get(at..) {
-            let furthest = rest.len().min(FURTHEST);
-            let start = at + memchr::memchr(0, &rest[..furthest]).unwrap_or(furthest);
+            let gap = rest.len().min(MAX_GAP);
+            let start = at + memchr::memchr(0, &rest[..gap]).unwrap_or(gap);
             let Some(window) = ids.get(start..start + WINDOW) else { break };
             self.add_hash(hash(window));
             at = start + WINDOW;
@@ -61,12 +62,12 @@ impl Repeats {
         let register = usize::try_from(hash >> MOST_ZEROS).unwrap_or(0);
         let zeros = (hash << PRECISION).leading_zeros().min(MOST_ZEROS);
         let rank = u8::try_from(zeros + 1).unwrap_or(u8::MAX);
-        if let Some(found) = self.registers.get_mut(register) {
-            *found = rank.max(*found);
+        if let Some(highest) = self.registers.get_mut(register) {
+            *highest = rank.max(*highest);
         }
     }
 
-    /// All windows, and how many different ones there are, of these parts.
+    /// Return the number of windows of several parts, and the estimated number of distinct ones.
     pub(super) fn merged(all: impl IntoIterator<Item = Self>) -> (u64, u64) {
         let mut sum = Self::default();
         for one in all {
@@ -78,7 +79,7 @@ impl Repeats {
         (sum.windows, sum.different().min(sum.windows))
     }
 
-    /// Ertl's estimate (<https://arxiv.org/abs/1702.01284>, algorithm 6), which has no bias at any size.
+    /// Ertl's estimator (<https://arxiv.org/abs/1702.01284>, algorithm 6), which is unbiased at every size.
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     fn different(&self) -> u64 {
         let mut ranks = [0_u32; MOST_ZEROS as usize + 2];
@@ -127,12 +128,12 @@ fn tau(mut x: f64) -> f64 {
     }
 }
 
-/// Not `id[0]`, which compilers take from memory a byte at a time.
+/// Not `id[0]`, which the compiler loads from memory a byte at a time.
 fn lowest(id: [u8; 4]) -> u8 {
     (u32::from_le_bytes(id) & 0xff) as u8
 }
 
-/// A hash of a window: four lanes that do not wait for one another, mixed by splitmix64's finalizer.
+/// Hash a window. Four independent lanes keep the multiplier busy; the finalizer of splitmix64 mixes them.
 fn hash(window: &[[u8; 4]]) -> u64 {
     const ODD: u64 = 0x9E37_79B9_7F4A_7C15;
     let mut lanes = [1_u64, 2, 3, 4];
@@ -154,7 +155,7 @@ fn hash(window: &[[u8; 4]]) -> u64 {
 mod tests {
     use super::*;
 
-    /// Ids without order.
+    /// Pseudorandom ids.
     fn random(count: u64, seed: u64) -> Vec<[u8; 4]> {
         (0..count)
             .map(|i| {
@@ -175,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn text_without_repeats_has_none() {
+    fn text_without_repeats_has_only_distinct_windows() {
         for length in [30_000, 300_000, 3_000_000, 10_000_000] {
             assert!(different(&random(length, 1)) > 0.98);
         }
     }
 
     #[test]
-    fn copies_are_found_wherever_they_begin() {
+    fn copies_are_counted_wherever_they_begin() {
         for copies in [2, 4, 10] {
             let once = random(70_001, 2);
             let mut ids = Vec::new();
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn text_of_a_short_period_has_few_different_windows() {
+    fn text_with_a_short_period_has_few_distinct_windows() {
         for period in [1, 2, 3, 50, 64, 100, 1000] {
             let ids = random(period, 5).repeat(usize::try_from(500_000 / period).unwrap());
             assert!(different(&ids) < 0.2, "{period}: {}", different(&ids));
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_in_any_order_give_the_same() {
+    fn the_result_does_not_depend_on_the_order_of_parts() {
         let ids = random(400_000, 6);
         let parts: Vec<_> = ids
             .chunks(16_384)

@@ -1,8 +1,8 @@
 //! A shard directory as one stream of ids, read by position.
 //!
-//! Files are opened when they are first read and few of them stay open: a directory may hold more shards than
-//! a process may have files. A mapping would be no faster for windows of some kilobytes, and a shard that is
-//! cut short would end the process; here it is an error that names it.
+//! Files are opened when they are first read, and few of them stay open: a directory may hold more shards than a
+//! process may have open files. A mapping would be no faster for windows of some kilobytes, and reading a truncated
+//! shard through it would kill the process with SIGBUS; `pread` returns an error that names the shard.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,44 +15,45 @@ use std::{
 
 use super::advice;
 
-/// Most files that stay open: half of what a process may have where nobody raised the limit.
-const MOST_OPEN: usize = 512;
-const BYTES: u64 = 4;
+/// How many files stay open: half of 1,024, the usual limit of a process.
+const MAX_OPEN: usize = 512;
+/// Bytes of an id.
+const ID_SIZE: u64 = 4;
 
-/// Shards behind one another.
+/// The ids of several shards, one after another.
 #[derive(Debug)]
 pub struct Stream {
     paths: Vec<PathBuf>,
-    /// Where each shard starts, and the end of the last.
+    /// The position of the first id of each shard, then the end of the last shard.
     starts: Vec<u64>,
-    open: Mutex<Open>,
+    open: Mutex<OpenFiles>,
 }
 
 #[derive(Debug, Default)]
-struct Open {
+struct OpenFiles {
     files: HashMap<usize, Arc<File>>,
-    /// Their numbers, the one opened first in front.
+    /// Shard numbers in the order in which the files were opened.
     order: VecDeque<usize>,
 }
 
-/// Part of a shard that is to be read.
+/// A part of a shard, and the memory to read it into.
 struct Span<'a> {
     shard: usize,
     offset: u64,
     bytes: &'a mut [u8],
 }
 
-/// What went wrong, and with which shard.
+/// An error of reading, and the shard that it is about.
 #[derive(Debug)]
 pub struct Failure {
-    /// Number of the shard.
+    /// Index of the shard.
     pub shard: usize,
-    /// `UnexpectedEof` where it is shorter than it was.
+    /// `UnexpectedEof` if the shard is shorter than it was listed.
     pub error: io::Error,
 }
 
 impl Stream {
-    /// Shards with their lengths in ids; None where together they pass what 64 bits count.
+    /// Create a stream of shards, each with its number of ids. `None` if the bytes of all shards exceed 64 bits.
     #[must_use]
     pub fn new(shards: Vec<(PathBuf, u64)>) -> Option<Self> {
         let mut starts = vec![0_u64];
@@ -63,7 +64,7 @@ impl Stream {
             starts.push(end);
             paths.push(path);
         }
-        end.checked_mul(BYTES)?;
+        end.checked_mul(ID_SIZE)?;
         Some(Self { paths, starts, open: Mutex::default() })
     }
 
@@ -79,28 +80,28 @@ impl Stream {
         self.paths.get(shard).map(PathBuf::as_path)
     }
 
-    /// Bytes that a shard has to have.
+    /// The size in bytes that a shard was listed with.
     #[must_use]
     pub fn nbytes(&self, shard: usize) -> u64 {
         let at = |i: usize| self.starts.get(i).copied().unwrap_or(0);
-        at(shard + 1).saturating_sub(at(shard)) * BYTES
+        at(shard + 1).saturating_sub(at(shard)) * ID_SIZE
     }
 
-    /// Fill `out` with the bytes of ids from `start` on, as many as it holds.
+    /// Fill `out` with ids from `start` on, as little-endian u32.
     ///
     /// # Errors
-    /// The operating system's, with the shard; `InvalidInput` for ids beyond the stream.
+    /// The operating system's, with the shard; `InvalidInput` if the ids are not all in the stream.
     pub fn read(&self, start: u64, out: &mut [u8]) -> Result<(), Failure> {
         self.spans(start, out)?.into_iter().try_for_each(|span| self.fill(span))
     }
 
-    /// Fill rows of `row` bytes, one after another, with ids from each start on.
+    /// Fill rows of `row` bytes in `out`, one after another, with ids from each start on.
     ///
-    /// What lies in memory is taken at once; the disk is asked for all the rest before the first of it is waited
-    /// for.
+    /// Rows in the page cache are copied first. For the others the kernel gets all requests before the first one is
+    /// waited for, so a slow disk works on them in parallel.
     ///
     /// # Errors
-    /// As [`Stream::read`].
+    /// The operating system's, with the shard; `InvalidInput` if the ids are not all in the stream.
     pub fn gather(&self, starts: &[u64], row: usize, out: &mut [u8]) -> Result<(), Failure> {
         let mut late = Vec::new();
         for (&start, row) in starts.iter().zip(out.chunks_exact_mut(row.max(1))) {
@@ -115,9 +116,9 @@ impl Stream {
         late.into_iter().try_for_each(|span| self.fill(span))
     }
 
-    /// What to read for the ids from `start` on.
+    /// The parts of shards that hold the ids from `start` on.
     fn spans<'a>(&self, start: u64, out: &'a mut [u8]) -> Result<Vec<Span<'a>>, Failure> {
-        let ids = out.len() as u64 / BYTES;
+        let ids = out.len() as u64 / ID_SIZE;
         if start.checked_add(ids).is_none_or(|end| end > self.tokens()) {
             return Err(Failure { shard: 0, error: io::ErrorKind::InvalidInput.into() });
         }
@@ -128,10 +129,11 @@ impl Stream {
         let mut spans = Vec::with_capacity(1);
         while !rest.is_empty() {
             let end = self.starts.get(shard + 1).copied().unwrap_or(u64::MAX);
-            let here = usize::try_from((end - at).saturating_mul(BYTES)).unwrap_or(usize::MAX);
-            let (bytes, later) = rest.split_at_mut(here.min(rest.len()));
-            let offset = (at - self.starts[shard]) * BYTES;
-            at += bytes.len() as u64 / BYTES;
+            let available = usize::try_from((end - at).saturating_mul(ID_SIZE)).unwrap_or(usize::MAX);
+            let (bytes, later) = rest.split_at_mut(available.min(rest.len()));
+            let begin = self.starts.get(shard).copied().unwrap_or(0);
+            let offset = (at - begin) * ID_SIZE;
+            at += bytes.len() as u64 / ID_SIZE;
             spans.push(Span { shard, offset, bytes });
             rest = later;
             shard += 1;
@@ -150,17 +152,17 @@ impl Stream {
         if let Some(file) = open.files.get(&shard) {
             return Ok(Arc::clone(file));
         }
-        let path = &self.paths[shard];
+        let path = self.path(shard).ok_or(io::ErrorKind::InvalidInput)?;
         let file = File::open(path).or_else(|error| {
-            // The process has no file left: those that are open here are given up.
-            let had = open.order.len();
+            // The process may have reached its limit of open files: close those of this stream and try again.
+            let closed = open.order.len();
             open.order.clear();
             open.files.clear();
-            if had > 0 { File::open(path) } else { Err(error) }
+            if closed > 0 { File::open(path) } else { Err(error) }
         })?;
         advice::random(&file);
         let file = Arc::new(file);
-        if open.order.len() == MOST_OPEN
+        if open.order.len() == MAX_OPEN
             && let Some(first) = open.order.pop_front()
         {
             open.files.remove(&first);
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn any_part_of_the_stream_over_any_shards() {
+    fn any_range_of_the_stream_is_read_across_shards() {
         let directory = tempfile::tempdir().unwrap();
         let stream = shards(directory.path(), &[3, 1, 1, 5]);
         assert_eq!(stream.tokens(), 10);
@@ -207,9 +209,9 @@ mod tests {
     }
 
     #[test]
-    fn more_shards_than_stay_open_are_read_again_and_again() {
+    fn more_shards_than_stay_open_can_be_read() {
         let directory = tempfile::tempdir().unwrap();
-        let count = u32::try_from(MOST_OPEN).unwrap() + 9;
+        let count = u32::try_from(MAX_OPEN).unwrap() + 9;
         let stream = shards(directory.path(), &vec![1; count as usize]);
         for start in (0..count).chain((0..count).rev()) {
             let mut out = [0; 4];
@@ -217,11 +219,11 @@ mod tests {
             assert_eq!(out, start.to_le_bytes());
         }
         let open = stream.open.lock().unwrap();
-        assert_eq!((open.files.len(), open.order.len()), (MOST_OPEN, MOST_OPEN));
+        assert_eq!((open.files.len(), open.order.len()), (MAX_OPEN, MAX_OPEN));
     }
 
     #[test]
-    fn rows_from_anywhere_are_what_is_read_there() {
+    fn gathered_rows_equal_single_reads() {
         let directory = tempfile::tempdir().unwrap();
         let stream = shards(directory.path(), &[3, 1, 1, 5000]);
         let starts = [4000, 0, 2, 4999, 2];
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_is_cut_short_is_named() {
+    fn a_truncated_shard_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let stream = shards(directory.path(), &[4, 4]);
         std::fs::write(directory.path().join("shard-00001.bin"), ids(4..6)).unwrap();
