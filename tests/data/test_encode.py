@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tests.data.directories import edit_json
 
+from apr._core import AtomicFile
 from apr.cli import main
 from apr.data import ShardDir
 from apr.data.encode import encode_corpus
@@ -149,18 +150,22 @@ def test_the_number_of_workers_changes_no_byte(workers, options, corpus, tmp_pat
     assert snapshot(tmp_path / "there") == snapshot(tmp_path / "here")
 
 
-def test_files_are_written_under_temporary_names(options):
-    written = []
+def test_files_are_written_under_temporary_names(options, monkeypatch):
+    opened, replaced = [], []
 
-    def note(event, given):
-        if event == "open" and isinstance(given[2], int) and given[2] & (os.O_WRONLY | os.O_RDWR):
-            written.append(str(given[0]))
+    def note(event, arguments):
+        if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+            opened.append(str(arguments[0]))
+
+    def atomic(path):
+        replaced.append(Path(path).name)
+        return AtomicFile(path)
 
     sys.addaudithook(note)
+    monkeypatch.setattr("apr.files.AtomicFile", atomic)
     encode_corpus(options(shard_tokens=200))
-    ours = {Path(name).name for name in written if str(options().output) in name}
-    assert {".shard-00000.bin.tmp", ".manifest.json.tmp"} <= ours
-    assert all(name.endswith(".tmp") for name in ours)
+    assert {"shard-00000.bin", "manifest.json"} <= set(replaced)
+    assert not [name for name in opened if str(options().output) in name]
 
 
 def test_unfinished_shards_are_not_opened(options):
