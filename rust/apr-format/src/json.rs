@@ -11,7 +11,6 @@ use serde_json::value::RawValue;
 use crate::{
     error::{Part, Result, Rule},
     index::MAX_DIMS,
-    v2::scan,
 };
 
 /// Largest metadata that are read.
@@ -44,11 +43,6 @@ pub fn check(bytes: Vec<u8>, start: u64) -> Result<String> {
 
 /// Check that a text is one JSON value within the limits; else where it is not, and what is wrong.
 pub(crate) fn walk(text: &str) -> std::result::Result<(), (usize, String)> {
-    if scan::passes(text) { Ok(()) } else { decode(text) }
-}
-
-/// As [`walk`], in serde's way, which knows what is wrong.
-pub(crate) fn decode(text: &str) -> std::result::Result<(), (usize, String)> {
     let mut values = 0;
     let mut parser = serde_json::Deserializer::from_str(text);
     // The visitor counts depth itself; the parser's own limit of 128 never comes into play.

@@ -8,7 +8,6 @@ pub mod header;
 pub mod index;
 pub mod layout;
 pub mod read;
-pub(crate) mod scan;
 pub mod stamp;
 pub mod stream;
 pub mod write;
