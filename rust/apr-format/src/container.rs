@@ -217,7 +217,7 @@ impl<S: Source> Container<S> {
                 None => self.source.read_at(offset, &mut count)?,
             }
             let (count, expected) =
-                (u64::from_le_bytes(count), tensors.iter().map(|tensor| tensor.count()).sum());
+                (u64::from_le_bytes(count), tensors.entries().map(|entry| entry.count()).sum());
             if count != expected {
                 return Err(Rule::ValueCount { count, expected }.at(Part::Payload, offset));
             }

@@ -1,48 +1,49 @@
-//! The tensors of a file of any form, sorted by name.
+//! The tensor index of an open file, which all forms of the format share.
 
 use crate::{
     dtype::{self, Dtype},
     error::{Part, Result, Rule},
 };
 
-/// Longest name, in bytes.
+/// The longest name, in bytes.
 pub const MAX_NAME: usize = 256;
-/// Most dimensions.
+/// The largest number of dimensions.
 pub const MAX_DIMS: u8 = 8;
-/// The one name whose values may be left out under a shape: it is then tied to [`EMBEDDING`].
+/// The only tensor that may have a shape but no bytes: it is then tied to [`EMBEDDING`].
 pub const HEAD: &str = "lm_head.weight";
-/// The tensor that an empty head stands for.
+/// The tensor whose values a tied [`HEAD`] has.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// What the index says of one tensor.
+/// A tensor as the index describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tensor {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Element type.
+    /// The element type.
     pub dtype: Dtype,
-    /// Dims; empty for a scalar.
+    /// The dimensions; none for a scalar.
     pub dims: Vec<u64>,
-    /// Where its bytes start, from the start of the file.
+    /// Where the bytes start, counted from the start of the file.
     pub offset: u64,
-    /// Its bytes, without padding.
+    /// The number of stored bytes, without padding.
     pub nbytes: u64,
 }
 
 impl Tensor {
-    /// Number of values. The reader has checked that it is in range.
+    /// Return the number of values.
     #[must_use]
     pub fn count(&self) -> u64 {
+        // Checked when the index was read.
         dtype::count(&self.dims).unwrap_or(0)
     }
 
-    /// Whether the entry stands for the embedding: no bytes under a shape that has values.
+    /// Whether the tensor has no bytes of its own, but the values of the embedding.
     #[must_use]
     pub fn is_tied(&self) -> bool {
-        self.name == HEAD && self.nbytes == 0 && self.count() > 0
+        is_tied(&self.name, &self.dims, self.nbytes)
     }
 
-    /// Columns of a K-quant whose rows are padded to whole blocks; None for every other layout.
+    /// Return the number of columns if each row is padded to whole blocks, as in K-quants of two dimensions.
     #[must_use]
     pub fn padded_columns(&self) -> Option<u64> {
         match (self.dtype, self.dims.as_slice()) {
@@ -55,9 +56,9 @@ impl Tensor {
         }
     }
 
-    /// Append the entry as written; the offset must count from the start of the data.
+    /// Append the entry as version 2 stores it. Its offset must count from the start of the data.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        // The writer has checked that both fit.
+        // Whoever made the tensor has checked that name and dimensions are within their limits.
         out.extend(u16::try_from(self.name.len()).unwrap_or(u16::MAX).to_le_bytes());
         out.extend(self.name.as_bytes());
         out.push(self.dtype.id());
@@ -70,63 +71,69 @@ impl Tensor {
     }
 }
 
-/// What is wrong with a name in any form of the container.
+/// Whether a tensor has a shape but no bytes, which only the output projection may have.
+pub(crate) fn is_tied(name: &str, dims: &[u64], nbytes: u64) -> bool {
+    name == HEAD && nbytes == 0 && dtype::count(dims).is_some_and(|count| count > 0)
+}
+
+/// Return what is wrong with a tensor name, in any form of the format.
 pub(crate) fn wrong_name(name: &str) -> Option<&'static str> {
     match name {
         "" => Some("is empty"),
         _ if name.len() > MAX_NAME => Some("is longer than 256 bytes"),
-        _ if name.contains('\0') => Some("holds a NUL"),
+        _ if name.contains('\0') => Some("contains a NUL"),
         _ => None,
     }
 }
 
 /// The tensors of a file, sorted by name.
 ///
-/// Kept as entries like those of the file, found by where each starts: half of what as many [`Tensor`]s
-/// take, so that an index full of empty tensors costs no more than twice the file.
+/// The index holds the entries as version 2 stores them and where each one starts. That takes half the memory of as
+/// many [`Tensor`]s, so that an index full of empty tensors costs at most twice the size of the file.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Index {
-    entries: Vec<u8>,
+    bytes: Vec<u8>,
     starts: Vec<usize>,
-    /// What offsets in the entries count from.
+    /// What the offsets in the entries count from.
     base: u64,
 }
 
 impl Index {
-    /// An index of entries that were checked, which start at these bytes; their offsets count from `base`.
-    pub(crate) fn of_entries(entries: Vec<u8>, starts: Vec<usize>, base: u64) -> Self {
-        Self { entries, starts, base }
+    /// Make an index of checked, sorted entries, which start at `starts`. Their offsets count from `base`.
+    pub(crate) fn of_entries(bytes: Vec<u8>, starts: Vec<usize>, base: u64) -> Self {
+        Self { bytes, starts, base }
     }
 
-    /// An index without entries, whose offsets will count from `base`.
+    /// Make an empty index whose offsets will count from `base`.
     pub(crate) fn counting_from(base: u64) -> Self {
         Self { base, ..Self::default() }
     }
 
-    /// Append a tensor, which is checked; its offset counts from the base.
+    /// Append a checked tensor. Its offset counts from the base.
     pub(crate) fn push(&mut self, tensor: &Tensor) {
-        self.starts.push(self.entries.len());
-        tensor.write(&mut self.entries);
+        self.starts.push(self.bytes.len());
+        tensor.write(&mut self.bytes);
     }
 
-    /// Sort by name what was appended. Where a name was appended twice: which one, and as the how manyeth.
+    /// Sort the appended tensors by name. Return the first name that occurs twice, and the number, in the order of
+    /// appending, of its second tensor.
     pub(crate) fn sort(&mut self) -> Option<(String, usize)> {
         let mut starts = std::mem::take(&mut self.starts);
         let name = |start: usize| self.entry(start).map(|entry| entry.name);
         starts.sort_unstable_by(|&a, &b| (name(a), a).cmp(&(name(b), b)));
-        let repeated = starts.windows(2).find_map(|pair| match *pair {
+        let second = starts.windows(2).find_map(|pair| match *pair {
             [first, second] if name(first) == name(second) => Some(second),
             _ => None,
         });
-        let repeated = repeated.and_then(|at| {
-            let before = starts.iter().filter(|&&start| start < at).count();
-            Some((self.entry(at)?.tensor()?.name, before))
+        let repeated = second.and_then(|at| {
+            let number = starts.iter().filter(|&&start| start < at).count();
+            Some((name(at)?.to_owned(), number))
         });
         self.starts = starts;
         repeated
     }
 
-    /// The number of tensors.
+    /// Return the number of tensors.
     #[must_use]
     pub fn len(&self) -> usize {
         self.starts.len()
@@ -138,77 +145,103 @@ impl Index {
         self.starts.is_empty()
     }
 
-    /// The names, sorted.
+    /// Return the names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries().filter_map(|entry| std::str::from_utf8(entry.name).ok())
+        self.entries().map(|entry| entry.name)
     }
 
-    /// The tensors, sorted by name.
-    pub fn iter(&self) -> impl Iterator<Item = Tensor> {
-        self.entries().filter_map(|entry| entry.tensor())
-    }
-
-    /// The tensor of this name.
-    #[must_use]
-    pub fn get(&self, name: &str) -> Option<Tensor> {
-        let key = |&start: &usize| self.entry(start).map(|entry| entry.name);
-        let found = self.starts.binary_search_by_key(&Some(name.as_bytes()), key).ok()?;
-        self.entry(*self.starts.get(found)?)?.tensor()
-    }
-
-    // What follows reads entries that were checked or written here: none is ever None.
-
-    fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
+    /// Return the entries, sorted by name. Nothing is allocated for them.
+    pub fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
         self.starts.iter().filter_map(|&start| self.entry(start))
     }
 
+    /// Return the tensor of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<Tensor> {
+        let key = |&start: &usize| self.entry(start).map(|entry| entry.name);
+        let position = self.starts.binary_search_by_key(&Some(name), key).ok()?;
+        self.entry(*self.starts.get(position)?).map(|entry| entry.to_tensor())
+    }
+
+    /// Return the entry that starts at a byte. It is never `None`: all entries were checked or written here.
     fn entry(&self, start: usize) -> Option<Entry<'_>> {
-        let (size, rest) = self.entries.get(start..)?.split_first_chunk()?;
+        let (size, rest) = self.bytes.get(start..)?.split_first_chunk()?;
         let (name, rest) = rest.split_at_checked(u16::from_le_bytes(*size).into())?;
         let ([id, ndim], rest) = rest.split_first_chunk()?;
         let (dims, rest) = rest.as_chunks().0.split_at_checked(usize::from(*ndim))?;
         let [offset, nbytes] = rest.first_chunk()?.map(u64::from_le_bytes);
-        Some(Entry { name, id: *id, dims, offset: self.base.checked_add(offset)?, nbytes })
-    }
-}
-
-/// An entry where it lies.
-struct Entry<'a> {
-    name: &'a [u8],
-    id: u8,
-    dims: &'a [[u8; 8]],
-    /// From the start of the file.
-    offset: u64,
-    nbytes: u64,
-}
-
-impl Entry<'_> {
-    fn tensor(&self) -> Option<Tensor> {
-        Some(Tensor {
-            name: std::str::from_utf8(self.name).ok()?.to_owned(),
-            dtype: Dtype::from_id(self.id)?,
-            dims: self.dims.iter().map(|dim| u64::from_le_bytes(*dim)).collect(),
-            offset: self.offset,
-            nbytes: self.nbytes,
+        Some(Entry {
+            name: std::str::from_utf8(name).ok()?,
+            dtype: Dtype::from_id(*id)?,
+            dims,
+            offset: self.base.checked_add(offset)?,
+            nbytes,
         })
     }
 }
 
-/// No two tensors share a byte.
+/// A tensor of an [`Index`], borrowed from it.
+#[derive(Debug, Clone, Copy)]
+pub struct Entry<'a> {
+    /// The name.
+    pub name: &'a str,
+    /// The element type.
+    pub dtype: Dtype,
+    dims: &'a [[u8; 8]],
+    /// Where the bytes start, counted from the start of the file.
+    pub offset: u64,
+    /// The number of stored bytes, without padding.
+    pub nbytes: u64,
+}
+
+impl Entry<'_> {
+    /// Return the dimensions; none for a scalar.
+    pub fn dims(&self) -> impl Iterator<Item = u64> {
+        self.dims.iter().map(|dim| u64::from_le_bytes(*dim))
+    }
+
+    /// Return the number of values.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        // Cannot overflow: the reader has checked the product, but without the zeros in it.
+        if self.dims().any(|dim| dim == 0) { 0 } else { self.dims().product() }
+    }
+
+    /// Whether the tensor has no bytes of its own, but the values of the embedding.
+    #[must_use]
+    pub fn is_tied(&self) -> bool {
+        self.name == HEAD && self.nbytes == 0 && self.count() > 0
+    }
+
+    /// Copy the entry.
+    #[must_use]
+    pub fn to_tensor(&self) -> Tensor {
+        Tensor {
+            name: self.name.to_owned(),
+            dtype: self.dtype,
+            dims: self.dims().collect(),
+            offset: self.offset,
+            nbytes: self.nbytes,
+        }
+    }
+}
+
+/// Check that no two tensors share a byte.
 ///
 /// # Errors
-/// [`Rule::Overlap`] naming both.
+/// [`Rule::Overlap`].
 pub fn check_overlaps(index: &Index) -> Result<()> {
-    // In range: the reader has added the two.
-    let with_bytes = index.entries().filter(|entry| entry.nbytes > 0);
-    let mut places: Vec<_> =
-        with_bytes.map(|entry| (entry.offset, entry.offset + entry.nbytes, entry.name)).collect();
+    // The sums cannot overflow: each tensor was checked to end within the file.
+    let mut places: Vec<_> = index
+        .entries()
+        .filter(|entry| entry.nbytes > 0)
+        .map(|entry| (entry.offset, entry.offset + entry.nbytes, entry.name))
+        .collect();
     places.sort_unstable();
-    let text = |name| String::from_utf8_lossy(name).into_owned();
     for (&(_, end, earlier), &(offset, _, later)) in places.iter().zip(places.iter().skip(1)) {
         if offset < end {
-            let rule = Rule::Overlap { other: text(earlier), end };
-            return Err(rule.at(Part::Data, offset).of_tensor(text(later)));
+            let rule = Rule::Overlap { other: earlier.to_owned(), end };
+            return Err(rule.at(Part::Data, offset).of_tensor(later));
         }
     }
     Ok(())

@@ -22,23 +22,34 @@ pub const MAX_DEPTH: u32 = 64;
 /// Most values: a vocabulary with its merges holds some 300 000.
 pub const MAX_VALUES: u32 = 2_000_000;
 
-/// Check that the bytes are one JSON object within the limits, and give them as text.
+/// Check that the bytes are one JSON object within the limits, and return them as text.
 ///
-/// `start` is where they stand in the file. Numbers that only NaN or an infinity could stand for
-/// and lone surrogates are refused, so that every JSON parser reads what passes here.
+/// `start` is the place of the bytes in the file.
 ///
 /// # Errors
-/// [`Rule::Malformed`] with the offset of the first byte that is wrong.
+/// [`Rule::Malformed`] with the offset of the first wrong byte.
 pub fn check(bytes: Vec<u8>, start: u64) -> Result<String> {
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let offset = start + error.utf8_error().valid_up_to() as u64;
+        Rule::malformed("invalid UTF-8").at(Part::Metadata, offset)
+    })?;
+    check_object(&text, start)?;
+    Ok(text)
+}
+
+/// Check that a text is one JSON object within the limits.
+///
+/// Lone surrogates and numbers beyond the range of a double are refused, so that every JSON parser reads what passes.
+///
+/// # Errors
+/// [`Rule::Malformed`] with the offset of the first wrong byte.
+pub fn check_object(text: &str, start: u64) -> Result<()> {
     let wrong = |(at, what): (usize, String)| Rule::Malformed { what }.at(Part::Metadata, start + at as u64);
-    let text = String::from_utf8(bytes)
-        .map_err(|error| wrong((error.utf8_error().valid_up_to(), "invalid UTF-8".into())))?;
     let first = text.bytes().position(|byte| !byte.is_ascii_whitespace());
     if let Some(at) = first.filter(|&at| text.as_bytes().get(at) != Some(&b'{')) {
         return Err(wrong((at, "not a JSON object (it must start with '{')".into())));
     }
-    walk(&text).map_err(wrong)?;
-    Ok(text)
+    walk(text).map_err(wrong)
 }
 
 /// Check that a text is one JSON value within the limits; else where it is not, and what is wrong.

@@ -6,6 +6,7 @@ use crate::{
     contents::{Contents, cut_short},
     crc::crc32,
     error::{Error, Part, Result, Rule},
+    index::Entry,
     source::Source,
 };
 
@@ -61,7 +62,8 @@ pub fn opened(
         metadata(contents.metadata(source))?,
         passed(Part::Index, format!("{} tensors", contents.tensors.len())),
     ];
-    let data = contents.tensors.iter().try_for_each(|tensor| contents.stored(tensor).map(|_| ()));
+    let tied = contents.tensors.entries().filter(Entry::is_tied);
+    let data = tied.map(|entry| contents.stored(entry.to_tensor())).try_for_each(|stored| stored.map(|_| ()));
     checks.push(match data {
         Ok(()) => passed(Part::Data, format!("{} bytes, every tensor inside, none overlap", contents.size)),
         Err(error) => failed(Part::Data, &error),

@@ -106,7 +106,7 @@ mod tests {
 
     fn offsets(metadata: &str, size: u64) -> Vec<(String, u64)> {
         match describe(metadata, size, 0) {
-            Described::Tensors(tensors) => tensors.iter().map(|t| (t.name, t.offset)).collect(),
+            Described::Tensors(tensors) => tensors.entries().map(|t| (t.name.to_owned(), t.offset)).collect(),
             other => panic!("{other:?}"),
         }
     }

@@ -5,7 +5,7 @@ use crate::{
     dtype::Dtype,
     error::{Error, Result},
     index::{self, Tensor},
-    json::{MAX_WRITE, check as check_json},
+    json::{MAX_WRITE, check_object},
     v2::{
         align,
         header::{self, Header, flags},
@@ -68,7 +68,7 @@ impl Layout {
             let what = format!("metadata take {} bytes, at most 16 MiB are written", json.len());
             return Err(Error::invalid(what));
         }
-        check_json(json.as_bytes().to_vec(), header::SIZE)?;
+        check_object(json, header::SIZE)?;
         Self::place(tensors, size, json, flags).ok_or_else(too_large)
     }
 

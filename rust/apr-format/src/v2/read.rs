@@ -91,8 +91,8 @@ fn read_footer(
     size: u64,
 ) -> Result<Option<(u64, u32)>> {
     let end = tensors
-        .iter()
-        .filter_map(|tensor| tensor.offset.checked_add(align(tensor.nbytes)?))
+        .entries()
+        .filter_map(|entry| entry.offset.checked_add(align(entry.nbytes)?))
         .fold(data_offset, u64::max);
     match size.saturating_sub(end) {
         0 => Ok(None),

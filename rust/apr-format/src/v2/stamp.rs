@@ -30,10 +30,10 @@ pub fn stamp<W: Write>(
 ) -> Result<W> {
     let start = header.data_offset;
     let end = contents.footer.map_or(contents.size, |(offset, _)| offset);
-    let tensors = contents.tensors.iter().map(|tensor| Tensor {
+    let tensors = contents.tensors.entries().map(|entry| Tensor {
         // Inside the data: the reader has checked that.
-        offset: tensor.offset.saturating_sub(start),
-        ..tensor
+        offset: entry.offset.saturating_sub(start),
+        ..entry.to_tensor()
     });
     let layout = Layout::around(tensors.collect(), end.saturating_sub(start), json, flags)?;
     out.write_all(&layout.head)?;
@@ -113,7 +113,7 @@ mod tests {
         assert_eq!(contents.metadata(new.as_slice()).unwrap(), r#"{"k":[1,2,3]}"#);
         assert_eq!(header.flags, flags::SHARDED | flags::ROW_MAJOR);
         let offset =
-            |contents: &Contents| usize::try_from(contents.tensors.iter().next().unwrap().offset).unwrap();
+            |contents: &Contents| usize::try_from(contents.tensors.entries().next().unwrap().offset).unwrap();
         let (from, to) = (offset(&read::open(old.as_slice()).unwrap().1), offset(&contents));
         assert_eq!(old[from..from + 300_000], new[to..to + 300_000]);
     }

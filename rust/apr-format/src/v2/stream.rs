@@ -133,8 +133,7 @@ mod tests {
         let (header, contents) = read::open(file.as_slice()).unwrap();
         assert!(verify::footer(file.as_slice(), &contents).unwrap().is_some());
         let offsets: Vec<_> =
-            contents.tensors.iter().map(|tensor| (tensor.name, tensor.offset - header.data_offset)).collect();
-        let offsets: Vec<_> = offsets.iter().map(|(name, offset)| (name.as_str(), *offset)).collect();
+            contents.tensors.entries().map(|entry| (entry.name, entry.offset - header.data_offset)).collect();
         assert_eq!(offsets, [("a", 128), ("b", 0), ("empty", 128)]);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }

@@ -126,7 +126,7 @@ fn read_footer(
     tensors: &Index,
 ) -> Result<(u64, u32)> {
     // Cannot overflow: each tensor was checked to end within the file.
-    let at = tensors.iter().map(|tensor| tensor.offset + tensor.nbytes).fold(data_offset, u64::max);
+    let at = tensors.entries().map(|entry| entry.offset + entry.nbytes).fold(data_offset, u64::max);
     let end = at + FOOTER_SIZE;
     reaches(size, Part::Footer, end)?;
     if size > end {
