@@ -78,24 +78,9 @@ def evaluate_file(
         length = min(_SEQ_LENGTH, positions)
     if length > positions:
         raise RefusedError(f"--seq-length {length} is more than the model's {positions} positions")
-    shards = ShardDir(dataset)
-    scan = shards.scan()
-    if scan.max_id >= model.config.vocab_size:
-        raise RefusedError(
-            f"{dataset}: contains id {scan.max_id}, but the model's vocabulary has only "
-            f"{model.config.vocab_size} ids; encode with the model's tokenizer"
-        )
-    windows, text, ids = _choose_windows(
-        shards, scan.corpus_sha256, training, length, tokens, held_out=held_out
+    windows, text, ids = _open_windows(
+        dataset, training, model.config.vocab_size, length, tokens, held_out=held_out
     )
-    if len(windows) == 0:
-        raise RefusedError(
-            f"{dataset}: {windows.stop - windows.start} tokens are less than one window of {length} + 1; "
-            "lower --seq-length"
-        )
-    oddities = corpus_problems(scan, *(shards.manifest.get(key) for key in ("eos_token_id", "unk_token_id")))
-    if oddities:
-        raise RefusedError(f"{dataset}: does not look like text: {'; '.join(oddities)}")
     used_precision = precision or default_precision(chosen_device)
     evaluation = evaluate(
         model,
@@ -112,6 +97,32 @@ def evaluate_file(
         "precision": used_precision,
         "ids": ids,
     }
+
+
+def _open_windows(
+    dataset: Path, training: dict[str, Any], vocab_size: int, length: int, tokens: int, *, held_out: bool
+) -> tuple[Windows, Text, str]:
+    """Check that the shards are text of this vocabulary, and return the windows to evaluate."""
+    shards = ShardDir(dataset)
+    scan = shards.scan()
+    if scan.max_id >= vocab_size:
+        raise RefusedError(
+            f"{dataset}: contains id {scan.max_id}, but the model's vocabulary has only {vocab_size} ids; "
+            "encode with the model's tokenizer"
+        )
+    windows, text, ids = _choose_windows(
+        shards, scan.corpus_sha256, training, length, tokens, held_out=held_out
+    )
+    if len(windows) == 0:
+        raise RefusedError(
+            f"{dataset}: {windows.stop - windows.start} tokens are less than one window of {length} + 1; "
+            "lower --seq-length"
+        )
+    # A corpus of one id has a loss near zero, which others have taken for success.
+    oddities = corpus_problems(scan, *(shards.manifest.get(key) for key in ("eos_token_id", "unk_token_id")))
+    if oddities:
+        raise RefusedError(f"{dataset}: does not look like text: {'; '.join(oddities)}")
+    return windows, text, ids
 
 
 def _choose_windows(

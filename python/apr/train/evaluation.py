@@ -62,6 +62,7 @@ def evaluate(
         for batch in held_out.in_order(count, batch_size):
             if on_progress is not None:
                 on_progress(done, count)
+            # The sum stays on the device: reading it after each batch would make the host wait.
             ids = torch.from_numpy(batch).to(device, non_blocking=True)
             total += token_losses(model, ids).sum(dtype=torch.float64)
             done += len(batch)

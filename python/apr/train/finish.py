@@ -46,7 +46,8 @@ def finish(loop: Loop, ended: Ending, report: Report) -> Result:
         records = []
     result = _write(_result(loop, ended, records), run_dir, report)
     if records:
-        # matplotlib may fail in many ways. Hours of training must not lose their verdict to a picture.
+        # matplotlib may fail in many ways. A run on a directory named cost$_$x once lost its contract's
+        # verdict to a title that could not be parsed.
         try:
             plot_losses(
                 records, run_dir / rundir.PLOT, target=config.target_val_loss, title=_title(loop.prepared)
@@ -74,6 +75,7 @@ def versions() -> dict[str, str]:
 def _result(loop: Loop, ended: Ending, records: list[dict[str, Any]]) -> Result:
     state, prepared, run_dir = loop.state, loop.prepared, loop.prepared.config.run_dir
     decided = _gates(loop, records)
+    # A run whose records or files are incomplete is not a success, whatever its loss is.
     losses = {
         "metrics": "{} steps without a complete record",
         "artefacts": "{}",
@@ -137,12 +139,14 @@ def _gates(loop: Loop, records: Sequence[dict[str, Any]]) -> tuple[Gate, ...]:
 
 
 def _steady_median(records: Sequence[dict[str, Any]], name: str) -> float | None:
+    # The median: a step that waits for a checkpoint to be copied is not typical.
     values = [record[name] for record in records if record.get(name) is not None]
     return statistics.median(values[_WARM_UP_STEPS:] or values) if values else None
 
 
 def _write(result: Result, run_dir: Path, report: Report) -> Result:
     """Write `result.json`, and return the result; it is FAILED if the file cannot be written."""
+    # A full disk must not hide what came of the run: the result is returned and printed all the same.
     try:
         write_json(run_dir / rundir.RESULT, result.to_dict())
     except OSError as error:

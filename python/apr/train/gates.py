@@ -30,6 +30,7 @@ def divergence(history: Sequence[float], cap: float) -> Gate:
         The gate with the first epoch that fails, or else with the last epoch.
     """
     gate = Gate("divergence", None, None, cap)
+    # Only the first failure counts: later epochs are compared with a loss that is already bad.
     threshold = cap
     for loss in history:
         # `not <=` instead of `>`: NaN must fail too.

@@ -77,6 +77,7 @@ class Loop:
         self.exported: Path | None = None
         """The file with the weights alone, once it is written."""
         self._disagreement: float | None = None
+        # The generator's state is in every checkpoint, so it must not depend on the caller.
         torch.manual_seed(self._config.seed)
         self._optimizer = make_optimizer(model, self._config)
         self._step = Step(
@@ -154,6 +155,7 @@ class Loop:
                 # Not for a second signal, a BaseException: it waits for no disk.
                 self.saver.join()
                 raise
+        # The last checkpoint counts only once it is verified, and its error is the run's.
         self.saver.wait()
         return ended
 
@@ -194,10 +196,12 @@ class Loop:
             # A signal interrupted the evaluation of this epoch.
             ended = self._end_epoch()
         elif state.final_val_loss is not None:
-            # Resumed at the end of an epoch: what ended the run then ends it again.
+            # Resumed at the end of an epoch: what ended the run then ends it again. Training on would turn a
+            # DIVERGENCE into a BUDGET_SPENT with exit code 0.
             ended = after_epoch(config, state, self.first_cap)
         while ended is None and state.step < config.num_steps:
             self._stop.check()
+            # Here, not on the saver's thread: callbacks are called in this one.
             self.saver.poll()
             ended = self._take_step()
             if ended is not None:
@@ -264,6 +268,7 @@ class Loop:
 
         Others have trained for hours with an evaluation that was wrong by three orders of magnitude.
         """
+        # Reading the loss makes the host wait for the device, so this is done in one step only.
         training, evaluation = self._step.loss(), 0.0
         with torch.no_grad(), computing(self.prepared.device, self._config.precision):
             for ids in batches:
@@ -313,6 +318,7 @@ class Loop:
 
     def _save_unless_spoiled(self) -> str:
         """Save the steps since the last checkpoint unless the weights are bad, and return what there is."""
+        # Infinite weights saved as the last good state would be what --resume starts from.
         problem = first_implausible(self._model.named_parameters())
         if problem is None:
             saved = self.saver.save_unsaved_steps(self.state)
@@ -327,6 +333,7 @@ class Loop:
     # An epoch.
 
     def _evaluation_is_due(self) -> bool:
+        # Not by the number of epochs evaluated: --extend after a partial epoch would shift all later ones.
         step = self.state.step
         ends_epoch = step % self._config.steps_per_epoch == 0 or step == self._config.num_steps
         return ends_epoch and step != self.state.evaluated_step

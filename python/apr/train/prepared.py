@@ -82,6 +82,7 @@ class Prepared:
         Raises:
             WeightsError: the tensors of the file do not fit the model.
         """
+        # Empty, not initialized: every parameter is written exactly once, from the file or from the seed.
         model = Decoder.empty(self.model_config, self.device, torch.float32)
         if self.weights is None:
             init_weights(model, self.config.seed)

@@ -79,11 +79,12 @@ def _prepared(
             prepared = prepare(config)
             device, deterministic = prepared.device, prepared.config.deterministic
             settings.enter_context(training_settings(device, deterministic=deterministic))
-            reset_peak_memory(device)
+            reset_peak_memory(device)  # an earlier run of this process may have needed more
             with refusing_a_model_too_large(prepared.parameters, device):
                 loop = Loop(prepared, prepared.build_model(), report, stop, started=started)
                 loop.restore()
         except (AprError, RefusedError, OSError) as error:
+            # A refusal creates no directory, and does not replace the result of a run.
             if claim.existed and not rundir.holds_run(config.run_dir):
                 refused = Result(
                     status="REFUSED",
@@ -93,6 +94,7 @@ def _prepared(
                 )
                 write_json(config.run_dir / rundir.RESULT, refused.to_dict())
             raise
+        # From here on a thread may be writing to the directory.
         claim.keep_while_saving(loop.saver)
         yield loop
 
@@ -104,9 +106,10 @@ def _files_open(loop: Loop, claim: Claim, report: Report, callbacks: Callbacks |
     if config.force and rundir.holds_run(run_dir):
         report.line(f"moved the earlier run to {claim.move_run_away()}")
     report.open_log(run_dir / rundir.LOG)
+    # A resumed run that is killed must not leave the result of its earlier part as if it were its own.
     if (run_dir / rundir.RESULT).exists():
         rundir.move_away(run_dir / rundir.RESULT)
-    rundir.write_config(run_dir, config)
+    rundir.write_config(run_dir, config)  # before the first step: a killed run needs it to be resumed
     for line in summary(loop.prepared):
         report.line(line)
     if callbacks is not None:

@@ -31,6 +31,7 @@ def prune(
     """
     epochs = [c for c in checkpoints if c.epoch is not None]
     within = [c for c in checkpoints if c.epoch is None and config.saves_on_the_way(c.step)]
+    # The latest of all stays even if no rule asks for it: it is what --resume continues from.
     needed = {c.path for c in (*epochs[-config.keep :], *within[-config.keep :], *checkpoints[-1:])}
     best = best_of(checkpoints, val_losses)
     if best is not None:

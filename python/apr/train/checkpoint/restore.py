@@ -57,6 +57,8 @@ def restore(path: Path, model: Decoder, optimizer: AdamW, training: TrainingFact
 
 def _check_same_data(file: TensorFile, training: TrainingFacts) -> None:
     stored = file.metadata["training"]
+    # By hash, not by path: a directory may have moved. A run on other data would continue with another order
+    # of windows, and with held-out text that it may have trained on.
     data, held_out = stored.get("data", {}), stored.get("held_out", {})
     if data.get("corpus_sha256") != training["data"]["corpus_sha256"]:
         flag = "--dataset"

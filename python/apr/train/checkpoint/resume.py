@@ -52,6 +52,7 @@ def find_resume_point(run_dir: Path) -> ResumePoint:
         RefusedError: there are checkpoints, but none is usable.
     """
     checkpoints, damaged = list_checkpoints(run_dir)
+    # From the latest back to the first one that is usable.
     while checkpoints:
         try:
             with load(checkpoints[-1].path, verify="full") as file:
@@ -89,6 +90,8 @@ def seconds_before(run_dir: Path) -> float:
 
     The part of a process that was killed counts until its last record.
     """
+    # The larger of both clocks: a killed part has records but no result, an interrupted one took longer than
+    # its last record says.
     candidates: list[Any] = [0.0]
     metrics = run_dir / rundir.METRICS
     if metrics.exists():
@@ -122,6 +125,7 @@ def cut_back_to(run_dir: Path, point: ResumePoint, state: RunState, report: Repo
         # An evaluation is in the checkpoint if its epoch is. The one of step 0 comes before all of them.
         return bool(record["step"] <= state.evaluated_step)
 
+    # Steps after the checkpoint are taken again, and would have two records.
     cut_back(run_dir / rundir.METRICS, is_in_checkpoint)
     if point.last is None:
         report.line("resumed from the start; no checkpoint was written before")

@@ -92,6 +92,7 @@ class Saver:
             state: the state that the last one contains.
             wall_seconds: seconds since the run began.
         """
+        # The metadata file is written after the checkpoint, so only the last one's can be missing.
         last = checkpoints[-1]
         if last.epoch is not None and not last.metadata_path.exists():
             sha256 = digest(moments(self._model, self._optimizer), state.step)
@@ -131,6 +132,7 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        # Raised once, in the thread that trains.
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -149,6 +151,7 @@ class Saver:
 
     def join(self) -> None:
         """Wait until nothing is being written; errors stay for the next `poll`."""
+        # Interruptible: a second signal's handler raises out of the wait.
         self._idle.wait()
 
     @property
@@ -202,7 +205,8 @@ class Saver:
         self._proceed()
         if epoch_metadata is not None:
             _write_epoch_metadata(checkpoint, epoch_metadata, sha256)
-        # Only now: the older ones must stay until the new one has been read back.
+        # Only now: the older ones must stay until the new one has been read back. A disk may return other
+        # bits than it was given.
         return prune([*self.checkpoints, checkpoint], self._config, val_losses)
 
     def _proceed(self) -> None:

@@ -59,6 +59,7 @@ class Snapshot:
 
         specs = [spec_of(name, tensor) for name, tensor in self.tensors.items()]
         write(path, self.metadata, specs, values)
+        # Every byte is read back: only then does the checkpoint count, and may older ones go.
         load(path, verify="full").close()
         stored = {
             name.removeprefix(_OPTIMIZER): tensor
@@ -80,9 +81,11 @@ def snapshot(
         metadata: what all checkpoints of the run have in their metadata.
         memory: where the tensors are copied to; the next snapshot in it overwrites them.
     """
+    # The order of the tensors is the order in the file: it must not change, or equal runs differ in bytes.
     tensors: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
     tensors |= {f"{_OPTIMIZER}{name}": value for name, value in moments(model, optimizer).items()}
     lr = float(optimizer.param_groups[0]["lr"])
+    # Skipped steps do not count for AdamW's bias correction, hence `updates` and not `step`.
     tensors |= {
         f"{_OPTIMIZER}step": torch.tensor(state.updates),
         f"{TRAINING_PREFIX}scheduler.last_lr": torch.tensor(lr, dtype=torch.float64),

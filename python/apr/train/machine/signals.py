@@ -63,6 +63,6 @@ class StopRequest:
         # The handler only notes the first signal: the interpreter may be anywhere, in the middle of a step or
         # of writing a record.
         if self.signal is not None:
-            self._restore()
+            self._restore()  # a third signal then does what it did before the run
             raise StoppedAtOnce(number)
         self.signal = signal.Signals(number)

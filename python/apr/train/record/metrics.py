@@ -80,6 +80,7 @@ def incomplete_steps(records: Sequence[dict[str, Any]], steps: int) -> list[int]
     for record in records:
         if "train_loss" not in record:
             continue
+        # The device is the step's own: a run resumed on a GPU has steps of a CPU before it.
         required = STEP_FIELDS[:-1] if record.get("device") == "cpu" else STEP_FIELDS
         numbers = all(isinstance(record.get(name), (int, float)) for name in required)
         complete.setdefault(record["step"], []).append(numbers and "gpu_util_pct" in record)

@@ -49,6 +49,8 @@ class Recorder:
     ) -> None:
         self._config, self._device, self._flops_per_token = config, device, flops_per_token
         self._report = report
+        # Raises before the first step if the GPU's driver does not measure: the metrics gate needs the
+        # number.
         self._utilization = Utilization(device)
         self._peak_flops = peak_flops(device, config.precision)
         self._started = started
@@ -115,6 +117,7 @@ class Recorder:
             spike=loss_limit is not None and outcome.train_loss > loss_limit,
             updated=outcome.updated,
         )
+        # The file first: a callback that raises must not cost the record.
         self._metrics.write(asdict(record) if windows is None else {**asdict(record), "windows": windows})
         self._print_step(record)
         self._send(record)

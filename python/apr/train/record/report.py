@@ -29,6 +29,8 @@ class Outlet:
         try:
             print(text, file=self._stream, flush=True)
         except BrokenPipeError:
+            # Not an error of the run: `apr pretrain … | head` would end with another exit code than the
+            # run's.
             self._stream = None
 
     @property
@@ -80,6 +82,7 @@ class Report:
             total: how much there is to do.
             due: print the line now, however recent the last one is.
         """
+        # By time, not by steps: a step takes milliseconds or minutes.
         if due or time.monotonic() - self._last_progress >= _PROGRESS_SECONDS:
             self._last_progress = time.monotonic()
             self.line(text)

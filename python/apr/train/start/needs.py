@@ -106,6 +106,7 @@ def nearest_existing(path: Path) -> Path:
 
 def _disk_bytes(config: PretrainConfig, checkpoint: int, parameters: int) -> int:
     # The best one, those that --keep asks for, and the one being written.
+    # A run of few epochs never has that many.
     files = min(config.keep + 2, config.epochs)
     if config.save_every is not None:
         files += min(config.keep, config.num_steps // config.save_every)

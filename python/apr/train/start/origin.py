@@ -88,10 +88,12 @@ def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
         model = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
         carried = _carried(file, None)
         base: BaseModel | None = file.metadata["training"].get("base_model")
+    # Neither file is needed any more, but one that exists and differs is a mistake that nobody would notice.
     if init is not None and init.exists():
         with load(init) as file:
             now = _base_model(file)
-        # The name may differ: the file may have been renamed, size and CRC tell that it is the same.
+        # Not the name: the file may have been renamed. Without this check, later checkpoints would name a
+        # file as their base that they do not come from.
         if base is None or (now["size"], now["crc32"]) != (base["size"], base["crc32"]):
             raise RefusedError(
                 f"{path}: the run was started from {_text(base)}, but --init is now {_text(now)}; "

@@ -190,7 +190,7 @@ def _measure_step(prepared: Prepared, model: Decoder) -> float:
         started = _now(device)
         step.accumulate([batch], config.tokens_per_step)
         computed = _now(device)
-        step.update(lr=0.0)
+        step.update(lr=0.0)  # the update runs, and changes no weight
         seconds = (computed - started) * config.grad_accum + _now(device) - computed
     return seconds
 
@@ -207,6 +207,7 @@ def _measure_evaluation(prepared: Prepared, model: Decoder) -> float:
 def _measure_checkpoint(prepared: Prepared) -> float:
     """Return the seconds of a checkpoint: a part of its size is written to the run's disk and read back."""
     size = prepared.needs.checkpoint_bytes
+    # On the disk of the run directory, in a folder of its own that is removed: nothing else may remain.
     part = min(size, _PROBE_BYTES)
     tensor = torch.empty(part // 4)
     with TemporaryDirectory(prefix=".apr-plan-", dir=nearest_existing(prepared.config.run_dir)) as folder:

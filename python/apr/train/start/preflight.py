@@ -134,15 +134,7 @@ def prepare(config: PretrainConfig) -> Prepared:
         if corpus is not None:
             _check_corpus(corpus, tokenizer, start, problems)
     parts = _split(config, dataset, val_dataset, problems)
-    needs: Needs | None = None
-    if start is not None:
-        needs = estimate_needs(config, start.model, device or torch.device("cpu"))
-        attempt(check_disk, needs, config.run_dir)
-        if device is not None:
-            attempt(check_memory, needs)
-        # A run that starts checks all values while it fills the model. This one will not come so far.
-        if problems.errors:
-            attempt(start.check_values)
+    needs = None if start is None else _check_needs(config, start, device, problems)
     problems.raise_if_any()
 
     # Each of these is None only if a problem was collected.
@@ -294,6 +286,20 @@ def _split(
                     f"{available // config.windows_per_step}, encode more text, or pass --allow-shard-cycle"
                 )
     return parts
+
+
+def _check_needs(
+    config: PretrainConfig, start: Origin, device: torch.device | None, problems: Problems
+) -> Needs:
+    """Check memory, disk space and, if the run is refused anyway, the values of the weights."""
+    needs = estimate_needs(config, start.model, device or torch.device("cpu"))
+    problems.attempt(check_disk, needs, config.run_dir)
+    if device is not None:
+        problems.attempt(check_memory, needs)
+    # A run that starts checks all values while it fills the model. This one will not get that far.
+    if problems.errors:
+        problems.attempt(start.check_values)
+    return needs
 
 
 def _metadata(
