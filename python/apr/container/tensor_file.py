@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from apr.container.metadata import Metadata
     from apr.container.report import Report
     from apr.container.slice import TensorSlice
+
+_Default = TypeVar("_Default")
 
 # Suggesting close names compares the missing name with this many neighbors in name order: comparing it with
 # all names of a file with 100,000 tensors would take seconds.
@@ -64,6 +66,15 @@ class TensorFile(Mapping[str, "torch.Tensor"]):
     @abstractmethod
     def __contains__(self, name: object) -> bool:
         """Whether the file has a tensor of this name."""
+
+    @overload
+    def get(self, name: str, /) -> torch.Tensor | None: ...
+    @overload
+    def get(self, name: str, default: torch.Tensor | _Default, /) -> torch.Tensor | _Default: ...
+    def get(self, name: str, default: object = None, /) -> object:
+        """Return a tensor, or `default` if the file has none of this name."""
+        # Mapping's own `get` catches the KeyError, whose similar names take 20 to 80 ms to find.
+        return self[name] if name in self else default
 
     @abstractmethod
     def info(self, name: str) -> TensorInfo:
