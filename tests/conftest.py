@@ -19,6 +19,19 @@ def data() -> Path:
     return Path(__file__).parent / "fixtures"
 
 
+@pytest.fixture
+def run(capsys):
+    """Run a command line in this process; returns its exit code, output and errors."""
+    from apr.cli import main
+
+    def run(*arguments):
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what has no place here, and say why."""
     reasons = {} if LONG else {"long": "takes minutes: make test-long"}

@@ -27,7 +27,7 @@ def modules_after(code):
     return set(done.stdout.split())
 
 
-def test_importing_loads_nothing_heavy():
+def test_import_apr_loads_nothing_heavy():
     assert not modules_after("import apr") & HEAVY
 
 
@@ -45,7 +45,7 @@ def test_numpy_alone_reads_and_saves(tmp_path):
 
 
 @pytest.mark.parametrize("name", apr.__all__)
-def test_every_public_name_is_there(name):
+def test_every_public_name_exists(name):
     assert getattr(apr, name) is not None
     assert name in dir(apr)
 

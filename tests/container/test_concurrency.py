@@ -37,7 +37,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("golden", GOLDEN)
-def test_threads_that_read_one_file_get_what_one_thread_gets(golden, data):
+def test_threads_that_share_a_file_read_the_same_values(golden, data):
     path = data / "aprender-0.72" / f"{golden}.apr"
     names = list(apr.load(path))[:6]
     jobs = [(way, name) for way in WAYS for name in names]
@@ -55,7 +55,7 @@ def test_threads_that_read_one_file_get_what_one_thread_gets(golden, data):
             assert found == expected
 
 
-def test_a_file_closed_by_another_thread_gives_values_or_says_that_it_is_closed(data):
+def test_a_file_closed_by_another_thread_returns_values_or_raises_closed(data):
     path = data / "aprender-0.72" / "every_dtype.apr"
     names = list(apr.load(path))
     expected = {name: apr.load(path).numpy(name).tobytes() for name in names}
@@ -83,7 +83,7 @@ def test_a_file_closed_by_another_thread_gives_values_or_says_that_it_is_closed(
                 assert values == expected[name]
 
 
-def test_other_threads_go_on_while_a_file_is_verified(tmp_path):
+def test_other_threads_run_while_a_file_is_verified(tmp_path):
     path = tmp_path / "holes.apr"
     size = 1 << 30
     content = forge(Entry(dtype=7, dims=(size,), size=size), body=b"")
@@ -114,7 +114,7 @@ print({name: float(tensor.sum()) for name, tensor in file.items()})
 """
 
 
-def test_a_pickled_file_is_opened_again_by_another_process(tmp_path, monkeypatch):
+def test_a_pickled_file_is_opened_by_another_process(tmp_path, monkeypatch):
     apr.save({"a": np.arange(10.0), "b": np.ones((3, 3), np.float32)}, tmp_path / "m.apr")
     monkeypatch.chdir(tmp_path)
     file = apr.load("m.apr")

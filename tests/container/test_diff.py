@@ -43,7 +43,7 @@ def test_a_file_is_the_same_as_itself(tmp_path, tensors, metadata):
 
 
 @given(TENSORS, TENSORS, METADATA, METADATA)
-def test_files_are_the_same_where_every_bit_and_every_key_is(tmp_path, one, two, some, others):
+def test_files_are_the_same_if_every_bit_and_every_key_is(tmp_path, one, two, some, others):
     apr.save(one, tmp_path / "a.apr", some)
     apr.save(two, tmp_path / "b.apr", others)
     found = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr")
@@ -57,7 +57,7 @@ def test_files_are_the_same_where_every_bit_and_every_key_is(tmp_path, one, two,
 
 
 @given(st.data(), st.sampled_from(["f8", "f4", "i8", "u1"]), st.floats(0, 10))
-def test_the_count_and_the_largest_difference_are_numpys_own(tmp_path, data, dtype, atol):
+def test_the_count_and_the_largest_difference_match_numpy(tmp_path, data, dtype, atol):
     size = data.draw(st.integers(1, 50))
     values = st.integers(0, 100)
     a, b = (np.array(data.draw(st.lists(values, min_size=size, max_size=size)), dtype) for _ in "ab")
@@ -83,7 +83,7 @@ def test_the_count_and_the_largest_difference_are_numpys_own(tmp_path, data, dty
         ([1e308], [-1e308], (1, None, 1), (1, None, 1)),
     ],
 )
-def test_odd_numbers(a, b, by_bits, by_numbers, compared):
+def test_nan_infinities_and_signed_zeros(a, b, by_bits, by_numbers, compared):
     for atol, wanted in ((None, by_bits), (0.0, by_numbers)):
         found = compared(a, b, atol=atol)
         got = None if found is None else (found.differing, found.largest, found.nonfinite)
@@ -98,7 +98,7 @@ def test_integers_are_compared_exactly(compared):
     assert compared(np.array([2**53 + 1]), np.array([2**53]), atol=1) is None
 
 
-def test_another_dtype_and_another_shape_are_said(compared):
+def test_a_different_dtype_or_shape_is_reported(compared):
     values = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
     found = compared(values, values.astype(ml_dtypes.bfloat16))
     assert (found.dtype, found.differing) == (("f32", "bf16"), 0)
@@ -125,7 +125,7 @@ def test_metadata_are_compared_as_json(tmp_path):
     }
 
 
-def test_an_empty_head_is_the_embedding_that_it_is_tied_to(tmp_path):
+def test_an_empty_head_equals_its_embedding(tmp_path):
     path = DATA / "aprender-0.72" / "qwen2_empty_head_f16.apr"
     with apr.load(path) as file:
         assert file.info("lm_head.weight").tied
@@ -164,46 +164,10 @@ print(found.tensors[0].differing, (peak() - before) * 1024)
 
 
 @pytest.mark.parametrize("atol", [-1, NAN])
-def test_a_tolerance_below_zero_is_refused(atol, run, tmp_path):
+def test_a_negative_tolerance_is_refused(atol, run, tmp_path):
     apr.save({}, tmp_path / "m.apr")
     with pytest.raises(ValueError, match="atol"):
         apr.diff(tmp_path / "m.apr", tmp_path / "m.apr", atol=atol)
     code, _, err = run("diff", tmp_path / "m.apr", tmp_path / "m.apr", f"--atol={atol}")
     assert code == 2
     assert "--atol" in err
-
-
-def test_the_command_prints_what_differs_and_exits_5(run, tmp_path):
-    a, b = tmp_path / "a.apr", tmp_path / "b.apr"
-    apr.save(
-        {"gone": np.ones(1), "w": np.zeros(3, np.float32), "same": np.ones(2)}, a, {"x": 1, "long": "y" * 99}
-    )
-    apr.save(
-        {"new\x1b": np.ones(1), "w": np.array([0, 0.5, 0], "f4"), "same": np.ones(2)}, b, {"z": [2], "x": 2}
-    )
-    code, out, err = run("diff", a, b)
-    assert (code, err) == (5, "")
-    assert out.splitlines()[1:] == [
-        f'  - metadata long: "{"y" * 71}…',
-        "  + metadata z: [2]",
-        "  ~ metadata x: 1 -> 2",
-        "  - tensor gone",
-        "  + tensor new\\x1b",
-        "  ~ tensor w: 1 of 3 values differ, by at most 0.5",
-    ]
-    code, out, _ = run("diff", a, b, "--json")
-    assert code == 5
-    assert json.loads(out) == json.loads(json.dumps(apr.diff(a, b).to_dict()))
-    assert json.loads(out)["tensors"][0]["largest"] == 0.5
-
-
-def test_the_command_exits_0_where_nothing_differs(run, tmp_path):
-    a, b = tmp_path / "a.apr", tmp_path / "b.apr"
-    apr.save({"w": np.zeros(3)}, a)
-    apr.save({"w": np.full(3, 0.5)}, b)
-    assert run("diff", a, a)[0] == 0
-    assert run("diff", a, b, "--atol", "0.5")[0] == 0
-    assert run("diff", a, b, "--atol", "0.49")[0] == 5
-    assert run("diff", a, tmp_path / "gone.apr")[0] == 3
-    b.write_bytes(b"GGUF" + bytes(99))
-    assert run("diff", a, b)[0] == 4

@@ -124,12 +124,12 @@ def check_full(path, done, number):
     assert left == "['m.apr'] True True"
 
 
-def test_where_a_file_may_not_grow_the_old_one_stays_and_the_error_is_one_line(tmp_path):
+def test_a_file_size_limit_leaves_the_old_file_and_one_line_of_error(tmp_path):
     path, done = write_where_it_is_full(tmp_path, "limit")
     check_full(path, done, errno.EFBIG)
 
 
-def test_on_a_full_disk_the_old_file_stays_and_the_error_is_one_line(tmp_path):
+def test_a_full_disk_leaves_the_old_file_and_one_line_of_error(tmp_path):
     mount = 'mount -t tmpfs -o size=1m apr "$0" && cp "$1" "$0/m.apr" && shift && exec "$@"'
     alone = ["unshare", "--user", "--map-root-user", "--mount"]
     tried = [*alone, "mount", "-t", "tmpfs", "apr", tmp_path]
@@ -141,7 +141,7 @@ def test_on_a_full_disk_the_old_file_stays_and_the_error_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["save", "writer"])
-def test_a_new_file_follows_the_umask_and_a_replaced_one_keeps_its_mode(how, tmp_path):
+def test_a_new_file_follows_the_umask_and_a_replaced_file_keeps_its_mode(how, tmp_path):
     code = """
 import os, sys, numpy as np, apr
 os.umask(0o027)

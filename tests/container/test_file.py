@@ -23,7 +23,7 @@ def path(tmp_path):
     return tmp_path / "m.apr"
 
 
-def test_it_is_a_mapping_in_index_order(path):
+def test_a_file_is_a_mapping_in_index_order(path):
     file = apr.load(path)
     assert list(file) == list(file.keys()) == ["model.embed.weight", "model.norm.weight", "scalar"]
     assert len(file) == 3
@@ -34,14 +34,14 @@ def test_it_is_a_mapping_in_index_order(path):
     assert file["scalar"].item() == 3
 
 
-def test_a_missing_tensor_names_close_matches(path):
+def test_a_missing_tensor_suggests_similar_names(path):
     file = apr.load(path)
     for look in (file.__getitem__, file.numpy, file.raw, file.info):
         with pytest.raises(KeyError, match=r"model\.norm\.weight"):
             look("model.norm.wieght")
 
 
-def test_of_many_names_a_missing_one_is_compared_with_its_neighbors_alone(tmp_path, monkeypatch):
+def test_a_missing_tensor_is_compared_with_1000_neighbors_at_most(tmp_path, monkeypatch):
     import difflib
 
     one = np.zeros(1, np.int8)
@@ -65,7 +65,7 @@ def test_of_many_names_a_missing_one_is_compared_with_its_neighbors_alone(tmp_pa
     assert len(compared) == 3
 
 
-def test_tensors_lie_in_the_mapping_without_a_copy(path):
+def test_tensors_use_the_mapped_pages_without_a_copy(path):
     file = apr.load(path)
     assert file["model.norm.weight"].data_ptr() == file["model.norm.weight"].data_ptr()
     assert file["model.norm.weight"].data_ptr() % 64 == 0
@@ -112,7 +112,7 @@ def test_tensors_outlive_the_file(path):
     assert bytes(raw) == (3).to_bytes(8, "little")
 
 
-def test_a_closed_file_says_so(path):
+def test_a_closed_file_raises_an_error(path):
     file = apr.load(path)
     file.close()
     file.close()
@@ -121,13 +121,13 @@ def test_a_closed_file_says_so(path):
         file["scalar"]
 
 
-def test_raw_bytes_are_read_only_and_the_stored_ones(path):
+def test_raw_returns_the_stored_bytes_read_only(path):
     raw = apr.load(path).raw("model.norm.weight")
     assert raw.readonly
     assert bytes(raw) == np.arange(6, dtype="<f4").tobytes()
 
 
-def test_info_and_header_are_frozen_and_say_where_things_are(path):
+def test_info_and_header_are_frozen_and_locate_the_bytes(path):
     file = apr.load(path)
     info = file.info("model.norm.weight")
     assert (info.dtype, info.shape, info.nbytes) == ("f32", (2, 3), 24)
@@ -175,16 +175,3 @@ def test_pickles_and_copies_are_equal(path):
     assert again["model.norm.weight"].equal(file["model.norm.weight"])
     assert pickle.loads(pickle.dumps(file.info("scalar"))) == file.info("scalar")
     assert pickle.loads(pickle.dumps(file.header)) == file.header
-
-
-def test_errors_survive_a_process_boundary(tmp_path):
-    (tmp_path / "bad.apr").write_bytes(b"APR\0")
-    with pytest.raises(apr.TruncatedError) as caught:
-        apr.load(tmp_path / "bad.apr")
-    again = pickle.loads(pickle.dumps(caught.value))
-    assert (type(again), str(again), again.offset) == (apr.TruncatedError, str(caught.value), 4)
-
-
-def test_an_unknown_kind_of_verification_is_refused(path):
-    with pytest.raises(ValueError, match="structure"):
-        apr.load(path, verify="everything")

@@ -30,7 +30,7 @@ def expected_of(name):
 
 
 @pytest.mark.parametrize("name", [path.name.removesuffix(".expected.json") for path in EXPECTED])
-def test_a_file_is_read_as_its_writers_own_reader_does(name):
+def test_a_file_is_read_as_by_its_writers_own_reader(name):
     expected = expected_of(name)
     path = WRITTEN / expected["file"]
     with apr.load(path, verify="full") as file:
@@ -63,22 +63,14 @@ def test_rows_of_k_quants_are_padded_to_whole_blocks():
             assert file[name][1, :8].tolist() == expected[name]["f32_row1_head"]
 
 
-def test_a_file_without_a_footer_opens_and_says_that_it_cannot_be_verified():
-    report = apr.verify(WRITTEN / "no_footer.apr")
-    assert report.ok
-    assert report.checks[-1].passed is None
-    assert "footer" in report.checks[-1].detail
-    assert apr.inspect(WRITTEN / "no_footer.apr")["checksum_valid"] is None
-
-
-def test_the_old_id_of_bf16_is_bf16():
+def test_the_old_id_of_bf16_is_read():
     with apr.load(WRITTEN / "bf16_old_id.apr", verify="full") as file:
         (name,) = file
         assert file.info(name).dtype == "bf16"
         assert file.numpy(name).astype(np.float32).tobytes() == file[name].float().numpy().tobytes()
 
 
-def test_a_compression_flag_over_a_plain_body_is_only_a_flag():
+def test_a_compression_flag_over_uncompressed_data_is_ignored():
     with apr.load(WRITTEN / "lz4_flag_raw_body.apr") as file:
         assert file.header.flags.name == "LZ4_COMPRESSED|LAYOUT_ROW_MAJOR"
         (name,) = file
@@ -112,7 +104,7 @@ def test_v2_files_under_older_magics_are_read(version):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_imports_from_safetensors_hold_the_same_values(model):
+def test_imports_from_safetensors_have_the_same_values(model):
     from safetensors.numpy import load_file
 
     source = load_file(IMPORTED / f"hf_{model}" / "model.safetensors")
@@ -125,7 +117,7 @@ def test_imports_from_safetensors_hold_the_same_values(model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_imports_from_gguf_hold_the_same_values(model):
+def test_imports_from_gguf_have_the_same_values(model):
     import gguf
 
     source = {t.name: t.data for t in gguf.GGUFReader(IMPORTED / f"{model}.gguf").tensors}
@@ -138,7 +130,7 @@ def test_imports_from_gguf_hold_the_same_values(model):
 
 @pytest.mark.parametrize("model", ["llama_untied", "qwen2_tied"])
 @pytest.mark.parametrize(("kind", "dtype", "steps"), [("int8", "q8", 127), ("int4", "q4", 7)])
-def test_quantized_imports_are_near_their_source(model, kind, dtype, steps):
+def test_quantized_imports_are_close_to_their_source(model, kind, dtype, steps):
     with (
         apr.load(IMPORTED / f"from_safetensors_{model}.apr") as plain,
         apr.load(IMPORTED / f"from_safetensors_{model}_{kind}.apr", verify="full") as file,

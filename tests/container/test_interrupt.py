@@ -43,7 +43,7 @@ def has_read(process):
     ],
     ids=["verify", "inspect", "load", "convert"],
 )
-def test_ctrl_c_ends_a_check_in_its_middle(arguments, holes):
+def test_ctrl_c_ends_a_check_early(arguments, holes):
     target = [str(holes.with_name("out.safetensors"))] if "convert" in arguments else []
     command = [sys.executable, *arguments, str(holes), *target]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -65,7 +65,7 @@ def has_read_or_none(process):
         return None
 
 
-def test_what_progress_raises_ends_the_check(holes):
+def test_an_exception_in_on_progress_ends_the_check(holes):
     told = []
 
     def enough(read, total):

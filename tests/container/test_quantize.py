@@ -16,7 +16,7 @@ FLOATS = st.floats(-4e5, 4e5, width=32)
 
 @pytest.mark.parametrize("model", ["qwen2_tied", "llama_untied"])
 @pytest.mark.parametrize(("dtype", "suffix"), [("q8", "int8"), ("q4", "int4")])
-def test_the_bytes_are_those_of_the_ecosystems_importer(model, dtype, suffix, data):
+def test_the_bytes_equal_those_of_the_ecosystems_importer(model, dtype, suffix, data):
     folder = data / "imported-0.72"
     with (
         apr.load(folder / f"from_safetensors_{model}.apr") as source,
@@ -29,7 +29,7 @@ def test_the_bytes_are_those_of_the_ecosystems_importer(model, dtype, suffix, da
 
 
 @given(arrays.arrays("<f4", SHAPES, elements=FLOATS), st.sampled_from(["q8", "q4"]))
-def test_what_is_quantized_comes_back_within_half_a_step(tmp_path, values, dtype):
+def test_quantized_values_are_within_half_a_step(tmp_path, values, dtype):
     quantized = apr.quantize(values, dtype)
     apr.save({"x": quantized}, tmp_path / "m.apr")
     with apr.load(tmp_path / "m.apr", verify="full") as file:
@@ -47,7 +47,7 @@ def test_what_is_quantized_comes_back_within_half_a_step(tmp_path, values, dtype
         assert (np.abs(flat - back)[start : start + block] <= allowed * (1 + 1e-6) + 1e-44).all()
 
 
-def test_every_kind_of_floating_point_tensor_is_taken():
+def test_every_kind_of_floating_point_tensor_is_accepted():
     values = np.linspace(-1, 1, 96, dtype="<f4").reshape(3, 32)
     expected = apr.quantize(values, "q8")
     for same in (torch.from_numpy(values), torch.from_numpy(values).double(), values.astype("f8")):
@@ -60,7 +60,7 @@ def test_every_kind_of_floating_point_tensor_is_taken():
     )
 
 
-def test_what_cannot_be_quantized_is_refused():
+def test_values_that_cannot_be_quantized_are_refused():
     for value, dtype, says in [
         (np.nan, "q8", "NaN"),
         (np.inf, "q4", "inf"),

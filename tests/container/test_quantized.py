@@ -29,7 +29,7 @@ def same_bits(values, expected):
 
 @pytest.mark.parametrize("kind", K_QUANTS)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 256), (3, 512), (5, 896), (2, 200), (200, 1000)])
-def test_k_quants_are_the_gguf_packages_own(kind, rows, columns, tmp_path):
+def test_k_quants_equal_those_of_the_gguf_package(kind, rows, columns, tmp_path):
     import gguf
 
     stored = blocks_of(kind, rows * -(-columns // 256))
@@ -45,7 +45,7 @@ def test_k_quants_are_the_gguf_packages_own(kind, rows, columns, tmp_path):
 
 
 @pytest.mark.parametrize("kind", K_QUANTS)
-def test_k_quants_in_the_flat_layout_are_told_by_their_size(kind, tmp_path):
+def test_k_quants_in_the_flat_layout_are_recognized_by_size(kind, tmp_path):
     import gguf
 
     name, dtype, _ = K_QUANTS[kind]
@@ -91,7 +91,7 @@ def test_q4_has_the_low_nibble_first_and_stores_a_partial_block_whole(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [np.nan, np.inf, -np.inf, 2.0**-20, 0.0])
-def test_a_q4_scale_that_is_no_normal_number_counts_as_zero(scale, tmp_path):
+def test_a_q4_scale_that_is_not_a_normal_number_counts_as_zero(scale, tmp_path):
     path = tmp_path / "q4.apr"
     stored = np.frombuffer(q4(scale, list(range(16)) * 2), np.uint8)
     write(path, None, [TensorSpec("w", "q4", (32,))], lambda _: stored)

@@ -88,7 +88,7 @@ def test_two_saves_are_the_same_bytes_whatever_the_order(tmp_path):
         ({}, {"a": "x" * (16 << 20)}, apr.AprError, "16 MiB"),
     ],
 )
-def test_what_the_format_cannot_hold_is_refused_and_leaves_nothing(tensors, metadata, error, says, tmp_path):
+def test_unsupported_contents_are_refused_and_leave_the_old_file(tensors, metadata, error, says, tmp_path):
     path = tmp_path / "m.apr"
     path.write_bytes(b"old")
     with pytest.raises(error, match=says):
@@ -97,7 +97,7 @@ def test_what_the_format_cannot_hold_is_refused_and_leaves_nothing(tensors, meta
     assert [p.name for p in tmp_path.iterdir()] == ["m.apr"]
 
 
-def test_torch_values_without_a_place_in_the_format_are_named(tmp_path):
+def test_unsupported_torch_tensors_are_named(tmp_path):
     import torch
 
     for value, says in [
@@ -109,14 +109,14 @@ def test_torch_values_without_a_place_in_the_format_are_named(tmp_path):
             apr.save({"a": value}, tmp_path / "m.apr")
 
 
-def test_a_directory_that_is_not_there_is_the_operating_systems_error(tmp_path):
+def test_a_missing_directory_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         apr.save({}, tmp_path / "gone" / "m.apr")
     with pytest.raises(IsADirectoryError):
         apr.save({}, tmp_path)
 
 
-def test_what_makes_no_sense_is_refused_by_what_it_is(tmp_path):
+def test_wrong_arguments_are_refused(tmp_path):
     one = {"a": np.ones(3)}
     for act, kind, says in [
         (lambda: apr.save(one, None), TypeError, "NoneType"),
@@ -155,7 +155,7 @@ write(sys.argv[1], {"new": True}, [TensorSpec(f"w{i}", "f64", (100_000,)) for i 
 
 
 @pytest.mark.parametrize("tensors", [0, 1, 3])
-def test_a_save_that_is_killed_leaves_the_old_file_whole(tensors, tmp_path):
+def test_a_save_that_is_killed_leaves_the_old_file_intact(tensors, tmp_path):
     path = tmp_path / "m.apr"
     apr.save({"w0": np.ones(100_000)}, path, {"new": False})
     old = path.read_bytes()
@@ -191,7 +191,7 @@ for i in range(10_000):
         assert apr.verify(path).ok
 
 
-def test_a_tensor_may_be_given_in_parts(tmp_path):
+def test_a_tensor_is_written_in_parts(tmp_path):
     values = np.arange(1000, dtype=np.float32)
     specs = [TensorSpec("a", "f32", (10, 100)), TensorSpec("b", "f32", (0,))]
     parts = {"a": lambda: iter([values[:3], values[3:700], values[700:]]), "b": lambda: iter([])}
@@ -213,13 +213,13 @@ def test_a_tensor_may_be_given_in_parts(tmp_path):
         ({}, "HAS_VOCAB", False),
     ],
 )
-def test_flags_say_what_the_metadata_hold(metadata, flag, is_set, tmp_path):
+def test_flags_announce_metadata_keys(metadata, flag, is_set, tmp_path):
     apr.save({}, tmp_path / "m.apr", metadata)
     assert (flag in {found.name for found in apr.load(tmp_path / "m.apr").header.flags}) == is_set
 
 
 @pytest.mark.parametrize("name", ["row_padded_k_quants.apr", "qwen2_q4_q8.apr"])
-def test_quantized_bytes_are_saved_as_they_are_given(name, data, tmp_path):
+def test_quantized_bytes_are_saved_unchanged(name, data, tmp_path):
     source = apr.load(data / "aprender-0.72" / name)
     quantized = {name for name in source if source.info(name).dtype[0] == "q"}
     given = {
@@ -244,7 +244,7 @@ def test_quantized_bytes_are_saved_as_they_are_given(name, data, tmp_path):
         ("q4", (2**62, 4), b"", "range"),
     ],
 )
-def test_quantized_bytes_that_do_not_fit_are_refused(dtype, shape, data, says):
+def test_quantized_bytes_of_the_wrong_size_are_refused(dtype, shape, data, says):
     with pytest.raises(ValueError, match=says):
         apr.Quantized(dtype, shape, data)
 

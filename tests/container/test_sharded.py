@@ -47,7 +47,7 @@ def index(tmp_path):
 
 
 @given(TENSORS, st.integers(1, 4), st.randoms())
-def test_several_files_are_the_mapping_that_one_is(tmp_path, tensors, count, random):
+def test_several_files_are_the_same_mapping_as_one(tmp_path, tensors, count, random):
     directory = tmp_path / "model"
     for old in directory.glob("*"):
         old.unlink()
@@ -67,7 +67,7 @@ def test_several_files_are_the_mapping_that_one_is(tmp_path, tensors, count, ran
             assert several.info(name).nbytes == one.info(name).nbytes
 
 
-def test_every_form_of_a_tensor_is_there(index):
+def test_every_kind_of_access_works(index):
     file = apr.load(index)
     assert isinstance(file, apr.TensorFile)
     assert list(file) == ["a", "b", "c", "d"]
@@ -85,7 +85,7 @@ def test_every_form_of_a_tensor_is_there(index):
         file["zz"]
 
 
-def test_the_whole_is_described_by_the_first_file(index):
+def test_the_first_file_describes_the_model(index):
     file = apr.load(index)
     assert dict(file.metadata) == EXTRA | {"place": 0}
     assert file.header.tensor_count == 4
@@ -96,7 +96,7 @@ def test_the_whole_is_described_by_the_first_file(index):
     assert repr(file) == f"<ShardedFile {str(index)!r}: 4 tensors in 2 files>"
 
 
-def test_the_first_file_is_the_one_of_the_lowest_index(tmp_path):
+def test_the_first_file_is_the_one_with_the_lowest_shard_index(tmp_path):
     index = write(tmp_path, TENSORS_OF, first=1)
     assert apr.load(index).metadata["place"] == 0
     for place in (0, 1):
@@ -105,7 +105,7 @@ def test_the_first_file_is_the_one_of_the_lowest_index(tmp_path):
     assert apr.load(index).metadata["place"] == 1
 
 
-def test_tensors_outlive_the_files_and_a_closed_mapping_says_so(index):
+def test_tensors_outlive_the_files_and_a_closed_mapping_raises(index):
     with apr.load(index) as file:
         tensor = file["a"]
     assert tensor.tolist() == [0, 1, 2, 3, 4]
@@ -147,7 +147,7 @@ def test_an_empty_head_is_tied_to_the_embedding_of_another_file(tmp_path):
             assert (caught.value.tensor, caught.value.path) == ("lm_head.weight", str(tmp_path / "1.apr"))
 
 
-def test_a_directory_stands_for_its_index_or_its_one_file(tmp_path):
+def test_a_directory_opens_its_index_or_its_only_file(tmp_path):
     def refused(says):
         for act in (apr.load, apr.verify, apr.inspect):
             with pytest.raises(IsADirectoryError, match=says):
@@ -208,7 +208,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_an_index_that_lies_is_a_typed_error_of_one_line(case, tmp_path, run):
+def test_an_invalid_index_is_a_typed_error_of_one_line(case, tmp_path, run):
     change, says = REFUSED[case]
     path = tmp_path / "model.apr.index.json"
     if case == "not UTF-8":
@@ -241,7 +241,7 @@ SHARDING = {
 
 
 @pytest.mark.parametrize("case", SHARDING)
-def test_a_file_that_is_not_the_part_it_should_be_is_refused(case, index):
+def test_a_file_that_is_not_the_expected_shard_is_refused(case, index):
     sharding, says = SHARDING[case]
     part = index.parent / name_of(1, 2)
     apr.stamp(part, {"sharding": sharding}, part)
@@ -251,7 +251,7 @@ def test_a_file_that_is_not_the_part_it_should_be_is_refused(case, index):
     assert (report.opened, report.checks[-1].name) == (False, "index")
 
 
-def test_a_file_that_is_not_there_is_named(index, run):
+def test_a_missing_file_is_named(index, run):
     part = index.parent / name_of(1, 2)
     part.unlink()
     for act in (apr.load, apr.verify):
@@ -265,7 +265,7 @@ def test_a_file_that_is_not_there_is_named(index, run):
         apr.load(index.with_name("gone.apr.index.json"))
 
 
-def test_a_link_within_the_directory_is_followed_and_one_out_of_it_refused(index, tmp_path):
+def test_links_are_followed_only_within_the_directory(index, tmp_path):
     part = index.parent / name_of(1, 2)
     part.rename(index.parent / "stored")
     part.symlink_to("stored")
@@ -282,7 +282,7 @@ def test_a_link_within_the_directory_is_followed_and_one_out_of_it_refused(index
         part.unlink()
 
 
-def test_a_directory_and_another_format_in_place_of_a_file_are_refused(index):
+def test_a_directory_or_another_format_in_place_of_a_shard_is_refused(index):
     part = index.parent / name_of(1, 2)
     part.write_bytes(b"PK\3\4" + bytes(99))
     with pytest.raises(apr.UnsupportedError, match="zip"):
@@ -294,7 +294,7 @@ def test_a_directory_and_another_format_in_place_of_a_file_are_refused(index):
             act(index)
 
 
-def test_verify_is_one_report_over_all_files(index, run):
+def test_verify_is_one_report_for_all_files(index, run):
     report = apr.verify(index)
     assert report.ok
     assert report.path == str(index)
@@ -320,7 +320,7 @@ def test_verify_is_one_report_over_all_files(index, run):
     assert run("verify", index)[0] == 4
 
 
-def test_commands_take_an_index_and_a_directory(index, run):
+def test_commands_accept_an_index_and_a_directory(index, run):
     for path in (index, index.parent):
         found = json.loads(run("inspect", "--json", path)[1])
         assert [Path(name).name for name in found["files"]] == [name_of(0, 2), name_of(1, 2)]
@@ -338,7 +338,7 @@ def test_commands_take_an_index_and_a_directory(index, run):
         assert run("diff", path, index)[0] == 0
 
 
-def test_the_functions_of_safetensors_take_an_index(index):
+def test_the_safetensors_functions_accept_an_index(index):
     import apr.torch
 
     assert list(apr.torch.load_file(index)) == ["a", "b", "c", "d"]
@@ -346,7 +346,7 @@ def test_the_functions_of_safetensors_take_an_index(index):
         assert file.get_slice("b")[0].tolist() == [0, 1, 2]
 
 
-def test_one_file_of_several_opens_alone():
+def test_one_shard_opens_alone():
     assert list(apr.load(DATA / "sharded.apr")) == ["w"]
     assert apr.inspect(DATA / "sharded.apr")["kind"] == "shard"
     assert apr.inspect(DATA / "sharded.apr")["files"] is None

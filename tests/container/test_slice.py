@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import apr
-from apr.errors import UnavailableError
 
 DTYPES = ["<f4", "<f2", ml_dtypes.bfloat16, "<f8", "<i4", "<i8", "i1", "u1"]
 
@@ -35,7 +34,7 @@ def arrays_and_indices(draw):
 
 
 @given(arrays_and_indices())
-def test_a_slice_is_what_numpy_gives(tmp_path, case):
+def test_a_slice_equals_numpy_indexing(tmp_path, case):
     array, index = case
     apr.save({"x": array}, tmp_path / "m.apr")
     part = apr.load(tmp_path / "m.apr").slice("x")
@@ -49,7 +48,7 @@ def test_a_slice_is_what_numpy_gives(tmp_path, case):
 
 
 @pytest.mark.parametrize("name", ["q4", "q8", "q4_k", "q6_k"])
-def test_rows_of_quantized_tensors_are_those_of_the_whole(name, data):
+def test_rows_of_a_quantized_tensor_equal_rows_of_the_whole(name, data):
     path = data / "aprender-0.72" / ("row_padded_k_quants.apr" if "k" in name else "qwen2_q4_q8.apr")
     with apr.load(path) as file:
         names = [n for n in file if file.info(n).dtype == name and len(file.info(n).shape) == 2]
@@ -60,7 +59,7 @@ def test_rows_of_quantized_tensors_are_those_of_the_whole(name, data):
                 assert torch.equal(file.slice(tensor)[index], whole[index])
 
 
-def test_columns_of_a_tensor_of_several_blocks(tmp_path, monkeypatch):
+def test_columns_are_read_in_several_blocks(tmp_path, monkeypatch):
     from apr.container import slice as module
 
     monkeypatch.setattr(module, "_BLOCK_BYTES", 100)
@@ -70,7 +69,7 @@ def test_columns_of_a_tensor_of_several_blocks(tmp_path, monkeypatch):
     assert np.array_equal(part.numpy((slice(3, 47, 3), slice(2, 5))), array[3:47:3, 2:5])
 
 
-def test_what_is_no_part_of_a_tensor_is_refused(tmp_path):
+def test_invalid_indices_are_refused(tmp_path):
     apr.save({"x": np.zeros((3, 4), "<f4")}, tmp_path / "m.apr")
     file = apr.load(tmp_path / "m.apr")
     part = file.slice("x")
@@ -94,62 +93,6 @@ def test_what_is_no_part_of_a_tensor_is_refused(tmp_path):
 def test_a_tied_head_is_sliced_from_the_embedding(data):
     with apr.load(data / "aprender-0.72" / "qwen2_empty_head_f16.apr") as file:
         assert torch.equal(file.slice("lm_head.weight")[2:4], file["model.embed_tokens.weight"][2:4])
-
-
-def test_a_state_dict_in_memory_of_its_own(data, tmp_path):
-    for path in sorted((data / "aprender-0.72").glob("qwen2*.apr")):
-        with apr.load(path) as file:
-            state = file.to_torch()
-            assert list(state) == list(file)
-            for name, values in state.items():
-                assert torch.equal(values, file[name])
-                assert values.untyped_storage().nbytes() == values.nbytes
-            some = list(file)[2:4]
-            half = file.to_torch(dtype=torch.bfloat16, names=some)
-            assert list(half) == some
-            assert all(values.dtype == torch.bfloat16 for values in half.values())
-    apr.save({"i": np.arange(3), "f": np.zeros(2)}, tmp_path / "m.apr")
-    state = apr.load(tmp_path / "m.apr").to_torch(dtype=torch.float16)
-    assert [values.dtype for values in state.values()] == [torch.float16, torch.int64]
-
-
-def test_a_device_that_is_not_there_is_one_line(tmp_path):
-    if torch.cuda.is_available():
-        pytest.skip("a CUDA device is here")
-    apr.save({"x": np.zeros(3)}, tmp_path / "m.apr")
-    with pytest.raises(UnavailableError, match="cuda:0"):
-        apr.load(tmp_path / "m.apr").to_torch("cuda:0")
-
-
-def test_what_is_no_device_no_dtype_and_no_list_of_names_is_one_line(tmp_path):
-    apr.save({"x": np.zeros(3)}, tmp_path / "m.apr")
-    file = apr.load(tmp_path / "m.apr")
-    for act, kind, says in [
-        (lambda: file.to_torch("tpu"), UnavailableError, "'tpu'"),
-        (lambda: file.to_torch(dtype="bf16"), TypeError, "'bf16'"),
-        (lambda: file.to_torch(names="x"), TypeError, "names"),
-    ]:
-        with pytest.raises(kind, match=says) as caught:
-            act()
-        assert len(str(caught.value).splitlines()) == 1
-
-
-@pytest.mark.cuda
-def test_a_state_dict_on_a_gpu(tmp_path):
-    random = torch.Generator().manual_seed(0)
-    model = {
-        "large": torch.rand(9 << 20, generator=random),  # more than one buffer
-        "bf16": torch.rand(300, 7, generator=random).bfloat16(),
-        "scalar": torch.tensor(3, dtype=torch.int64),
-        "empty": torch.zeros(0, 4),
-        **{f"small.{n}": torch.full((n + 1,), float(n)) for n in range(300)},
-    }
-    apr.save(model, tmp_path / "m.apr")
-    state = apr.load(tmp_path / "m.apr").to_torch("cuda:0")
-    assert set(state) == set(model)
-    for name, values in state.items():
-        assert values.device == torch.device("cuda:0")
-        assert torch.equal(values.cpu(), model[name])
 
 
 def test_a_file_cut_short_while_open_is_an_error_and_not_a_signal(tmp_path):

@@ -72,7 +72,7 @@ def test_an_exception_in_the_block_leaves_the_old_file_and_nothing_else(error, t
         writer.add("b", np.ones(3))
 
 
-def test_a_wrong_add_is_refused_by_name_and_the_writer_goes_on(tmp_path):
+def test_a_wrong_add_is_refused_and_the_writer_stays_usable(tmp_path):
     with apr.Writer(tmp_path / "m.apr") as writer:
         writer.add("a", np.ones(3))
         for name, value, error, says in [
@@ -89,7 +89,7 @@ def test_a_wrong_add_is_refused_by_name_and_the_writer_goes_on(tmp_path):
     assert list(apr.load(tmp_path / "m.apr", verify="full")) == ["a", "b"]
 
 
-def test_a_closed_writer_takes_no_more_and_closes_again_in_peace(tmp_path):
+def test_a_closed_writer_refuses_tensors_and_closes_twice(tmp_path):
     path = tmp_path / "m.apr"
     writer = apr.Writer(path)
     writer.add("a", np.ones(3))
@@ -109,7 +109,7 @@ def test_an_aborted_writer_writes_nothing(tmp_path):
     assert files(tmp_path) == []
 
 
-def test_a_writer_that_is_forgotten_writes_nothing(tmp_path):
+def test_a_writer_that_is_not_closed_writes_nothing(tmp_path):
     apr.Writer(tmp_path / "m.apr").add("a", np.ones(3))
     assert files(tmp_path) == []
 
@@ -125,7 +125,7 @@ def test_metadata_may_change_until_close(tmp_path):
     assert "SHARDED" in {flag.name for flag in file.header.flags}
 
 
-def test_metadata_that_json_cannot_hold_are_refused_at_once_and_at_close(tmp_path):
+def test_metadata_that_json_cannot_represent_are_refused_early_and_at_close(tmp_path):
     with pytest.raises(TypeError, match="'a'"):
         apr.Writer(tmp_path / "m.apr", {"a": object()})
     with pytest.raises(TypeError, match="'a'"), apr.Writer(tmp_path / "m.apr") as writer:
@@ -133,7 +133,7 @@ def test_metadata_that_json_cannot_hold_are_refused_at_once_and_at_close(tmp_pat
     assert files(tmp_path) == []
 
 
-def test_a_place_that_cannot_be_written_is_said_at_once(tmp_path):
+def test_an_unwritable_path_is_an_error_at_once(tmp_path):
     with pytest.raises(FileNotFoundError):
         apr.Writer(tmp_path / "gone" / "m.apr")
     with pytest.raises(IsADirectoryError):
@@ -158,7 +158,7 @@ with apr.Writer(sys.argv[1]) as writer:
 """
 
 
-def test_a_full_disk_leaves_the_old_file_and_every_later_call_says_so(tmp_path):
+def test_a_full_disk_leaves_the_old_file_and_later_calls_fail(tmp_path):
     path = tmp_path / "m.apr"
     path.write_bytes(b"old")
     done = subprocess.run([sys.executable, "-c", FULL, path], capture_output=True, text=True, check=False)
@@ -182,7 +182,7 @@ with apr.Writer(sys.argv[1]) as writer:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
-def test_a_writer_that_is_ended_leaves_the_old_file_whole(sent, tmp_path):
+def test_a_writer_that_is_ended_leaves_the_old_file_intact(sent, tmp_path):
     path = tmp_path / "m.apr"
     path.write_bytes(b"old")
     command = [sys.executable, "-c", INTERRUPTED, path, str(int(sent))]

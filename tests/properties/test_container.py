@@ -46,7 +46,7 @@ def bits(array):
 
 
 @given(TENSORS, METADATA)
-def test_what_is_saved_comes_back_with_every_bit(tmp_path, tensors, metadata):
+def test_saved_tensors_come_back_with_every_bit(tmp_path, tensors, metadata):
     path = tmp_path / "m.apr"
     apr.save(tensors, path, metadata)
     with apr.load(path, verify="full") as file:
@@ -149,7 +149,7 @@ def test_a_damaged_file_with_right_checksums_opens_or_raises_apr_error(
 
 
 @given(TENSORS, METADATA, st.data())
-def test_any_single_byte_flipped_is_found(tmp_path, tensors, metadata, data):
+def test_any_single_byte_flipped_is_detected(tmp_path, tensors, metadata, data):
     path = tmp_path / "m.apr"
     apr.save(tensors, path, metadata)
     content = bytearray(path.read_bytes())
@@ -162,7 +162,7 @@ def test_any_single_byte_flipped_is_found(tmp_path, tensors, metadata, data):
 
 
 @given(TENSORS, st.integers(1, 10**6))
-def test_a_file_cut_off_anywhere_is_found(tmp_path, tensors, cut):
+def test_a_file_cut_short_anywhere_is_detected(tmp_path, tensors, cut):
     path = tmp_path / "m.apr"
     apr.save(tensors, path)
     content = path.read_bytes()

@@ -191,7 +191,7 @@ SCRIPTS = [
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_gives_the_same_with_either_import(script, tmp_path):
+def test_a_script_returns_the_same_with_either_import(script, tmp_path):
     theirs, ours = both(script, tmp_path)
     assert not isinstance(theirs, type)
     assert ours == theirs
@@ -242,7 +242,7 @@ INDICES = [
 
 @pytest.mark.parametrize("name", ["torch.float32", "torch.bfloat16", "scalar", "empty"])
 @pytest.mark.parametrize("index", INDICES)
-def test_slices_are_those_of_safetensors(index, name, tmp_path):
+def test_slices_equal_those_of_safetensors(index, name, tmp_path):
     def script(package, path):
         package.torch.save_file(TENSORS, path)
         with OPEN[package](path, "pt") as file:
@@ -253,7 +253,7 @@ def test_slices_are_those_of_safetensors(index, name, tmp_path):
 
 
 @pytest.mark.parametrize("index", INDICES)
-def test_numpy_slices_are_those_of_safetensors_and_more(index, tmp_path):
+def test_numpy_slices_equal_those_of_safetensors_and_numpy(index, tmp_path):
     def script(package, path):
         package.torch.save_file({"a": BASE.clone()}, path)
         with OPEN[package](path, "np") as file:
@@ -278,7 +278,7 @@ def test_slices_of_either_backend_are_the_same_values(backend, framework, tmp_pa
         assert file.get_tensor("a").tolist() == BASE.tolist()
 
 
-def test_quantized_tensors_come_as_float32(data):
+def test_quantized_tensors_are_read_as_float32(data):
     path = data / "aprender-0.72" / "qwen2_q4_q8.apr"
     plain_file = apr.load(path)
     name = next(name for name in plain_file if plain_file.info(name).dtype == "q4")
@@ -291,7 +291,7 @@ def test_quantized_tensors_come_as_float32(data):
     assert apr.numpy.load_file(path)[name].dtype == np.float32
 
 
-def test_metadata_of_any_json_are_text_to_text(tmp_path):
+def test_json_metadata_are_returned_as_strings(tmp_path):
     apr.save({}, tmp_path / "m.apr", {"a": "text", "n": 3, "list": [1, "ü"], "none": None})
     found = apr.safe_open(tmp_path / "m.apr", "pt").metadata()
     assert found == {"a": "text", "n": "3", "list": '[1, "ü"]', "none": "null"}
@@ -306,13 +306,13 @@ def test_metadata_of_any_json_are_text_to_text(tmp_path):
         ({"framework": "np", "backend": "dma"}, "backend 'dma'"),
     ],
 )
-def test_what_is_not_there_is_said(arguments, says, tmp_path):
+def test_unknown_arguments_are_named(arguments, says, tmp_path):
     apr.save({}, tmp_path / "m.apr")
     with pytest.raises(ValueError, match=says):
         apr.safe_open(tmp_path / "m.apr", **arguments)
 
 
-def test_a_missing_name_and_a_closed_file_are_said(tmp_path):
+def test_a_missing_name_and_a_closed_file_are_errors(tmp_path):
     apr.save({"weight": BASE}, tmp_path / "m.apr")
     with apr.safe_open(tmp_path / "m.apr", "pt") as file:
         for act in (file.get_tensor, file.get_slice):
@@ -324,14 +324,14 @@ def test_a_missing_name_and_a_closed_file_are_said(tmp_path):
         file.get_tensor("weight")
 
 
-def test_bytes_that_are_no_file_are_an_error_about_bytes():
+def test_invalid_bytes_are_an_error_about_bytes():
     for load in (apr.torch.load, apr.numpy.load):
         with pytest.raises(apr.UnsupportedError, match=r"^<bytes>: .*zip") as caught:
             load(b"PK\3\4" + bytes(100))
         assert caught.value.path == "<bytes>"
 
 
-def test_bytes_are_those_of_the_file(tmp_path):
+def test_save_returns_the_bytes_of_the_file(tmp_path):
     apr.torch.save_file(TENSORS, tmp_path / "m.apr", {"a": "b"})
     assert apr.torch.save(TENSORS, {"a": "b"}) == (tmp_path / "m.apr").read_bytes()
 
@@ -360,7 +360,7 @@ def test_numpy_arrays_of_any_layout_are_saved_with_their_values(tmp_path):
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", 0])
-def test_a_script_on_a_gpu_gives_what_safetensors_gives(device, tmp_path):
+def test_a_script_on_a_gpu_returns_the_same_as_safetensors(device, tmp_path):
     plain_path, path = str(tmp_path / "m.safetensors"), str(tmp_path / "m.apr")
     safetensors.torch.save_file(TENSORS, plain_path)
     apr.torch.save_file(TENSORS, path)
@@ -385,7 +385,7 @@ def test_a_script_on_a_gpu_gives_what_safetensors_gives(device, tmp_path):
 
 
 @pytest.mark.cuda
-def test_quantized_tensors_on_a_gpu_are_those_of_the_cpu(tmp_path):
+def test_quantized_tensors_on_a_gpu_equal_those_on_the_cpu(tmp_path):
     path = tmp_path / "m.apr"
     apr.save({"q": apr.quantize(torch.rand(70, 300), "q4"), "r": apr.quantize(BASE, "q8")}, path)
     with apr.safe_open(path, "pt") as expected, apr.safe_open(path, "pt", device="cuda") as found:
@@ -396,14 +396,14 @@ def test_quantized_tensors_on_a_gpu_are_those_of_the_cpu(tmp_path):
 
 
 @pytest.mark.cuda
-def test_a_gpu_that_is_not_there_is_said(tmp_path):
+def test_a_missing_gpu_is_a_device_error(tmp_path):
     apr.torch.save_file({"a": BASE}, tmp_path / "m.apr")
     with pytest.raises(DeviceError, match="device"):
         apr.torch.load_file(tmp_path / "m.apr", torch.cuda.device_count())
 
 
 @pytest.mark.parametrize("device", ["tpu", "mps", "cuda:99", 99, -1, None])
-def test_a_device_that_is_not_there_is_refused_at_once_and_in_one_line(device, tmp_path):
+def test_a_missing_device_is_refused_at_once_in_one_line(device, tmp_path):
     apr.save({"a": torch.zeros(3)}, tmp_path / "m.apr")
     for opened in (
         lambda: apr.safe_open(tmp_path / "m.apr", "pt", device),
@@ -417,7 +417,7 @@ def test_a_device_that_is_not_there_is_refused_at_once_and_in_one_line(device, t
 
 
 @pytest.mark.parametrize("framework", ["pt", "np"])
-def test_pread_gives_values_that_no_later_change_of_the_file_reaches(framework, tmp_path):
+def test_pread_values_do_not_change_with_the_file(framework, tmp_path):
     path = tmp_path / "m.apr"
     apr.save({"a": np.arange(4096, dtype="<f4")}, path)
     with apr.safe_open(path, framework, backend="pread") as file:
@@ -427,7 +427,7 @@ def test_pread_gives_values_that_no_later_change_of_the_file_reaches(framework, 
         assert values.tolist() == list(range(4096))
 
 
-def test_offset_keys_are_in_the_order_of_the_data_and_keys_in_that_of_names(tmp_path):
+def test_offset_keys_follow_the_data_and_keys_the_names(tmp_path):
     path = tmp_path / "m.apr"
     path.write_bytes(forge(*(Entry(name, offset=at) for name, at in ((b"a", 64), (b"b", 128), (b"c", 0)))))
     with apr.safe_open(path, "np") as file:
@@ -435,7 +435,7 @@ def test_offset_keys_are_in_the_order_of_the_data_and_keys_in_that_of_names(tmp_
         assert file.offset_keys() == ["c", "a", "b"]
 
 
-def test_a_file_of_bytes_leaves_no_descriptor_behind():
+def test_loading_bytes_leaks_no_file_descriptor():
     data = apr.torch.save({"a": torch.zeros(3)})
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
@@ -447,7 +447,7 @@ def test_a_file_of_bytes_leaves_no_descriptor_behind():
 
 
 @pytest.mark.parametrize("backend", ["mmap", "pread"])
-def test_a_slice_takes_lists_and_masks_whatever_the_backend(backend, tmp_path):
+def test_a_slice_accepts_lists_and_masks_with_either_backend(backend, tmp_path):
     values = torch.arange(512.0).reshape(2, 256)
     apr.save({"a": values, "q": apr.quantize(values, "q8")}, tmp_path / "m.apr")
     for framework in ("pt", "np"):
@@ -460,7 +460,7 @@ def test_a_slice_takes_lists_and_masks_whatever_the_backend(backend, tmp_path):
                     file.get_slice(name)[5]
 
 
-def test_an_index_of_safetensors_files_says_what_makes_an_apr_of_them(tmp_path):
+def test_an_index_of_safetensors_files_names_apr_convert(tmp_path):
     path = tmp_path / "model.safetensors.index.json"
     path.write_text('{"weight_map": {"a": "model.safetensors"}}')
     with pytest.raises(apr.UnsupportedError, match="apr convert"):
@@ -469,7 +469,7 @@ def test_an_index_of_safetensors_files_says_what_makes_an_apr_of_them(tmp_path):
         apr.load(tmp_path / "gone.safetensors.index.json")
 
 
-def test_tensors_of_a_locked_file_are_refused_with_what_unlocks_them(data):
+def test_tensors_of_an_encrypted_file_ask_for_the_password(data):
     path = data / "aprender-0.72" / "v1_encrypted_password.apr"
     with pytest.raises(apr.DecryptionError, match="password"):
         apr.diff(path, path)
