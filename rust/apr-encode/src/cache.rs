@@ -1,26 +1,26 @@
-//! The ids of pieces that were met before.
+//! A cache of pieces of text and their ids. Source code and prose repeat most of their words.
 
 use hashbrown::HashMap;
 
 use crate::Error;
 
-/// Pieces that a cache holds before it starts anew.
-const MOST: usize = 1 << 17;
-/// Longer pieces are rarely met twice.
-const LONGEST: usize = 64;
+/// How many pieces a cache holds before it is emptied; that takes some 10 MB for each thread.
+const MAX_PIECES: usize = 1 << 17;
+/// Longer pieces, in bytes, rarely occur twice and are not kept.
+const MAX_LENGTH: usize = 64;
 
-/// Pieces to ids, bounded.
+/// A bounded map from pieces to ids.
 #[derive(Default)]
 pub(crate) struct Cache {
-    /// Piece: where its ids are in `ids`, and how many.
+    /// For each piece, the position of its ids in `ids`, and how many there are.
     places: HashMap<Box<str>, (u32, u32)>,
     ids: Vec<u32>,
     letters: String,
 }
 
 impl Cache {
-    /// Append the ids of a piece to `out`; `encode` gives those of one that was not met, from its bytes as
-    /// GPT-2's printable letters.
+    /// Append the ids of a piece to `out`. For a new piece, `encode` gets its bytes as GPT-2's printable
+    /// characters and returns the ids.
     pub(crate) fn get<I: Iterator<Item = u32>>(
         &mut self,
         piece: &str,
@@ -36,8 +36,8 @@ impl Cache {
         self.letters.extend(piece.bytes().map(letter));
         let before = out.len();
         out.extend(encode(&self.letters)?);
-        if piece.len() <= LONGEST {
-            if self.places.len() == MOST {
+        if piece.len() <= MAX_LENGTH {
+            if self.places.len() == MAX_PIECES {
                 self.places.clear();
                 self.ids.clear();
             }
@@ -69,7 +69,7 @@ mod tests {
     use super::letter;
 
     #[test]
-    fn letters_are_the_librarys() {
+    fn printable_characters_are_those_of_the_library() {
         let theirs = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet();
         let ours: Vec<char> = (0..=255).map(letter).collect();
         assert_eq!(

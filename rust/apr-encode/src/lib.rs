@@ -1,8 +1,8 @@
-//! Text to token ids, the same ids as the `tokenizers` library gives, on threads of our own.
+//! Text to token ids, in parallel. The ids are those of the `tokenizers` library.
 //!
-//! Byte-level BPE with the pre-tokenizers of GPT-2, `SmolLM2`, Qwen2 and Llama 3 takes a faster way: the text is
-//! cut as it stands, and a bounded cache for each thread gives the ids of what was met before. Everything else
-//! goes through the library as it is.
+//! Byte-level BPE with the pre-tokenizers of GPT-2, `SmolLM2`, Qwen2 and Llama 3 has a fast path: the text is
+//! split without copies, and a bounded cache of each thread has the ids of pieces that occurred before.
+//! Everything else goes through the library.
 #![deny(unsafe_code)]
 
 mod cache;
@@ -22,92 +22,95 @@ pub use stored::Stored;
 use tokenizers::{Model, ModelWrapper, Tokenizer};
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
-/// Bytes of a long text that one thread encodes at a time.
+/// Bytes of a long text that one thread encodes at a time. One file of 100 MB would otherwise keep a single
+/// core busy.
 const PART: usize = 1 << 16;
 
-/// What can go wrong.
+/// An error of encoding.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The library does not read the tokenizer.
+    /// The library cannot read the tokenizer, or has no ids for a text.
     #[error("{0}")]
     Tokenizer(String),
     /// Threads could not be started.
     #[error("{0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),
-    /// `stop` was called.
+    /// [`Encoder::stop`] was called.
     #[error("stopped")]
     Stopped,
 }
 
-/// Ids around each text.
+/// Ids added around each text.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Ends {
-    /// Before it.
+    /// The id before the text.
     pub before: Option<u32>,
-    /// After it.
+    /// The id after the text.
     pub after: Option<u32>,
 }
 
 /// Ids of several texts, one after another.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Encoded {
-    /// The ids of all texts, in pieces.
+    /// The ids of all texts, in several vectors: joining them would copy every id once more.
     pub ids: Vec<Vec<u32>>,
-    /// How many ids each text has; -1 for what was no text.
+    /// The number of ids of each text; -1 for input that is not text.
     pub counts: Vec<i64>,
     /// Bytes of text.
     pub text_bytes: usize,
 }
 
 impl Encoded {
-    /// How many ids there are.
+    /// The number of ids.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ids.iter().map(Vec::len).sum()
     }
 
-    /// Whether there are none.
+    /// Whether there are no ids.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// One text.
-struct One {
+/// One encoded text.
+struct EncodedText {
     text_bytes: usize,
-    /// Its ids, in pieces.
+    /// In several vectors if the text was encoded in parts.
     ids: Vec<Vec<u32>>,
 }
 
-/// A tokenizer that takes special tokens inside a text for text and adds none.
+/// A tokenizer that treats special tokens inside a text as plain text and adds none.
 pub struct Encoder {
     tokenizer: Tokenizer,
-    /// Whether texts are brought into Unicode's form NFC first.
+    /// Whether texts are normalized to Unicode's form NFC first.
     nfc: bool,
     fast: Option<Fast>,
     pool: ThreadPool,
     stopped: AtomicBool,
 }
 
-/// The faster way, where the tokenizer is of a kind that has one.
+/// The fast path of a tokenizer.
 struct Fast {
     splitter: Splitter,
-    /// The text has to be in NFC: any other goes through the library.
+    /// Whether the tokenizer normalizes to NFC. A text in another form then goes through the library.
     nfc: bool,
-    /// Tokens that are found in a text before it is cut: a text with one goes through the library.
+    /// Tokens that the library looks for before it splits a text. A text with one of them goes through the
+    /// library.
     added: Vec<String>,
-    /// Whether a long text may be encoded in parts: no added token reaches over the end of one.
+    /// Whether a long text may be encoded in parts: no added token can reach across the end of a part.
     in_parts: bool,
-    /// One for each thread.
+    /// One cache for each thread, so that no thread waits for another.
     caches: Vec<Mutex<Cache>>,
 }
 
 impl Encoder {
-    /// From the text of a `tokenizer.json`, on as many threads as given; `nfc` brings texts into that form first.
+    /// Create an encoder from the text of a `tokenizer.json`. `nfc` normalizes texts before the tokenizer
+    /// does.
     ///
     /// # Errors
-    /// The library does not read it.
+    /// [`Error::Tokenizer`] if the library cannot read it, [`Error::Threads`] if no threads can be started.
     pub fn new(json: &str, threads: usize, nfc: bool) -> Result<Self, Error> {
         let wrong = |error: &dyn std::fmt::Display| Error::Tokenizer(error.to_string());
         let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| wrong(&error))?;
@@ -133,7 +136,7 @@ impl Encoder {
         Ok(Self { tokenizer, nfc, fast, pool, stopped: AtomicBool::new(false) })
     }
 
-    /// Whether texts take the faster way.
+    /// Whether texts take the fast path.
     #[must_use]
     pub fn is_fast(&self) -> bool {
         self.fast.is_some()
@@ -144,17 +147,18 @@ impl Encoder {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// The ids of each text.
+    /// Encode texts.
     ///
     /// # Errors
-    /// The library's own, for a text that its model has no ids for; `stop` was called.
+    /// [`Error::Tokenizer`] for a text that the model has no ids for, [`Error::Stopped`] after
+    /// [`Encoder::stop`].
     pub fn encode(&self, texts: &[Stored<'_>], ends: Ends) -> Result<Encoded, Error> {
-        let each: Vec<Option<One>> = self.pool.install(|| {
-            texts.par_iter().with_max_len(1).map(|text| self.one(*text)).collect::<Result<_, _>>()
+        let each: Vec<Option<EncodedText>> = self.pool.install(|| {
+            texts.par_iter().with_max_len(1).map(|text| self.encode_one(*text)).collect::<Result<_, _>>()
         })?;
         let mut encoded = Encoded::default();
-        for found in each {
-            let Some(One { text_bytes, mut ids }) = found else {
+        for text in each {
+            let Some(EncodedText { text_bytes, mut ids }) = text else {
                 encoded.counts.push(-1);
                 continue;
             };
@@ -168,8 +172,8 @@ impl Encoder {
         Ok(encoded)
     }
 
-    /// None for what is no text.
-    fn one(&self, stored: Stored<'_>) -> Result<Option<One>, Error> {
+    /// `None` for input that is not text.
+    fn encode_one(&self, stored: Stored<'_>) -> Result<Option<EncodedText>, Error> {
         if self.stopped.load(Ordering::Relaxed) {
             return Err(Error::Stopped);
         }
@@ -185,7 +189,7 @@ impl Encoder {
             [part] => vec![self.ids(part)?],
             parts => parts.par_iter().map(|part| self.ids(part)).collect::<Result<_, _>>()?,
         };
-        Ok(Some(One { text_bytes: text.len(), ids }))
+        Ok(Some(EncodedText { text_bytes: text.len(), ids }))
     }
 
     fn ids(&self, text: &str) -> Result<Vec<u32>, Error> {
@@ -226,7 +230,7 @@ impl Fast {
     }
 }
 
-/// Tokens that are looked for in texts; special ones are not, they are text.
+/// The added tokens that the library looks for in texts. Special ones are treated as plain text.
 fn added_tokens(spec: &Value) -> impl Iterator<Item = &Value> {
     let added = spec.get("added_tokens").and_then(Value::as_array);
     added.into_iter().flatten().filter(|token| token.get("special") != Some(&Value::Bool(true)))

@@ -1,34 +1,35 @@
-//! A text cut as byte-level tokenizers cut it before merging.
+//! Splitting a text into pieces as byte-level tokenizers do before they merge.
 //!
-//! Their patterns end in `\s+(?!\S)|\s+`: white space without the last character before a word. The look-ahead
-//! is taken out, so that an automaton that never goes back can run, and made up for afterwards.
+//! Their patterns end in `\s+(?!\S)|\s+`: white space without its last character if a word follows. A finite
+//! automaton, which reads each character once, has no look-ahead. So the look-ahead is left out of the
+//! pattern, and the last character is given back afterwards.
 
 use regex_automata::{Anchored, Input, meta::Regex};
 use serde_json::{Value, json};
 
 const GPT2: &str = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+";
-/// The library's own text of it.
+/// As the tokenizers library writes it.
 const GPT2_WITHIN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}";
 const REST: &str = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+";
 const LOOK_AHEAD: &str = r"(?!\S)|\s+";
 
-/// How a tokenizer cuts.
+/// The pre-tokenizers that have a fast path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// GPT-2's pattern.
     Gpt2,
-    /// Digits one by one, then GPT-2's pattern on what is between them.
+    /// Digits one by one, and GPT-2's pattern between them.
     SmolLm,
     /// Qwen2's pattern: digits one by one.
     Qwen2,
-    /// Llama 3's: digits by threes.
+    /// Llama 3's pattern: digits in groups of three.
     Llama3,
 }
 
 impl Kind {
     const ALL: [Self; 4] = [Self::Gpt2, Self::SmolLm, Self::Qwen2, Self::Llama3];
 
-    /// The kind of a `tokenizer.json`; None for what is cut or merged in another way.
+    /// Recognize a `tokenizer.json`. `None` if it splits or merges in another way.
     pub(crate) fn of(spec: &Value) -> Option<Self> {
         let model = spec.get("model")?;
         let off = |key: &str| matches!(model.get(key), None | Some(Value::Null | Value::Bool(false)));
@@ -47,7 +48,7 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| cut == kind.pre_tokenizer())
     }
 
-    /// What a `tokenizer.json` of this kind has there, without what concerns offsets alone.
+    /// The `pre_tokenizer` of a `tokenizer.json` of this kind, without the keys that only affect offsets.
     fn pre_tokenizer(self) -> Value {
         let byte_level = |regex| json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": regex});
         let split = |pattern: String| {
@@ -86,7 +87,7 @@ fn without_offsets(value: &Value) -> Value {
     }
 }
 
-/// Cuts texts of one kind.
+/// Splits texts in the way of one kind.
 pub(crate) struct Splitter {
     kind: Kind,
     regex: Regex,
@@ -101,7 +102,7 @@ impl Splitter {
         Self { kind, regex }
     }
 
-    /// Call `each` with the pieces of a text in order; together they are the text.
+    /// Call `each` with the pieces of a text in order. Joined they are the text.
     pub(crate) fn split<E>(&self, text: &str, mut each: impl FnMut(&str) -> Result<(), E>) -> Result<(), E> {
         if self.kind != Kind::SmolLm {
             return self.cut(text, &mut each);
@@ -121,9 +122,9 @@ impl Splitter {
     fn cut<E>(&self, text: &str, each: &mut impl FnMut(&str) -> Result<(), E>) -> Result<(), E> {
         let mut start = 0;
         while start < text.len() {
-            // Some alternative matches at every place: none is skipped.
+            // Some alternative of the pattern matches at every position, so no character is skipped.
             let input = Input::new(text).span(start..text.len()).anchored(Anchored::Yes);
-            let mut end = self.regex.search_half(&input).map_or(text.len(), |found| found.offset());
+            let mut end = self.regex.search_half(&input).map_or(text.len(), |half| half.offset());
             if end < text.len() {
                 end = self.without_last_space(text, start, end);
             }
@@ -133,35 +134,35 @@ impl Splitter {
         Ok(())
     }
 
-    /// What `\s+(?!\S)` would have left of white space before a word: all but its last character.
+    /// The end of a piece as `\s+(?!\S)` sets it: white space before a word loses its last character.
     fn without_last_space(&self, text: &str, start: usize, end: usize) -> usize {
-        let found = &text[start..end];
-        let Some(last) = found.chars().next_back().filter(|last| last.is_whitespace()) else { return end };
-        // Runs that end in a line break are the doing of `\s*[\r\n]+`, which has no look-ahead.
-        let of_line = !matches!(self.kind, Kind::Gpt2 | Kind::SmolLm) && matches!(last, '\r' | '\n');
-        if of_line || found.chars().nth(1).is_none() || !found.chars().all(char::is_whitespace) {
+        let piece = &text[start..end];
+        let Some(last) = piece.chars().next_back().filter(|last| last.is_whitespace()) else { return end };
+        // A piece that ends in a line break matched `\s*[\r\n]+`, which has no look-ahead.
+        let ends_line = !matches!(self.kind, Kind::Gpt2 | Kind::SmolLm) && matches!(last, '\r' | '\n');
+        if ends_line || piece.chars().nth(1).is_none() || !piece.chars().all(char::is_whitespace) {
             return end;
         }
         end - last.len_utf8()
     }
 }
 
-/// A text in parts of about `size` bytes, cut where it is cut whatever stands around: before a space between
-/// two ASCII letters. A part is longer where there is no such place.
+/// Cut a text into parts of about `size` bytes that can be encoded on their own: before a space between two
+/// ASCII letters, where every pattern starts a piece. A part is longer if there is no such position.
 pub(crate) fn parts(text: &str, size: usize) -> Vec<&str> {
     let bytes = text.as_bytes();
-    let mut found = Vec::with_capacity(text.len() / size + 1);
+    let mut parts = Vec::with_capacity(text.len() / size + 1);
     let mut start = 0;
     while text.len() - start > size {
         let from = start + size;
         let spaces = memchr::memchr_iter(b' ', &bytes[from..text.len() - 1]);
         let between = |at: &usize| bytes[at - 1].is_ascii_alphabetic() && bytes[at + 1].is_ascii_alphabetic();
         let Some(end) = spaces.map(|space| from + space).find(between) else { break };
-        found.push(&text[start..end]);
+        parts.push(&text[start..end]);
         start = end;
     }
-    found.push(&text[start..]);
-    found
+    parts.push(&text[start..]);
+    parts
 }
 
 #[cfg(test)]
@@ -169,17 +170,17 @@ mod tests {
     use super::*;
 
     fn pieces(kind: Kind, text: &str) -> Vec<String> {
-        let mut found = Vec::new();
-        let done: Result<(), ()> = Splitter::new(kind).split(text, |piece| {
-            found.push(piece.to_owned());
+        let mut pieces = Vec::new();
+        let result: Result<(), ()> = Splitter::new(kind).split(text, |piece| {
+            pieces.push(piece.to_owned());
             Ok(())
         });
-        done.unwrap();
-        found
+        result.unwrap();
+        pieces
     }
 
     #[test]
-    fn white_space_leaves_its_last_character_to_the_word() {
+    fn white_space_gives_its_last_character_to_the_word() {
         assert_eq!(pieces(Kind::Gpt2, "a   b\n\nc  "), ["a", "  ", " b", "\n", "\n", "c", "  "]);
         assert_eq!(pieces(Kind::Qwen2, "a   b\n\nc  "), ["a", "  ", " b", "\n\n", "c", "  "]);
     }
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn digits() {
+    fn digits_are_split_as_each_kind_does() {
         assert_eq!(pieces(Kind::Gpt2, "x 1234"), ["x", " 1234"]);
         assert_eq!(pieces(Kind::SmolLm, "x  12"), ["x", "  ", "1", "2"]);
         assert_eq!(pieces(Kind::Qwen2, "x 12"), ["x", " ", "1", "2"]);
@@ -201,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_are_the_text() {
+    fn joined_pieces_are_the_text() {
         for kind in Kind::ALL {
             for text in ["", " ", "'s'S \u{a0}\u{3000}x\r\n\t 'll  \u{1F600}e\u{301}", "١٢٣ Ⅷ"] {
                 assert_eq!(pieces(kind, text).concat(), text);

@@ -10,8 +10,8 @@ use crate::source::Source;
 /// A whole file, mapped privately: writes to its pages never reach the file.
 ///
 /// Python and torch read and write the pages through [`Mapping::as_mut_ptr`] at any time and from any thread.
-/// A Rust reference to the pages would promise the compiler that this does not happen, so none exists once the
-/// mapping is built: `MmapRaw` hands out raw pointers only.
+/// A Rust reference to the pages would promise the compiler that this does not happen, so none exists once
+/// the mapping is built: `MmapRaw` hands out raw pointers only.
 ///
 /// The mapping reserves no swap, so a file larger than memory opens.
 #[derive(Debug)]
@@ -24,9 +24,9 @@ impl Mapping {
     /// The operating system's.
     pub fn new(file: &File) -> io::Result<Self> {
         // SAFETY: `map_copy` is unsafe because another process may change the file while Rust code holds a
-        // reference to its pages. `map_copy` forms no reference, the conversion to `MmapRaw` moves the address
-        // and the length, and no method of `Mapping` forms one. A file that is truncated while it is mapped
-        // ends the process with SIGBUS; that is a crash, not undefined behavior.
+        // reference to its pages. `map_copy` forms no reference, the conversion to `MmapRaw` moves the
+        // address and the length, and no method of `Mapping` forms one. A file that is truncated while it is
+        // mapped ends the process with SIGBUS; that is a crash, not undefined behavior.
         let pages = unsafe { MmapOptions::new().no_reserve_swap().map_copy(file) }?;
         Ok(Self(pages.into()))
     }
@@ -41,8 +41,8 @@ impl Mapping {
         len: usize,
         fill: impl FnOnce(&mut [u8]) -> Result<(), E>,
     ) -> Result<Self, E> {
-        // This is still a `MmapMut`, which nobody else has: the reference that `fill` gets is exclusive, and its
-        // borrow ends before the pages become a `Mapping` that can be shared.
+        // This is still a `MmapMut`, which nobody else has: the reference that `fill` gets is exclusive, and
+        // its borrow ends before the pages become a `Mapping` that can be shared.
         let mut pages = MmapOptions::new().len(len).map_anon()?;
         fill(&mut pages)?;
         Ok(Self(pages.into()))
@@ -77,10 +77,10 @@ impl Source for Mapping {
             .ok()
             .filter(|start| start.checked_add(buffer.len()).is_some_and(|end| end <= self.len()))
             .ok_or(io::ErrorKind::UnexpectedEof)?;
-        // SAFETY: `start + buffer.len()` is at most `len`, so the source lies within the pages, which stay mapped
-        // while `self` is borrowed. The destination is an exclusive borrow and no reference to the pages exists,
-        // so the two do not overlap. Python code that writes to the same pages meanwhile races with this copy as
-        // it would with a copy by NumPy: the buffer then holds a mix of old and new bytes.
+        // SAFETY: `start + buffer.len()` is at most `len`, so the source lies within the pages, which stay
+        // mapped while `self` is borrowed. The destination is an exclusive borrow and no reference to the
+        // pages exists, so the two do not overlap. Python code that writes to the same pages meanwhile races
+        // with this copy as it would with a copy by NumPy: the buffer then holds a mix of old and new bytes.
         unsafe { ptr::copy_nonoverlapping(self.as_mut_ptr().add(start), buffer.as_mut_ptr(), buffer.len()) };
         Ok(())
     }

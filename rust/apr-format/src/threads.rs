@@ -1,13 +1,13 @@
 //! Work shared out to threads, also in the child of a fork.
 //!
-//! rayon's global pool is created once. A child of `fork` inherits the pool but none of its threads, so its first
-//! parallel iterator waits forever. The workers of a torch `DataLoader` are such children. Here each process starts
-//! a pool of its own when it first needs one.
+//! rayon's global pool is created once. A child of `fork` inherits the pool but none of its threads, so its
+//! first parallel iterator waits forever. The workers of a torch `DataLoader` are such children. Here each
+//! process starts a pool of its own when it first needs one.
 //!
-//! A handler that runs at each fork (`pthread_atfork`, or Python's `os.register_at_fork`) would not do. Between
-//! `fork` and the end of the handler a child may only call what is safe in a signal handler, which starting threads
-//! is not; most children never need threads; and forks made by C code do not run Python's handlers. Comparing the
-//! process id at each use catches every fork and costs one system call.
+//! A handler that runs at each fork (`pthread_atfork`, or Python's `os.register_at_fork`) would not do.
+//! Between `fork` and the end of the handler a child may only call what is safe in a signal handler, which
+//! starting threads is not; most children never need threads; and forks made by C code do not run Python's
+//! handlers. Comparing the process id at each use catches every fork and costs one system call.
 
 use std::{process, sync::OnceLock};
 
@@ -46,8 +46,8 @@ static FIRST: OnceLock<Pool> = OnceLock::new();
 struct Pool {
     process: u32,
     threads: Option<ThreadPool>,
-    /// The pool of a child. The child keeps its parent's: dropping a pool waits for its threads, which the child
-    /// does not have. So each generation of forks leaks one pool, some kilobytes.
+    /// The pool of a child. The child keeps its parent's: dropping a pool waits for its threads, which the
+    /// child does not have. So each generation of forks leaks one pool, some kilobytes.
     next: OnceLock<Box<Pool>>,
 }
 

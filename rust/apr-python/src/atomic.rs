@@ -14,8 +14,8 @@ use crate::errors::os_error;
 
 /// A temporary file beside `path`, which `commit` puts in its place.
 ///
-/// It is removed by `abort`, when it is garbage collected, and, if the process is killed, by the next writer of the
-/// same path.
+/// It is removed by `abort`, when it is garbage collected, and, if the process is killed, by the next writer
+/// of the same path.
 #[pyclass(frozen, module = "apr._core")]
 struct AtomicFile {
     path: PathBuf,

@@ -1,4 +1,7 @@
-//! Memory that Python and Rust share: the mapping as a buffer and as tensors, the bytes of Python's buffers.
+//! Memory that Python and Rust share: the pages of a file as a buffer and as tensors, and the memory of
+//! Python's buffers.
+//!
+//! All unsafe code of the bindings is in this file.
 #![allow(unsafe_code)]
 
 use std::{
@@ -22,11 +25,11 @@ use pyo3::{
 
 use crate::errors::raise;
 
-/// A file's pages as a writable buffer; what is written to them stays in this process.
+/// The pages of a file as a writable buffer. Writes stay in this process.
 ///
-/// Every view of it and every tensor on it keeps the mapping alive. Each time pages are handed out the
-/// file's length is asked for anew: one that was cut short since is an error, not a SIGBUS. Pages of what
-/// was unpacked into memory have no file.
+/// Every view and every tensor keeps the mapping alive. The file's length is checked each time pages are
+/// handed out: a file that was truncated meanwhile is then an error instead of a SIGBUS. The pages of a
+/// decompressed file are memory and have no file to check.
 #[pyclass(frozen, module = "apr._core")]
 pub(crate) struct Mapping {
     pages: Arc<Pages>,
@@ -43,9 +46,9 @@ impl Mapping {
         Self { pages, file: None, path }
     }
 
-    /// A tensor on the pages as a `DLPack` capsule: torch makes a tensor of it in a fifth of the time that
-    /// `torch.frombuffer` and `view` take. None where no plain values are on the pages, or at a place where
-    /// values of their size cannot stand.
+    /// Return a tensor on the pages as a `DLPack` capsule, which torch turns into a tensor in a fifth of the
+    /// time of `torch.frombuffer` and `view`. `None` if the values are quantized, empty, or not aligned to
+    /// their size.
     pub(crate) fn dlpack(&self, py: Python<'_>, tensor: &Tensor) -> PyResult<Option<Py<PyAny>>> {
         let aligned = tensor.dtype.itemsize().is_some_and(|size| tensor.offset.is_multiple_of(size));
         let Some(element) = element(tensor.dtype).filter(|_| aligned && tensor.nbytes > 0) else {
@@ -107,7 +110,8 @@ fn element(dtype: Dtype) -> Option<dlpack::Element> {
     Some(dlpack::Element { code, bits, lanes: 1 })
 }
 
-/// The structures of `DLPack` 0.8 (<https://dmlc.github.io/dlpack/latest/c_api.html>), which every torch reads.
+/// The structures of `DLPack` 0.8 (<https://dmlc.github.io/dlpack/latest/c_api.html>), which every torch
+/// reads.
 mod dlpack {
     use super::{Arc, Pages, PyAny, PyErr, PyResult, Python, c_int, c_void, ffi, ptr};
     use pyo3::{Bound, Py};
@@ -164,7 +168,7 @@ mod dlpack {
         offset: usize,
     ) -> PyResult<Py<PyAny>> {
         let tensor = Tensor {
-            // In range: the caller has compared the tensor's end with the mapping's.
+            // In range: `Mapping::dlpack` has compared the tensor's end with the length of the pages.
             data: pages.as_mut_ptr().wrapping_add(offset).cast(),
             device: Device { kind: CPU, id: 0 },
             ndim: c_int::try_from(shape.len())?,
@@ -179,22 +183,23 @@ mod dlpack {
         let managed = Box::into_raw(managed);
         // SAFETY: the capsule owns `managed` until a consumer renames it, whose duty `deleter` then is.
         unsafe {
-            let made = ffi::PyCapsule_New(managed.cast(), NAME.as_ptr(), Some(release));
-            if made.is_null() {
+            let capsule = ffi::PyCapsule_New(managed.cast(), NAME.as_ptr(), Some(release));
+            if capsule.is_null() {
                 delete(managed);
                 return Err(PyErr::fetch(py));
             }
-            Ok(Bound::from_owned_ptr(py, made).unbind())
+            Ok(Bound::from_owned_ptr(py, capsule).unbind())
         }
     }
 
-    /// Needs no GIL: what it drops is memory of Rust.
+    /// Frees memory of Rust only, so it may be called without the GIL, as `DLPack` allows.
     unsafe extern "C" fn delete(managed: *mut Managed) {
-        // SAFETY: made by `Box::into_raw` above, and handed here once.
+        // SAFETY: the pointer comes from `Box::into_raw` in `capsule`, and the protocol calls a deleter once.
         drop(unsafe { Box::from_raw(managed) });
     }
 
-    /// Ends a capsule that nobody consumed; a consumer has renamed its own.
+    /// Free a capsule that nobody consumed. A consumer renames the capsule, and then calls the deleter
+    /// itself.
     unsafe extern "C" fn release(capsule: *mut ffi::PyObject) {
         // SAFETY: called by Python with the capsule made above.
         unsafe {
@@ -207,10 +212,11 @@ mod dlpack {
 
 /// The memory of a C-contiguous Python buffer, to read from.
 ///
-/// Python code may read and write this memory at any time and from any thread, and may pass the same array twice.
-/// A `&[u8]` would promise the compiler that it does not, so [`Input`] and [`Output`] form no reference: bytes are
-/// copied through the raw pointer, or the kernel reads a file into it. A thread that writes to the array meanwhile
-/// gets a mix of old and new bytes, as with every function that releases the GIL.
+/// Python code may read and write this memory at any time and from any thread, and may pass the same array
+/// twice. A `&[u8]` would promise the compiler that it does not, so [`Input`] and [`Output`] form no
+/// reference: bytes are copied through the raw pointer, or the kernel reads a file into it. A thread that
+/// writes to the array meanwhile gets a mix of old and new bytes, as with every function that releases the
+/// GIL.
 pub(crate) struct Input(PyUntypedBuffer);
 
 impl Input {
@@ -240,9 +246,9 @@ impl Read for Reader<'_> {
         let count = out.len().min(self.input.len() - self.position);
         if count > 0 {
             let from = self.input.0.buf_ptr().cast::<u8>();
-            // SAFETY: the buffer is contiguous and has `len` bytes, and `position + count` is at most that. It stays
-            // exported, and so in place, while `self.input` lives. `out` is an exclusive borrow of `count` bytes or
-            // more; `copy` allows an overlap.
+            // SAFETY: the buffer is contiguous and has `len` bytes, and `position + count` is at most that.
+            // It stays exported, and so in place, while `self.input` lives. `out` is an exclusive borrow of
+            // `count` bytes or more; `copy` allows an overlap.
             unsafe { ptr::copy(from.add(self.position), out.as_mut_ptr(), count) };
             self.position += count;
         }
@@ -278,8 +284,9 @@ impl Output {
     pub(crate) fn write<T: Element>(&self, start: usize, values: &[T]) -> io::Result<()> {
         let bytes = size_of_val(values);
         let to = self.pointer(start, bytes)?;
-        // SAFETY: `pointer` has checked that `bytes` bytes of writable memory begin at `to`, which stays exported
-        // while `self` lives. An `Element` is plain data. `copy` on bytes needs no alignment and allows an overlap.
+        // SAFETY: `pointer` has checked that `bytes` bytes of writable memory begin at `to`, which stays
+        // exported while `self` lives. An `Element` is plain data. `copy` on bytes needs no alignment and
+        // allows an overlap.
         unsafe { ptr::copy(values.as_ptr().cast::<u8>(), to, bytes) };
         Ok(())
     }

@@ -43,7 +43,7 @@ use crate::{
     findings::Findings,
     header::Header,
     v1::{V1Header, V1Signer},
-    watch::{in_silence, tell, watched},
+    watch::{no_progress, report_to, watched},
 };
 
 /// Bytes that one thread reads at a time.
@@ -227,18 +227,18 @@ impl Container {
 
     /// Check what opening leaves out: the metadata, and the footer against every byte before it.
     fn check_rest(&self, py: Python<'_>) -> PyResult<()> {
-        watched(py, in_silence, |watch| {
+        watched(py, no_progress, |watch| {
             self.opened.metadata()?;
             self.opened.check_footer(watch).map(|_| ())
         })?
         .map_err(|error| self.raise(py, error))
     }
 
-    /// Check the file anew, from its first byte to its last. `on_progress` is called with the bytes read so far;
-    /// what it raises ends the check.
+    /// Check the file anew, from its first byte to its last. `on_progress` is called with the bytes read so
+    /// far; what it raises ends the check.
     fn verify(&self, py: Python<'_>, on_progress: Option<Py<PyAny>>) -> PyResult<Findings> {
         let source = self.opened.source();
-        let findings = watched(py, tell(on_progress), |watch| {
+        let findings = watched(py, report_to(on_progress), |watch| {
             container::verify_with(&Watched { source, watch }, &self.keys)
         })?
         .map_err(|error| os_error(py, &error, &self.path))?;
@@ -261,8 +261,8 @@ impl Container {
     }
 }
 
-/// Check the file at `path` from its first byte to its last. `on_progress` is called with the bytes read so far;
-/// an exception that it raises ends the check.
+/// Check the file at `path` from its first byte to its last. `on_progress` is called with the bytes read so
+/// far; an exception that it raises ends the check.
 #[pyfunction]
 #[pyo3(signature = (path, on_progress=None, password=None, recipient_key=None, trusted_key=None))]
 fn verify_file(
@@ -274,7 +274,7 @@ fn verify_file(
     trusted_key: Option<&[u8]>,
 ) -> PyResult<Findings> {
     let keys = keys(password, recipient_key, trusted_key)?;
-    let findings = watched(py, tell(on_progress), |watch| {
+    let findings = watched(py, report_to(on_progress), |watch| {
         container::verify_with(&Watched { source: &file::open(&path)?, watch }, &keys)
     })?
     .map_err(|error| os_error(py, &error, &path))?;

@@ -1,4 +1,4 @@
-//! Text to token ids.
+//! The encoder of texts.
 
 use std::path::PathBuf;
 
@@ -12,8 +12,8 @@ use pyo3::{
 
 use crate::buffer::packed;
 
-/// Encoded texts: their ids one after another as little-endian u32; as i64 the number of ids of each text, or -1 for
-/// input that is not text; and how many bytes of text there were.
+/// Encoded texts: their ids one after another as little-endian u32; as i64 the number of ids of each text, or
+/// -1 for input that is not text; and how many bytes of text there were.
 #[pyclass(get_all, frozen, module = "apr._core")]
 struct Encoded {
     ids: Py<PyBytes>,
@@ -21,7 +21,7 @@ struct Encoded {
     text_bytes: usize,
 }
 
-/// A tokenizer that takes special tokens inside a text for text and adds none.
+/// A tokenizer that treats special tokens inside a text as plain text and adds none.
 #[pyclass(frozen, module = "apr._core")]
 struct Encoder {
     inner: Inner,
@@ -31,7 +31,8 @@ struct Encoder {
 #[pymethods]
 #[allow(clippy::needless_pass_by_value)] // PyO3 extracts arguments by value
 impl Encoder {
-    /// From the text of a tokenizer.json; `before` and `after` are ids around each stored text.
+    /// Create an encoder from the text of a tokenizer.json. `before` and `after` are ids added around each
+    /// stored text.
     #[new]
     #[pyo3(signature = (json, threads, *, before=None, after=None, nfc=false))]
     fn new(
@@ -46,28 +47,28 @@ impl Encoder {
         Ok(Self { inner, ends: Ends { before, after } })
     }
 
-    /// Whether texts take a faster way than the tokenizers library's.
+    /// Whether texts take the fast path instead of the tokenizers library.
     #[getter]
     fn is_fast(&self) -> bool {
         self.inner.is_fast()
     }
 
-    /// Texts as they are, nothing around them.
+    /// Encode strings, without the ids around them.
     fn encode(&self, py: Python<'_>, texts: Vec<PyBackedStr>) -> PyResult<Encoded> {
         self.run(py, &texts.iter().map(|text| Stored::Text(text)).collect::<Vec<_>>(), Ends::default())
     }
 
-    /// Files that are one text each.
+    /// Encode files with one text each.
     fn encode_files(&self, py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<Encoded> {
         self.run(py, &paths.iter().map(|path| Stored::File(path)).collect::<Vec<_>>(), self.ends)
     }
 
-    /// Lines of JSON objects with the text under a key.
+    /// Encode lines, each a JSON object with the text under the key `field`.
     fn encode_lines(&self, py: Python<'_>, lines: Vec<PyBackedBytes>, field: &str) -> PyResult<Encoded> {
         self.run(py, &lines.iter().map(|line| Stored::Line(line, field)).collect::<Vec<_>>(), self.ends)
     }
 
-    /// Bytes of texts.
+    /// Encode texts given as UTF-8; None is not text.
     fn encode_values(&self, py: Python<'_>, values: Vec<Option<PyBackedBytes>>) -> PyResult<Encoded> {
         self.run(
             py,
@@ -76,7 +77,7 @@ impl Encoder {
         )
     }
 
-    /// Let what is being encoded, and all that comes, end soon with `InterruptedError`.
+    /// Make running and later calls end soon with `InterruptedError`.
     fn stop(&self) {
         self.inner.stop();
     }

@@ -1,6 +1,7 @@
 //! `apr._core`: the Python module over `apr-format`.
 //!
-//! Only argument conversion, release of the GIL and export of buffers. No parsing, no policy.
+//! Argument conversion, release of the GIL and export of buffers only. Parsing and policy are in the other
+//! crates and in Python.
 #![deny(unsafe_code)]
 
 use pyo3::prelude::*;
@@ -18,10 +19,10 @@ mod stamp;
 mod v1;
 mod watch;
 
-/// The extension module; `python/apr/_core.pyi` describes what is in it.
+/// The extension module; `python/apr/_core.pyi` describes it.
 ///
-/// It needs no GIL: every class is frozen, and what changes (a writer's state) is behind a mutex, under which
-/// no Python code runs.
+/// It works without the GIL: every class is frozen, and mutable state, such as a writer's, is behind a mutex.
+/// No Python code runs while a mutex is locked, so there can be no deadlock with the GIL.
 #[pymodule(gil_used = false)]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;

@@ -1,9 +1,9 @@
-//! Values to the quantized dtypes that are written.
+//! Quantizing values to the dtypes that apr writes.
 
 use apr_format::{dtype::Dtype, quant};
 use pyo3::{buffer::PyBuffer, exceptions::PyValueError, prelude::*, types::PyBytes};
 
-/// The stored bytes of a C-contiguous float32 buffer as q4 or q8.
+/// Quantize a float32 buffer to q4 or q8 and return the bytes to store.
 #[pyfunction]
 fn quantize<'py>(py: Python<'py>, dtype: &str, values: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     let known = Dtype::from_name(dtype)

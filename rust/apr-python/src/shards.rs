@@ -1,4 +1,4 @@
-//! Token shards.
+//! Token shards: scanning them, reading ids from them, and the order of windows.
 #![allow(clippy::needless_pass_by_value)] // PyO3 extracts arguments by value
 
 use std::{
@@ -26,10 +26,11 @@ use pyo3::{
 use crate::{
     buffer::{Output, packed},
     errors::{os_error, raise},
-    watch::{tell, watched},
+    watch::{report_to, watched},
 };
 
-/// The result of scanning one shard: `first_out_of_range` is the index and the value of an id, `sha256` is in hex.
+/// The result of scanning one shard: `first_out_of_range` is the index and the value of an id, `sha256` is in
+/// hex.
 #[pyclass(get_all, frozen, module = "apr._core")]
 struct ShardRow {
     modified_ns: i64,
@@ -59,8 +60,8 @@ fn scan_shards(
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<ScanResult> {
     let options = ScanOptions { limit: limit.unwrap_or(MAX_VOCAB), hash: hashes };
-    let tell = tell(on_progress);
-    let in_ids = move |py: Python<'_>, bytes| tell(py, bytes / 4);
+    let report = report_to(on_progress);
+    let in_ids = move |py: Python<'_>, bytes| report(py, bytes / 4);
     let (scans, totals) =
         watched(py, in_ids, |watch| scan::scan_all(&shards, options, watch))?.map_err(|(shard, error)| {
             let path = shards.get(shard).map_or(Path::new(""), |(path, _)| path);
@@ -91,7 +92,8 @@ impl ShardRow {
 #[pyclass(frozen, module = "apr._core")]
 struct TokenStream {
     stream: Stream,
-    /// Memory that the last call read into, for the next one: a training run asks for the same size each time.
+    /// Memory that the last call read into, for the next one: a training run asks for the same size each
+    /// time.
     spare: Mutex<Vec<u8>>,
 }
 
@@ -109,7 +111,7 @@ impl TokenStream {
         self.fill(py, &out, |bytes| self.stream.read(start, bytes))
     }
 
-    /// Fill rows of a writable C-contiguous u32 buffer, one after another, with ids from each start on.
+    /// Fill rows of a writable C-contiguous u32 buffer with ids, each row from its start on.
     fn gather(&self, py: Python<'_>, starts: Vec<u64>, out: &Bound<'_, PyAny>) -> PyResult<()> {
         let out = Output::new(out)?;
         let row = out.len().checked_div(starts.len()).unwrap_or(0).max(1);
@@ -144,19 +146,19 @@ impl TokenStream {
         let Failure { shard, error } = failure;
         let path = self.stream.path(shard).unwrap_or(Path::new(""));
         if error.kind() == ErrorKind::UnexpectedEof
-            && let Ok(found) = path.metadata()
+            && let Ok(metadata) = path.metadata()
         {
-            return raise(py, &Error::cut_short(self.stream.nbytes(shard), found.len()), path);
+            return raise(py, &Error::cut_short(self.stream.nbytes(shard), metadata.len()), path);
         }
         os_error(py, &error, path)
     }
 }
 
-/// The windows at positions `start` … `start + n` of a training run, `count` of them to a data epoch.
+/// Return the windows at `n` positions of a training run, from `start` on. An epoch has `count` windows.
 #[pyfunction]
 fn window_order(start: u64, n: usize, count: u64, seed: u64, shuffle: bool) -> PyResult<Vec<u64>> {
     order::windows(start, n, count, seed, shuffle)
-        .ok_or_else(|| PyValueError::new_err(format!("there is no order of {count} windows")))
+        .ok_or_else(|| PyValueError::new_err(format!("{count} windows cannot be ordered: pass 1 to 2^62")))
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,4 +1,4 @@
-//! A file to be written anew with other metadata.
+//! Copies of a file with other metadata.
 #![allow(clippy::needless_pass_by_value)] // PyO3 extracts arguments by value
 
 use std::{borrow::Cow, fs::File, path::PathBuf};
@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 
 use crate::errors::raise;
 
-/// An open v2 file of which another with other metadata is made.
+/// An open file of the current version, to write copies of with other metadata.
 #[pyclass(frozen, module = "apr._core")]
 struct Stamp {
     path: PathBuf,
@@ -47,9 +47,10 @@ impl Stamp {
         self.header.flags
     }
 
-    /// Write the other file; it takes its place once it is whole and this one has been found undamaged.
+    /// Write a copy to `target`. It replaces `target` once it is complete and every byte of this file was
+    /// verified.
     fn write(&self, py: Python<'_>, target: PathBuf, metadata: &str, flags: u16) -> PyResult<()> {
-        // What the operating system says is about the target; reading has worked before.
+        // Errors of the operating system are about the target: this file was read before.
         let out =
             py.detach(|| AtomicFile::create(&target)).map_err(|error| raise(py, &error.into(), &target))?;
         py.detach(|| {

@@ -1,4 +1,4 @@
-//! Long work on a thread of its own, while this one, which gets the signals, looks after it.
+//! Long work on a thread of its own, while the calling thread handles Ctrl-C and reports progress.
 
 use std::{
     sync::mpsc::{self, RecvTimeoutError},
@@ -9,11 +9,13 @@ use std::{
 use apr_format::watch::Watch;
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
 
-/// How long work goes on before it is looked whether Ctrl-C was pressed, and said how far it is.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// Time between two checks for Ctrl-C, and between two reports of progress: short enough to feel immediate,
+/// long enough to cost nothing.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Do something without the GIL; Ctrl-C, or what `on_progress` raises when it is told of the bytes read so far,
-/// makes it end soon.
+/// Run `work` without the GIL. Python delivers signals to the main thread only, so the work gets a thread of
+/// its own and this one stays free to notice them. Ctrl-C, or an exception of `on_progress`, which gets the
+/// bytes read so far, ends the work at its next read.
 pub(crate) fn watched<R: Send>(
     py: Python<'_>,
     on_progress: impl Fn(Python<'_>, u64) -> PyResult<()> + Send,
@@ -25,11 +27,11 @@ pub(crate) fn watched<R: Send>(
         thread::scope(|scope| {
             scope.spawn(|| sender.send(work(&watch)));
             loop {
-                match receiver.recv_timeout(PATIENCE) {
-                    Ok(found) => return Ok(found),
+                match receiver.recv_timeout(POLL_INTERVAL) {
+                    Ok(result) => return Ok(result),
                     Err(RecvTimeoutError::Timeout) => {}
-                    // The work panicked, which the end of the scope passes on.
-                    Err(RecvTimeoutError::Disconnected) => return Err(PyRuntimeError::new_err("no outcome")),
+                    // The work panicked; the end of the scope propagates the panic.
+                    Err(RecvTimeoutError::Disconnected) => return Err(PyRuntimeError::new_err("no result")),
                 }
                 Python::attach(|py| {
                     py.check_signals()?;
@@ -41,13 +43,13 @@ pub(crate) fn watched<R: Send>(
     })
 }
 
-/// Tell nobody how far the work is.
-#[allow(clippy::unnecessary_wraps)] // as `on_progress` is
-pub(crate) fn in_silence(_: Python<'_>, _: u64) -> PyResult<()> {
+/// An `on_progress` that reports nothing.
+#[allow(clippy::unnecessary_wraps)] // the signature of `on_progress`
+pub(crate) fn no_progress(_: Python<'_>, _: u64) -> PyResult<()> {
     Ok(())
 }
 
-/// Call Python with the bytes read so far, where there is something to call.
-pub(crate) fn tell(call: Option<Py<PyAny>>) -> impl Fn(Python<'_>, u64) -> PyResult<()> + Send {
+/// An `on_progress` that calls a Python function, if there is one, with the bytes read so far.
+pub(crate) fn report_to(call: Option<Py<PyAny>>) -> impl Fn(Python<'_>, u64) -> PyResult<()> + Send {
     move |py, bytes| call.as_ref().map_or(Ok(()), |call| call.call1(py, (bytes,)).map(|_| ()))
 }

@@ -10,8 +10,8 @@ const BLOCK: usize = 64;
 /// Counts of ids.
 #[derive(Debug, Default)]
 pub(super) struct Histogram {
-    /// Counts since the last flush. Its length is above every id seen so far that a vocabulary can have. 32 bits
-    /// take half the cache of 64; 16 bits are slower to add to.
+    /// Counts since the last flush. Its length is above every id seen so far that a vocabulary can have. 32
+    /// bits take half the cache of 64; 16 bits are slower to add to.
     table: Vec<u32>,
     /// How many ids were counted since the last flush.
     pending: usize,
@@ -26,9 +26,10 @@ impl Histogram {
         }
         self.pending += ids.len();
         let before = highest.unwrap_or(0);
-        // Every id is below the power of two above `all`, their bitwise or. Comparing each id with the highest so
-        // far costs less than taking their maximum, which few pieces need: only those with a new one.
-        // `above` is a mask instead of a `bool` so that the loop has no branch and runs on several ids at a time.
+        // Every id is below the power of two above `all`, their bitwise or. Comparing each id with the
+        // highest so far costs less than taking their maximum, which few pieces need: only those with a new
+        // one. `above` is a mask instead of a `bool` so that the loop has no branch and runs on several ids
+        // at a time.
         let (all, above) = ids.iter().fold((0, 0), |(all, above), id| {
             let id = u32::from_le_bytes(*id);
             (all | id, above | if id > before { u32::MAX } else { 0 })

@@ -1,9 +1,10 @@
-//! The order in which training visits windows: a keyed bijection of 0 … W - 1, computed one position at a time.
+//! The order in which training visits windows: a keyed bijection of 0 … W - 1, computed one position at a
+//! time.
 //!
-//! A shuffled list of a billion windows would take 8 GB and a resumed run would have to rebuild it. This needs no
-//! memory and starts at any position. It is a Feistel network of eight rounds over the smallest even number of bits
-//! that holds W - 1; a result outside the range is fed through the network again (cycle walking). Keys and rounds
-//! are those of splitmix64.
+//! A shuffled list of a billion windows would take 8 GB and a resumed run would have to rebuild it. This
+//! needs no memory and starts at any position. It is a Feistel network of eight rounds over the smallest even
+//! number of bits that holds W - 1; a result outside the range is fed through the network again (cycle
+//! walking). Keys and rounds are those of splitmix64.
 
 const ROUNDS: usize = 8;
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -38,7 +39,8 @@ impl Order {
     #[must_use]
     pub fn window(&self, position: u64) -> u64 {
         let mut window = position;
-        // The network is a bijection of a range at most four times as large, so the walk returns to the range.
+        // The network is a bijection of a range at most four times as large, so the walk returns to the
+        // range.
         loop {
             let (mut left, mut right) = (window >> self.half, window & self.mask);
             for key in self.keys {
@@ -61,8 +63,8 @@ fn mix(mut z: u64) -> u64 {
 
 /// Return the windows at `n` positions from `start` on, in a run that repeats the data.
 ///
-/// An epoch has `count` windows; they are in stream order unless `shuffle` is set. `None` if `count` is 0 or above
-/// 2^62.
+/// An epoch has `count` windows; they are in stream order unless `shuffle` is set. `None` if `count` is 0 or
+/// above 2^62.
 #[must_use]
 pub fn windows(start: u64, n: usize, count: u64, seed: u64, shuffle: bool) -> Option<Vec<u64>> {
     let mut order = Order::new(count, seed, start.checked_div(count)?)?;

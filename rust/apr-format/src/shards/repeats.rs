@@ -1,13 +1,14 @@
 //! How much of a corpus is repeated.
 //!
-//! Windows of 64 ids are sampled at positions that depend on the ids alone, so a copy gives the same windows wherever
-//! it begins. All windows are counted, and the distinct ones are estimated by `HyperLogLog`. Its sketch takes 16 KiB
-//! for any corpus, and sketches of parts merge by maximum, so the result does not depend on which thread read what.
+//! Windows of 64 ids are sampled at positions that depend on the ids alone, so a copy gives the same windows
+//! wherever it begins. All windows are counted, and the distinct ones are estimated by `HyperLogLog`. Its
+//! sketch takes 16 KiB for any corpus, and sketches of parts merge by maximum, so the result does not depend
+//! on which thread read what.
 
 /// Number of ids in a window.
 pub const WINDOW: usize = 64;
-/// A window starts where the sum of two neighboring ids is a multiple of this, about every 256 ids. A power of two of
-/// one byte, so that only the lowest byte of each id is needed.
+/// A window starts where the sum of two neighboring ids is a multiple of this, about every 256 ids. A power
+/// of two of one byte, so that only the lowest byte of each id is needed.
 const SPACING: usize = 1 << u8::BITS;
 /// A window starts after this many ids at the latest. Otherwise text with a short period might have none.
 const MAX_GAP: usize = 3 * SPACING;
@@ -36,8 +37,8 @@ impl Default for Repeats {
 impl Repeats {
     /// Sample the windows that lie within `ids`.
     pub(super) fn add(&mut self, ids: &[[u8; 4]]) {
-        // Sums first, without a branch, so that the compiler handles 16 and more at a time; then `memchr` finds the
-        // zeros. Testing id by id took most of the time of a scan.
+        // Sums first, without a branch, so that the compiler handles 16 and more at a time; then `memchr`
+        // finds the zeros.
         self.lowest.clear();
         let (blocks, rest) = ids.as_chunks::<16>();
         self.lowest.extend(blocks.iter().flat_map(|ids| ids.map(lowest)));

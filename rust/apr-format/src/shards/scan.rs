@@ -21,11 +21,11 @@ use crate::{
     watch::Watch,
 };
 
-/// Bytes read at a time: 64 KiB stay in the core's own cache while they are counted and hashed. Repeated text is
-/// looked for within a piece, so the result does not depend on where a thread's part of a shard begins.
+/// Bytes read at a time: 64 KiB stay in the core's own cache while they are counted and hashed. Repeated text
+/// is looked for within a piece, so the result does not depend on where a thread's part of a shard begins.
 const PIECE: usize = 64 << 10;
-/// Bytes counted by one task when the shard is not hashed; a multiple of [`PIECE`]. Small enough that no thread
-/// works for long after the others have run out of work.
+/// Bytes counted by one task when the shard is not hashed; a multiple of [`PIECE`]. Small enough that no
+/// thread works for long after the others have run out of work.
 const SEGMENT: u64 = 4 << 20;
 
 /// The result of scanning one shard.
@@ -100,8 +100,8 @@ pub fn scan_source(shard: &(impl Source + ?Sized), options: ScanOptions) -> io::
 struct Scanner<'a> {
     options: ScanOptions,
     watch: &'a Watch,
-    /// Counters that no task uses now. A task takes one or starts one, so there are as many as threads, and adding
-    /// an id takes no lock.
+    /// Counters that no task uses now. A task takes one or starts one, so there are as many as threads, and
+    /// adding an id takes no lock.
     idle: Mutex<Vec<Counters>>,
 }
 

@@ -1,8 +1,9 @@
 //! A shard directory as one stream of ids, read by position.
 //!
-//! Files are opened when they are first read, and few of them stay open: a directory may hold more shards than a
-//! process may have open files. A mapping would be no faster for windows of some kilobytes, and reading a truncated
-//! shard through it would kill the process with SIGBUS; `pread` returns an error that names the shard.
+//! Files are opened when they are first read, and few of them stay open: a directory may hold more shards
+//! than a process may have open files. A mapping would be no faster for windows of some kilobytes, and
+//! reading a truncated shard through it would kill the process with SIGBUS; `pread` returns an error that
+//! names the shard.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -53,7 +54,8 @@ pub struct Failure {
 }
 
 impl Stream {
-    /// Create a stream of shards, each with its number of ids. `None` if the bytes of all shards exceed 64 bits.
+    /// Create a stream of shards, each with its number of ids. `None` if the bytes of all shards exceed 64
+    /// bits.
     #[must_use]
     pub fn new(shards: Vec<(PathBuf, u64)>) -> Option<Self> {
         let mut starts = vec![0_u64];
@@ -97,8 +99,8 @@ impl Stream {
 
     /// Fill rows of `row` bytes in `out`, one after another, with ids from each start on.
     ///
-    /// Rows in the page cache are copied first. For the others the kernel gets all requests before the first one is
-    /// waited for, so a slow disk works on them in parallel.
+    /// Rows in the page cache are copied first. For the others the kernel gets all requests before the first
+    /// one is waited for, so a slow disk works on them in parallel.
     ///
     /// # Errors
     /// The operating system's, with the shard; `InvalidInput` if the ids are not all in the stream.
