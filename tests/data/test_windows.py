@@ -88,7 +88,7 @@ def test_a_shard_that_shrinks_or_disappears_is_named(shards, tmp_path):
     directory = shards(10, 10, 10)
     assert directory.read(8, 4).tolist() == [8, 9, 10, 11]
     (tmp_path / "shard-00001.bin").write_bytes(bytes(8))
-    with pytest.raises(apr.TruncatedError, match=r"shard-00001\.bin: the file ends at byte 8, but had 40"):
+    with pytest.raises(apr.TruncatedError, match=r"shard-00001\.bin.*byte 8"):
         directory.read(12, 4)
     (tmp_path / "shard-00002.bin").unlink()
     with pytest.raises(FileNotFoundError, match=r"shard-00002\.bin"):

@@ -320,6 +320,7 @@ def _progress_bar(action: str) -> Iterator[Callable[[int, int | None, Callable[[
     Yields a function to call with the bytes read, the total bytes or None, and a function that returns the
     text for the seconds passed.
     """
+    # Imported here: refusals and --estimate-only do not need them.
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
@@ -360,6 +361,7 @@ def _progress_bar(action: str) -> Iterator[Callable[[int, int | None, Callable[[
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]
+    # The same command under its name in other tools of the ecosystem.
     | Annotated[Encode, tyro.conf.subcommand("encode-corpus")]
     | Annotated[Decode, tyro.conf.subcommand("decode")]
 )

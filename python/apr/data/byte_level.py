@@ -82,6 +82,7 @@ class Vocabulary:
                 vocab=dict(self.ids),
                 merges=list(self.merges),
                 unk_token=self.unknown,
+                # Llama 3 encodes a piece that is in the vocabulary as that token without merging.
                 ignore_merges=self.pre_type == "llama-bpe",
             )
         except Exception as error:  # noqa: BLE001 (the package raises nothing narrower)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STDIN = "-"
-# A compressed .json contains JSON lines, as in C4.
+# A compressed .json contains JSON lines, as in C4, which was once encoded with the JSON around its texts.
 _JSONL = (
     *(".jsonl", ".jsonl.gz", ".jsonl.zst"),
     *(".ndjson", ".ndjson.gz", ".ndjson.zst"),
@@ -171,6 +171,7 @@ def _walk(
 
 
 def _matches(path: str, pattern: str) -> bool:
+    # On strings, because a corpus may have a million files: no Path object for each of them and each pattern.
     return fnmatchcase(path if "/" in pattern else path.rpartition("/")[2], pattern)
 
 

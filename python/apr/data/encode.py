@@ -132,6 +132,8 @@ def encode_corpus(
         check_round_trip(tokenizer, sample)
         clear_output(options.output, keep=earlier is not None)
         if earlier is None:
+            # Before the first shard, so that a directory that is left by a kill says what it is, and the same
+            # command then starts over without a flag.
             write_manifest(options.output, encoding.manifest([], encoding.position))
         if rows:
             digits = len(rows[0]["name"]) - len("shard-.bin")
@@ -318,7 +320,7 @@ class _Encoding:
         """Add the ids of a batch to the open shard, and close every shard that becomes full."""
         encoded = future.result()
         ids = np.frombuffer(encoded.ids, ID_DTYPE)
-        counts = np.frombuffer(encoded.counts, "<i8").copy()
+        counts = np.frombuffer(encoded.counts, "<i8").copy()  # from bytes, an array is read-only
         skipped = np.zeros(len(counts), np.int64)
         if (counts < 0).any():
             ids = self._encode_rejected(batch, ids, counts, skipped)
@@ -331,7 +333,8 @@ class _Encoding:
         ends = np.cumsum(counts)
         start = taken = 0
         while start < len(counts):
-            # The open shard is closed after the first document that fills it.
+            # The open shard is closed after the first document that fills it, found by bisection: a batch may
+            # have thousands of documents, and Python looks at each shard only.
             last = int(np.searchsorted(ends, taken + self.options.shard_tokens - self._open_tokens))
             stop = min(last + 1, len(counts))
             self._open.append(ids[taken : ends[stop - 1]])
@@ -346,6 +349,7 @@ class _Encoding:
             start, taken = stop, int(ends[stop - 1])
         self.text_bytes += encoded.text_bytes
         self._encoded += taken
+        # Last, because the callback may raise KeyboardInterrupt: the state is consistent by now.
         on_progress(
             Progress(
                 read=batch.read,

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from apr.errors import RefusedError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 SHARD_NAME = re.compile(r"^shard-([0-9]{4,6})\.bin$")
 # A shard is a flat array of little-endian 32-bit ids. The dtype is a string: numpy takes 80 ms to import, and
@@ -47,51 +44,56 @@ def list_shards(path: str | os.PathLike[str]) -> list[Shard]:
     for name, size in files:
         if size == 0:
             raise RefusedError(
-                f"{directory / name}: an empty shard: apr repair-manifest {path} --drop-empty moves it aside"
+                f"{directory / name}: empty shard; move it aside with apr repair-manifest {path} --drop-empty"
             )
         if size % ID_SIZE:
             whole = size - size % ID_SIZE
             raise RefusedError(
-                f"{directory / name}: {size} bytes is no whole number of tokens, they end at byte {whole}: "
-                f"apr repair-manifest {path} --truncate-torn cuts it there"
+                f"{directory / name}: ends within an id, the last whole id ends at byte {whole} of {size}; "
+                f"cut it there with apr repair-manifest {path} --truncate-torn"
             )
     return [Shard(name, directory, size // ID_SIZE) for name, size in files]
 
 
 def shard_files(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
-    """The names of the shards of a directory in stream order, each with its size in bytes, whatever that is.
+    """Return the names of the shards of a directory in stream order, each with its size in bytes.
+
+    Sizes are not checked: a repair accepts what a reader does not.
 
     Raises:
         FileNotFoundError, NotADirectoryError: no such directory.
-        RefusedError: no shards; a name or kind that no shard can have; mixed widths; a gap in the numbering.
+        RefusedError: no shards; a .bin file with another name or kind; numbers of different widths; a gap in
+            the numbering.
     """
     sizes: dict[str, int] = {}
-    odd = set()
+    not_files = set()
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.endswith(".bin"):
                 sizes[entry.name] = entry.stat(follow_symlinks=False).st_size
                 if not entry.is_file(follow_symlinks=False):
-                    odd.add(entry.name)
+                    not_files.add(entry.name)
     names = sorted(sizes)
     if not names:
-        raise RefusedError(f"{path}: no shards (shard-NNNNN.bin) in this directory")
+        raise RefusedError(f"{path}: contains no shards (shard-NNNNN.bin)")
+    # With equal widths, the order of the names is the order of the numbers. All names are compared at once,
+    # because a directory may hold a million; which one is wrong, and why, is only looked for if one is.
     digits = max(0, len(names[0]) - len("shard-.bin"))
     expected = [f"shard-{number:0>{digits}}.bin" for number in range(len(names))]
-    if odd or names != expected or not SHARD_NAME.match(names[-1]):
-        name, reason = next(_oddities(names, expected, odd))
+    if not_files or names != expected or not SHARD_NAME.match(names[-1]):
+        name, reason = _first_problem(names, expected, not_files)
         raise RefusedError(f"{Path(path) / name}: {reason}")
     return [(name, sizes[name]) for name in names]
 
 
-def _oddities(names: list[str], expected: list[str], odd: set[str]) -> Iterator[tuple[str, str]]:
-    """Files that cannot be the shards that their places ask for, and why; at least one where there is any."""
-    for number, (name, wanted) in enumerate(zip(names, expected, strict=True)):
+def _first_problem(names: list[str], expected: list[str], not_files: set[str]) -> tuple[str, str]:
+    for number, (name, expected_name) in enumerate(zip(names, expected, strict=True)):
         if not SHARD_NAME.match(name):
-            yield name, "no shard's name (shard-NNNNN.bin): move it out of the directory"
-        if name in odd:
-            yield name, "not a regular file: put the shard itself there"
+            return name, "not the name of a shard (shard-NNNNN.bin); move it out of the directory"
+        if name in not_files:
+            return name, "not a regular file; replace it with the shard itself"
         if len(name) != len(names[0]):
-            yield name, f"its number has another width than {names[0]}'s: rename them alike"
-        if name != wanted:
-            yield name, f"numbering has a gap, number {number} is missing"
+            return name, f"its number has another width than that of {names[0]}; rename the shards alike"
+        if name != expected_name:
+            return name, f"the numbering has a gap, number {number} is missing"
+    raise AssertionError("no problem")  # the caller has seen that there is one

@@ -113,6 +113,7 @@ _COUNTS = {
     "scan",
     "scan_sha256",
 }
+# Other producers leave these out, or set them to null.
 _OPTIONAL_COUNTS = ("total_documents", "skipped_documents", "eos_token_count")
 _IDS = ("vocab_size", "eos_token_id", "unk_token_id")
 
@@ -130,7 +131,7 @@ def read_manifest(directory: str | PathLike[str]) -> dict[str, Any]:
     except FileNotFoundError as error:
         reason = f"no manifest; rebuild it with apr repair-manifest {directory}"
         raise FileNotFoundError(error.errno, reason, str(path)) from None
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # deeply nested arrays exceed the recursion limit
         raise FormatError(
             f"{path}: invalid JSON ({error}); rebuild it with apr repair-manifest {directory} --force",
             path=path,
@@ -208,6 +209,7 @@ def still_valid(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> dict[st
     """
     if not manifest or not check_manifest(manifest, shards):
         return dict(manifest)
+    # Ids of another type would stop every reader, whatever the shards are.
     kept = {key: value for key, value in manifest.items() if key not in _IDS or _is_id_or_null(value)}
     recorded = {row["name"]: row for row in shard_rows(manifest) if isinstance(row.get("sha256"), str | None)}
     if recorded:
@@ -215,6 +217,7 @@ def still_valid(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> dict[st
         for shard in shards:
             row = recorded.get(shard.name)
             if row is None or row["tokens"] != shard.tokens:
+                # Another file under this name, or a new one: nobody has counted its documents or hashed it.
                 row = {"name": shard.name, "tokens": shard.tokens}
             rows.append(row)
         kept["shards"] = rows

@@ -145,6 +145,7 @@ def _check_same_corpus(
     Raises:
         RefusedError: a file was added, removed or changed.
     """
+    # Names before hashes: that a digest of the file list differs tells nobody which file is gone.
     if different and (change := _added_or_removed(recorded.get("input_files"), requested["input_files"])):
         raise RefusedError(f"{change}; use --force to encode the whole corpus again")
     if is_complete or different:
@@ -228,9 +229,10 @@ def _shard_paths(output: Path) -> list[Path]:
     """Return the files that are named as shards are.
 
     Raises:
-        RefusedError: another .bin file, or anything but a file under a shard's name. It may be precious, and
-            --force would remove it.
+        RefusedError: another .bin file, or anything but a file under a shard's name.
     """
+    # --force removes these files. It once removed a backup named shard-old-backup.bin, and stopped half way
+    # at a folder with the name of a shard. So everything is checked before anything is removed.
     paths = []
     with os.scandir(output) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
@@ -250,6 +252,7 @@ def _check_unfinished(path: Path, manifest: dict[str, Any]) -> None:
     Raises:
         RefusedError: the message names the key.
     """
+    # A manifest that was edited by hand once ended in a KeyError, or in wrong counts.
     rows = manifest.get("shards")
     if not isinstance(rows, list) or len(shard_rows(manifest)) != len(rows):
         raise _cannot_resume(path, "shards", rows)

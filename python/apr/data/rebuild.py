@@ -135,6 +135,7 @@ def _repair(path: Path, options: _Options) -> RepairReport:
             problems += [
                 f"{MANIFEST}: {reason}; pass --force to correct it" for reason in contradicted.values()
             ]
+    # Files are cut and moved only now: a failed check leaves the directory as it was.
     if not problems and not options.dry_run:
         fixes.apply()
         if scan is not None:
@@ -149,6 +150,8 @@ def _repair(path: Path, options: _Options) -> RepairReport:
         tokenizer=options.tokenizer,
         problems=tuple(problems),
     )
+    # A manifest that agrees with the files is left alone unless there is something to add: the end of an
+    # encoding that was cut off, the facts of a tokenizer, or a scan.
     unfinished = recorded.get("complete") is False
     lacks_tokenizer = any(kept.get(key) is None for key in _tokenizer_keys(options))
     if kept and not (unfinished or options.force or lacks_tokenizer):
@@ -162,6 +165,7 @@ def _repair(path: Path, options: _Options) -> RepairReport:
         return replace(report, outcome="not written")
     if options.dry_run:
         return replace(report, outcome="would be written")
+    # The old manifest is kept, even if this repair replaces it without --force.
     if (path / MANIFEST).exists():
         write_atomically(free_name(path / f"{MANIFEST}.bak"), (path / MANIFEST).read_bytes())
     write_manifest(path, report.manifest)
@@ -207,6 +211,7 @@ def _keep_scan(report: RepairReport) -> RepairReport:
     from apr.data.scan import Scan
 
     scan = report.scan
+    # A scan without hashes does not spare a run the reading of the shards: it needs them for its fingerprint.
     if scan is None or scan.corpus_sha256 is None or scan.kept == Scan.from_manifest(report.manifest):
         return report
     report = replace(report, manifest={**report.manifest, **scan.manifest_keys()}, outcome="scan kept")

@@ -175,6 +175,8 @@ def scan_shards(
         scans.append(ShardScan(shard.name, size, row.modified_ns, row.max_id or 0, row.sha256))
         if row.first_out_of_range is not None:
             out_of_range.append(IdOutOfRange(shard.name, *row.first_out_of_range))
+    # Ids beyond any vocabulary have no entry: ids of the other byte order reach 2^32, and a table of them
+    # would take 32 GiB.
     counts = np.frombuffer(result.counts, "<u8")
     return FullScan(
         shards=tuple(scans),

@@ -79,6 +79,7 @@ class ShardWriter:
             OSError: an earlier shard could not be written.
             RefusedError: the number of the shard has too many digits.
         """
+        # One shard at a time: a disk that is slower than the encoder slows it down instead of filling memory.
         self.wait()
         number = f"{self._submitted:0{self._digits}}"
         if len(number) > self._digits:
@@ -103,6 +104,7 @@ class ShardWriter:
     ) -> None:
         digest = hashlib.sha256()
         with replacing(self._output / name) as file:
+            # Part by part: joined, a large document's ids would be in memory twice.
             for part in parts:
                 file.write(part.data)
                 digest.update(part.data)

@@ -139,7 +139,8 @@ class ShardDir:
             return kept
         scan = scan_shards(self.shards, on_progress=on_progress)
         self.manifest = {**self.manifest, **scan.manifest_keys()}
-        # Keeping the scan only saves time: a read-only directory or a full disk does not stop a run.
+        # Keeping the scan only saves time: a read-only directory or a full disk does not stop a run. Runs
+        # that start together all write it, one after another.
         with suppress(OSError):
             write_manifest(self.path, self.manifest)
         return scan

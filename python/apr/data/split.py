@@ -55,7 +55,7 @@ def split_dataset(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: i
     return Split(train, held_out, description)
 
 
-def _held_out_start(dataset: ShardDir, seq_length: int, wanted: int) -> tuple[int, str]:
+def _held_out_start(dataset: ShardDir, seq_length: int, tokens: int) -> tuple[int, str]:
     """Return the first held-out id, and a description of what is held out."""
     total, starts = dataset.total_tokens, dataset.starts()
     # Whole shards are preferred: a reader of the directory sees by name what was held out.
@@ -63,10 +63,10 @@ def _held_out_start(dataset: ShardDir, seq_length: int, wanted: int) -> tuple[in
         held = total - starts[i]
         if held * 10 > total:
             break
-        if held >= wanted:
+        if held >= tokens:
             names = f"{dataset.shards[i].name} to {dataset.shards[-1].name}"
             return starts[i], f"the last {len(dataset.shards) - i} shards ({names}), {held:,} tokens"
-    windows = -(-wanted // seq_length)
+    windows = -(-tokens // seq_length)
     start = max(0, (total - 1) // seq_length - windows) * seq_length
     return start, f"the last {windows} windows of {seq_length}, from id {start:,} on"
 

@@ -207,8 +207,9 @@ def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | Non
     if not isinstance(types, list):
         raise FormatError(f"{path}: tokenizer.token_type is not a list", path=path)
     special = {token for token, type_ in zip(tokens, types, strict=False) if type_ == _CONTROL}
+    # The ends are special even if token_type calls them normal tokens.
     special |= {token for token in (named["eos"], named["bos"]) if token is not None}
-    ids: dict[str, int] = {}
+    ids: dict[str, int] = {}  # a repeated token keeps its first id
     for id_, token in enumerate(tokens):
         ids.setdefault(token, id_)
     vocabulary = Vocabulary(

@@ -68,8 +68,9 @@ def train(
     trainer = BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[AddedToken(END_OF_TEXT, normalized=False, special=True)],
+        # All bytes are tokens, also those that the corpus does not have: no text is unknown.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        show_progress=False,  # the package would draw bars of its own
     )
     documents = text_bytes = skipped = 0
 

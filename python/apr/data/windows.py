@@ -70,10 +70,10 @@ class Windows:
             IndexError: an index is not below the number of windows.
             OSError, TruncatedError: a shard cannot be read.
         """
-        wanted = indices.tolist()  # min and max of a few numbers take a third of the time on a list
-        if wanted and not 0 <= min(wanted) <= max(wanted) < len(self):
-            raise IndexError(f"windows {min(wanted)} to {max(wanted)} of {len(self)}")
-        self.shards.gather(self.starts(wanted), out)
+        numbers = indices.tolist()  # min and max of a few numbers take a third of the time on a list
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(self):
+            raise IndexError(f"windows {min(numbers)} to {max(numbers)} of {len(self)}")
+        self.shards.gather(self.starts(numbers), out)
 
     def starts(self, indices: Iterable[int]) -> list[int]:
         """Return the position in the stream of each window's first id."""
