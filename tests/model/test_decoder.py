@@ -30,7 +30,7 @@ def test_every_reference_has_a_file():
 
 
 @pytest.mark.parametrize(("reference", "file"), CASES, ids=[file.stem for _, file in CASES])
-def test_logits_and_gradients_of_the_ecosystems_files(reference, file):
+def test_logits_and_gradients_of_the_ecosystems_files_match_transformers(reference, file):
     import torch
     import torch.nn.functional as F
 
@@ -166,7 +166,7 @@ def test_the_head_of_a_tied_model_is_one_parameter():
     assert model.head_weight is model.model.embed_tokens.weight
 
 
-def test_a_position_sees_nothing_after_it():
+def test_a_position_does_not_depend_on_later_ones():
     import torch
 
     from apr.model import Decoder
@@ -181,11 +181,11 @@ def test_a_position_sees_nothing_after_it():
     assert not torch.equal(before[0, 12], after[0, 12])
 
 
-def test_layers_without_end_are_refused_before_any_is_built(tmp_path, data):
+def test_too_many_layers_are_refused_before_any_is_built(tmp_path, data):
     import apr
     from apr.errors import WeightsError
     from apr.model import Decoder
 
     apr.stamp(data / "aprender-0.72" / "qwen2_untied_f32.apr", {"num_layers": 10**9}, tmp_path / "m.apr")
-    with pytest.raises(WeightsError, match="num_layers is 1,000,000,000"):
+    with pytest.raises(WeightsError, match="num_layers"):
         Decoder.from_apr(tmp_path / "m.apr")

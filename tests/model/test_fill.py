@@ -41,13 +41,13 @@ def refusal(path):
     return str(error.value)
 
 
-def test_lost_biases_are_named():
+def test_missing_biases_are_named():
     text = refusal(DATA / "aprender-0.72" / "qwen2_biases_lost.apr")
     assert "6 tensors" in text
     assert all(name in text for name in BIASES)
 
 
-def test_a_leftover_tensor_is_named(changed):
+def test_an_unexpected_tensor_is_named(changed):
     import torch
 
     assert "model.layers.2.mlp.up_proj.weight" in refusal(
@@ -55,7 +55,7 @@ def test_a_leftover_tensor_is_named(changed):
     )
 
 
-def test_training_state_is_no_leftover(changed):
+def test_training_state_is_ignored(changed):
     import torch
 
     from apr.model import Decoder
@@ -63,13 +63,13 @@ def test_training_state_is_no_leftover(changed):
     Decoder.from_apr(changed({"__training__.optimizer.step": torch.tensor(3)}))
 
 
-def test_the_same_parameter_under_two_names_is_refused(changed):
+def test_a_parameter_under_two_names_is_refused(changed):
     import torch
 
     assert "model.norm.weight" in refusal(changed({"output_norm.weight": torch.ones(64)}))
 
 
-def test_a_wrong_shape_names_both_shapes(changed):
+def test_a_wrong_shape_is_reported_with_the_expected_one(changed):
     import torch
 
     text = refusal(changed({"model.layers.1.mlp.up_proj.weight": torch.zeros(64, 160)}))
@@ -78,11 +78,11 @@ def test_a_wrong_shape_names_both_shapes(changed):
     assert "[160, 64]" in text
 
 
-def test_a_head_that_contradicts_the_tie_is_refused(changed):
+def test_a_tied_head_that_differs_from_the_embedding_is_refused(changed):
     assert "lm_head.weight" in refusal(changed(tie_word_embeddings=True))
 
 
-def test_a_bias_kept_as_a_row_fills_its_vector(changed):
+def test_a_bias_stored_as_a_row_fills_its_vector(changed):
     import torch
 
     import apr
@@ -94,7 +94,7 @@ def test_a_bias_kept_as_a_row_fills_its_vector(changed):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_name_the_tensor(changed, value):
+def test_values_that_are_not_finite_are_refused(changed, value):
     import torch
 
     broken = torch.full((64,), 1.0)
@@ -104,7 +104,7 @@ def test_values_that_are_not_finite_name_the_tensor(changed, value):
     assert "1 of 64 values" in text
 
 
-def test_bf16_bytes_under_an_f16_tag_name_the_tensor(changed):
+def test_bf16_bytes_labeled_f16_are_refused(changed):
     import torch
 
     import apr
@@ -116,7 +116,7 @@ def test_bf16_bytes_under_an_f16_tag_name_the_tensor(changed):
     assert "labeled f16" in text
 
 
-def test_f16_bytes_under_a_bf16_tag_name_the_tensor(changed):
+def test_f16_bytes_labeled_bf16_are_refused(changed):
     import torch
 
     import apr
@@ -127,7 +127,7 @@ def test_f16_bytes_under_a_bf16_tag_name_the_tensor(changed):
     assert "labeled bf16" in text
 
 
-def test_an_embedding_of_zeros_is_no_weight(changed):
+def test_an_embedding_of_zeros_is_refused(changed):
     import torch
 
     assert "zero" in refusal(changed({"model.embed_tokens.weight": torch.zeros(512, 64)}))
@@ -140,7 +140,7 @@ def test_integer_weights_are_refused(changed):
 
 
 @pytest.mark.parametrize("scale", [1e-3, 0.02, 1.0])
-def test_honest_weights_are_plausible_at_any_scale(scale):
+def test_real_weights_are_plausible_at_any_scale(scale):
     import torch
 
     from apr.model.fill import implausible

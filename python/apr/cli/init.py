@@ -97,13 +97,9 @@ class Command:
 
     def _vocabulary(self) -> tuple[int, dict[str, Any]]:
         """Return the vocabulary size and the tokenizer's metadata."""
-        from apr.files import read_options
-        from apr.model.init import PRESETS, VOCABULARIES
+        from apr.model.init import VOCABULARIES, read_arch
 
-        if self.arch not in PRESETS and Path(self.arch).is_file():
-            size = read_options(Path(self.arch)).get("vocab_size")
-        else:
-            size = VOCABULARIES.get(self.arch)
+        size = read_arch(self.arch).get("vocab_size", VOCABULARIES.get(self.arch))
         metadata: dict[str, Any] = {}
         if self.tokenizer is not None:
             from apr.data.tokenizers import load_tokenizer

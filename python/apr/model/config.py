@@ -1,4 +1,4 @@
-"""A decoder's sizes and switches, read from a file's metadata without a silent default."""
+"""The configuration of a decoder, read from a file's metadata without silent defaults."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ _ENCODERS = (
     "clip",
     "vit",
 )
-# The first that says anything wins: in older files `architecture` is LlamaForCausalLM whatever the model.
+# In this order, because older writers set `architecture` to LlamaForCausalLM for every model.
 _FAMILY_KEYS = ("hf_model_type", "hf_architecture", "architecture", "model_type")
-_SAY_NOTHING = {"", "auto", "unknown", "transformer_lm"}
+# Values that writers use when they do not know the family.
+_PLACEHOLDERS = {"", "auto", "unknown", "transformer_lm"}
 
 _INTEGERS = (
     "vocab_size",
@@ -60,10 +61,10 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """What determines a decoder's parameters and its forward pass.
+    """Everything that determines a decoder's parameters and its forward pass.
 
-    Names as in the metadata; sizes in elements. `attention_bias` is Llama's switch for q, k, v and o biases;
-    a Qwen2 always has them on q, k and v.
+    Fields have the names of the metadata keys. Sizes are numbers of elements. `attention_bias` gives a Llama
+    biases on the q, k, v and o projections; a Qwen2 always has them on q, k and v.
     """
 
     family: Family
@@ -84,33 +85,35 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for key in (*_INTEGERS, "head_dim"):
             if getattr(self, key) < 1:
-                raise RefusedError(f"{key} is {getattr(self, key)}, it must be at least 1")
+                raise RefusedError(f"{key} is {getattr(self, key)}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise RefusedError(
-                f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
+                f"num_heads is {self.num_heads}, which is not a multiple of num_kv_heads, {self.num_kv_heads}"
             )
         if self.head_dim % 2:
-            raise RefusedError(f"head_dim {self.head_dim} is odd: rotary embeddings need pairs")
+            # Rotary embeddings rotate pairs of elements.
+            raise RefusedError(f"head_dim is {self.head_dim}; it must be even")
         for key in ("rope_theta", "rms_norm_eps"):
             if not 0 < getattr(self, key) < float("inf"):
-                raise RefusedError(f"{key} is {getattr(self, key)}, it must be a positive number")
+                raise RefusedError(f"{key} is {getattr(self, key)}; it must be a positive, finite number")
 
     @property
     def qkv_bias(self) -> bool:
-        """Whether q, k and v have biases."""
+        """Whether the q, k and v projections have biases."""
         return self.family == "qwen2" or self.attention_bias
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], *, head_present: bool | None = None) -> ModelConfig:
-        """Read the metadata of an `.apr` file, or a config.json of transformers.
+        """Read the configuration from the metadata of an `.apr` file, or from transformers' config.json.
 
         Args:
-            metadata: any of the known spellings; contradictions are refused.
-            head_present: whether the file holds a non-empty `lm_head.weight` or `output.weight`; decides
-                whether the head is tied where the metadata do not say.
+            metadata: keys in any of the known spellings.
+            head_present: whether the file has a non-empty `lm_head.weight` or `output.weight`. If the
+                metadata do not contain `tie_word_embeddings`, the head is tied if this is False.
 
         Raises:
-            RefusedError: no decoder of a family that is read, a missing size, a feature that is not read.
+            RefusedError: the model is not a Llama or Qwen2 decoder, has a feature that is not supported,
+                lacks a size, or two spellings contradict each other.
         """
         facts = canonical(metadata)
         family = _family(facts)
@@ -130,7 +133,7 @@ class ModelConfig:
         )
 
     def to_metadata(self) -> dict[str, Any]:
-        """The metadata that `from_metadata` reads back to an equal configuration."""
+        """Return metadata from which `from_metadata` restores an equal configuration."""
         metadata: dict[str, Any] = {
             "architecture": self.family,
             "hf_architecture": _CLASSES[self.family],
@@ -144,7 +147,7 @@ class ModelConfig:
             "intermediate_size": self.intermediate_size,
             "max_position_embeddings": self.max_position_embeddings,
             "rope_theta": self.rope_theta,
-            "rope_type": 2,  # split halves
+            "rope_type": 2,  # the ecosystem's number for pairs (i, i + head_dim / 2)
             "rms_norm_eps": self.rms_norm_eps,
             "tie_word_embeddings": self.tie_word_embeddings,
         }
@@ -160,35 +163,31 @@ class ModelConfig:
 
 
 def names_family(metadata: Mapping[str, Any]) -> bool:
-    """Whether the metadata say of which architecture a model is, one that is read or not."""
-    return any(_says_something(metadata.get(key)) for key in _FAMILY_KEYS)
+    """Whether the metadata name an architecture, supported or not."""
+    return any(_is_name(metadata.get(key)) for key in _FAMILY_KEYS)
 
 
-def _says_something(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and value.lower() not in _SAY_NOTHING
+def _is_name(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value.lower() not in _PLACEHOLDERS
 
 
 def _family(facts: dict[str, Any]) -> Family:
     for key in _FAMILY_KEYS:
         value = facts.get(key)
-        if not _says_something(value):
+        if not _is_name(value):
             continue
         family = _FAMILIES.get(value.lower())
         if family is not None:
             return family
-        kind = (
-            "an encoder"
-            if any(name in value.lower() for name in _ENCODERS)
-            else "of a family that is not read"
-        )
-        raise RefusedError(f"{key} is {value!r}, {kind}: only Llama and Qwen2 decoders are trained")
-    raise RefusedError(f"the metadata name no architecture (none of {', '.join(_FAMILY_KEYS)})")
+        kind = "an encoder" if any(name in value.lower() for name in _ENCODERS) else "not supported"
+        raise RefusedError(f"{key} is {value!r}, which is {kind}; apr supports Llama and Qwen2 decoders")
+    raise RefusedError(f"the metadata name no architecture; they need one of {', '.join(_FAMILY_KEYS)}")
 
 
 def _refuse_features(facts: dict[str, Any], family: Family) -> None:
     sliding = facts.get("use_sliding_window") or (family == "llama" and facts.get("sliding_window"))
     layers = facts.get("layer_types")
-    found = {
+    features = {
         "mlp_bias": facts.get("mlp_bias"),
         "sliding-window attention": sliding or (isinstance(layers, list) and "sliding_attention" in layers),
         "mixture of experts (num_experts)": facts.get("num_experts"),
@@ -198,35 +197,37 @@ def _refuse_features(facts: dict[str, Any], family: Family) -> None:
             for part in (facts, facts.get("rope_parameters"), facts.get("rope_scaling"))
         ),
     }
-    for feature, present in found.items():
+    for feature, present in features.items():
         if present:
-            raise RefusedError(f"the model has {feature}, which is not read")
+            raise RefusedError(f"the model has {feature}, which is not supported")
 
 
 def _integer(facts: dict[str, Any], key: str) -> int:
     value = _fact(facts, key)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise RefusedError(f"{key} is {value!r}, no whole number")
+        raise RefusedError(f"{key} is {value!r}, which is not a whole number")
     return value
 
 
 def _number(facts: dict[str, Any], key: str) -> float:
     value = _fact(facts, key)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RefusedError(f"{key} is {value!r}, no number")
+        raise RefusedError(f"{key} is {value!r}, which is not a number")
     try:
         return float(value)
     except OverflowError:
-        raise RefusedError(f"{key} is beyond all floats") from None
+        raise RefusedError(f"{key} is too large for a float") from None
 
 
 def _fact(facts: dict[str, Any], key: str) -> object:
-    """The value; importers write sizes a second time under `model.`, which must then agree."""
+    """Return the value of a key. Some importers write sizes also under `model.KEY`, which must then agree."""
     value, again = facts.get(key), facts.get(f"model.{key}")
     if value is None:
-        raise RefusedError(f"the metadata lack {key}: the model cannot be built without it")
+        raise RefusedError(f"the metadata have no {key}, which is needed to build the model")
     if again is not None and not same_value(value, again):
-        raise RefusedError(f"metadata contradict themselves: {key} is {value!r}, model.{key} is {again!r}")
+        raise RefusedError(
+            f"the metadata contradict themselves: {key} is {value!r}, model.{key} is {again!r}"
+        )
     return value
 
 
@@ -234,13 +235,13 @@ def _default_head_dim(numbers: dict[str, int]) -> int:
     hidden, heads = numbers["hidden_size"], numbers["num_heads"]
     if heads < 1 or hidden % heads:
         raise RefusedError(
-            f"hidden_size {hidden} is no multiple of num_heads {heads}, and head_dim is not given"
+            f"hidden_size is {hidden}, which is not a multiple of num_heads, {heads}, and head_dim is missing"
         )
     return hidden // heads
 
 
 def _rope(facts: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling; transformers 5 keeps both in `rope_parameters`."""
+    """Return theta and the scaling of rotary frequencies. transformers 5 keeps both in `rope_parameters`."""
     parameters = facts.get("rope_parameters") or {}
     scaling = facts.get("rope_scaling") or {}
     if not isinstance(parameters, dict) or not isinstance(scaling, dict):
@@ -251,35 +252,42 @@ def _rope(facts: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         merged.setdefault("rope_theta", theta)
         if not same_value(merged["rope_theta"], theta):
             raise RefusedError(
-                f"metadata contradict themselves: rope_theta is {merged['rope_theta']!r}, "
+                f"the metadata contradict themselves: rope_theta is {merged['rope_theta']!r}, "
                 f"rope_parameters.rope_theta is {theta!r}"
             )
     for key in parameters.keys() & scaling.keys():
         if not same_value(parameters[key], scaling[key]):
             raise RefusedError(
-                f"metadata contradict themselves: rope_parameters.{key} is {parameters[key]!r}, "
+                f"the metadata contradict themselves: rope_parameters.{key} is {parameters[key]!r}, "
                 f"rope_scaling.{key} is {scaling[key]!r}"
             )
     return _number(merged, "rope_theta"), _scaling({**parameters, **scaling})
 
 
-def _scaling(found: dict[str, Any]) -> RopeScaling | None:
-    kind, again = (found.get(key) for key in ("rope_type", "type"))
+def _scaling(facts: dict[str, Any]) -> RopeScaling | None:
+    kind, again = (facts.get(key) for key in ("rope_type", "type"))
     if kind is not None and again is not None and kind != again:
-        raise RefusedError(f"metadata contradict themselves: rope_type is {kind!r}, type is {again!r}")
+        raise RefusedError(f"the metadata contradict themselves: rope_type is {kind!r}, type is {again!r}")
     kind = kind or again or "default"
     if kind == "default":
-        if found.get("factor") not in (None, 1, 1.0):
-            raise RefusedError(f"rope scaling by {found['factor']!r} has no type (rope_type): llama3 is read")
+        if facts.get("factor") not in (None, 1, 1.0):
+            raise RefusedError(
+                f"rope scaling has factor {facts['factor']!r} but no rope_type; only llama3 is supported"
+            )
         return None
     if kind != "llama3":
-        raise RefusedError(f"rope scaling of type {kind!r} is not read (llama3 is)")
-    original = found.get("original_max_position_embeddings")
+        raise RefusedError(f"rope scaling has type {kind!r}; only llama3 is supported")
+    original = facts.get("original_max_position_embeddings")
     if isinstance(original, bool) or not isinstance(original, int):
-        raise RefusedError(f"rope_scaling.original_max_position_embeddings is {original!r}, no whole number")
-    factor, low, high = (_number(found, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+        raise RefusedError(
+            f"rope_scaling.original_max_position_embeddings is {original!r}, which is not a whole number"
+        )
+    factor, low, high = (_number(facts, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     if not (factor > 0 and 0 < low < high and original > 0):
-        raise RefusedError(f"rope_scaling {factor}, {low} to {high} of {original} is no scaling")
+        raise RefusedError(
+            f"rope_scaling is not valid: factor {factor}, low_freq_factor {low}, high_freq_factor {high}, "
+            f"original_max_position_embeddings {original}"
+        )
     return RopeScaling(factor, low, high, original)
 
 
@@ -288,7 +296,7 @@ def _tied(facts: dict[str, Any], *, head_present: bool | None) -> bool:
     if isinstance(value, bool):
         return value
     if value is not None:
-        raise RefusedError(f"tie_word_embeddings is {value!r}, neither true nor false")
+        raise RefusedError(f"tie_word_embeddings is {value!r}; it must be true or false")
     if head_present is None:
-        raise RefusedError("the metadata do not say whether the head is tied (tie_word_embeddings)")
+        raise RefusedError("the metadata have no tie_word_embeddings, which is needed to build the model")
     return not head_present

@@ -1,4 +1,4 @@
-"""The decoder: Qwen2 and Llama as one module, parameters named as transformers names them."""
+"""The decoder: one module for Qwen2 and Llama, with transformers' parameter names."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 class Decoder(nn.Module):
-    """A causal language model. A tied head is one parameter, `model.embed_tokens.weight`.
+    """A causal language model of the Qwen2 or Llama family.
 
-    Parameters have no values until they are filled or initialized; `from_apr` gives a filled one.
+    A tied head has no parameter of its own: `model.embed_tokens.weight` is used twice. `from_apr` loads a
+    model from a file; `empty` creates one without values.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -39,12 +40,18 @@ class Decoder(nn.Module):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Build the model that a file holds; every parameter filled once, every tensor used.
+        """Load a model from a file. Every parameter is filled once and every tensor is used.
+
+        Args:
+            path: an .apr file, or the index or directory of a model in several files.
+            device: where the parameters are.
+            dtype: the dtype of all parameters.
 
         Raises:
-            AprError: not a valid file.
-            RefusedError: no decoder of a family that is read.
-            WeightsError: the tensors do not fit the model, or hold no plausible weights; names them.
+            AprError: the file is not valid.
+            RefusedError: the metadata do not describe a Llama or Qwen2 decoder.
+            WeightsError: the tensors do not match the model or are not trained weights; the message names
+                them.
         """
         with load(path) as file:
             config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
@@ -55,35 +62,35 @@ class Decoder(nn.Module):
 
     @classmethod
     def empty(cls, config: ModelConfig, device: str | torch.device, dtype: torch.dtype) -> Self:
-        """A model whose parameters have memory on `device` and no values."""
+        """Create a model whose parameters have memory on `device` but no values yet."""
         with torch.device("meta"):
             model = cls(config).to(dtype)
         return model.to_empty(device=device)
 
     @property
     def head_weight(self) -> Tensor:
-        """The output projection, [V, hidden_size]."""
+        """The output projection: [V, hidden_size]."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Logits of the next token at each position.
+        """Compute the logits of the next token at each position.
 
         Args:
             input_ids: int64 [B, T], each below `config.vocab_size`.
 
         Returns:
-            [B, T, V] in the model's dtype (the autocast dtype under autocast).
+            Logits [B, T, V] in the model's dtype, or in the autocast dtype under autocast.
         """
         return F.linear(self.hidden(input_ids), self.head_weight)
 
     def hidden(self, input_ids: Tensor) -> Tensor:
-        """The last hidden state, normalized: [B, T, hidden_size]; `head_weight` turns it into logits."""
+        """Compute the normalized last hidden state, the input of the head: [B, T, hidden_size]."""
         cos, sin = self._rotary_tables(input_ids.shape[1], input_ids.device)
         hidden: Tensor = self.model(input_ids, cos, sin)
         return hidden
 
     def _rotary_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin, float32 [T, head_dim]; computed once for the longest T seen."""
+        """Return cosines and sines, float32 [T, head_dim], kept for the longest T so far."""
         tables = self._rotary
         if tables is None or tables[0].shape[0] < length or tables[0].device != device:
             positions = torch.arange(length, dtype=torch.float32, device=device)
@@ -94,7 +101,7 @@ class Decoder(nn.Module):
 
 
 class Body(nn.Module):
-    """All but the head; a module of its own because transformers' names start with `model.`."""
+    """Everything but the head. It is a module of its own because transformers' names start with `model.`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -103,7 +110,7 @@ class Body(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, input_ids: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Ids [B, T] to the normalized last hidden state [B, T, hidden_size]."""
+        """Compute the normalized last hidden state [B, T, hidden_size] of ids [B, T]."""
         x = self.embed_tokens(input_ids)
         for layer in self.layers:
             x = layer(x, cos, sin)
@@ -112,7 +119,7 @@ class Body(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each behind a norm and added to the residual stream."""
+    """Attention and MLP, each applied to the normalized residual stream and added to it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -122,14 +129,14 @@ class Layer(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, hidden_size] to the same."""
+        """Map [B, T, hidden_size] to the same shape."""
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention with rotary positions (split halves)."""
+    """Causal grouped-query attention with rotary position embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -141,7 +148,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, hidden_size] to the same; every position sees itself and those before it."""
+        """Map [B, T, hidden_size] to the same shape. A position sees itself and the positions before it."""
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -162,15 +169,15 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, T, hidden_size] to the same."""
+        """Map [B, T, hidden_size] to the same shape."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on [B, heads, T, head_dim]: element i pairs with i + head_dim / 2.
+    """Apply rotary positions to [B, heads, T, head_dim], where element i pairs with i + head_dim / 2.
 
-    Computed in float32 and rounded once: a cosine in bfloat16 is off by up to 0.4 %.
+    The computation is in float32 and rounded once, because a cosine in bfloat16 is off by up to 0.4 %.
     """
     first, second = x.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
@@ -178,14 +185,15 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """Radians a position, float32 [head_dim / 2]: theta^(-2i / head_dim), scaled as Llama 3 does if asked."""
+    """Return theta^(-2i / head_dim) with Llama 3's scaling, radians per position: float32 [head_dim / 2]."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
     wavelengths = 2 * math.pi / frequencies
-    # Long waves are slowed down by `factor`, short ones stay, those between go over smoothly.
+    # Frequencies with long waves are divided by `factor`, short waves stay, and in between it is interpolated
+    # (https://arxiv.org/abs/2407.21783; transformers calls it llama3).
     turns = scaling.original_max_position_embeddings / wavelengths
     smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     smooth = smooth.clamp(0, 1)

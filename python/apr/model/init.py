@@ -1,4 +1,4 @@
-"""Fresh weights, and the sizes of models to start from scratch."""
+"""Random initial weights, and the sizes of models to train from scratch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from apr.model.decoder import Decoder
 
-# Sizes of published models, and one that two CPU cores train in a minute. The vocabulary is the tokenizer's.
+# Two published models, and one that two CPU cores train in a minute. The vocabulary size comes from the data
+# or the tokenizer.
 PRESETS: dict[str, dict[str, Any]] = {
     "qwen2.5-0.5b": {
         "architecture": "qwen2", "hidden_size": 896, "num_layers": 24, "num_heads": 14, "num_kv_heads": 2,
@@ -36,23 +37,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
 }  # fmt: skip
-# Rows of the published models' embeddings.
+# The vocabulary sizes of the published models.
 VOCABULARIES = {"qwen2.5-0.5b": 151_936, "smollm2-135m": 49_152}
 _STD = 0.02
 
 
 def load_arch(arch: str, vocab_size: int) -> ModelConfig:
-    """The configuration of a preset or a YAML file of metadata keys, with a vocabulary's size.
+    """Return the configuration of a preset or of a YAML file.
+
+    Args:
+        arch: the name of a preset, or the path of a YAML file with sizes under their metadata keys.
+        vocab_size: the vocabulary size of the model.
 
     Raises:
-        FileNotFoundError: neither a preset nor a file.
-        UsageError: a file that is no mapping.
-        RefusedError: sizes that make no model, or another vocabulary's.
+        FileNotFoundError: `arch` is neither a preset nor a file.
+        UsageError: the file is not a YAML mapping.
+        RefusedError: the sizes do not describe a model, or the file has another vocabulary size.
     """
-    sizes = PRESETS.get(arch) or _read(arch)
-    given = sizes.get("vocab_size", vocab_size)
-    if given != vocab_size:
-        raise RefusedError(f"--arch {arch}: vocab_size is {given}, the data's {vocab_size}: make them equal")
+    sizes = read_arch(arch)
+    stated = sizes.get("vocab_size", vocab_size)
+    if stated != vocab_size:
+        raise RefusedError(
+            f"--arch {arch}: vocab_size is {stated}, but must be the data's vocabulary size, {vocab_size}"
+        )
     try:
         return ModelConfig.from_metadata({**sizes, "vocab_size": vocab_size})
     except RefusedError as error:
@@ -60,7 +67,7 @@ def load_arch(arch: str, vocab_size: int) -> ModelConfig:
 
 
 def init_weights(model: Decoder, seed: int) -> None:
-    """Fill a model with fresh weights, the same for a seed on every device; see `fresh_weights`."""
+    """Fill a model with the weights of `fresh_weights`, which depend on the seed but not on the device."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, values in fresh_weights(model.config, seed):
@@ -68,10 +75,10 @@ def init_weights(model: Decoder, seed: int) -> None:
 
 
 def fresh_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Names and fresh float32 values of a decoder's parameters, one at a time, the same for a seed.
+    """Yield the name and the initial float32 values of each parameter. The same seed gives the same values.
 
-    Matrices and embedding are normal with a standard deviation of 0.02, those that write to the residual
-    stream 0.02 / sqrt(2 x layers) as in GPT-2; norms are 1, biases 0.
+    Matrices and the embedding are drawn from a normal distribution with standard deviation 0.02, or
+    0.02 / sqrt(2 x layers) if they write to the residual stream, as in GPT-2. Norms are 1 and biases 0.
     """
     from apr.model.decoder import Decoder
 
@@ -87,11 +94,19 @@ def fresh_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]
         yield name, torch.normal(0.0, std, shape, generator=generator)
 
 
-def _read(arch: str) -> dict[str, Any]:
+def read_arch(arch: str) -> dict[str, Any]:
+    """Return the sizes of a preset or of a YAML file, under their metadata keys.
+
+    Raises:
+        FileNotFoundError: `arch` is neither a preset nor a file.
+        UsageError: the file is not a YAML mapping, or it is empty.
+    """
+    if arch in PRESETS:
+        return PRESETS[arch]
     path = Path(arch)
     if not path.exists():
-        raise FileNotFoundError(2, f"neither a preset ({', '.join(PRESETS)}) nor a file", arch)
+        raise FileNotFoundError(2, f"neither a preset ({', '.join(PRESETS)}) nor an existing file", arch)
     sizes = read_options(path)
     if not sizes:
-        raise UsageError(f"{path}: no mapping of sizes")
+        raise UsageError(f"{path}: the file is empty; it must map metadata keys to sizes")
     return sizes

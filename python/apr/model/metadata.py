@@ -1,4 +1,4 @@
-"""What the metadata of a model file say of the model, in each of the spellings that writers use."""
+"""Metadata about the model, in all spellings that writers use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apr.errors import RefusedError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# The first spelling is the one that is written; the others occur in the wild.
+# The key that apr writes, and the keys that other writers use for the same fact.
 ALIASES: dict[str, tuple[str, ...]] = {
     "hidden_size": ("hidden_dim", "d_model", "n_embd"),
     "num_layers": ("num_hidden_layers", "n_layers", "n_layer"),
@@ -34,43 +34,43 @@ _WHICH_MODEL = (
 
 
 def canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy in which every known fact stands under its first spelling alone, nulls left out.
+    """Return the metadata without nulls, with every known fact only under the key that apr writes.
 
     Raises:
-        RefusedError: two spellings of one fact contradict each other; the message names both.
+        RefusedError: two spellings of a fact contradict each other.
     """
     aliases = {alias for others in ALIASES.values() for alias in others}
     plain = {key: value for key, value in metadata.items() if key not in aliases and value is not None}
     for key in ALIASES:
-        found = spellings(metadata, key)
-        for spelling, value in found.items():
-            first = next(iter(found))
-            if not same_value(found[first], value):
+        values = spellings(metadata, key)
+        for spelling, value in values.items():
+            first = next(iter(values))
+            if not same_value(values[first], value):
                 raise RefusedError(
-                    f"metadata contradict themselves: {first} is {found[first]!r}, {spelling} is {value!r}; "
-                    "correct one of the two"
+                    f"the metadata contradict themselves: {first} is {values[first]!r}, {spelling} is "
+                    f"{value!r}; correct one of the two"
                 )
-            plain[key] = found[first]
+            plain[key] = values[first]
     return plain
 
 
 def of_a_later_file(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What the second and later files of several repeat: what model they are a part of, and its sizes.
+    """Return the metadata that the second and later files of a model repeat: the model's name and sizes.
 
-    A tokenizer and configurations stand in the first file alone, whose metadata are those of the model.
+    The tokenizer and the configurations can be large. They are only in the first file.
     """
     sizes = {spelling for key, others in ALIASES.items() for spelling in (key, *others)}
     return {key: value for key, value in metadata.items() if key in sizes or key in _WHICH_MODEL}
 
 
 def spellings(metadata: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The spellings of a fact that the metadata hold, the one that is written first, nulls left out."""
+    """Return the spellings of a fact that the metadata have, apr's own first, without nulls."""
     names = (key, *ALIASES.get(key, ()))
     return {name: metadata[name] for name in names if metadata.get(name) is not None}
 
 
 def same_value(a: object, b: object) -> bool:
-    """Equal, floats as float32: writers hold 1e-06 also as 9.999999974752427e-07."""
+    """Whether two values are equal, floats as float32: some writers store 1e-06 as 9.999999974752427e-07."""
     if isinstance(a, float) or isinstance(b, float):
         try:
             return struct.pack("<f", a) == struct.pack("<f", b)

@@ -1,4 +1,4 @@
-"""The parameters of a decoder by name, without building one."""
+"""Names and shapes of a decoder's parameters, known without building the decoder."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
 
 
 def check_layers(path: str, config: ModelConfig, tensors: int) -> None:
-    """Before anything is made for each layer: metadata may promise any number of them.
+    """Refuse more layers than the file has tensors.
+
+    Call it before anything is built for each layer: forged metadata may ask for a billion of them.
 
     Raises:
-        WeightsError: a file of so few tensors cannot hold the layers.
+        WeightsError: the file has fewer tensors than layers.
     """
     if config.num_layers > tensors:
         raise WeightsError(f"{path}: num_layers is {config.num_layers:,}, but the file has {tensors} tensors")
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names, as transformers has them, and shapes of a decoder's parameters.
-
-    A tied head is no parameter of its own.
-    """
+    """Return the shape of each parameter by its name in transformers. A tied head has no entry."""
     hidden, inner = config.hidden_size, config.intermediate_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}

@@ -19,7 +19,7 @@ def init(path, *flags):
     return main(["init", *flags, "-o", str(path)])
 
 
-def test_a_fresh_file_is_the_model_that_training_from_scratch_starts_from(tmp_path):
+def test_the_file_is_the_model_that_training_from_scratch_starts_from(tmp_path):
     from apr.model.init import init_weights
 
     assert init(tmp_path / "m.apr", *SMALL, "--seed", "7") == 0
@@ -34,7 +34,7 @@ def test_a_fresh_file_is_the_model_that_training_from_scratch_starts_from(tmp_pa
         assert file.metadata["param_count"] == sum(p.numel() for p in model.parameters())
 
 
-def test_a_seed_decides_every_byte(tmp_path):
+def test_the_seed_determines_every_byte(tmp_path):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         assert init(tmp_path / f"{name}.apr", *SMALL, "--seed", seed) == 0
     a, b, c = ((tmp_path / f"{name}.apr").read_bytes() for name in "abc")
@@ -56,7 +56,7 @@ def test_transformers_loads_it_after_a_conversion(tmp_path):
 
 
 @pytest.mark.long
-def test_the_full_shape_of_qwen_goes_round_unchanged(tmp_path, capsys):
+def test_the_full_size_of_qwen_converts_there_and_back(tmp_path, capsys):
     assert init(tmp_path / "m.apr", "--preset", "qwen2.5-0.5b", "--dtype", "bf16", "--json") == 0
     assert json.loads(capsys.readouterr().out) | {"seconds": 0, "size_bytes": 0} == {
         "target": str(tmp_path / "m.apr"), "tensors": 290, "param_count": 494_032_768, "vocab_size": 151_936,
@@ -69,12 +69,12 @@ def test_the_full_shape_of_qwen_goes_round_unchanged(tmp_path, capsys):
     Decoder.from_apr(tmp_path / "back.apr", device="cpu")
 
 
-def test_what_makes_no_model_is_refused_in_one_line(tmp_path, capsys):
+def test_wrong_options_are_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "sizes.yaml").write_text("architecture: qwen2\nhidden_size: 64\n")
     for flags, code, says in [
         (["--arch", "qwen2-4m"], 2, "--vocab-size"),
-        (["--arch", "gone.yaml", "--vocab-size", "9"], 3, "neither a preset"),
-        (["--arch", str(tmp_path / "sizes.yaml"), "--vocab-size", "9"], 5, "lack"),
+        (["--arch", "gone.yaml", "--vocab-size", "9"], 3, "preset"),
+        (["--arch", str(tmp_path / "sizes.yaml"), "--vocab-size", "9"], 5, "num_layers"),
         ([*SMALL, "--tokenizer", str(TOKENIZER), "--vocab-size", "100"], 2, "512"),
         ([*SMALL, "--seed", "-1"], 2, "--seed"),
     ]:
