@@ -2,13 +2,16 @@
 //!
 //! A declared size that the compressed bytes contradict is refused before memory is allocated for it.
 
+#[cfg(feature = "v1")]
 use zstd::{bulk::Decompressor, zstd_safe};
 
+#[cfg(feature = "v1")]
 use crate::error::{Error, Part, Result, Rule};
 
 /// The largest size that is decompressed, a limit of the format: an LZ4 file of 4 MiB can declare this much.
 pub const MAX_UNPACKED: u64 = 1 << 30;
 /// An LZ4 block decompresses to at most this many times its size: each byte of a match length stands for 255 bytes.
+#[cfg(feature = "v1")]
 const LZ4_RATIO: usize = 255;
 
 /// A compression.
@@ -32,7 +35,10 @@ impl Codec {
             Self::Zstd => "zstd",
         }
     }
+}
 
+#[cfg(feature = "v1")]
+impl Codec {
     /// Check, without decompressing, that `packed` can hold `size` bytes. `offset` is its place in the file.
     ///
     /// # Errors
@@ -87,6 +93,7 @@ impl Codec {
     }
 }
 
+#[cfg(feature = "v1")]
 fn unpack_zstd(packed: &[u8], out: &mut [u8]) -> std::result::Result<usize, String> {
     // The zstd library would continue with a second frame.
     let frame = zstd_safe::find_frame_compressed_size(packed).map_err(zstd_safe::get_error_name)?;
@@ -98,7 +105,7 @@ fn unpack_zstd(packed: &[u8], out: &mut [u8]) -> std::result::Result<usize, Stri
     context.decompress_to_buffer(packed, out).map_err(|error| error.to_string())
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "v1"))]
 mod tests {
     use super::*;
 

@@ -1,22 +1,25 @@
 //! Any form of `.apr` file, opened.
 
-use std::{
-    borrow::Cow,
-    io,
-    sync::{Arc, OnceLock},
-};
+#[cfg(feature = "v1")]
+use std::sync::OnceLock;
+use std::{borrow::Cow, io, sync::Arc};
 
+#[cfg(feature = "v1")]
 use crate::{
     codec::Codec,
+    v1::{self, read::Opened},
+    variants::wrapper::Wrapper,
+};
+use crate::{
     contents::Contents,
     error::{Error, Part, Result, Rule},
     json::member,
+    keys::Keys,
     mapping::Mapping,
     sniff::{self, Detected},
     source::{Source, read_vec},
-    v1::{self, keys::Keys, read::Opened},
     v2,
-    variants::{json, wrapper::Wrapper},
+    variants::json,
     verify::{self, Check, Findings},
     watch::{Watch, Watched},
 };
@@ -37,6 +40,7 @@ pub enum Form {
     /// The JSON container `APR1`.
     Json(json::Header),
     /// `APR1` in a wrapper of this magic, compressed like this, and what it unpacked to.
+    #[cfg(feature = "v1")]
     Wrapped {
         /// `APR2` or `APR\0`.
         magic: [u8; 4],
@@ -48,6 +52,7 @@ pub enum Form {
         image: Arc<Mapping>,
     },
     /// v1, and its payload once it was asked for: None where it lies in the file as it is.
+    #[cfg(feature = "v1")]
     V1(Box<Opened>, OnceLock<Option<Arc<Mapping>>>),
 }
 
@@ -60,9 +65,13 @@ impl Form {
             Self::V2(header) if &header.magic == b"APRN" => "APR v2 (magic APRN)",
             Self::V2(_) => "APR v2",
             Self::Json(_) => "APR1 JSON",
+            #[cfg(feature = "v1")]
             Self::Wrapped { codec: Codec::Plain, .. } => "APR1 JSON (wrapped)",
+            #[cfg(feature = "v1")]
             Self::Wrapped { codec: Codec::Lz4, .. } => "APR1 JSON (wrapped, LZ4)",
+            #[cfg(feature = "v1")]
             Self::Wrapped { codec: Codec::Zstd, .. } => "APR1 JSON (wrapped, zstd)",
+            #[cfg(feature = "v1")]
             Self::V1(..) => "APR v1",
         }
     }
@@ -121,6 +130,7 @@ impl<S: Source> Container<S> {
                 let (header, contents) = json::open(&source)?;
                 (Form::Json(header), contents)
             }
+            #[cfg(feature = "v1")]
             Detected::Wrapped(wrapper) => {
                 let size = source.size()?;
                 let pages = wrapper.unpack(&source, size)?;
@@ -129,10 +139,13 @@ impl<S: Source> Container<S> {
                 let &Wrapper { magic, codec, .. } = wrapper;
                 (Form::Wrapped { magic, codec, header, image: Arc::new(pages) }, contents)
             }
+            #[cfg(feature = "v1")]
             Detected::V1 => {
                 let (contents, opened) = v1::read::open(&source, keys)?;
                 return Ok(Self { source, contents, form: Form::V1(Box::new(opened), OnceLock::new()) });
             }
+            #[cfg(not(feature = "v1"))]
+            Detected::Wrapped(_) | Detected::V1 => return Err(sniff::left_out(kind)),
         };
         keys.refuse()?;
         Ok(Self { source, contents, form })
@@ -173,6 +186,7 @@ impl<S: Source> Container<S> {
     }
 
     /// What v1 has beside what every form has; None for the others.
+    #[cfg(feature = "v1")]
     #[must_use]
     pub fn v1(&self) -> Option<&Opened> {
         match &self.form {
@@ -188,41 +202,18 @@ impl<S: Source> Container<S> {
     pub fn image(&self) -> Result<Image<'_, S>> {
         let pages = match &self.form {
             Form::V2(_) | Form::Json(_) => None,
+            #[cfg(feature = "v1")]
             Form::Wrapped { image, .. } => Some(image),
+            #[cfg(feature = "v1")]
             Form::V1(opened, ready) => {
                 if ready.get().is_none() {
                     // Of two threads that unpack at once, the second one's result is dropped.
-                    let _ = ready.set(self.unpack(opened)?);
+                    let _ = ready.set(opened.image(&self.source, &self.contents.tensors)?);
                 }
                 ready.get().and_then(Option::as_ref)
             }
         };
         Ok(pages.map_or(Image::File(&self.source), Image::Memory))
-    }
-
-    /// The payload of v1, None where it lies in the file as it is; and whether its count is the tensors'.
-    fn unpack(&self, opened: &Opened) -> Result<Option<Arc<Mapping>>> {
-        let pages = if opened.header.is_in_file() {
-            None
-        } else {
-            let packed = opened.packed(&self.source)?;
-            Some(Arc::new(Mapping::filled(opened.payload_size(), |out| packed.unpack(out))?))
-        };
-        let tensors = &self.contents.tensors;
-        if !tensors.is_empty() {
-            let offset = if opened.header.is_in_file() { opened.header.payload_offset() } else { 0 };
-            let mut count = [0; 8];
-            match &pages {
-                Some(pages) => pages.read_at(offset, &mut count)?,
-                None => self.source.read_at(offset, &mut count)?,
-            }
-            let (count, expected) =
-                (u64::from_le_bytes(count), tensors.entries().map(|entry| entry.count()).sum());
-            if count != expected {
-                return Err(Rule::ValueCount { count, expected }.at(Part::Payload, offset));
-            }
-        }
-        Ok(pages)
     }
 
     /// Compare the footer with every byte before it, and give it; None where the file has no footer.
@@ -231,14 +222,13 @@ impl<S: Source> Container<S> {
     /// [`Rule::Checksum`], [`Rule::CutShort`]; the operating system's.
     pub fn check_footer(&self, watch: &Watch) -> Result<Option<u32>> {
         match &self.form {
+            #[cfg(feature = "v1")]
             Form::Wrapped { image, .. } => verify::footer(image.as_ref(), &self.contents),
-            Form::V2(_) | Form::Json(_) | Form::V1(..) => {
-                verify::footer(&Watched { source: &self.source, watch }, &self.contents)
-            }
+            _ => verify::footer(&Watched { source: &self.source, watch }, &self.contents),
         }
     }
 
-    fn verify(&self, keys: &Keys) -> io::Result<Findings> {
+    fn verify(&self) -> io::Result<Findings> {
         let magic = |magic: [u8; 4], (major, minor)| {
             let magic = String::from_utf8_lossy(&magic).replace('\0', "\\0");
             format!("{magic}, version {major}.{minor}")
@@ -253,6 +243,7 @@ impl<S: Source> Container<S> {
             Form::Json(_) => {
                 verify::opened(&self.source, &self.contents, magic(json::MAGIC, json::VERSION), none())
             }
+            #[cfg(feature = "v1")]
             Form::Wrapped { magic: outer, codec, image, .. } => {
                 let magic = magic(*outer, json::VERSION);
                 let mut findings = verify::opened(image.as_ref(), &self.contents, magic, none())?;
@@ -260,12 +251,13 @@ impl<S: Source> Container<S> {
                 findings.checks.insert(1, verify::passed(Part::Packing, detail));
                 Ok(findings)
             }
+            #[cfg(feature = "v1")]
             Form::V1(opened, _) => {
                 let payload = match self.image() {
                     Err(Error { rule: Rule::Io(error), .. }) => return Err(error),
                     other => other.map(|_| ()),
                 };
-                let checks = v1::verify::checks(&self.contents, opened, keys, payload.as_ref().copied());
+                let checks = v1::verify::checks(&self.contents, opened, payload.as_ref().copied());
                 Ok(Findings { opened: true, checks })
             }
         }
@@ -297,14 +289,18 @@ pub fn verify_with(source: &(impl Source + ?Sized), keys: &Keys) -> io::Result<F
         Err(error) => return Ok(Findings::unopened(&error, V2)),
     };
     let error = match Container::of_kind(source, &kind, keys) {
-        Ok(container) => return container.verify(keys),
+        Ok(container) => return container.verify(),
         Err(Error { rule: Rule::Io(error), .. }) => return Err(error),
         Err(error) => error,
     };
     let parts = match kind {
         Detected::V2(_) | Detected::Json => V2,
+        #[cfg(feature = "v1")]
         Detected::Wrapped(_) => WRAPPED,
+        #[cfg(feature = "v1")]
         Detected::V1 => v1::verify::PARTS,
+        #[cfg(not(feature = "v1"))]
+        Detected::Wrapped(_) | Detected::V1 => V2,
     };
     let mut findings = Findings::unopened(&error, parts);
     if let Detected::V2(_) = kind {
@@ -319,5 +315,6 @@ pub fn verify_with(source: &(impl Source + ?Sized), keys: &Keys) -> io::Result<F
 
 /// The parts of the forms, in the order in which they are checked.
 const V2: &[Part] = &[Part::Magic, Part::Header, Part::Metadata, Part::Index, Part::Data, Part::Footer];
+#[cfg(feature = "v1")]
 const WRAPPED: &[Part] =
     &[Part::Magic, Part::Packing, Part::Header, Part::Metadata, Part::Index, Part::Data, Part::Footer];

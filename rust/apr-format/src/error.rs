@@ -365,6 +365,7 @@ impl Error {
     }
 
     /// The offset counts in what a compressed file unpacks to.
+    #[cfg(feature = "v1")]
     pub(crate) fn unpacked(mut self) -> Self {
         self.at.is_unpacked = true;
         self

@@ -11,12 +11,14 @@ pub mod error;
 pub mod file;
 pub mod index;
 pub mod json;
+pub mod keys;
 pub mod mapping;
 pub mod quant;
 pub mod shards;
 pub mod sniff;
 pub mod source;
 pub mod threads;
+#[cfg(feature = "v1")]
 pub mod v1;
 pub mod v2;
 pub mod variants;

@@ -81,6 +81,15 @@ pub fn v2_header(prefix: &[u8], size: u64) -> Result<header::Header> {
     }
 }
 
+/// Return the error for a form that this build cannot read.
+#[cfg(not(feature = "v1"))]
+pub(crate) fn left_out(form: &Detected) -> Error {
+    unsupported(match form {
+        Detected::V1 => "version 1 (this program was built without the feature v1)",
+        _ => "a compressed JSON container (this program was built without the feature v1)",
+    })
+}
+
 fn whole_header(prefix: &[u8], size: u64) -> Result<&[u8; PREFIX_SIZE]> {
     prefix.first_chunk().ok_or_else(|| Error::truncated(Part::Header, PREFIX_SIZE as u64, size))
 }
@@ -190,4 +199,31 @@ fn unreadable(prefix: &[u8], size: u64) -> Error {
         return Error::truncated(Part::Magic, 4, size);
     }
     Rule::UnknownMagic { first: prefix.iter().take(8).copied().collect() }.at(Part::Magic, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn formats_without_a_magic_are_recognized() {
+        assert_eq!(Foreign::detect(b"\x02\0\0\0\0\0\0\0{}"), Some(Foreign::Safetensors));
+        assert_eq!(Foreign::detect(&[0; 64]), Some(Foreign::Zeros));
+        // A length of more than 100 MB before the brace.
+        assert_eq!(Foreign::detect(b"abcdefgh{}"), None);
+        assert_eq!(Foreign::detect(b""), None);
+    }
+
+    #[cfg(not(feature = "v1"))]
+    #[test]
+    fn forms_that_are_left_out_are_refused_by_name() {
+        use crate::{container::Container, error::Kind};
+
+        let wrapped = b"APR2\x02\x04\0\0\0\x28\xb5\x2f\xfd";
+        for file in [&b"APRN\x01\0"[..], wrapped] {
+            let error = Container::open(file).unwrap_err();
+            assert_eq!((error.kind(), error.offset()), (Kind::Unsupported, Some(0)));
+            assert!(error.to_string().contains("feature v1"), "{error}");
+        }
+    }
 }

@@ -16,14 +16,12 @@ use apr_format::{
     dtype::Dtype,
     file,
     index::Tensor,
+    keys::{Keys, Unlock},
     mapping::Mapping as Pages,
     quant,
     source::read_vec,
     threads,
-    v1::{
-        keys::{Keys, Unlock},
-        read::Opened,
-    },
+    v1::read::Opened,
     v2::{
         layout::{Layout, Spec},
         stream::Stream,

@@ -9,7 +9,7 @@ use aes_gcm::{Aes256Gcm, KeyInit, Nonce, aead::AeadInOut};
 use apr_format::{
     container::Container,
     source::read_vec,
-    v1::keys::{Keys, Unlock},
+    keys::{Keys, Unlock},
 };
 use apr_format_fuzz::{Number, look_with, on_this_thread, put};
 use ed25519_dalek::{Signer, SigningKey};

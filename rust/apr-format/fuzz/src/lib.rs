@@ -6,7 +6,7 @@ use apr_format::{
     error::{Error, Kind, Part},
     quant,
     source::{Source, read_vec},
-    v1::keys::Keys,
+    keys::Keys,
     v2::{
         align,
         header::flags,

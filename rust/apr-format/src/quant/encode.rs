@@ -23,8 +23,8 @@ const Q4_SIZE: usize = 18;
 /// from zero.
 ///
 /// # Errors
-/// [`Rule::Invalid`] for another dtype, for NaN and infinities, and for q4 magnitudes above 458 528, whose scale
-/// an f16 cannot hold.
+/// [`Rule::Invalid`](crate::Rule::Invalid) for another dtype, for NaN and infinities, and for q4 magnitudes above
+/// 458 528, whose scale an f16 cannot hold.
 pub fn quantize(dtype: Dtype, values: &[f32]) -> Result<Vec<u8>> {
     threads::run(|| quantize_here(dtype, values))
 }

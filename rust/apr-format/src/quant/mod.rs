@@ -22,7 +22,8 @@ pub const TASK: usize = 32 << 10;
 /// blocks that hold these values are read from `source`.
 ///
 /// # Errors
-/// [`Rule::Invalid`] if the tensor is not quantized or has fewer values; [`Rule::Io`] if reading fails.
+/// [`Rule::Invalid`](crate::Rule::Invalid) if the tensor is not quantized or has fewer values;
+/// [`Rule::Io`](crate::Rule::Io) if reading fails.
 pub fn dequantize(
     source: &(impl Source + ?Sized),
     tensor: &Tensor,

@@ -8,7 +8,6 @@
 //! encrypted payload was compressed first, then encrypted.
 
 pub mod header;
-pub mod keys;
 pub mod metadata;
 pub mod read;
 mod seal;

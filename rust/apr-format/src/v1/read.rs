@@ -1,10 +1,9 @@
 //! Open a version 1 file: check and decrypt it. The payload is decompressed when it is first used.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{
     header::{Compression, Header, SIGNATURE_SIZE, SIZE},
-    keys::Keys,
     metadata, seal,
     tensors::{self, Described},
 };
@@ -14,6 +13,8 @@ use crate::{
     crc::crc32,
     error::{Error, Part, Result, Rule},
     index::Index,
+    keys::{Keys, Unlock},
+    mapping::Mapping,
     source::{Source, read_vec},
 };
 
@@ -36,8 +37,17 @@ pub struct Opened {
     pub signer: Option<Signer>,
     /// Why the shapes in the metadata do not fit the payload, if there are any and they do not.
     pub not_described: Option<String>,
-    /// The decrypted payload, still compressed; `None` if it is not encrypted or there is no key.
-    decrypted: Option<Vec<u8>>,
+    /// The decrypted payload; `None` if it is not encrypted or there is no key.
+    decrypted: Option<Decrypted>,
+}
+
+/// A decrypted payload.
+#[derive(Debug)]
+struct Decrypted {
+    /// The payload, still compressed.
+    payload: Vec<u8>,
+    /// The kind of key that decrypted it, in words.
+    key: &'static str,
 }
 
 /// Check a file from its first byte to its last and open it.
@@ -104,14 +114,19 @@ fn unread() -> Error {
     std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()
 }
 
-fn decrypt(source: &(impl Source + ?Sized), header: &Header, keys: &Keys) -> Result<Option<Vec<u8>>> {
+fn decrypt(source: &(impl Source + ?Sized), header: &Header, keys: &Keys) -> Result<Option<Decrypted>> {
     if !header.is_encrypted() {
         keys.refuse_unlock()?;
         return Ok(None);
     }
     let Some(unlock) = &keys.unlock else { return Ok(None) };
     let payload = read_vec(source, header.payload_offset(), u64::from(header.payload_size))?;
-    seal::decrypt(payload, unlock, header.payload_offset()).map(Some)
+    let payload = seal::decrypt(payload, unlock, header.payload_offset())?;
+    let key = match unlock {
+        Unlock::Password(_) => "password",
+        Unlock::Recipient(_) => "recipient key",
+    };
+    Ok(Some(Decrypted { payload, key }))
 }
 
 impl Opened {
@@ -121,10 +136,44 @@ impl Opened {
         self.header.is_encrypted() && self.decrypted.is_none()
     }
 
+    /// Return the kind of key that decrypted the payload, in words.
+    #[must_use]
+    pub fn decrypted_with(&self) -> Option<&'static str> {
+        self.decrypted.as_ref().map(|decrypted| decrypted.key)
+    }
+
     /// Return the size of the payload in bytes, decrypted and decompressed.
     #[must_use]
     pub fn payload_size(&self) -> usize {
         usize::try_from(self.header.uncompressed_size).unwrap_or(usize::MAX)
+    }
+
+    /// Return the payload in memory, decrypted and decompressed; `None` if the file holds it as it is.
+    ///
+    /// # Errors
+    /// [`Rule::Decryption`] if it is locked; [`Rule::Compressed`] for invalid data; [`Rule::ValueCount`] if it does not
+    /// start with the number of values that the tensors have; [`Rule::Io`].
+    pub fn image(&self, source: &(impl Source + ?Sized), tensors: &Index) -> Result<Option<Arc<Mapping>>> {
+        let pages = if self.header.is_in_file() {
+            None
+        } else {
+            let packed = self.packed(source)?;
+            Some(Arc::new(Mapping::filled(self.payload_size(), |out| packed.unpack(out))?))
+        };
+        if !tensors.is_empty() {
+            let mut count = [0; 8];
+            let offset = if pages.is_some() { 0 } else { self.header.payload_offset() };
+            match &pages {
+                Some(pages) => pages.read_at(offset, &mut count)?,
+                None => source.read_at(offset, &mut count)?,
+            }
+            let (count, expected) =
+                (u64::from_le_bytes(count), tensors.entries().map(|entry| entry.count()).sum());
+            if count != expected {
+                return Err(Rule::ValueCount { count, expected }.at(Part::Payload, offset));
+            }
+        }
+        Ok(pages)
     }
 
     /// Return the payload, still compressed. Its declared size is checked before any memory is allocated for it.
@@ -138,7 +187,7 @@ impl Opened {
             return Err(Rule::Decryption { what }.at(Part::Encryption, start));
         }
         let stored = match &self.decrypted {
-            Some(decrypted) => Cow::Borrowed(decrypted.as_slice()),
+            Some(decrypted) => Cow::Borrowed(decrypted.payload.as_slice()),
             None => Cow::Owned(read_vec(source, start, u64::from(self.header.payload_size))?),
         };
         let codec = match self.header.compression {

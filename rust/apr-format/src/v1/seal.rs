@@ -15,8 +15,10 @@ use sha2::Sha256;
 use x25519_dalek::{PublicKey, StaticSecret};
 use zeroize::Zeroizing;
 
-use super::keys::Unlock;
-use crate::error::{Part, Result, Rule};
+use crate::{
+    error::{Part, Result, Rule},
+    keys::Unlock,
+};
 
 const SALT: usize = 16;
 const NONCE: usize = 12;

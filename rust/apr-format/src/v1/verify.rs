@@ -1,6 +1,6 @@
 //! The report of a version 1 file.
 
-use super::{keys::Keys, keys::Unlock, read::Opened, seal::hex};
+use super::{read::Opened, seal::hex};
 use crate::{
     contents::Contents,
     error::{Error, Part},
@@ -19,9 +19,9 @@ pub const PARTS: &[Part] = &[
     Part::Index,
 ];
 
-/// Return the checks of a file that was opened with these keys. `payload` is the outcome of decompressing it.
+/// Return the checks of an opened file. `payload` is the outcome of decompressing it.
 #[must_use]
-pub fn checks(contents: &Contents, opened: &Opened, keys: &Keys, payload: Result<(), &Error>) -> Vec<Check> {
+pub fn checks(contents: &Contents, opened: &Opened, payload: Result<(), &Error>) -> Vec<Check> {
     let header = &opened.header;
     let (major, minor) = header.version;
     let crc = contents.footer.map_or(0, |(_, crc)| crc);
@@ -32,7 +32,12 @@ pub fn checks(contents: &Contents, opened: &Opened, keys: &Keys, payload: Result
         signature(opened),
         passed(Part::Metadata, format!("{} bytes", header.metadata_size)),
     ];
-    checks.extend(encryption(opened, keys));
+    if header.is_encrypted() {
+        checks.push(match opened.decrypted_with() {
+            Some(key) => passed(Part::Encryption, format!("decrypted with the {key}")),
+            None => unknown(Part::Encryption, "not checked: there is no password or recipient key".into()),
+        });
+    }
     checks.push(match payload {
         _ if opened.is_locked() => unknown(Part::Payload, "not checked: the payload is encrypted".into()),
         Ok(()) => {
@@ -65,17 +70,6 @@ fn signature(opened: &Opened) -> Check {
             )
         }
     }
-}
-
-fn encryption(opened: &Opened, keys: &Keys) -> Option<Check> {
-    if !opened.header.is_encrypted() {
-        return None;
-    }
-    Some(match keys.unlock {
-        Some(Unlock::Password(_)) => passed(Part::Encryption, "decrypted with the password".into()),
-        Some(Unlock::Recipient(_)) => passed(Part::Encryption, "decrypted with the recipient key".into()),
-        None => unknown(Part::Encryption, "not checked: there is no password or recipient key".into()),
-    })
 }
 
 fn unknown(part: Part, detail: String) -> Check {

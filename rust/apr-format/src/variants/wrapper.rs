@@ -6,16 +6,20 @@
 //!
 //! Before an LZ4 block, the unpacked length is repeated.
 
+use crate::codec::Codec;
+#[cfg(feature = "v1")]
 use crate::{
-    codec::{Codec, MAX_UNPACKED},
+    codec::MAX_UNPACKED,
     error::{Part, Result, Rule},
     mapping::Mapping,
     source::{Source, read_vec},
 };
 
 /// Where the wrapped file starts.
+#[cfg(feature = "v1")]
 const START: u64 = 9;
 /// Where the unpacked length is.
+#[cfg(feature = "v1")]
 const LENGTH: u64 = 5;
 /// Magic of a zstd frame.
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
@@ -53,6 +57,7 @@ impl Wrapper {
     ///
     /// # Errors
     /// [`Rule::Malformed`] for a length above the limit; [`Rule::Compressed`] for invalid data; [`Rule::Io`].
+    #[cfg(feature = "v1")]
     pub fn unpack(&self, source: &(impl Source + ?Sized), size: u64) -> Result<Mapping> {
         let length = u64::from(self.unpacked);
         if length > MAX_UNPACKED {
