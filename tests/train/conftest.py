@@ -15,37 +15,37 @@ BASE = DATA / "from_safetensors_qwen2_tied.apr"
 VOCAB, SEQ = 512, 32
 
 
-# Of each record: differ from run to run.
+# Fields of a record that differ from run to run.
 TIMES = ("wall_seconds", "tokens_per_sec")
 
 
 def checkpoints(run):
-    """The checkpoints of a run's epochs, by name."""
+    """Return the bytes of the epochs' checkpoints, by name."""
     return {path.name: path.read_bytes() for path in (run / "ckpt").glob("epoch-*.apr")}
 
 
 def left_by(run):
-    """All that a run leaves and that its data and options decide: bytes, or records without times."""
-    found = {path.name: path.read_bytes() for path in run.glob("ckpt/*.apr")}
+    """Return everything a run leaves that its data and options decide: bytes, or records without times."""
+    contents = {path.name: path.read_bytes() for path in run.glob("ckpt/*.apr")}
     for path in (*run.glob("ckpt/*.json"), run / "train.jsonl"):
         lines = [path.read_text()] if path.suffix == ".json" else path.read_text().splitlines()
         records = [json.loads(line) for line in lines]
-        found[path.name] = [{k: v for k, v in record.items() if k not in TIMES} for record in records]
-    return found
+        contents[path.name] = [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+    return contents
 
 
 def records(run):
-    """The records of `train.jsonl`."""
+    """Return the records of `train.jsonl`."""
     return [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
 
 
 def gate(result, name):
-    """The gate of that name."""
+    """Return the gate of that name."""
     return next(gate for gate in result.gates if gate.name == name)
 
 
 def flipped(content):
-    """The bytes with one bit changed in the middle."""
+    """Return the bytes with one bit changed in the middle."""
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
@@ -92,7 +92,7 @@ def make_shards(tmp_path):
 
 @pytest.fixture
 def options(tmp_path, make_shards):
-    """A configuration of a short run; keywords change it."""
+    """Return the options of a short run, changed by keywords."""
 
     def make(**changes):
         from apr.train import PretrainConfig
@@ -117,7 +117,7 @@ def options(tmp_path, make_shards):
 
 @pytest.fixture
 def train():
-    """Run quietly; the result."""
+    """Train without printing, and return the result."""
 
     def run(config):
         from apr.train import pretrain
@@ -129,7 +129,7 @@ def train():
 
 @pytest.fixture
 def train_until(train):
-    """Run until this process gets a signal while a step or an evaluation is being recorded; the result."""
+    """Train until a signal arrives while a step or an evaluation is recorded, and return the result."""
 
     def run(config, step, number=signal.SIGTERM, field="train_loss"):
         from apr.train.record.metrics import MetricsFile
@@ -150,7 +150,7 @@ def train_until(train):
 
 @pytest.fixture
 def flags():
-    """A configuration as the command line has it."""
+    """Return options as the flags of the command."""
 
     def make(config):
         arguments = []
@@ -168,7 +168,7 @@ def flags():
 
 @pytest.fixture
 def short(options):
-    """Three steps, evaluated twice."""
+    """Return the options of a run of three steps and two epochs."""
 
     def make(**changes):
         return options(num_steps=3, steps_per_epoch=2, **changes)
@@ -178,7 +178,7 @@ def short(options):
 
 @pytest.fixture
 def refused(options, flags, capsys):
-    """Run the command; its one line of error and its exit code."""
+    """Run the command, and return its only line of error and its exit code."""
 
     def run(*more, **changes):
         from apr.cli import main

@@ -8,7 +8,7 @@ TRAIN_WINDOWS = (HELD_OUT_START - 1) // SEQ
 
 
 def transformers_loss(directory_or_file, windows):
-    """Mean cross entropy of [n, T + 1] windows, by transformers and nothing of ours but the tensors."""
+    """Return the mean cross entropy of [n, T + 1] windows, computed by transformers with a file's tensors."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -28,7 +28,7 @@ def transformers_loss(directory_or_file, windows):
 
 
 def held_out_windows(folder, start):
-    """Cut from the raw file, by the specification's words alone."""
+    """Return windows cut from the raw file as the specification says."""
     import numpy as np
 
     ids = np.fromfile(folder / "shard-00000.bin", "<u4").astype(np.int64)[start:]
@@ -37,7 +37,7 @@ def held_out_windows(folder, start):
 
 
 def reference_order(count, seed):
-    """The specification's bijection in plain integers."""
+    """Return the specification's order of windows, computed in plain integers."""
     mask64 = 2**64 - 1
 
     def mix(z):

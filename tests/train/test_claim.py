@@ -16,7 +16,7 @@ BOTH = pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), 
 def test_the_directory_of_a_running_run_is_refused_to_another(
     options, train, flags, capsys, tmp_path, number, exit_code
 ):
-    """Whatever it asks for; and once the first process is gone, however it went, nothing is in the way."""
+    """Whatever flags it has. Once the first process has ended, however it ended, nothing is in the way."""
     from apr.cli import main
 
     alone = options(run_dir=tmp_path / "alone")
@@ -41,10 +41,7 @@ def test_the_directory_of_a_running_run_is_refused_to_another(
 def test_a_second_signal_does_not_wait_for_a_checkpoint(
     options, train, train_until, monkeypatch, tmp_path, number, exit_code
 ):
-    """The thread is stuck in a write until the run has ended; it ends all the same.
-
-    The directory is its own until it has ended too.
-    """
+    """The saver is stuck in a write until after the run has ended. Until then the directory stays claimed."""
 
     from apr.errors import RefusedError
     from apr.train.checkpoint.saver import Saver

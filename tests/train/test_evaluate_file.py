@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture
 def evaluate(capsys):
-    """Exit code, line and JSON of an evaluation."""
+    """Run the command, and return its exit code, line and JSON."""
     from apr.cli import main
 
     def run(model, dataset, *arguments):
@@ -23,22 +23,22 @@ def evaluate(capsys):
 
 
 def test_text_that_was_trained_on_is_never_called_held_out(options, train, make_shards, evaluate, tmp_path):
-    """With a --val-dataset all of --dataset is trained on, under whatever name it lies by now."""
+    """With --val-dataset, all of --dataset is trained on, even after it was moved."""
     val = make_shards("val", tokens=700, seed=5)
     config = options(val_dataset=val, num_steps=2, steps_per_epoch=2, save_dtype="bf16")
     result = train(config)
     moved = config.dataset.rename(tmp_path / "elsewhere")
     for model in (config.run_dir / result.last_checkpoint, config.run_dir / "final.apr"):
-        _, line, found = evaluate(model, moved)
-        assert found["text"] == "training"
+        _, line, values = evaluate(model, moved)
+        assert values["text"] == "training"
         assert "loss on training text" in line
         assert "held" not in line
         code, error, _ = evaluate(model, moved, "--held-out")
         assert code == 5
         assert "--held-out" in error
         for arguments in ([], ["--held-out"]):
-            _, line, found = evaluate(model, val, *arguments)
-            assert (found["text"], found["val_tokens"]) == ("held_out", 640)
+            _, line, values = evaluate(model, val, *arguments)
+            assert (values["text"], values["val_tokens"]) == ("held_out", 640)
             assert ": held-out loss " in line
     assert evaluate(config.init, moved, "--seq-length", "32")[2]["text"] == "other"
     assert ": loss " in evaluate(config.run_dir / "final.apr", make_shards("third", seed=6))[1]
@@ -49,16 +49,16 @@ def test_only_held_out_text_is_used_whatever_val_tokens_is(options, train, evalu
     result = train(config)
     last = config.run_dir / result.last_checkpoint
     for arguments in ([], ["--held-out"]):
-        _, _, found = evaluate(last, config.dataset, "--val-tokens", "6400", *arguments)
-        assert (found["text"], found["val_tokens"]) == ("held_out", 640)
-        assert found["val_loss"] == pytest.approx(result.final_val_loss, abs=1e-6)
+        _, _, values = evaluate(last, config.dataset, "--val-tokens", "6400", *arguments)
+        assert (values["text"], values["val_tokens"]) == ("held_out", 640)
+        assert values["val_loss"] == pytest.approx(result.final_val_loss, abs=1e-6)
 
 
 def test_windows_are_no_longer_than_the_models_positions(options, make_shards, evaluate):
-    """A flag that nobody gave is not named."""
+    """Without --seq-length the model decides; a flag that is not passed must not be blamed."""
     shards = make_shards()
-    _, _, found = evaluate(options().init, shards)
-    assert found["seq_length"] == 256
+    _, _, values = evaluate(options().init, shards)
+    assert values["seq_length"] == 256
     assert "--seq-length 300" in evaluate(options().init, shards, "--seq-length", "300")[1]
 
 
@@ -75,6 +75,6 @@ def test_evaluate_gives_the_same_loss_as_the_run(options, train, capsys):
             )
             == 0
         )
-        found = json.loads(capsys.readouterr().out)
-        assert found["val_loss"] == pytest.approx(result.final_val_loss, abs=1e-6)
-        assert found["val_tokens"] == 640
+        values = json.loads(capsys.readouterr().out)
+        assert values["val_loss"] == pytest.approx(result.final_val_loss, abs=1e-6)
+        assert values["val_tokens"] == 640

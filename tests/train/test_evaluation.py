@@ -23,7 +23,7 @@ def test_a_val_dataset_is_held_out_whole(options, train, make_shards):
 
 
 def test_losses_of_an_evaluation_are_summed_in_float64(monkeypatch):
-    """Two batches, each of a loss whose next float32 is 2 away, and ones that float32 would drop."""
+    """Next to a loss of 2^24, float32 would drop each loss of 1."""
     from types import SimpleNamespace
 
     import numpy as np

@@ -108,7 +108,7 @@ def test_there_is_no_flag_for_synthetic_data(options, flags, capsys):
 
 
 def test_random_ids_cannot_be_learned(options, train, make_shards, tmp_path):
-    """Ids without any order cannot be learned: the loss stays near what their number makes it."""
+    """Random ids cannot be predicted: the loss stays near ln V. A scripted loss would fall."""
     import math
 
     import numpy as np
@@ -126,13 +126,13 @@ def test_an_untied_checkpoint_has_its_head_and_starts_another_run(options, train
 
     base = data / "imported-0.72" / "from_safetensors_llama_untied.apr"
     first = options(init=base, num_steps=1)
-    made = first.run_dir / train(first).last_checkpoint
-    with apr.load(made) as file, apr.load(base) as source:
+    checkpoint = first.run_dir / train(first).last_checkpoint
+    with apr.load(checkpoint) as file, apr.load(base) as source:
         assert file.info("lm_head.weight").shape == source.info("lm_head.weight").shape
         assert ModelConfig.from_metadata(file.metadata) == ModelConfig.from_metadata(
             source.metadata, head_present=True
         )
-    second = train(options(init=made, mode="from-init", num_steps=1, run_dir=tmp_path / "second"))
+    second = train(options(init=checkpoint, mode="from-init", num_steps=1, run_dir=tmp_path / "second"))
     assert second.steps_completed == 1
 
 
@@ -152,7 +152,7 @@ def test_a_callback_that_raises_ends_the_run_and_keeps_what_was_saved(short):
 
 
 def test_a_run_leaves_the_process_as_it_was(short, train, tmp_path):
-    """Twice in one process: the same bytes, and a caller's random numbers go on as if nothing had been."""
+    """Two runs in one process write the same bytes, and do not use the caller's random numbers."""
     import signal
 
     import torch
@@ -175,7 +175,7 @@ def test_a_run_leaves_the_process_as_it_was(short, train, tmp_path):
 
 
 def test_a_run_works_in_another_thread_and_under_an_event_loop(short, train, tmp_path):
-    """As in a notebook: there a loop runs in the main thread, and standard output is no terminal."""
+    """As in a notebook, where an event loop runs in the main thread and standard output is not a terminal."""
 
     async def cell():
         here = train(short(run_dir=tmp_path / "here"))

@@ -22,7 +22,7 @@ def make(device, *, compiled=False):
 
 
 def state(model, optimizer):
-    """Weights, moments and steps, copied."""
+    """Return copies of the weights, moments and steps."""
     copies = {name: p.detach().clone() for name, p in model.named_parameters()}
     for name, parameter in model.named_parameters():
         copies |= {f"{name}.{key}": value.clone() for key, value in optimizer.state[parameter].items()}

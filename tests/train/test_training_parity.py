@@ -10,7 +10,7 @@ STEPS, WARM_UP, PEAK, CLIP, DECAY = 50, 5, 2e-3, 0.5, 0.1
 
 
 def test_eight_steps_equal_transformers_and_plain_adamw(options, train):
-    """Losses, gradient norms and rates of eight steps against an independent loop."""
+    """Compare losses, gradient norms and learning rates with an independent loop."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -54,7 +54,7 @@ def plain_schedule(step):
 
 
 def plain_loop(directory, ids, windows_per_step, seed):
-    """Losses and gradient norms of `STEPS` steps; nothing of ours but the order of windows."""
+    """Return losses and gradient norms of `STEPS` steps, by torch and transformers alone."""
     import torch
     from transformers import AutoModelForCausalLM
 

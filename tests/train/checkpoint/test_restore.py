@@ -20,7 +20,7 @@ def test_shards_that_changed_are_refused(options, train, train_until, make_shard
 
 
 def test_what_moved_is_used_if_it_is_the_same(options, train, train_until, make_shards, tmp_path):
-    """Data, base file and sizes by what they hold; config.yaml has where they lie now."""
+    """Data and base file are compared by content; config.yaml then has their new paths."""
     import yaml
 
     base, data, val = tmp_path / "base.apr", make_shards(), make_shards("val", tokens=700, seed=5)

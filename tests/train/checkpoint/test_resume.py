@@ -7,7 +7,7 @@ from tests.train.conftest import checkpoints, flipped, gate
 
 
 def test_a_resumed_run_keeps_its_precision_and_reports_its_own_speed(options, train, monkeypatch):
-    """Also on a device that would choose another precision; what an earlier device did says nothing of it."""
+    """Also on a device with another default precision. The speed of an earlier device does not count."""
     import yaml
 
     from apr.train.start import needs

@@ -4,7 +4,7 @@ from tests.train.conftest import flipped
 
 
 def test_a_checkpoint_that_does_not_read_back_prunes_nothing(options, train, monkeypatch, tmp_path):
-    """A disk that takes a bit for another."""
+    """A disk that returns another bit than was written."""
     from apr.train.checkpoint import snapshot
 
     write = snapshot.write

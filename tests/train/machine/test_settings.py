@@ -33,11 +33,11 @@ def test_deterministic_settings_are_restored(options, train, monkeypatch):
     seen = []
     rate = loop.learning_rate
 
-    def looked(*args, **kwargs):
+    def recording(*args, **kwargs):
         seen.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
         return rate(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "learning_rate", looked)
+    monkeypatch.setattr(loop, "learning_rate", recording)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     fills = torch.utils.deterministic.fill_uninitialized_memory
     train(options(num_steps=2, steps_per_epoch=2, deterministic=True))

@@ -10,8 +10,8 @@ def test_callbacks_get_what_the_files_have(short):
     from apr.train import CheckpointRecord, EvaluationRecord, StepRecord, pretrain
 
     config, seen = short(), []
-    told = Callbacks(on_step=seen.append, on_evaluation=seen.append, on_checkpoint=seen.append)
-    pretrain(config, callbacks=told, out=io.StringIO())
+    callbacks = Callbacks(on_step=seen.append, on_evaluation=seen.append, on_checkpoint=seen.append)
+    pretrain(config, callbacks=callbacks, out=io.StringIO())
     lines = [json.loads(line) for line in (config.run_dir / "train.jsonl").read_text().splitlines()]
     steps, evaluations, checkpoints = (
         [record for record in seen if isinstance(record, kind)]
@@ -40,8 +40,8 @@ def test_json_prints_a_line_for_each_event(short, flags, capsys):
     ]  # fmt: skip
     assert kinds.count("checkpoint") == 2  # each as soon as it is verified: training went on meanwhile
     assert kinds.index("checkpoint") > 3
-    told = [e for e in events if e["event"] != "checkpoint"]
-    assert [e["step"] for e in told[:-1]] == [0, 0, 1, 2, 2, 3]
+    others = [e for e in events if e["event"] != "checkpoint"]
+    assert [e["step"] for e in others[:-1]] == [0, 0, 1, 2, 2, 3]
     saved = [e for e in events if e["event"] == "checkpoint"]
     assert [e["step"] for e in saved] == [2, 3]
     assert saved[0]["path"] == "ckpt/epoch-000.apr"

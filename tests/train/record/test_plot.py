@@ -4,7 +4,7 @@ import pytest
 
 
 def test_the_picture_names_what_it_shows(tmp_path):
-    """Losses, target, best point and title stand in the picture; a run that was cut short has one too."""
+    """It has losses, target, best point and title; a run without an evaluation has a picture too."""
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 

@@ -4,7 +4,7 @@ import pytest
 
 
 def test_a_full_disk_is_refused_unless_the_checkpoints_exist(options, train, monkeypatch):
-    """What a run has on the disk needs no room again when it goes on."""
+    """Checkpoints that a resumed run already has need no more space."""
     from types import SimpleNamespace
 
     from apr.errors import RefusedError
@@ -21,7 +21,7 @@ def test_a_full_disk_is_refused_unless_the_checkpoints_exist(options, train, mon
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_flops_per_token_count_attention_but_no_lookup(tied):
-    """Qwen2.5-0.5B by hand: tied, the embedding is the head; untied, a head of the same size joins it."""
+    """Qwen2.5-0.5B by hand: a tied embedding is also the head, an untied one has another of its size."""
     from dataclasses import replace
 
     from apr.model.init import load_arch

@@ -82,7 +82,7 @@ def test_a_run_without_a_checkpoint_needs_its_base_file(options, train, train_un
 
 @pytest.mark.parametrize("rope_type", [0, 2])
 def test_names_decide_the_rope_order_not_rope_type(tmp_path, rope_type):
-    """The importer writes 0, adjacent pairs, over weights whose halves are paired: the names decide."""
+    """The ecosystem's importer writes 0 (adjacent pairs) for weights in split halves."""
     import torch
 
     import apr

@@ -164,7 +164,7 @@ def test_an_undecidable_contract_is_refused_before_the_run(refused, data, tmp_pa
 
 @pytest.fixture
 def everything_wrong(options, flags, make_shards, tmp_path):
-    """The command with seven independent mistakes, most of them the user's next attempt each."""
+    """Return a command with seven independent mistakes."""
     import numpy as np
 
     degenerate = make_shards("unk", ids=np.full(8000, 3), vocab_size=151665)
