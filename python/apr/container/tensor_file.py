@@ -1,4 +1,4 @@
-"""What every opened file offers, whatever its version and however many files it is made of."""
+"""The interface of every opened model, whatever its version and however many files it has."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ class TensorFile(Mapping[str, "torch.Tensor"]):
     @property
     @abstractmethod
     def footer(self) -> int | None:
-        """The CRC32 that is stored at the end, or None if there is none or there are several files."""
+        """The CRC32 that is stored at the end; None without one, and for a model in several files."""
 
     @abstractmethod
     def header_facts(self) -> dict[str, object]:

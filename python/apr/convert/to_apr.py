@@ -9,7 +9,7 @@ from apr.container.save import TensorSpec
 from apr.container.save import write as write_file
 from apr.convert.plan import APR_INDEX
 from apr.files import write_json
-from apr.model.metadata import of_a_later_file
+from apr.model.metadata import for_later_shard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -56,7 +56,7 @@ def write_several(
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
         name = f"model-{i + 1:05}-of-{len(shards):05}.apr"
-        own = metadata if i == 0 else of_a_later_file(metadata)
+        own = metadata if i == 0 else for_later_shard(metadata)
         write(directory / name, {**own, SHARDING: {**sharding, "shard_index": i}}, shard)
         weight_map |= {tensor.spec.name: name for tensor in shard}
     write_json(directory / APR_INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})

@@ -54,7 +54,7 @@ def canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def of_a_later_file(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def for_later_shard(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the metadata that the second and later files of a model repeat: the model's name and sizes.
 
     The tokenizer and the configurations can be large. They are only in the first file.
