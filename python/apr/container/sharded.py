@@ -167,8 +167,8 @@ class ShardedFile(TensorFile):
         if _EMBEDDING not in self or self.info(_EMBEDDING).shape != info.shape:
             path = self.file_of(name).path
             raise FormatError(
-                f"{path}: tensor {name!r} (byte {info.offset}) has no bytes, which ties it to {_EMBEDDING!r}, "
-                f"but no file has a tensor of that name with the shape {list(info.shape)}",
+                f"{path}: tensor {name!r} (byte {info.offset}) has no bytes, which ties it to "
+                f"{_EMBEDDING!r}, but no file has a tensor of that name with the shape {list(info.shape)}",
                 path=path,
                 tensor=name,
                 offset=info.offset,
