@@ -1,4 +1,4 @@
-"""Contracts: promises, each with a test that can prove it false."""
+"""Contracts: promises in YAML, each with a test that can prove it false."""
 
 from apr.contracts.schema import Contract, load_contract
 from apr.contracts.verdict import Verdict, check

@@ -1,4 +1,4 @@
-"""Lint a directory of contracts: shapes, unique ids, dependencies, and that every named test exists."""
+"""Lint a directory of contracts: structure, unique ids, dependencies, and that every named test exists."""
 
 from __future__ import annotations
 
@@ -18,23 +18,27 @@ if TYPE_CHECKING:
 
 
 def lint(directory: Path, *, collect: bool = False) -> tuple[list[Contract], list[Problem]]:
-    """Read every contract of a directory, and list all that is wrong.
+    """Read all contracts of a directory and find all problems in them.
 
     Args:
-        directory: where the *.yaml files are; tests are named relative to its parent.
-        collect: have pytest collect each named test, instead of looking for its name in the file.
+        directory: the directory of the *.yaml files. Test paths are relative to its parent.
+        collect: let pytest collect the tests. It takes seconds, but also sees generated tests. Otherwise the
+            test files are read for the names.
+
+    Returns:
+        The contracts that can be read, and the problems of all files, sorted.
 
     Raises:
-        FileNotFoundError: no such directory, or no contract in it.
+        FileNotFoundError: the directory does not exist or has no *.yaml file.
     """
     paths = sorted(directory.glob("*.yaml"))
     if not paths:
-        raise FileNotFoundError(2, "no contract (*.yaml) here", str(directory))
+        raise FileNotFoundError(2, "the directory has no contracts (*.yaml)", str(directory))
     contracts: list[Contract] = []
     problems: list[Problem] = []
     for path in paths:
-        contract, found = read_contract(path)
-        problems += found
+        contract, file_problems = read_contract(path)
+        problems += file_problems
         if contract is not None:
             contracts.append(contract)
     problems += _duplicate_ids(contracts)
@@ -56,30 +60,30 @@ def _duplicate_ids(contracts: Iterable[Contract]) -> Iterator[Problem]:
         for falsifier in contract.falsifiers:
             if falsifier.id in seen:
                 line = _line_of(contract.path, falsifier.id)
-                yield Problem(contract.path, line, f"{falsifier.id} is already an id in {seen[falsifier.id]}")
+                yield Problem(contract.path, line, f"{falsifier.id} is already used in {seen[falsifier.id]}")
             seen[falsifier.id] = contract.path
 
 
 def _dependencies(contracts: list[Contract], names: set[str]) -> Iterator[Problem]:
-    wanted = {contract.name: contract.depends_on for contract in contracts}
+    dependencies = {contract.name: contract.depends_on for contract in contracts}
     for contract in contracts:
         for name in contract.depends_on:
             if name not in names:
                 line = _line_of(contract.path, name)
-                yield Problem(contract.path, line, f"depends_on: there is no {name}.yaml")
+                yield Problem(contract.path, line, f"depends_on: {name}.yaml does not exist")
         reached: set[str] = set()
         pending = list(contract.depends_on)
         while pending:
             name = pending.pop()
             if name not in reached:
                 reached.add(name)
-                pending += wanted.get(name, ())
+                pending += dependencies.get(name, ())
         if contract.name in reached:
             yield Problem(contract.path, 1, f"depends_on: {contract.name} depends on itself")
 
 
 def _binding(test: str, root: Path, collected: set[str] | None) -> str | None:
-    """What is wrong with a test's name, or None."""
+    """Return what is wrong with the command that names a test, or None."""
     try:
         words = shlex.split(test)
     except ValueError as error:
@@ -88,28 +92,31 @@ def _binding(test: str, root: Path, collected: set[str] | None) -> str | None:
         return _find_pytest(words[1:], root, collected)
     if words[:2] == ["cargo", "test"]:
         return _find_cargo(words[-1], root)
-    return f"test: neither `pytest …` nor `cargo test …`: {test!r}"
+    return f"test: {test!r} is neither `pytest …` nor `cargo test …`"
 
 
 def _find_pytest(words: list[str], root: Path, collected: set[str] | None) -> str | None:
-    """Every file is there and has a test that the expression selects, every term of it selects one."""
-    wanted = words[words.index("-k") + 1] if "-k" in words[:-1] else ""
-    terms = [term for term in re.split(r"\s+(?:and|or)\s+|\s+", wanted) if term and term != "not"]
+    """Check that every file exists and has a selected test, and that every term of -k selects a test.
+
+    Otherwise a renamed test would drop out of its contract unnoticed, as long as another term still matches.
+    """
+    expression = words[words.index("-k") + 1] if "-k" in words[:-1] else ""
+    terms = [term for term in re.split(r"\s+(?:and|or)\s+|\s+", expression) if term and term != "not"]
     unmatched = set(terms)
     files = list(takewhile(lambda word: not word.startswith("-"), words))
     if not files:
-        return "test: names no file"
+        return "test: the command names no file"
     for file in files:
         if not (root / file).is_file():
-            return f"test: no such file: {file}"
+            return f"test: {file} does not exist"
         try:
             names = _tests_in(root / file) if collected is None else _tests_of(file, collected)
         except (SyntaxError, ValueError, RecursionError) as error:
-            return f"test: {file} is no Python: {error}"
-        found = {term for term in terms if any(term in name for name in names)}
-        if not names or (terms and not found):
-            return f"test: {file} has no test that matches {wanted!r}"
-        unmatched -= found
+            return f"test: {file} is not valid Python: {error}"
+        matched = {term for term in terms if any(term in name for name in names)}
+        if not names or (terms and not matched):
+            return f"test: {file} has no test that matches {expression!r}"
+        unmatched -= matched
     if unmatched:
         return f"test: {', '.join(files)}: no test matches {', '.join(sorted(unmatched))}"
     return None
@@ -126,10 +133,10 @@ def _tests_of(file: str, collected: set[str]) -> list[str]:
 
 
 def _collect(contracts: Iterable[Contract], root: Path) -> set[str]:
-    """The node ids, relative to `root`, that pytest collects from all the files that contracts name."""
+    """Return the node ids that pytest collects from all files that the contracts name, relative to `root`."""
     named = {word for c in contracts for f in c.falsifiers for word in f.test.split() if word.endswith(".py")}
     files = sorted(name for name in named if (root / name).is_file())
-    # -qq would print counts alone.
+    # The project's own options may contain -q; a second one makes pytest print only counts.
     options = ["--collect-only", "-q", "-o", "addopts=", "--rootdir", str(root)]
     command = [sys.executable, "-m", "pytest", *options, *files]
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -141,7 +148,7 @@ def _find_cargo(name: str, root: Path) -> str | None:
     sources = (root / "rust").rglob("*.rs")
     if any(pattern.search(path.read_text(encoding="utf-8", errors="replace")) for path in sources):
         return None
-    return f"test: no Rust test is named {name}"
+    return f"test: no Rust test has the name {name}"
 
 
 def _line_of(path: Path, text: str) -> int:

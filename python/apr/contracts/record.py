@@ -1,4 +1,4 @@
-"""Keep the evidence of a contract that held, and mark the contract as live."""
+"""Record the evidence for a verdict, and activate a contract that holds."""
 
 from __future__ import annotations
 
@@ -19,16 +19,22 @@ if TYPE_CHECKING:
 
 
 def record(contract: Contract, verdict: Verdict, run_dir: Path) -> Path:
-    """Write CONTRACT.evidence.json beside the contract.
+    """Write CONTRACT.evidence.json beside the contract, and set its status.
 
-    A contract that holds becomes ACTIVE_RUNTIME, if the run was what it was written for (`verdict.unmet`).
-    The evidence has the verdict, the SHA-256 of every artifact it was read from, the host's name, the device,
-    the versions of the run and the date. Both files are replaced atomically.
+    The evidence contains the verdict, the SHA-256 of every file that it was read from, the host name, the
+    device and the versions of the run, and the date. If the contract holds and the run met all of its
+    conditions, the status becomes ACTIVE_RUNTIME. Both files are written atomically.
+
+    Returns:
+        The path of the evidence.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     artifacts = sorted({d.outcome.artifact for d in verdict.decisions})
     try:
         result = Run(run_dir).result
-    except MissingArtifactError:  # the verdict says so too
+    except MissingArtifactError:  # the verdict reports it
         result = {}
     evidence = {
         "verdict": verdict.to_dict(),
@@ -41,6 +47,8 @@ def record(contract: Contract, verdict: Verdict, run_dir: Path) -> Path:
     target = contract.path.with_suffix(".evidence.json")
     write_json(target, evidence)
     if verdict.ok and not verdict.unmet:
+        # A substitution in the text, because writing the YAML anew would lose its comments and its line
+        # breaks.
         text = contract.path.read_text(encoding="utf-8")
         live = re.sub(r"(?m)^(  status: )DRAFT$", r"\1ACTIVE_RUNTIME", text)
         write_atomically(contract.path, live.encode())

@@ -1,4 +1,4 @@
-"""A contract file: its shape, and everything that is wrong with it, with line numbers."""
+"""The structure of a contract file, and a reader that reports all problems with their lines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FALSIFIER_TEXTS = ("id", "rule", "prediction", "test", "if_fails")
 
 @dataclass(frozen=True)
 class CheckCall:
-    """One of the fixed checks, with its operands."""
+    """A check of `checks.CHECKS` with its operands."""
 
     name: str
     operands: dict[str, float]
@@ -48,25 +48,25 @@ class Falsifier:
 
 @dataclass(frozen=True)
 class Contract:
-    """A contract file that has the right shape."""
+    """A valid contract file."""
 
     path: Path
     description: str
     status: str
     depends_on: tuple[str, ...]
     conditions: dict[str, object]
-    """What the promises were written for, such as {"steps": 500, "device": "cuda"}; may be empty."""
+    """The runs that the promises are about, such as {"steps": 500, "device": "cuda"}. May be empty."""
     falsifiers: tuple[Falsifier, ...]
 
     @property
     def name(self) -> str:
-        """The file's name without its ending: what `depends_on` refers to."""
+        """The file name without its suffix, which `depends_on` refers to."""
         return self.path.stem
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """Something wrong in a contract file."""
+    """A problem in a contract file."""
 
     path: Path
     line: int
@@ -78,7 +78,7 @@ class Problem:
 
 @dataclass
 class _Reader:
-    """Values of a YAML document with the line of each, and the problems met on the way."""
+    """Collects problems; knows the line of every value in the YAML document."""
 
     path: Path
     lines: dict[tuple[object, ...], int] = field(default_factory=dict)
@@ -93,26 +93,26 @@ class _Reader:
         for key in keys:
             value = mapping.get(key)
             if not isinstance(value, str) or not value.strip():
-                self.note(
-                    (*where, key), f"{'.'.join(map(str, (*where, key)))}: a text that is not empty is needed"
-                )
+                path = ".".join(map(str, (*where, key)))
+                self.note((*where, key), f"{path} must be a non-empty string")
 
 
 def load_contract(path: str | PathLike[str]) -> Contract:
     """Read a contract.
 
     Raises:
-        FormatError: it is no contract; the message has the first problem and how many there are.
+        FormatError: the file is not a valid contract; the message has the first problem.
+        OSError: the file cannot be read.
     """
     contract, problems = read_contract(Path(path))
     if contract is None:
-        more = f" (and {len(problems) - 1} more: apr contracts lint)" if len(problems) > 1 else ""
+        more = f" (and {len(problems) - 1} more; apr contracts lint lists them)" if len(problems) > 1 else ""
         raise FormatError(f"{problems[0]}{more}", path=path)
     return contract
 
 
 def read_contract(path: Path) -> tuple[Contract | None, list[Problem]]:
-    """Read a contract and list all that is wrong with it; no contract if anything is."""
+    """Read a contract. Return it and no problems, or None and all problems of the file."""
     import yaml
 
     reader = _Reader(path)
@@ -121,17 +121,17 @@ def read_contract(path: Path) -> tuple[Contract | None, list[Problem]]:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
         reader.lines.update({} if node is None else _lines(node))
     except RecursionError:
-        return None, [Problem(path, 1, "nested too deeply, or an anchor within itself")]
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: no UTF-8, or a date that no calendar has
+        return None, [Problem(path, 1, "the YAML is nested too deeply, or an anchor contains itself")]
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: invalid UTF-8 or an impossible date
         mark = getattr(error, "problem_mark", None)
-        return None, [Problem(path, mark.line + 1 if mark else 1, f"no YAML: {error}".split("\n")[0])]
+        return None, [Problem(path, mark.line + 1 if mark else 1, f"invalid YAML: {error}".split("\n")[0])]
     if node is None or not isinstance(document, dict):
-        return None, [Problem(path, 1, "a mapping is needed at the top")]
+        return None, [Problem(path, 1, "the file must contain a mapping")]
     metadata = _read_metadata(document, reader)
     falsifiers = _read_falsifiers(document, reader)
     conditions = document.get("conditions", {})
     if not isinstance(conditions, dict):
-        reader.note(("conditions",), "conditions: a mapping is needed")
+        reader.note(("conditions",), "conditions must be a mapping")
     if reader.problems:
         return None, sorted(reader.problems)
     contract = Contract(
@@ -148,7 +148,7 @@ def read_contract(path: Path) -> tuple[Contract | None, list[Problem]]:
 def _read_metadata(document: dict[str, Any], reader: _Reader) -> dict[str, Any]:
     metadata = document.get("metadata")
     if not isinstance(metadata, dict):
-        reader.note(("metadata",), "metadata: a mapping is needed")
+        reader.note(("metadata",), "metadata must be a mapping")
         return {}
     metadata = {
         k: str(v) if k in {"version", "created"} and v is not None else v for k, v in metadata.items()
@@ -158,7 +158,7 @@ def _read_metadata(document: dict[str, Any], reader: _Reader) -> dict[str, Any]:
     for key, allowed in (("kind", KINDS), ("status", STATUSES)):
         value = metadata.get(key)
         if isinstance(value, str) and value not in allowed:
-            reader.note((*where, key), f"metadata.{key}: {value!r} is none of {', '.join(allowed)}")
+            reader.note((*where, key), f"metadata.{key} is {value!r}; it must be one of {', '.join(allowed)}")
     for key, needed in (("references", True), ("depends_on", False)):
         value = metadata.get(key) or []
         if (
@@ -166,72 +166,74 @@ def _read_metadata(document: dict[str, Any], reader: _Reader) -> dict[str, Any]:
             or not all(isinstance(v, str) for v in value)
             or (needed and not value)
         ):
-            reader.note(
-                (*where, key), f"metadata.{key}: a list of texts{' that is not empty' * needed} is needed"
-            )
+            kind = "a non-empty list" if needed else "a list"
+            reader.note((*where, key), f"metadata.{key} must be {kind} of strings")
     return metadata
 
 
-def _read_falsifiers(document: dict[str, Any], reader: _Reader) -> Iterator[Falsifier]:
+def _read_falsifiers(document: dict[str, Any], reader: _Reader) -> list[Falsifier]:
     tests = document.get("falsification_tests")
     if not isinstance(tests, list) or not tests:
-        reader.note(("falsification_tests",), "falsification_tests: a list that is not empty is needed")
-        return iter(())
-    return iter([f for n, test in enumerate(tests) if (f := _read_falsifier(n, test, reader)) is not None])
+        reader.note(("falsification_tests",), "falsification_tests must be a non-empty list")
+        return []
+    falsifiers = [_read_falsifier(n, test, reader) for n, test in enumerate(tests)]
+    return [falsifier for falsifier in falsifiers if falsifier is not None]
 
 
 def _read_falsifier(number: int, test: object, reader: _Reader) -> Falsifier | None:
     where: tuple[object, ...] = ("falsification_tests", number)
     if not isinstance(test, dict):
-        reader.note(where, f"falsification_tests[{number}]: a mapping is needed")
+        reader.note(where, f"falsification_tests[{number}] must be a mapping")
         return None
     before = len(reader.problems)
     reader.texts(test, _FALSIFIER_TEXTS, where)
     blocking = test.get("blocking", True)
     if not isinstance(blocking, bool):
-        reader.note((*where, "blocking"), f"{test.get('id')}: blocking is true or false, not {blocking!r}")
+        reader.note(
+            (*where, "blocking"), f"{test.get('id')}: blocking is {blocking!r}; it must be true or false"
+        )
     check = test.get("check")
     if check is not None:
         for problem in _check_problems(check):
             reader.note((*where, "check"), f"{test.get('id')}: {problem}")
     if len(reader.problems) > before:
         return None
-    call = (
-        None if check is None else CheckCall(check["name"], {k: v for k, v in check.items() if k != "name"})
-    )
+    call = None
+    if check is not None:
+        call = CheckCall(check["name"], {key: value for key, value in check.items() if key != "name"})
     return Falsifier(**{key: test[key] for key in _FALSIFIER_TEXTS}, check=call, blocking=blocking)
 
 
 def _check_problems(check: object) -> Iterator[str]:
     name = check.get("name") if isinstance(check, dict) else None
     if not isinstance(check, dict) or not isinstance(name, str) or name not in CHECKS:
-        yield f"check: a mapping with a name out of {', '.join(CHECKS)} is needed"
+        yield f"check must be a mapping whose name is one of {', '.join(CHECKS)}"
         return
     needed = CHECKS[name].operands
     given = set(check) - {"name"}
     if given != set(needed):
-        takes, got = ", ".join(needed) or "no operands", ", ".join(sorted(map(str, given))) or "none"
-        yield f"check {name} takes {takes}, not {got}"
+        names = ", ".join(sorted(map(str, given))) or "none"
+        yield f"check {name} has the operands {names}; it takes {', '.join(needed) or 'none'}"
     for key in given & set(needed):
         if not _is_number(check[key]):
-            yield f"check {name}: {key} is a number, not {check[key]!r}"
+            yield f"check {name}: {key} is {check[key]!r}, which is not a number"
 
 
 def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return -sys.float_info.max <= value <= sys.float_info.max  # holds for no NaN
+    return -sys.float_info.max <= value <= sys.float_info.max  # False for NaN
 
 
 def _lines(node: yaml.Node, where: tuple[object, ...] = ()) -> dict[tuple[object, ...], int]:
-    """The line (from 1) of every key and item, by its path."""
+    """Return the line, counted from 1, of every key and item by its path in the document."""
     import yaml
 
-    found = {where: node.start_mark.line + 1}
+    lines = {where: node.start_mark.line + 1}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
-            found |= _lines(value, (*where, key.value)) | {(*where, key.value): key.start_mark.line + 1}
+            lines |= _lines(value, (*where, key.value)) | {(*where, key.value): key.start_mark.line + 1}
     elif isinstance(node, yaml.SequenceNode):
         for n, item in enumerate(node.value):
-            found |= _lines(item, (*where, n))
-    return found
+            lines |= _lines(item, (*where, n))
+    return lines

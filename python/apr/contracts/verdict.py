@@ -1,4 +1,4 @@
-"""Decide a contract from the artifacts of a run."""
+"""Decide a contract from the files of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _WORDS = {True: "pass", False: "FAIL", None: "not applicable"}
 
 @dataclass(frozen=True)
 class Decision:
-    """One falsifier and what the run says of it."""
+    """A falsifier and the outcome of its check."""
 
     id: str
     rule: str
@@ -30,22 +30,23 @@ class Decision:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A contract decided from one run directory. `str()` of it is a table."""
+    """The outcome of all checks of a contract for one run directory. `str()` gives a table."""
 
     contract: str
     conditions: dict[str, object]
-    """What the run was: steps completed and device, beside what the contract was written for."""
+    """The steps and the device of the run, and other conditions of the contract, with what the contract was
+    written for if it differs."""
     unmet: tuple[str, ...]
-    """The conditions of the contract that the run was not."""
+    """The conditions of the contract that the run did not meet."""
     decisions: tuple[Decision, ...]
 
     @property
     def ok(self) -> bool:
-        """Every blocking falsifier passed; one that does not apply is no pass."""
+        """Whether every blocking falsifier passed. One whose check does not apply did not."""
         return all(d.outcome.passed is True for d in self.decisions if d.blocking)
 
     def to_dict(self) -> dict[str, object]:
-        """For JSON: contract, ok, conditions, unmet, falsifiers (verdict, measured, threshold, artifact)."""
+        """Return the verdict as values that `json.dumps` accepts."""
         return {
             "contract": self.contract,
             "ok": self.ok,
@@ -79,17 +80,21 @@ class Verdict:
 
 
 def check(contract: Contract | str | PathLike[str], run_dir: str | PathLike[str]) -> Verdict:
-    """Decide each falsifier of a contract that names a check.
+    """Run all checks of a contract on the files of a run.
+
+    Args:
+        contract: a contract, or the path of one.
+        run_dir: the directory of the run.
 
     Raises:
-        FileNotFoundError: there is no such contract or run directory.
-        FormatError: the contract is none.
-        UsageError: no falsifier of it can be decided from a run directory.
+        FileNotFoundError: the contract or the run directory does not exist.
+        FormatError: the file is not a valid contract.
+        UsageError: no falsifier of the contract has a check.
     """
     contract = load_decidable(contract)
     directory = Path(run_dir)
     if not directory.is_dir():
-        raise FileNotFoundError(2, "no such run directory", str(directory))
+        raise FileNotFoundError(2, "the run directory does not exist", str(directory))
     run = Run(directory)
     decisions = tuple(
         Decision(f.id, f.rule, f.blocking, _decide(f, run)) for f in contract.falsifiers if f.check
@@ -98,17 +103,19 @@ def check(contract: Contract | str | PathLike[str], run_dir: str | PathLike[str]
 
 
 def load_decidable(contract: Contract | str | PathLike[str]) -> Contract:
-    """A contract that a run directory can decide at all.
+    """Return a contract of which at least one falsifier has a check.
 
     Raises:
-        FileNotFoundError: there is no such contract.
-        FormatError: the contract is none.
-        UsageError: no falsifier of it can be decided from a run directory.
+        FileNotFoundError: the contract does not exist.
+        FormatError: the file is not a valid contract.
+        UsageError: no falsifier of the contract has a check.
     """
     if not isinstance(contract, Contract):
         contract = load_contract(contract)
     if not any(f.check for f in contract.falsifiers):
-        raise UsageError(f"{contract.path}: none of its falsifiers names a check: only its tests decide it")
+        raise UsageError(
+            f"{contract.path}: no falsifier has a check for a run directory; only tests can decide it"
+        )
     return contract
 
 
@@ -123,19 +130,26 @@ def _decide(falsifier: Falsifier, run: Run) -> Outcome:
 
 
 def _conditions(contract: Contract, run: Run) -> tuple[dict[str, object], tuple[str, ...]]:
-    """What the run was, and the conditions that it was not; any but `steps` is a key of result.json."""
-    found: dict[str, object] = {}
+    """Return what the run was, and the conditions that it did not meet.
+
+    Conditions are keys of result.json, but `steps`, which is `steps_completed` there.
+    """
+    conditions: dict[str, object] = {}
     unmet = []
-    for ours in dict.fromkeys(("steps", "device", *contract.conditions)):
+    for key in dict.fromkeys(("steps", "device", *contract.conditions)):
         try:
-            value = run.result.get("steps_completed" if ours == "steps" else ours, "unknown")
+            value = run.result.get("steps_completed" if key == "steps" else key, "unknown")
         except MissingArtifactError:
             value = "unknown"
-        wanted = contract.conditions.get(ours)
-        matches = (
-            wanted is None or value == wanted or (isinstance(wanted, str) and str(value).startswith(wanted))
-        )
-        found[ours] = value if matches else f"{value} (written for {wanted})"
-        if not matches:
-            unmet.append(f"{ours} {found[ours]}")
-    return found, tuple(unmet)
+        condition = contract.conditions.get(key)
+        # The device "cuda" is met by cuda:0.
+        if (
+            condition is None
+            or value == condition
+            or (isinstance(condition, str) and str(value).startswith(condition))
+        ):
+            conditions[key] = value
+        else:
+            conditions[key] = f"{value} (written for {condition})"
+            unmet.append(f"{key} {conditions[key]}")
+    return conditions, tuple(unmet)

@@ -1,4 +1,4 @@
-"""The six promises of the dispatch contract: each passes on a sound run, and fails on the run it forbids."""
+"""Each check of the fine-tuning contract passes for a sound run and fails for the run that it forbids."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,7 @@ def outcomes(run):
     return verdict, {d.id[-3:]: d.outcome for d in verdict.decisions}
 
 
-def test_a_sound_run_keeps_all_six(make_run):
+def test_a_sound_run_passes_all_six_checks(make_run):
     verdict, found = outcomes(make_run())
     assert verdict.ok
     assert [found[k].passed for k in sorted(found)] == [True] * 6
@@ -37,20 +37,20 @@ def test_wall_seconds_over_an_hour_fail_but_do_not_block(make_run):
 
 
 @pytest.mark.parametrize(("share", "passed"), [(0.69, True), (0.71, False), (float("nan"), False)])
-def test_step0_loss_is_held_against_seven_tenths_of_ln_v(make_run, share, passed):
+def test_step0_loss_must_be_at_most_seven_tenths_of_ln_v(make_run, share, passed):
     verdict, found = outcomes(make_run(step0_train_loss=share * LN_VOCAB))
     assert found["003"].passed is passed
     assert verdict.ok is passed
 
 
-def test_step0_loss_that_the_step_log_contradicts_fails(make_run):
+def test_step0_loss_that_differs_from_the_step_log_fails(make_run):
     _, found = outcomes(make_run(first_loss=6.2))
     assert found["003"].passed is False
     assert "6.2" in found["003"].detail
 
 
 @pytest.mark.parametrize("damage", ["flip", "magic", "gone", "no footer"])
-def test_checkpoint_that_is_damaged_fails(make_run, damage):
+def test_a_damaged_checkpoint_fails(make_run, damage):
     run = make_run()
     path = run / "ckpt" / "epoch-000.apr"
     content = bytearray(path.read_bytes())
@@ -69,7 +69,7 @@ def test_checkpoint_that_is_damaged_fails(make_run, damage):
 
 
 @pytest.mark.parametrize(("share", "passed"), [(0.78, True), (0.79, False), (float("inf"), False)])
-def test_final_val_loss_is_held_against_ln_v(make_run, share, passed):
+def test_final_val_loss_must_be_below_its_share_of_ln_v(make_run, share, passed):
     verdict, found = outcomes(make_run(final_val_loss=share * LN_VOCAB))
     assert found["005"].passed is passed
     assert verdict.ok is passed
@@ -108,7 +108,7 @@ def test_a_missing_key_of_the_result_is_a_failure(make_run, key):
 
 
 @pytest.mark.parametrize("way", ["relative", "absolute", "link"])
-def test_a_checkpoint_outside_the_run_is_a_missing_one(make_run, tmp_path, way):
+def test_a_checkpoint_outside_the_run_directory_counts_as_missing(make_run, tmp_path, way):
     run = make_run()
     other = tmp_path / "other.apr"
     (run / "ckpt" / "epoch-000.apr").rename(other)
