@@ -1,4 +1,4 @@
-//! Any form of `.apr` file, opened.
+//! An open file of any form.
 
 #[cfg(feature = "v1")]
 use std::sync::OnceLock;
@@ -24,7 +24,7 @@ use crate::{
     watch::{Watch, Watched},
 };
 
-/// An open file: what it says it holds, and where the tensors' bytes are.
+/// An open file: what it contains, and where the bytes of the tensors are.
 #[derive(Debug)]
 pub struct Container<S> {
     source: S,
@@ -32,32 +32,32 @@ pub struct Container<S> {
     form: Form,
 }
 
-/// What the forms have beside what all of them have.
+/// The form of a file, with what only that form has.
 #[derive(Debug)]
 pub enum Form {
-    /// The current container, or its header under an older magic.
+    /// Version 2, under its own or an older magic.
     V2(v2::header::Header),
-    /// The JSON container `APR1`.
+    /// The JSON container, magic `APR1`.
     Json(json::Header),
-    /// `APR1` in a wrapper of this magic, compressed like this, and what it unpacked to.
+    /// A JSON container in a wrapper.
     #[cfg(feature = "v1")]
     Wrapped {
-        /// `APR2` or `APR\0`.
+        /// The magic of the wrapper, `APR2` or `APR\0`.
         magic: [u8; 4],
-        /// How the file within is compressed.
+        /// The compression of the file inside.
         codec: Codec,
-        /// Of the file within.
+        /// The header of the file inside.
         header: json::Header,
-        /// The file within.
+        /// The file inside, decompressed.
         image: Arc<Mapping>,
     },
-    /// v1, and its payload once it was asked for: None where it lies in the file as it is.
+    /// Version 1, and its payload once it was used: `None` if it is stored as it is.
     #[cfg(feature = "v1")]
     V1(Box<Opened>, OnceLock<Option<Arc<Mapping>>>),
 }
 
 impl Form {
-    /// What people call it.
+    /// Return the name that people use.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -77,12 +77,12 @@ impl Form {
     }
 }
 
-/// Where tensors' offsets count: in the file, or in what a compressed one unpacks to.
+/// The bytes in which the offsets of tensors count.
 #[derive(Debug, Clone, Copy)]
 pub enum Image<'a, S> {
-    /// The file.
+    /// The file itself.
     File(&'a S),
-    /// What was unpacked.
+    /// What the file decompresses to.
     Memory(&'a Arc<Mapping>),
 }
 
@@ -103,25 +103,26 @@ impl<S: Source> Source for Image<'_, S> {
 }
 
 impl<S: Source> Container<S> {
-    /// Check and open a file of any form, without keys.
+    /// Open a file of any form and check its structure.
     ///
     /// # Errors
-    /// What the file is instead; the first rule of its form that does not hold.
+    /// The first rule that the file breaks; for a file of another format, which one it is.
     pub fn open(source: S) -> Result<Self> {
         Self::open_with(source, &Keys::default())
     }
 
-    /// As [`Self::open`], with the keys that the caller has.
+    /// Open a file of any form with keys to decrypt it or to check its signature.
     ///
     /// # Errors
-    /// Also a key that does not fit, or that the file has no use for.
+    /// The first rule that the file breaks; [`Rule::Decryption`] or [`Rule::Signature`] for a key that is wrong or that
+    /// the file has no use for.
     pub fn open_with(source: S, keys: &Keys) -> Result<Self> {
-        let kind = kind(&source)?;
-        Self::of_kind(source, &kind, keys)
+        let detected = detect(&source)?;
+        Self::open_as(source, &detected, keys)
     }
 
-    fn of_kind(source: S, kind: &Detected, keys: &Keys) -> Result<Self> {
-        let (form, contents) = match kind {
+    fn open_as(source: S, detected: &Detected, keys: &Keys) -> Result<Self> {
+        let (form, contents) = match detected {
             Detected::V2(_) => {
                 let (header, contents) = v2::read::open(&source)?;
                 (Form::V2(header), contents)
@@ -145,47 +146,47 @@ impl<S: Source> Container<S> {
                 return Ok(Self { source, contents, form: Form::V1(Box::new(opened), OnceLock::new()) });
             }
             #[cfg(not(feature = "v1"))]
-            Detected::Wrapped(_) | Detected::V1 => return Err(sniff::left_out(kind)),
+            Detected::Wrapped(_) | Detected::V1 => return Err(sniff::left_out(detected)),
         };
         keys.refuse()?;
         Ok(Self { source, contents, form })
     }
 
-    /// Its form, with what only that form has.
+    /// Return the form of the file.
     #[must_use]
     pub fn form(&self) -> &Form {
         &self.form
     }
 
-    /// What it says it holds.
+    /// Return what every form has: the tensor index, the footer and the size.
     #[must_use]
     pub fn contents(&self) -> &Contents {
         &self.contents
     }
 
-    /// The metadata's JSON text, checked.
+    /// Return the JSON text of the metadata, checked.
     ///
     /// # Errors
-    /// [`Rule::Malformed`], [`Rule::CutShort`]; the operating system's.
+    /// [`Rule::Malformed`], [`Rule::CutShort`], [`Rule::Io`].
     pub fn metadata(&self) -> Result<Cow<'_, str>> {
         self.contents.metadata(&self.source)
     }
 
-    /// The JSON text of one key's value, without what else the metadata hold; of duplicate keys the last counts.
+    /// Return the JSON text of one value of the metadata. Of a repeated key, the last value counts.
     ///
     /// # Errors
-    /// As [`Self::metadata`].
+    /// Those of [`Self::metadata`].
     pub fn member(&self, key: &str) -> Result<Option<String>> {
         Ok(member(&self.metadata()?, key).map(Into::into))
     }
 
-    /// The file.
+    /// Return what the file was opened from.
     #[must_use]
     pub fn source(&self) -> &S {
         &self.source
     }
 
-    /// What v1 has beside what every form has; None for the others.
+    /// Return what only version 1 has; `None` for every other form.
     #[cfg(feature = "v1")]
     #[must_use]
     pub fn v1(&self) -> Option<&Opened> {
@@ -195,10 +196,10 @@ impl<S: Source> Container<S> {
         }
     }
 
-    /// Where the tensors' bytes are. A v1 payload is unpacked the first time.
+    /// Return the bytes in which the offsets of tensors count. A version 1 payload is decompressed by the first call.
     ///
     /// # Errors
-    /// Of v1: [`Rule::Decryption`] without a key, [`Rule::Compressed`], [`Rule::ValueCount`]; the operating system's.
+    /// For version 1, [`Rule::Decryption`] without a key, [`Rule::Compressed`], [`Rule::ValueCount`], [`Rule::Io`].
     pub fn image(&self) -> Result<Image<'_, S>> {
         let pages = match &self.form {
             Form::V2(_) | Form::Json(_) => None,
@@ -207,7 +208,8 @@ impl<S: Source> Container<S> {
             #[cfg(feature = "v1")]
             Form::V1(opened, ready) => {
                 if ready.get().is_none() {
-                    // Of two threads that unpack at once, the second one's result is dropped.
+                    // If two threads decompress at the same time, the later result is dropped. A lock would make every
+                    // reader wait for the first one instead.
                     let _ = ready.set(opened.image(&self.source, &self.contents.tensors)?);
                 }
                 ready.get().and_then(Option::as_ref)
@@ -216,12 +218,13 @@ impl<S: Source> Container<S> {
         Ok(pages.map_or(Image::File(&self.source), Image::Memory))
     }
 
-    /// Compare the footer with every byte before it, and give it; None where the file has no footer.
+    /// Compare the footer with the bytes before it and return it; `None` if the file has no footer.
     ///
     /// # Errors
-    /// [`Rule::Checksum`], [`Rule::CutShort`]; the operating system's.
+    /// [`Rule::Checksum`], [`Rule::CutShort`], [`Rule::Io`].
     pub fn check_footer(&self, watch: &Watch) -> Result<Option<u32>> {
         match &self.form {
+            // The footer is that of the file inside, which is in memory.
             #[cfg(feature = "v1")]
             Form::Wrapped { image, .. } => verify::footer(image.as_ref(), &self.contents),
             _ => verify::footer(&Watched { source: &self.source, watch }, &self.contents),
@@ -233,7 +236,7 @@ impl<S: Source> Container<S> {
             let magic = String::from_utf8_lossy(&magic).replace('\0', "\\0");
             format!("{magic}, version {major}.{minor}")
         };
-        let none = || "no checksum of its own".to_owned();
+        let no_checksum = || "no checksum of its own".to_owned();
         match &self.form {
             Form::V2(header) => {
                 let magic = magic(header.magic, header.version);
@@ -241,12 +244,13 @@ impl<S: Source> Container<S> {
                 verify::opened(&self.source, &self.contents, magic, checked)
             }
             Form::Json(_) => {
-                verify::opened(&self.source, &self.contents, magic(json::MAGIC, json::VERSION), none())
+                let magic = magic(json::MAGIC, json::VERSION);
+                verify::opened(&self.source, &self.contents, magic, no_checksum())
             }
             #[cfg(feature = "v1")]
             Form::Wrapped { magic: outer, codec, image, .. } => {
                 let magic = magic(*outer, json::VERSION);
-                let mut findings = verify::opened(image.as_ref(), &self.contents, magic, none())?;
+                let mut findings = verify::opened(image.as_ref(), &self.contents, magic, no_checksum())?;
                 let detail = format!("{}, {} bytes unpacked", codec.name(), image.len());
                 findings.checks.insert(1, verify::passed(Part::Packing, detail));
                 Ok(findings)
@@ -264,57 +268,58 @@ impl<S: Source> Container<S> {
     }
 }
 
-fn kind(source: &(impl Source + ?Sized)) -> Result<Detected> {
+fn detect(source: &(impl Source + ?Sized)) -> Result<Detected> {
     let size = source.size()?;
     let prefix = read_vec(source, 0, size.min(sniff::PREFIX_SIZE as u64))?;
     sniff::detect(&prefix, size)
 }
 
-/// Check a file of any form from its first byte to its last, without keys.
+/// Check every byte of a file of any form.
 ///
 /// # Errors
-/// The operating system's alone: everything else is a finding.
+/// Only those of the operating system. Everything else is a finding.
 pub fn verify(source: &(impl Source + ?Sized)) -> io::Result<Findings> {
     verify_with(source, &Keys::default())
 }
 
-/// As [`verify`], with the keys that the caller has.
+/// Check every byte of a file of any form, with keys to decrypt it or to check its signature.
 ///
 /// # Errors
-/// As [`verify`].
+/// Only those of the operating system. Everything else is a finding.
 pub fn verify_with(source: &(impl Source + ?Sized), keys: &Keys) -> io::Result<Findings> {
-    let kind = match kind(source) {
-        Ok(kind) => kind,
+    let detected = match detect(source) {
+        Ok(detected) => detected,
         Err(Error { rule: Rule::Io(error), .. }) => return Err(error),
-        Err(error) => return Ok(Findings::unopened(&error, V2)),
+        Err(error) => return Ok(Findings::unopened(&error, PLAIN)),
     };
-    let error = match Container::of_kind(source, &kind, keys) {
+    let error = match Container::open_as(source, &detected, keys) {
         Ok(container) => return container.verify(),
         Err(Error { rule: Rule::Io(error), .. }) => return Err(error),
         Err(error) => error,
     };
-    let parts = match kind {
-        Detected::V2(_) | Detected::Json => V2,
+    let parts = match detected {
+        Detected::V2(_) | Detected::Json => PLAIN,
         #[cfg(feature = "v1")]
         Detected::Wrapped(_) => WRAPPED,
         #[cfg(feature = "v1")]
         Detected::V1 => v1::verify::PARTS,
         #[cfg(not(feature = "v1"))]
-        Detected::Wrapped(_) | Detected::V1 => V2,
+        Detected::Wrapped(_) | Detected::V1 => PLAIN,
     };
     let mut findings = Findings::unopened(&error, parts);
-    if let Detected::V2(_) = kind {
-        // They come before what is wrong, but opening did not look at them.
-        let looked_over = |check: &&mut Check| check.part == Part::Metadata && check.passed == Some(true);
-        if let Some(check) = findings.checks.iter_mut().find(looked_over) {
+    if let Detected::V2(_) = detected {
+        // Opening a version 2 file does not read the metadata. If a later part is wrong, they are still unchecked.
+        let is_metadata = |check: &&mut Check| check.part == Part::Metadata && check.passed == Some(true);
+        if let Some(check) = findings.checks.iter_mut().find(is_metadata) {
             *check = verify::metadata(v2::read::metadata(source))?;
         }
     }
     Ok(findings)
 }
 
-/// The parts of the forms, in the order in which they are checked.
-const V2: &[Part] = &[Part::Magic, Part::Header, Part::Metadata, Part::Index, Part::Data, Part::Footer];
+/// The parts of version 2 and of the JSON container, in the order in which they are checked.
+const PLAIN: &[Part] = &[Part::Magic, Part::Header, Part::Metadata, Part::Index, Part::Data, Part::Footer];
+/// The parts of a wrapped JSON container.
 #[cfg(feature = "v1")]
 const WRAPPED: &[Part] =
     &[Part::Magic, Part::Packing, Part::Header, Part::Metadata, Part::Index, Part::Data, Part::Footer];

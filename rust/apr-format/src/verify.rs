@@ -35,6 +35,12 @@ pub struct Findings {
 }
 
 impl Findings {
+    /// Whether the file opens and no check failed. A check that the file gives nothing to compare with does not count.
+    #[must_use]
+    pub fn is_ok(&self) -> bool {
+        self.opened && self.checks.iter().all(|check| check.passed != Some(false))
+    }
+
     /// Of a file that does not open: the checks of the parts before the one that failed, and that one.
     #[must_use]
     pub fn unopened(error: &Error, parts: &[Part]) -> Self {

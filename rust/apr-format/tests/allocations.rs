@@ -4,7 +4,7 @@
 
 use std::{fmt::Write as _, fs::File, io::Write as _};
 
-use apr_format::{
+use apr_format::internal::{
     container,
     v2::{header::Header, read},
 };

@@ -3,7 +3,7 @@
 
 use std::{fmt::Write as _, fs::File, io::Write as _};
 
-use apr_format::container::{self, Container};
+use apr_format::internal::container::{self, Container};
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]

@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use apr_format::atomic;
+use apr_format::internal::atomic;
 use pyo3::{exceptions::PyValueError, prelude::*};
 
 use crate::errors::os_error;

@@ -14,7 +14,10 @@ use std::{
     sync::Arc,
 };
 
-use apr_format::{Error, dtype::Dtype, index::Tensor, mapping::Mapping as Pages};
+use apr_format::{
+    Error,
+    internal::{dtype::Dtype, index::Tensor, mapping::Mapping as Pages},
+};
 use pyo3::{
     buffer::{Element, PyUntypedBuffer},
     exceptions::PyValueError,

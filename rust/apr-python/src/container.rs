@@ -10,24 +10,25 @@ use std::{
 
 use apr_format::{
     Error,
-    atomic::AtomicFile,
-    container::{self, Image},
-    contents::{Contents, cut_short},
-    dtype::Dtype,
-    file,
-    index::Tensor,
-    keys::{Keys, Unlock},
-    mapping::Mapping as Pages,
-    quant,
-    source::read_vec,
-    threads,
-    v1::read::Opened,
-    v2::{
-        layout::{Layout, Spec},
-        stream::Stream,
-        write,
+    internal::{
+        atomic::AtomicFile,
+        container::{self, Image},
+        contents::{Contents, cut_short},
+        dtype::Dtype,
+        index::Tensor,
+        keys::{Keys, Unlock},
+        mapping::Mapping as Pages,
+        quant,
+        source::{open_regular, read_vec},
+        threads,
+        v1::read::Opened,
+        v2::{
+            layout::{Layout, Spec},
+            stream::Stream,
+            write,
+        },
+        watch::Watched,
     },
-    watch::Watched,
 };
 use pyo3::{
     exceptions::{PyKeyError, PyValueError},
@@ -67,7 +68,7 @@ impl Container {
         trusted_key: Option<&[u8]>,
     ) -> PyResult<Self> {
         let keys = keys(password, recipient_key, trusted_key)?;
-        py.detach(|| container::Container::open_with(file::open(&path)?, &keys))
+        py.detach(|| container::Container::open_with(open_regular(&path)?, &keys))
             .map_err(|error| raise(py, &error, &path))
             .map(|opened| Self { path, keys, opened })
     }
@@ -273,7 +274,7 @@ fn verify_file(
 ) -> PyResult<Findings> {
     let keys = keys(password, recipient_key, trusted_key)?;
     let findings = watched(py, report_to(on_progress), |watch| {
-        container::verify_with(&Watched { source: &file::open(&path)?, watch }, &keys)
+        container::verify_with(&Watched { source: &open_regular(&path)?, watch }, &keys)
     })?
     .map_err(|error| os_error(py, &error, &path))?;
     Findings::new(py, findings)

@@ -2,7 +2,7 @@
 
 use std::{io, path::Path};
 
-use apr_format::{Error, Kind, Rule, sniff::Foreign};
+use apr_format::{Error, Foreign, Kind, Rule};
 use pyo3::{
     exceptions::PyOSError,
     prelude::*,

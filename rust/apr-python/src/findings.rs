@@ -1,6 +1,6 @@
 //! The checks of a file as classes with named fields.
 
-use apr_format::verify;
+use apr_format::internal::verify;
 use pyo3::{prelude::*, types::PyTuple};
 
 /// One check of a file; `passed` is None if the file has nothing to check, such as no footer.

@@ -1,6 +1,6 @@
 //! The header of a file as a class with named fields.
 
-use apr_format::{container::Form, v2, variants::json};
+use apr_format::internal::{container::Form, v2, variants::json};
 use pyo3::{prelude::*, types::PyBytes};
 
 /// The fields of a header in file order. The JSON container has no place for a checksum and reserved bytes.

@@ -1,6 +1,6 @@
 //! Quantizing values to the dtypes that apr writes.
 
-use apr_format::{dtype::Dtype, quant};
+use apr_format::internal::{dtype::Dtype, quant};
 use pyo3::{buffer::PyBuffer, exceptions::PyValueError, prelude::*, types::PyBytes};
 
 /// Quantize a float32 buffer to q4 or q8 and return the bytes to store.

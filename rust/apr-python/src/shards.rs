@@ -11,7 +11,7 @@ use std::{
 
 use apr_format::{
     Error,
-    shards::{
+    internal::shards::{
         order,
         scan::{self, MAX_VOCAB, ScanOptions, ShardScan},
         stream::{Failure, Stream},

@@ -3,10 +3,10 @@
 
 use std::{borrow::Cow, fs::File, path::PathBuf};
 
-use apr_format::{
+use apr_format::internal::{
     atomic::AtomicFile,
     contents::Contents,
-    file,
+    source::open_regular,
     v2::{header::Header, read, stamp::stamp},
 };
 use pyo3::prelude::*;
@@ -27,7 +27,7 @@ impl Stamp {
     #[new]
     fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
         let opened = py.detach(|| {
-            let file = file::open(&path)?;
+            let file = open_regular(&path)?;
             let (header, contents) = read::open(&file)?;
             Ok((file, header, contents))
         });

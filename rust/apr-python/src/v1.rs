@@ -1,6 +1,6 @@
 //! What only files of version 1 have: their header and their signer.
 
-use apr_format::v1::{header, read};
+use apr_format::internal::v1::{header, read};
 use pyo3::{prelude::*, types::PyBytes};
 
 /// The fields of a version 1 header, without the magic.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use apr_format::watch::Watch;
+use apr_format::internal::watch::Watch;
 use pyo3::{exceptions::PyRuntimeError, prelude::*};
 
 /// Time between two checks for Ctrl-C, and between two reports of progress: short enough to feel immediate,
