@@ -37,8 +37,8 @@ def _lesson(steps: int, before: float, after: float) -> str:
     # exp(-loss) is the geometric mean of the probabilities that the model gives to the tokens that come next.
     chances = [f"{100 * math.exp(-loss):.1f} %" for loss in (before, after)]
     return (
-        f"In {steps} steps the model got better at Python code that it never saw: the probability of the right\n"
-        f"next token rose from {chances[0]} to {chances[1]} (geometric mean; loss {before:.4f} to {after:.4f})."
+        f"In {steps} steps the model got better at Python code that it never saw: the probability of the\n"
+        f"next token rose from {chances[0]} to {chances[1]} (held-out loss {before:.4f} to {after:.4f})."
     )
 
 
