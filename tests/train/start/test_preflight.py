@@ -41,7 +41,7 @@ def test_a_gguf_file_is_named_as_such(refused):
 def test_lost_biases(refused):
     line, code = refused(init=DATA.parent / "aprender-0.72" / "qwen2_biases_lost.apr")
     assert code == 6
-    assert "6 parameters" in line
+    assert "q_proj.bias" in line
 
 
 def test_a_tensor_left_over(refused, tmp_path):
@@ -193,7 +193,7 @@ def test_all_problems_are_reported_at_once(everything_wrong, capsys, tmp_path):
             "no-contract.yaml",
             "nowhere",
             "no-tokenizer",
-            "6 parameters",
+            "q_proj.bias",
             "does not look like text",
         )
     ):
@@ -231,7 +231,7 @@ def test_weights_are_checked_when_something_else_is_wrong(refused, options, flag
     assert main(["pretrain", *flags(options(init=tmp_path / "mistagged.apr", num_steps=100))]) == 5
     windows, weights = capsys.readouterr().err.splitlines()
     assert "400 windows" in windows
-    assert weights.count("as of bf16 bytes tagged f16") == 6
+    assert weights.count("bf16") == 6
     assert refused(init=tmp_path / "mistagged.apr")[1] == 6
 
 
