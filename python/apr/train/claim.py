@@ -26,6 +26,7 @@ class Claim:
         self.run_dir = run_dir
         self.existed = run_dir.is_dir()
         """Whether the directory existed before."""
+        # There may be two claims: after `move_run_away` the earlier run stays locked under its new name.
         self._claims = ExitStack()
         self._saver: Saver | None = None
 
@@ -58,4 +59,5 @@ class Claim:
             saver.join()
             self._claims.close()
 
+        # A daemon: the kernel releases the claim when the process ends, which must not wait for the disk.
         threading.Thread(target=release, name="apr-checkpoint-wait", daemon=True).start()

@@ -41,6 +41,7 @@ MODES: dict[Mode, ModeDefaults] = {
 }
 
 
+# Help and the run read the same table, so that a default cannot be shown as one number and be another.
 def _by_mode(name: str) -> Unset:
     """Return the defaults that the modes set for an option, as help shows them."""
     modes: dict[float, list[str]] = {}
@@ -274,6 +275,7 @@ class PretrainConfig(
         defaults = self.mode_defaults
         filled: dict[str, Any] = {
             "lr": defaults.lr,
+            # A tenth at most: the 1000 steps of from-scratch would be more than the whole of a run of 500.
             "warmup_steps": min(defaults.warmup_steps, self.num_steps // 10),
             "target_val_loss": defaults.target_val_loss,
         }
@@ -309,6 +311,8 @@ class PretrainConfig(
             if option.marker(Resume) is not Resume.NOT_SAVED
         }
         if self._arch_file is not None:
+            # A preset's name stays a name. A file is made absolute: --resume may be called from another
+            # directory.
             values["arch"] = self._arch_file
         return {
             name: str(value.absolute()) if isinstance(value, Path) else value

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 # Statuses that the training loop itself ends with.
 _EXIT_CODES: dict[Status, int] = {
+    # A run that used up its steps did what it was asked to, whatever its loss. Other trainers called that
+    # "CONVERGED"; here the word does not occur.
     "TARGET_MET": 0,
     "BUDGET_SPENT": 0,
     "EARLY_STOP": 0,
@@ -48,6 +50,8 @@ def after_epoch(config: ResolvedConfig, state: RunState, cap: float) -> Ending |
         cap: the largest held-out loss that the first epoch may have, in nats.
     """
     history = state.val_loss_history
+    # Divergence is decided first: a loss that doubled must not end as TARGET_MET or EARLY_STOP with exit code
+    # 0.
     divergence = gates.divergence(history, cap)
     if not divergence.passed:
         loss, threshold = divergence.value, divergence.threshold
@@ -57,6 +61,8 @@ def after_epoch(config: ResolvedConfig, state: RunState, cap: float) -> Ending |
     if met and config.stop_at_target and config.contract is None:
         return budget_spent(config, state)
     patience = gates.patience(history, state.best_epoch, epochs=config.patience, min_epochs=config.min_epochs)
+    # A run that met its target and was told not to stop there (--no-stop-at-target, --contract) uses up its
+    # steps.
     if not patience.passed and not met:
         change = _change(state)
         return ending("EARLY_STOP", f"no new best held-out loss in {patience.value} epochs; {change}")

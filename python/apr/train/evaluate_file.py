@@ -67,6 +67,7 @@ def evaluate_file(
         RefusedError: they do not fit together; or `held_out` is set and the model was trained on all of it.
     """
     chosen_device = choose_device(device)
+    # Conditions that the checkpoint records are the defaults, so that the number equals the run's own.
     with load(path) as file:
         training = _mapping(file.metadata, "training")
     tokens = _count(path, training, "val_tokens", val_tokens) or _VAL_TOKENS
@@ -75,6 +76,7 @@ def evaluate_file(
     model = Decoder.from_apr(path, chosen_device)
     positions = model.config.max_position_embeddings
     if length is None:
+        # Only a default is lowered to fit the model. A length that was asked for is refused below.
         length = min(_SEQ_LENGTH, positions)
     if length > positions:
         raise RefusedError(f"--seq-length {length} is more than the model's {positions} positions")

@@ -66,5 +66,7 @@ def evaluate(
             ids = torch.from_numpy(batch).to(device, non_blocking=True)
             total += token_losses(model, ids).sum(dtype=torch.float64)
             done += len(batch)
+    # Each window predicts as many tokens, and none is padded: the mean is over tokens, not over batches,
+    # whose last one may be smaller.
     tokens = count * held_out.seq_length
     return Evaluation(total.item() / tokens, tokens)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from apr.train.loop import Loop
-    from apr.train.prepared import Prepared
     from apr.train.record.report import Report
 
 # Left out of the median speed: in these steps kernels are chosen and memory is touched for the first time.
@@ -49,9 +48,10 @@ def finish(loop: Loop, ended: Ending, report: Report) -> Result:
         # matplotlib may fail in many ways. A run on a directory named cost$_$x once lost its contract's
         # verdict to a title that could not be parsed.
         try:
-            plot_losses(
-                records, run_dir / rundir.PLOT, target=config.target_val_loss, title=_title(loop.prepared)
-            )
+            name = config.init.stem if config.init is not None else Path(str(config.arch)).stem
+            size = f"{loop.prepared.model_config.family}, {loop.prepared.parameters / 1e6:.1f} M parameters"
+            title = f"{name} ({size}) on {config.dataset.absolute().name}, {config.mode}"
+            plot_losses(records, run_dir / rundir.PLOT, target=config.target_val_loss, title=title)
         except Exception as error:  # noqa: BLE001
             report.line(f"warning: no {rundir.PLOT}: {message(error) or type(error).__name__}")
     if config.contract is not None:
@@ -141,6 +141,7 @@ def _gates(loop: Loop, records: Sequence[dict[str, Any]]) -> tuple[Gate, ...]:
 def _steady_median(records: Sequence[dict[str, Any]], name: str) -> float | None:
     # The median: a step that waits for a checkpoint to be copied is not typical.
     values = [record[name] for record in records if record.get(name) is not None]
+    # A run of one or two steps has no others.
     return statistics.median(values[_WARM_UP_STEPS:] or values) if values else None
 
 
@@ -168,13 +169,6 @@ def _with_verdict(result: Result, contract: Path, run_dir: Path, report: Report)
         return replace(result, contract={"contract": str(contract), "ok": False, "error": str(error)})
     report.line(str(verdict))
     return replace(result, contract=verdict.to_dict())
-
-
-def _title(prepared: Prepared) -> str:
-    config = prepared.config
-    name = config.init.stem if config.init is not None else Path(str(config.arch)).stem
-    size = f"{prepared.model_config.family}, {prepared.parameters / 1e6:.1f} M parameters"
-    return f"{name} ({size}) on {config.dataset.absolute().name}, {config.mode}"
 
 
 def _last_lines(loop: Loop, result: Result) -> list[str]:

@@ -174,6 +174,8 @@ class Loop:
     def _open_loader(self) -> Loader:
         """Return a loader of the training windows that were not visited yet."""
         config = self._config
+        # From the counter of the run, not from a saved position: the order is a bijection that reaches any
+        # window directly, and a run may resume with another split into micro-batches.
         epoch, position = divmod(self.windows_seen, len(self._train))
         state = LoaderState(fingerprint(self._train, shuffle=config.shuffle), epoch, position, config.seed)
         return Loader(
@@ -186,6 +188,7 @@ class Loop:
 
     def _train_to_the_end(self) -> Ending:
         config, state = self._config, self.state
+        # Once in a run, not once in a process: without it no figure says what training changed.
         if state.initial_val_loss is None:
             val_loss = self._evaluate("before the first step")
             if not math.isfinite(val_loss):
@@ -221,6 +224,8 @@ class Loop:
             return ended
         started = time.perf_counter()
         lr = self._learning_rate(state.step)
+        # Kept in a list: in its first step, a process computes their loss a second time in the way of the
+        # evaluation.
         batches = [next(self._loader) for _ in range(config.grad_accum)]
         self._step.accumulate(batches, config.tokens_per_step)
         if self._disagreement is None:
@@ -240,6 +245,8 @@ class Loop:
     def _check_windows_left(self) -> Ending | None:
         """End the run if the training windows are used up, unless they may be visited again."""
         first, count = self.windows_seen, len(self._train)
+        # Counted before the step. A trainer whose stream ran out once returned a loss of 1.0 and reported
+        # epochs of progress in under a second.
         last = first + self._config.windows_per_step - 1
         if last < count:
             return None
@@ -249,6 +256,7 @@ class Loop:
             return ending(
                 "STREAM_EXHAUSTED", f"all {count:,} training windows were visited by step {self.state.step}"
             )
+        # One line for each pass over the data. The first step has no step before it to compare with.
         if first == 0 or last // count > (first - 1) // count:
             self._report.line(f"the stream starts over: epoch {last // count} of its {count:,} windows")
         return None
@@ -274,6 +282,7 @@ class Loop:
             for ids in batches:
                 evaluation += token_losses(self._model, ids).sum(dtype=torch.float64).item()
         evaluation /= self._config.tokens_per_step
+        # Relative, with a floor: the loss of a memorized batch may be 0.
         self._disagreement = abs(training - evaluation) / max(abs(training), 1e-9)
         if self.state.step == 0:
             self.state.agreement = self._disagreement
@@ -301,6 +310,7 @@ class Loop:
         """End the run at a loss or norm that is not finite, and name the windows that it came from."""
         self.finite = False
         step = self.state.step
+        # Computed again from the seed: batches do not carry the numbers of their windows.
         order = TrainingOrder(len(self._train), self._config.seed, self._config.shuffle)
         windows = order.windows(self.windows_seen, self._config.windows_per_step).tolist()
         self._record_step(outcome, lr, seconds, windows)
@@ -342,6 +352,7 @@ class Loop:
         val_loss = self._evaluate(f"epoch {self.state.epochs}")
         if not math.isfinite(val_loss):
             return self._bad_evaluation(val_loss)
+        # The state before the checkpoint, which contains it: a resumed run must know this evaluation.
         self.state.end_epoch(val_loss)
         self.saver.save_epoch(self.state, self.recorder.wall_seconds)
         return after_epoch(self._config, self.state, self.first_cap)

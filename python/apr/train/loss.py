@@ -54,6 +54,7 @@ def softmax(logits: Tensor, targets: Tensor, tokens: int) -> tuple[Tensor, Tenso
     """
     log_probabilities = F.log_softmax(logits, -1, dtype=torch.float32)
     at_target = log_probabilities.gather(-1, targets[:, None]).squeeze(-1)
+    # In place: for 16,384 tokens and 151,936 ids, one float32 tensor of this shape takes 9.3 GiB.
     return at_target, log_probabilities.exp_().div_(tokens).to(logits.dtype)
 
 
@@ -78,6 +79,7 @@ def add_gradients(model: Decoder, ids: Tensor, tokens: int, *, softmax: Softmax 
     kind, dtype = hidden.device.type, hidden.dtype
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
+    # Autocast does not cast operations with `out=`, so the dtypes are chosen here.
     with torch.no_grad(), torch.autocast(kind, enabled=False):
         weight, inputs = head.to(dtype), hidden.to(dtype)
         total = torch.zeros((), dtype=torch.float64, device=ids.device)
@@ -95,6 +97,7 @@ def add_gradients(model: Decoder, ids: Tensor, tokens: int, *, softmax: Softmax 
             product = gradient.T @ inputs[part]
             head_grad = product.to(head.dtype) if head_grad is None else head_grad.add_(product)
         assert head_grad is not None
+        # Before `backward`, which adds the embedding's gradient to this one if the head is tied.
         head.grad = head_grad if head.grad is None else head.grad.add_(head_grad)
     hidden.backward(hidden_grad.to(hidden.dtype))  # type: ignore[no-untyped-call]
     return total / tokens

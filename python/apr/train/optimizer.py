@@ -36,6 +36,8 @@ def make_optimizer(model: Decoder, config: PretrainConfig) -> AdamW:
         lr=torch.zeros((), device=device) if cuda else 0.0,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
+        # One kernel for all parameters. It also reads `found_inf` and `grad_scale`, by which `Step` skips and
+        # clips.
         fused=True,
         capturable=cuda,
     )
@@ -54,6 +56,7 @@ def set_learning_rate(optimizer: AdamW, lr: float) -> None:
     """Set the learning rate of the next update."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
+            # In place: a captured graph reads this memory, and another tensor would never be seen by it.
             group["lr"].fill_(lr)
         else:
             group["lr"] = lr

@@ -56,6 +56,7 @@ def pretrain(
     started = time.monotonic()
     with (
         Report(sys.stdout if out is None else out) as report,
+        # Before the claim and the checks: a signal that arrives in them is noted, and ends the run in order.
         StopRequest() as stop,
         # Claim: from here on no other process writes to the run directory.
         Claim(config.run_dir) as claim,
@@ -105,6 +106,7 @@ def _files_open(loop: Loop, claim: Claim, report: Report, callbacks: Callbacks |
     config, run_dir = loop.prepared.config, loop.prepared.config.run_dir
     if config.force and rundir.holds_run(run_dir):
         report.line(f"moved the earlier run to {claim.move_run_away()}")
+    # After the move, which would have taken the log along.
     report.open_log(run_dir / rundir.LOG)
     # A resumed run that is killed must not leave the result of its earlier part as if it were its own.
     if (run_dir / rundir.RESULT).exists():
@@ -143,6 +145,7 @@ def _train(loop: Loop, report: Report, stop: StopRequest) -> Ending:
                 detail = (
                     f"{number.name} after {loop.state.step} steps; saved {path}, pass --resume to continue"
                 )
+            # 128 + the signal's number, as shells report it: 130 for SIGINT, 143 for SIGTERM.
             return Ending("INTERRUPTED", 128 + number, detail)
     except StoppedAtOnce as stopped:
         loop.saver.abandon()

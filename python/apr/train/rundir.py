@@ -35,6 +35,7 @@ def claimed(run_dir: Path) -> AbstractContextManager[None]:
 
 def holds_run(run_dir: Path) -> bool:
     """Whether the directory holds a run; a refusal that was recorded there does not count."""
+    # Only training writes these, so they decide, whatever result.json says.
     if (run_dir / METRICS).exists() or (run_dir / "ckpt").exists():
         return True
     try:
@@ -69,6 +70,7 @@ def check_run_dir(config: PretrainConfig) -> None:
 
 def move_away(path: Path) -> Path:
     """Rename a file or directory to NAME.bak-N with the first N that is free, and return the new path."""
+    # Never overwritten: the second --force would otherwise lose the run that the first one moved away.
     names = (path.with_name(f"{path.name}.bak-{n}") for n in count(1))
     return path.rename(next(name for name in names if not name.exists()))
 
@@ -100,6 +102,7 @@ def resumed_config(config: PretrainConfig) -> PretrainConfig:
     unset = [name for name in ResolvedConfig.__annotations__ if getattr(config, name) is None]
     config = replace(config, **{name: saved[name] for name in unset if name in saved})
     before = PretrainConfig(**saved)
+    # Without a checkpoint nothing knows the contents of a moved file, so paths must stay.
     has_checkpoint = any((config.run_dir / "ckpt").glob("*.apr"))
     conflicts = [
         _conflict(option, config, before, has_checkpoint=has_checkpoint) for option in options.values()

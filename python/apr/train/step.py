@@ -81,9 +81,13 @@ class Step:
         self._scale = optimizer.grad_scale = torch.ones((), device=device)  # type: ignore[attr-defined]
         self._softmax = softmax
         self._static_ids: Tensor | None = None
+        # Graphs of a whole step took Qwen2.5-0.5B at 8 x 512 from 45.9 to 39.3 ms on an H100, where launching
+        # kernels is the limit. They gain nothing at larger sizes.
         self._graphs = _Graphs() if compiled and device.type == "cuda" else None
         if compiled:
             self._softmax = torch.compile(softmax, fullgraph=True, dynamic=False)
+            # Layer by layer: torch compiles one layer and reuses it, in 12 to 13 s on an H100. The whole
+            # model takes 50 to 66 s.
             for layer in model.model.layers:
                 layer.compile(fullgraph=True, dynamic=False)
 
@@ -114,6 +118,7 @@ class Step:
             loss_limit: in nats; if the loss is above it, nothing is updated.
         """
         set_learning_rate(self._optimizer, lr)
+        # Filled, not replaced: the captured update reads this memory.
         self._limit.fill_(loss_limit)
         if self._graphs is None:
             self._update()
@@ -131,8 +136,12 @@ class Step:
     def _update(self) -> None:
         norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         self._norm.copy_(norm)
+        # Decided on the device, so that the update needs no answer from the host. A comparison with NaN is
+        # false.
         good = self._loss.isfinite() & norm.isfinite() & (self._loss <= self._limit)
         self._skip.copy_(~good)
+        # As a division on the device: reading the norm to decide about clipping would stop the host in every
+        # step.
         self._scale.copy_(((norm + _CLIP_EPS) / self._grad_clip).clamp(min=1))
         self._optimizer.step()
 
@@ -157,12 +166,16 @@ class Step:
             self._loss.zero_()
 
         if first:
+            # Two graphs, because a graph replays one branch: whether a gradient exists already is decided at
+            # the capture.
             graphs.run("first", lambda: self._add(static, tokens), warm_up)
         else:
             graphs.run("further", lambda: self._add(static, tokens))
 
     def _clear_gradients(self) -> None:
         for parameter in self._parameters:
+            # None instead of zeros: the first micro-batch then writes the gradients, and nothing is filled or
+            # added to it.
             parameter.grad = None
 
 
@@ -170,6 +183,8 @@ class _Graphs:
     """Functions that are captured once as CUDA graphs, share their memory, and are replayed."""
 
     def __init__(self) -> None:
+        # One pool: the graphs never run at the same time. With a pool each, their activations would all stay
+        # reserved.
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
 

@@ -22,22 +22,21 @@ class HostMemory:
         """Return copies of the tensors in the block. The next call overwrites them."""
         sizes = [-(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT for tensor in tensors.values()]
         cuda = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+        # Kept, because pinning is slow: about half a second for 512 MB, where a checkpoint has 12 bytes per
+        # parameter.
         if self._block is None or len(self._block) != sum(sizes):
-            self._block = _allocate(sum(sizes), pinned=cuda is not None)
+            try:
+                self._block = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=cuda is not None)
+            except RuntimeError:
+                # The system may limit how much memory is pinned. Pageable memory only copies more slowly.
+                if cuda is None:
+                    raise
+                self._block = torch.empty(sum(sizes), dtype=torch.uint8)
         copies = {}
         for (name, tensor), part in zip(tensors.items(), torch.split(self._block, sizes), strict=True):
             copies[name] = part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
             copies[name].copy_(tensor, non_blocking=True)
         if cuda is not None:
+            # The copies are asynchronous, and the next step changes the weights that they read.
             torch.cuda.synchronize(cuda)
         return copies
-
-
-def _allocate(size: int, *, pinned: bool) -> Tensor:
-    try:
-        return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-    except RuntimeError:
-        # The system may limit how much memory is pinned. Pageable memory only copies more slowly.
-        if not pinned:
-            raise
-        return torch.empty(size, dtype=torch.uint8)

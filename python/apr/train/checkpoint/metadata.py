@@ -69,6 +69,9 @@ class CheckpointMetadata:
         if state is not None:
             training["state"] = state.to_dict()
         return {
+            # The sizes in every file: a checkpoint without them could not be the --init of another run.
+            # The order of the keys is their order in the file: if it changed, equal runs would differ in
+            # bytes.
             "model_type": self.model.family,
             "param_count": self.parameters,
             **self.model.to_metadata(),

@@ -29,5 +29,6 @@ def digest(moments: dict[str, Tensor], step: int) -> str:
     sha256 = hashlib.sha256()
     for name in sorted(moments):
         sha256.update(moments[name].cpu().contiguous().numpy().data)
+    # Eight bytes in a fixed order: the digest must be the same on every machine.
     sha256.update(step.to_bytes(8, "little"))
     return sha256.hexdigest()

@@ -57,6 +57,7 @@ def list_checkpoints(run_dir: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
     checkpoints, damaged = [], {}
     for path in sorted((run_dir / CHECKPOINTS).glob("*.apr")):
         name = _NAME.fullmatch(path.name)
+        # Other files may lie here, such as what a user copied; they are neither resumed from nor pruned.
         if name is None:
             continue
         try:
@@ -79,4 +80,5 @@ def best_of(checkpoints: Sequence[Checkpoint], val_losses: Sequence[float]) -> C
         val_losses: the held-out loss of each epoch.
     """
     epochs = [(val_losses[c.epoch], c) for c in checkpoints if c.epoch is not None]
+    # Of equal losses the earlier epoch's, as `RunState.end_epoch` decides.
     return min(epochs, key=lambda pair: pair[0])[1] if epochs else None

@@ -58,6 +58,8 @@ def find_resume_point(run_dir: Path) -> ResumePoint:
             with load(checkpoints[-1].path, verify="full") as file:
                 state = state_of(file)
                 weights = ((name, file[name]) for name in file if not name.startswith(TRAINING_PREFIX))
+                # A valid CRC says nothing about values: infinite weights were once saved as the last good
+                # state.
                 spoiled_weights = first_implausible(weights)
         except (AprError, RefusedError, OSError) as error:
             damaged[checkpoints.pop().path] = message(error)
@@ -111,10 +113,13 @@ def cut_back_to(run_dir: Path, point: ResumePoint, state: RunState, report: Repo
         report: prints what was done.
     """
     for path, reason in point.damaged.items():
+        # Renamed, not removed: somebody may want to know what happened to it, and it is no `*.apr` any more.
         aside = path.replace(path.with_name(f"{path.name}.damaged"))
+        # The artefacts gate then names the epoch as damaged, and the run does not end as if all were there.
         mark(path, "damaged")
         report.line(f"damaged checkpoint renamed to {aside.name}: {reason}")
     for leftover in (run_dir / CHECKPOINTS).glob(f".*{_TEMPORARY}"):
+        # The run directory is claimed, so that nobody is still writing them.
         leftover.unlink(missing_ok=True)
 
     def is_in_checkpoint(record: dict[str, Any]) -> bool:

@@ -61,6 +61,8 @@ class Saver:
         self._dir = config.run_dir
         self._model, self._optimizer = model, optimizer
         self._report, self._on_saved = report, on_saved
+        # One copy, 12 bytes per parameter: a second one, to save faster than the disk, would cost as much
+        # again.
         self._memory = HostMemory()
         self._thread: threading.Thread | None = None
         # `Thread.is_alive` does not do: Python 3.12 takes a thread for ended if a signal's handler raised out
@@ -116,6 +118,7 @@ class Saver:
             AprError, OSError: it cannot be written.
         """
         self.wait()
+        # The checkpoint that was being written may have been of this very step.
         if state.step > 0 and (self.last is None or self.last.step < state.step):
             self.save_step(state)
             self.wait()
@@ -165,9 +168,11 @@ class Saver:
 
     def _save(self, checkpoint: Checkpoint, state: RunState, epoch_metadata: dict[str, Any] | None) -> None:
         """Copy everything now, and start a thread that writes the copy."""
+        # Before the wait, so that people see why a run with a slow disk stands still.
         self._report.progress(f"writing {checkpoint.path.name}", 0, 1)
         self.wait()
         copied = snapshot(self._model, self._optimizer, state, self._metadata, self._memory)
+        # A tuple, because the training thread appends to the list meanwhile.
         write = partial(self._write, checkpoint, copied, epoch_metadata, tuple(state.val_loss_history))
         # A daemon, so that the process can end after a second Ctrl-C without waiting for the disk.
         self._thread = threading.Thread(target=self._run, args=(write,), name="apr-checkpoint", daemon=True)
@@ -183,6 +188,7 @@ class Saver:
         try:
             self.checkpoints = write()
             self._saved = self.checkpoints[-1]
+        # A half-written file was removed by `write`, and the checkpoints before it are untouched.
         except _Abandoned:
             pass
         except BaseException as error:  # noqa: BLE001 (raised again by the next `poll`)
@@ -200,6 +206,7 @@ class Saver:
         # The records of the checkpoint's steps go to the disk first. After a loss of power, a checkpoint
         # without them could not be resumed to the same `train.jsonl`.
         sync_file(self._dir / rundir.METRICS)
+        # Created with the first checkpoint: `holds_run` takes this directory as the sign of a run.
         checkpoint.path.parent.mkdir(exist_ok=True)
         sha256 = copied.write(checkpoint.path, proceed=self._proceed)
         self._proceed()

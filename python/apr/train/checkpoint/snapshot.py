@@ -61,6 +61,7 @@ class Snapshot:
         write(path, self.metadata, specs, values)
         # Every byte is read back: only then does the checkpoint count, and may older ones go.
         load(path, verify="full").close()
+        # The step is hashed as an integer after the moments, so its tensor is left out here.
         stored = {
             name.removeprefix(_OPTIMIZER): tensor
             for name, tensor in self.tensors.items()
@@ -88,6 +89,7 @@ def snapshot(
     # Skipped steps do not count for AdamW's bias correction, hence `updates` and not `step`.
     tensors |= {
         f"{_OPTIMIZER}step": torch.tensor(state.updates),
+        # float64: on the CPU the rate is a Python float, which float32 would round.
         f"{TRAINING_PREFIX}scheduler.last_lr": torch.tensor(lr, dtype=torch.float64),
         f"{TRAINING_PREFIX}rng.cpu": torch.get_rng_state(),
         f"{TRAINING_PREFIX}meta.epoch": torch.tensor(state.epochs),

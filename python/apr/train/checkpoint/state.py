@@ -93,6 +93,7 @@ class RunState:
             self.step0_train_loss = train_loss
         self.step += 1
         self.tokens_seen += tokens
+        # Summed over tokens, not averaged over steps: means of means weigh steps wrongly.
         self.epoch_loss_sum += train_loss * tokens
         self.epoch_tokens += tokens
         self.grad_norm_max = max(self.grad_norm_max, grad_norm)
@@ -118,6 +119,7 @@ def state_of(file: TensorFile) -> RunState:
         RefusedError: the file is not a checkpoint.
     """
     try:
+        # A TypeError means that the fields are those of another version.
         return RunState(**file.metadata["training"]["state"])
     except (KeyError, TypeError):
         raise RefusedError(

@@ -34,6 +34,8 @@ def training_settings(device: torch.device, *, deterministic: bool) -> Iterator[
     """
     default_dtype = torch.get_default_dtype()
     try:
+        # A caller's default dtype or no_grad, as a notebook may have set it, must not change what a run
+        # computes.
         torch.set_default_dtype(torch.float32)
         with (
             torch.inference_mode(mode=False),
@@ -57,6 +59,7 @@ def _deterministic_algorithms() -> Iterator[None]:
     benchmark = torch.backends.cudnn.benchmark
     workspace = os.environ.get(_WORKSPACE)
     try:
+        # The user's own choice stays, as it may be the other value that cuBLAS documents, `:16:8`.
         os.environ.setdefault(_WORKSPACE, _FIXED_WORKSPACE)
         # Benchmarking picks the fastest kernel, which may be another one the next time.
         torch.backends.cudnn.benchmark = False

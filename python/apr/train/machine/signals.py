@@ -45,6 +45,7 @@ class StopRequest:
             raise Interrupted
 
     def __enter__(self) -> Self:
+        # `signal.signal` raises ValueError in any other thread, and a run must work there too.
         if threading.current_thread() is threading.main_thread():
             self._handlers_before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self

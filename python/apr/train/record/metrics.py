@@ -76,6 +76,7 @@ def incomplete_steps(records: Sequence[dict[str, Any]], steps: int) -> list[int]
         records: the records of `train.jsonl`.
         steps: number of steps that the run has done.
     """
+    # A step with two records is as incomplete as one with none: a resumed run may have repeated it.
     complete: dict[int, list[bool]] = {step: [] for step in range(steps)}
     for record in records:
         if "train_loss" not in record:

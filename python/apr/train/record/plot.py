@@ -26,6 +26,7 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float, tit
         target: the held-out loss to reach, in nats.
         title: names the model and the data.
     """
+    # Without pyplot, which keeps global state and may try to open a window: a run works in any thread.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
@@ -66,6 +67,7 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float, tit
 def _smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """Return moving means, each at the middle of its window."""
     width = max(1, len(points) // _SMOOTHING)
+    # A sum that is carried along: a mean over each window by itself would be quadratic in a long run.
     sums = [0.0, *accumulate(loss for _, loss in points)]
     return [
         (points[first + width // 2][0], (sums[first + width] - sums[first]) / width)

@@ -167,6 +167,7 @@ class Recorder:
             )
         mfu = "" if record.mfu is None else f"  mfu {record.mfu:.1%}"
         seconds_per_step = sum(self._step_seconds) / len(self._step_seconds)
+        # Those still to come, the one at the end of this epoch included.
         evaluations = config.epochs - record.step // config.steps_per_epoch
         left = seconds_per_step * (config.num_steps - done) + self._evaluation_seconds * evaluations
         self._report.progress(

@@ -52,6 +52,7 @@ class Report:
 
     def open_log(self, path: Path) -> None:
         """Append to a log everything that was and will be printed."""
+        # Appended to: a resumed run continues the log of its earlier part.
         self._log = path.open("a", encoding="utf-8")
         for text in self._lines_before_log:
             self._log.write(text + "\n")
@@ -97,9 +98,11 @@ class Report:
 
             bar = Progress(
                 BarColumn(),
+                # A path may contain brackets, which rich would take for markup.
                 TextColumn("{task.description}", markup=False),
                 console=Console(file=terminal),
                 transient=True,
+                # The caller's own prints, in a notebook or a callback, are not a run's to capture.
                 redirect_stdout=False,
                 redirect_stderr=False,
             )

@@ -33,6 +33,7 @@ class Result:
     exit_code: int
     detail: str
     """One sentence."""
+    # The defaults are those of a refusal, which knows nothing of what follows.
     steps_completed: int = 0
     epochs_completed: int = 0
     tokens_seen: int = 0

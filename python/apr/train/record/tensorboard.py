@@ -59,6 +59,7 @@ class EventFiles:
 
     def _on_evaluation(self, record: EvaluationRecord) -> None:
         self._write("held_out", record, _EVALUATION_SCALARS)
+        # SummaryWriter flushes by itself only every two minutes.
         self._writer.flush()
 
     def _write(self, group: str, record: StepRecord | EvaluationRecord, names: tuple[str, ...]) -> None:

@@ -46,6 +46,7 @@ def estimate_needs(config: PretrainConfig, model: ModelConfig, device: torch.dev
         free_memory_bytes=free_memory_bytes(device),
         checkpoint_bytes=checkpoint,
         disk_bytes=_disk_bytes(config, checkpoint, parameters),
+        # With --plan the run directory need not exist, and is not created.
         free_disk_bytes=shutil.disk_usage(nearest_existing(config.run_dir)).free,
     )
 
@@ -94,6 +95,7 @@ def flops_per_token(model: ModelConfig, groups: dict[str, int], seq_length: int)
     12 * layers * heads * head_dim * seq_length for attention, without halving it for the causal mask
     (https://arxiv.org/abs/2204.02311, appendix B).
     """
+    # A tied embedding is also the head, and there it is multiplied with.
     looked_up = 0 if model.tie_word_embeddings else groups["embedding"]
     attention = 12 * model.num_layers * model.num_heads * model.head_dim * seq_length
     return 6 * (sum(groups.values()) - looked_up) + attention

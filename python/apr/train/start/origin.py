@@ -64,11 +64,14 @@ def from_file(path: Path, tokenizer: LoadedTokenizer | None) -> Origin:
         AprError: the file is not valid.
         RefusedError: it does not contain a decoder, or only a part of one.
     """
+    # All bytes, before hours of training on them: the CRC32 of 1 GB takes 0.13 s on two cores.
     with load(path, verify="full") as file:
         try:
             model = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
         except RefusedError as error:
             raise type(error)(f"{path}: {error}") from None
+        # Names and shapes before any memory is allocated. A loader that filled only some parameters, without
+        # the biases, once said nothing.
         match(model, file)
         return Origin(model, _carried(file, tokenizer), _base_model(file), path)
 
@@ -111,6 +114,8 @@ def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
 def _carried(file: TensorFile, tokenizer: LoadedTokenizer | None) -> dict[str, Any]:
     carried: dict[str, Any] = dict.fromkeys(_PROVENANCE_KEYS)
     carried |= {key: file.metadata[key] for key in ("name", *_PROVENANCE_KEYS) if key in file.metadata}
+    # A fine-tuned model must be usable without its base: tokenizer and chat template travel with the
+    # checkpoints.
     from_file = {key: value for key, value in file.metadata.items() if key.startswith(_TOKENIZER_KEYS)}
     # The file's own vocabulary wins: --tokenizer was only checked to be no larger.
     if tokenizer is not None and not {VOCABULARY, HF_TOKENIZER} & from_file.keys():
@@ -124,6 +129,7 @@ def _base_model(file: TensorFile) -> BaseModel:
         crc = 0
         with Path(file.path).open("rb") as raw:
             while chunk := raw.read(_CHUNK_BYTES):
+                # Some old files end without a footer, which is legal.
                 crc = zlib.crc32(chunk, crc)
     return {"name": Path(file.path).name, "size": file.nbytes, "crc32": f"{crc:08x}"}
 

@@ -50,6 +50,7 @@ class Plan:
         """Seconds that the rest of the run takes, as if checkpoints did not overlap with steps."""
         config, done = self.prepared.config, self.steps_done
         epochs = config.epochs - done // config.steps_per_epoch
+        # A new run also evaluates before its first step.
         evaluations = epochs + 1 if done == 0 else epochs
         return (
             (config.num_steps - done) * self.seconds_per_step
@@ -219,11 +220,13 @@ def _measure_checkpoint(prepared: Prepared) -> float:
 
 
 def _batch(prepared: Prepared, windows: int) -> torch.Tensor:
+    # Windows repeat if there are fewer than one batch; the time of a step does not depend on their text.
     indices = np.arange(windows) % len(prepared.split.train)
     return torch.from_numpy(prepared.split.train.batch(indices)).to(prepared.device)
 
 
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
+        # Kernels run asynchronously: without waiting, the clock would measure how fast they are launched.
         torch.cuda.synchronize(device)
     return time.perf_counter()

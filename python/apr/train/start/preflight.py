@@ -123,10 +123,12 @@ def prepare(config: PretrainConfig) -> Prepared:
         attempt(load_decidable, config.contract)
     if config.tensorboard:
         attempt(check_tensorboard)
+    # Before the model, which a resumed run takes from its checkpoint: --init may be gone by then.
     resume_point = attempt(find_resume_point, config.run_dir) if config.resume else None
     dataset = attempt(_Corpus.open, config.dataset)
     val_dataset = None if config.val_dataset is None else attempt(_Corpus.open, config.val_dataset)
     tokenizer = _load_tokenizer(config, resume_point, problems)
+    # The model comes after the data and the tokenizer: from scratch, one of them gives its vocabulary's size.
     start = _find_model(config, resume_point, dataset, tokenizer, problems)
     if start is not None:
         _check_model(start.model, config, tokenizer, problems)
@@ -194,6 +196,8 @@ def _find_model(
         elif dataset.shards.vocab_size is not None:
             vocab_size = dataset.shards.vocab_size
         else:
+            # Without a tokenizer and a manifest that names it, the ids are all that is known about the
+            # vocabulary.
             vocab_size = dataset.scan.max_id + 1
         return origin.from_scratch(config.arch, vocab_size, tokenizer)
     return None
@@ -233,6 +237,7 @@ def _check_corpus(
                 f"{path}: encoded with a vocabulary of {encoded_with} ids, but the model has only "
                 f"{model.vocab_size}; encode with the model's tokenizer"
             )
+        # By the ids themselves: a manifest may be silent about its vocabulary, or wrong.
         last = max(corpus.scan.shards, key=lambda shard: shard.max_id)
         if model is not None and last.max_id >= model.vocab_size:
             raise RefusedError(
@@ -271,6 +276,7 @@ def _split(
     parts = problems.attempt(split_dataset, dataset.shards, held_out, config.seq_length, config.val_tokens)
     with problems:
         if val_dataset is not None:
+            # Equal hashes, whatever the names are: a copied shard is the same text.
             for trained_on, held_out_shard in common_shards(dataset.scan.shards, val_dataset.scan.shards):
                 raise RefusedError(
                     f"{config.val_dataset}/{held_out_shard}: same bytes as {config.dataset}/{trained_on}; "
