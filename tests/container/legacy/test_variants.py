@@ -180,8 +180,8 @@ CASES = {
     ),
     "metadata not UTF-8": (forge_json(metadata=b'{"\xff":1}'), "FormatError", None, 10, "UTF-8"),
     "number of tensors cut off": (GOOD[:12], "TruncatedError", None, 12, "index"),
-    "more tensors than entries": (forge_json(entry(), count=2), "FormatError", None, 10, "index lists 1"),
-    "fewer tensors than entries": (forge_json(entry(), count=0), "FormatError", None, 10, "index lists 1"),
+    "more tensors than entries": (forge_json(entry(), count=2), "FormatError", None, 10, "number"),
+    "fewer tensors than entries": (forge_json(entry(), count=0), "FormatError", None, 10, "number"),
     "index beyond the file": (
         forge_json(entry(), index_size=1 << 20), "TruncatedError", None, END, "index",
     ),
