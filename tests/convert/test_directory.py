@@ -21,7 +21,7 @@ def names(directory):
 
 
 @pytest.mark.parametrize("flags", [[], ["--force"]])
-def test_of_two_conversions_at_once_the_second_is_refused_and_the_first_is_whole(flags, tmp_path, capsys):
+def test_of_two_conversions_at_once_the_second_is_refused(flags, tmp_path, capsys):
     convert(MODEL, tmp_path / "expected")
     halfway, go_on = threading.Event(), threading.Event()
 
@@ -68,7 +68,7 @@ sys.exit(main(["convert", *sys.argv[2:], "--force"]))
 
 
 @pytest.mark.parametrize("moment", ["writing", "between", "after"])
-def test_what_a_killed_conversion_left_is_put_back_or_cleared_by_the_next(moment, tmp_path):
+def test_files_of_a_killed_conversion_are_restored_or_deleted_by_the_next(moment, tmp_path):
     target = tmp_path / "hf"
     target.mkdir()
     (target / "config.json").write_text("before")
@@ -85,7 +85,7 @@ def test_what_a_killed_conversion_left_is_put_back_or_cleared_by_the_next(moment
     assert names(tmp_path) == ["hf"]
 
 
-def test_force_replaces_a_model_and_nothing_else(tmp_path, capsys):
+def test_force_replaces_only_a_model(tmp_path, capsys):
     target = tmp_path / "keep"
     convert(MODEL, target)
     (target / "sub").mkdir()
@@ -106,7 +106,7 @@ def test_force_replaces_a_model_and_nothing_else(tmp_path, capsys):
     assert names(tmp_path) == ["keep"]
 
 
-def test_what_is_put_into_the_target_meanwhile_is_not_replaced(tmp_path):
+def test_files_that_appear_in_the_target_meanwhile_are_not_replaced(tmp_path):
     target = tmp_path / "hf"
     convert(MODEL, target)
 
@@ -120,7 +120,7 @@ def test_what_is_put_into_the_target_meanwhile_is_not_replaced(tmp_path):
     assert names(tmp_path) == ["hf"]
 
 
-def test_nothing_that_no_conversion_made_is_deleted_beside_the_target(tmp_path):
+def test_files_of_others_beside_the_target_are_not_deleted(tmp_path):
     kept = [".hf.tmp", ".hf.old", ".hf.apr-convert"]
     for name in kept:
         (tmp_path / name).mkdir()
@@ -136,3 +136,37 @@ def test_nothing_that_no_conversion_made_is_deleted_beside_the_target(tmp_path):
     convert(MODEL, tmp_path / "hf", FORCE)
     for name in (".hf.tmp", ".hf.old", "elsewhere"):
         assert (tmp_path / name / "thesis.txt").read_text() == "mine"
+
+
+def test_an_existing_directory_is_replaced_only_by_force_and_as_a_whole(tmp_path, monkeypatch):
+    target = tmp_path / "hf"
+    target.mkdir()
+    (target / "config.json").write_text("kept")
+    (target / "vocab.txt").touch()
+    model = MODEL
+    with pytest.raises(RefusedError, match="--force"):
+        convert(model, target)
+    from apr.convert import to_safetensors
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(to_safetensors, "write", full)
+        with pytest.raises(OSError, match="No space"):
+            convert(model, target, ConvertOptions(force=True))
+    assert (target / "config.json").read_text() == "kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+    convert(model, target, ConvertOptions(force=True))
+    assert not (target / "vocab.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+def test_a_link_stays_and_its_directory_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "model.safetensors").touch()
+    convert(MODEL, tmp_path / "link", ConvertOptions(force=True))
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "config.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]

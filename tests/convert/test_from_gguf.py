@@ -88,7 +88,7 @@ def test_every_tensor_is_transformers_own_bit_for_bit(model, tmp_path):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_sizes_and_tokenizer_go_along(model, tmp_path):
+def test_sizes_and_tokenizer_are_kept(model, tmp_path):
     import apr
 
     convert(DATA / f"{model}.gguf", tmp_path / "m.apr")
@@ -196,7 +196,7 @@ def test_json_is_alone_on_standard_output(tmp_path, capsys):
         ("llama", {"rope.freq_base": float("inf")}, "missing"),
     ],
 )
-def test_what_has_no_place_in_a_decoder_is_refused(architecture, changes, says, tmp_path, capsys):
+def test_unsupported_models_are_refused_in_one_line(architecture, changes, says, tmp_path, capsys):
     source = write_gguf(tmp_path / "m.gguf", architecture, **changes)
     assert convert(source, tmp_path / "m.apr") == 4
     error = capsys.readouterr().err
@@ -206,7 +206,7 @@ def test_what_has_no_place_in_a_decoder_is_refused(architecture, changes, says, 
     assert not (tmp_path / "m.apr").exists()
 
 
-def test_a_file_that_is_not_there_exits_3(tmp_path, capsys):
+def test_a_missing_file_exits_3(tmp_path, capsys):
     assert convert(tmp_path / "gone.gguf", tmp_path / "m.apr") == 3
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -230,7 +230,7 @@ def test_another_format_is_refused_by_name(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["Q4_K", "Q6_K"])
-def test_k_quants_are_kept_as_they_are_when_asked(kind, tmp_path):
+def test_k_quants_are_kept_on_request(kind, tmp_path):
     import gguf
 
     import apr
@@ -259,7 +259,7 @@ def test_k_quants_are_kept_as_they_are_when_asked(kind, tmp_path):
             assert kept.numpy(name).tobytes() == plain.numpy(name).tobytes(), name
 
 
-def test_every_type_that_the_package_dequantizes_is_read(tmp_path):
+def test_every_type_that_the_package_dequantizes_is_converted(tmp_path):
     import gguf
 
     import apr
@@ -316,7 +316,7 @@ def test_a_big_endian_file_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("factor", "head_dim"), [(8.0, 128), (32.0, 64)])
-def test_rope_factors_of_llama_3_are_its_rope_scaling(factor, head_dim, tmp_path):
+def test_rope_factors_of_llama_3_become_rope_scaling(factor, head_dim, tmp_path):
     import torch
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

@@ -1,0 +1,74 @@
+"""Models to convert, and the logits that they must keep."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import apr
+from apr.convert import convert
+
+MODELS = ["qwen2_tied", "qwen2_untied", "llama_tied", "llama_untied"]
+
+
+IMPORTED = Path(__file__).parents[1] / "fixtures" / "imported-0.72"
+
+
+def transformers_model(directory):
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return model.eval()
+
+
+def logits(model):
+    ids = torch.arange(60).reshape(2, 30) * 7 % 512
+    with torch.no_grad():
+        return model(ids).logits
+
+
+def check_logits(model, path):
+    """Against what transformers gave for the weights that the importer had."""
+    expected = json.loads(path.read_text())
+    ids = torch.tensor([expected["input_ids"]])
+    with torch.no_grad():
+        found = model(ids, labels=ids)
+    assert abs(found.loss.item() - expected["loss"]) < 1e-4
+    assert np.allclose(found.logits[0, -1, :16], expected["logits_last_first16"], atol=1e-4)
+    assert np.allclose(found.logits[0].logsumexp(-1), expected["logits_row_logsumexp"], atol=1e-4)
+    assert found.logits[0].argmax(-1).tolist() == expected["logits_row_argmax"]
+
+
+def logits_of_ours(model):
+    ids = torch.arange(60).reshape(2, 30) * 7 % 512
+    with torch.no_grad():
+        return model(ids)
+
+
+def sharded(source, directory, monkeypatch_size="200KB"):
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(source).save_pretrained(directory, max_shard_size=monkeypatch_size)
+
+
+def changed(directory, tmp_path, **config):
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    facts = json.loads((copy / "config.json").read_text()) | config
+    (copy / "config.json").chmod(0o644)
+    (copy / "config.json").write_text(json.dumps(facts))
+    return copy
+
+
+def resaved(tmp_path, tensors=None, dropped=(), **metadata):
+    """The tied Llama as an .apr, with other tensors or metadata."""
+    convert(IMPORTED / "hf_llama_tied", tmp_path / "m.apr")
+    with apr.load(tmp_path / "m.apr") as file:
+        kept = {name: values for name, values in file.items() if name not in dropped}
+        apr.save(kept | (tensors or {}), tmp_path / "changed.apr", dict(file.metadata) | metadata)
+    return tmp_path / "changed.apr"

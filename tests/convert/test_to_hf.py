@@ -1,0 +1,229 @@
+"""Transformers loads the directories that are written, with the same logits."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests.convert.models import (
+    IMPORTED,
+    MODELS,
+    changed,
+    check_logits,
+    logits,
+    logits_of_ours,
+    resaved,
+    sharded,
+    transformers_model,
+)
+
+import apr
+from apr.cli import main
+from apr.convert import ConvertOptions, convert
+from apr.errors import RefusedError, UsageError, WeightsError
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_there_and_back_gives_identical_logits_and_files(name, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(IMPORTED / f"hf_{name}", source)
+    (source / "generation_config.json").write_text('{"eos_token_id": 0, "temperature": 0.7}')
+    convert(source, tmp_path / "m.apr")
+    assert apr.verify(tmp_path / "m.apr").ok
+    convert(tmp_path / "m.apr", tmp_path / "back")
+    assert torch.equal(logits(transformers_model(source)), logits(transformers_model(tmp_path / "back")))
+    for text in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "back" / text).read_bytes() == (source / text).read_bytes()
+    for facts in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "back" / facts).read_text()) == json.loads((source / facts).read_text())
+    assert (tmp_path / "back" / "model.safetensors").read_bytes()[8:] == (
+        source / "model.safetensors"
+    ).read_bytes()[8:]
+
+
+@pytest.mark.parametrize("path", sorted(IMPORTED.glob("*.apr")), ids=lambda path: path.stem)
+def test_every_file_of_the_importer_becomes_a_directory_with_its_logits(path, tmp_path):
+    from apr.model import Decoder
+
+    convert(path, tmp_path / "hf")
+    model = transformers_model(tmp_path / "hf")
+    name = path.stem.removeprefix("from_safetensors_").removeprefix("from_gguf_")
+    plain = name.rsplit("_", 1)[0] if name.endswith(("int8", "int4", "fp16")) else name
+    if name == plain:
+        check_logits(model, IMPORTED / f"{plain}.logits.json")
+    # Quantized weights have logits of their own: those of the same file in our decoder.
+    ours = logits_of_ours(Decoder.from_apr(path))
+    assert torch.allclose(logits(model), ours, atol=1e-4, rtol=0)
+    tokenizer = json.loads((tmp_path / "hf" / "tokenizer.json").read_text())
+    assert len(tokenizer["model"]["vocab"]) == 512
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gguf_through_apr_is_what_transformers_saved(name, tmp_path):
+    convert(IMPORTED / f"{name}.gguf", tmp_path / "m.apr")
+    convert(tmp_path / "m.apr", tmp_path / "hf")
+    assert torch.equal(
+        logits(transformers_model(IMPORTED / f"hf_{name}")), logits(transformers_model(tmp_path / "hf"))
+    )
+
+
+def test_models_in_several_files_are_read_and_written(tmp_path):
+    source = tmp_path / "sharded"
+    sharded(IMPORTED / "hf_qwen2_untied", source)
+    assert len(list(source.glob("*.safetensors"))) > 1
+    convert(source, tmp_path / "several", ConvertOptions(max_shard_size=150_000))
+    files = sorted(path.name for path in (tmp_path / "several").iterdir())
+    count = len(files) - 1
+    assert files == [
+        *(f"model-{i:05}-of-{count:05}.apr" for i in range(1, count + 1)),
+        "model.apr.index.json",
+    ]
+    assert count > 2
+    with apr.load(tmp_path / "several") as file:
+        assert file.verify().ok
+        assert "sharding" not in file.metadata
+        convert(source, tmp_path / "one.apr")
+        assert file.metadata == apr.load(tmp_path / "one.apr").metadata
+        first, *others = file.files
+        assert dict(first.metadata) == {**file.metadata, "sharding": first.metadata["sharding"]}
+        for place, other in enumerate(others, 1):
+            assert other.metadata["sharding"]["shard_index"] == place
+            assert other.metadata["hidden_size"] == file.metadata["hidden_size"]
+            assert not {"hf_tokenizer", "hf_config", "tokenizer.vocabulary"} & set(other.metadata)
+    for target in (tmp_path / "several", tmp_path / "several" / "model.apr.index.json"):
+        convert(target, tmp_path / "hf", ConvertOptions(max_shard_size=150_000, force=True))
+        assert (tmp_path / "hf" / "model.safetensors.index.json").exists()
+        assert torch.equal(logits(transformers_model(source)), logits(transformers_model(tmp_path / "hf")))
+
+
+def test_a_checkpoint_of_a_run_becomes_a_transformers_model(tmp_path):
+    from apr.convert.hf_files import HF_CONFIG
+    from apr.model import Decoder
+
+    convert(IMPORTED / "hf_llama_tied", tmp_path / "m.apr")
+    with apr.load(tmp_path / "m.apr") as file:
+        metadata = {key: value for key, value in file.metadata.items() if key != HF_CONFIG}
+        tensors = dict(file) | {"__training__.optimizer.m.x": torch.zeros(3)}
+        apr.save(tensors, tmp_path / "checkpoint.apr", metadata | {"training": {"state": {}}})
+    convert(tmp_path / "checkpoint.apr", tmp_path / "hf", ConvertOptions(dtype="bf16"))
+    model = transformers_model(tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["torch_dtype"] == "bfloat16"
+    ours = Decoder.from_apr(tmp_path / "m.apr").bfloat16().float()
+    assert torch.allclose(logits(model), logits_of_ours(ours), atol=1e-4, rtol=0)
+
+
+def test_an_unsupported_family_is_stored_and_written_back(tmp_path, capsys):
+    copy = changed(
+        IMPORTED / "hf_llama_untied", tmp_path, model_type="mistral", architectures=["MistralForCausalLM"]
+    )
+    assert main(["convert", str(copy), str(tmp_path / "m.apr")]) == 0
+    assert "apr cannot train it" in capsys.readouterr().err
+    convert(tmp_path / "m.apr", tmp_path / "hf")
+    assert torch.equal(logits(transformers_model(copy)), logits(transformers_model(tmp_path / "hf")))
+
+
+def test_missing_tensors_are_refused_by_name(tmp_path, data):
+    with pytest.raises(WeightsError, match=r"6 .*q_proj\.bias"):
+        convert(data / "aprender-0.72" / "qwen2_biases_lost.apr", tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def test_biases_stored_as_rows_and_an_empty_head_are_converted(tmp_path, data):
+    convert(data / "aprender-0.72" / "qwen2_empty_head_f16.apr", tmp_path / "hf")
+    model = transformers_model(tmp_path / "hf")
+    check_logits(model, data / "aprender-0.72" / "qwen2_empty_head_f16.logits.json")
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+
+
+MISFITS = {
+    "a name without a dot": ({"tensors": {"foo": torch.zeros(2)}}, "foo"),
+    "a scalar under GGUF's name": (
+        {"tensors": {"blk.0.attn_q.weight": torch.tensor(1.0)}, "dropped": [Q]},
+        "blk.0.attn_q.weight",
+    ),
+    "a tied head alone": (
+        {"tensors": {"lm_head.weight": torch.zeros(512, 64)}, "dropped": ["model.embed_tokens.weight"]},
+        "model.embed_tokens.weight",
+    ),
+    "layers without end": ({"num_layers": 10**9}, "num_layers"),
+    "a vocabulary without end": ({"vocab_size": 2**62}, "[512, 64]"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_tensors_that_do_not_fit_their_metadata_are_refused_in_one_line(case, tmp_path, capsys):
+    changes, says = MISFITS[case]
+    source = resaved(tmp_path, **changes)
+    assert main(["convert", str(source), str(tmp_path / "hf")]) == 6
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert not (tmp_path / "hf").exists()
+
+
+def test_changed_metadata_take_precedence_over_the_kept_config(tmp_path):
+    source = resaved(tmp_path, rope_theta=5000.0, max_position_embeddings=99)
+    convert(source, tmp_path / "hf")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    before = json.loads((IMPORTED / "hf_llama_tied" / "config.json").read_text())
+    assert (config["rope_theta"], config["max_position_embeddings"]) == (5000.0, 99)
+    assert config["pretraining_tp"] == before["pretraining_tp"]
+    model = transformers_model(tmp_path / "hf")
+    assert model.config.rope_parameters["rope_theta"] == 5000.0
+
+
+@pytest.mark.parametrize("keys", [["dtype"], ["torch_dtype"], ["dtype", "torch_dtype"], []])
+def test_the_dtype_of_a_config_is_that_of_the_weights_and_no_key_is_added(keys, tmp_path):
+    copy = changed(IMPORTED / "hf_llama_tied", tmp_path)
+    config = json.loads((copy / "config.json").read_text())
+    config = {key: value for key, value in config.items() if key not in {"dtype", "torch_dtype"} - set(keys)}
+    (copy / "config.json").write_text(json.dumps(config))
+    convert(copy, tmp_path / "m.apr")
+    convert(tmp_path / "m.apr", tmp_path / "same")
+    assert json.loads((tmp_path / "same" / "config.json").read_text()) == config
+    convert(tmp_path / "m.apr", tmp_path / "half", ConvertOptions(dtype="bf16"))
+    half = json.loads((tmp_path / "half" / "config.json").read_text())
+    assert half == config | dict.fromkeys(keys, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{"architectures": ["LlamaForSequenceClassification"]}, {"quantization_config": {"quant_method": "awq"}}],
+)
+def test_other_tensors_with_a_decoders_configuration_are_stored_and_written_back(facts, tmp_path, capsys):
+    copy = changed(IMPORTED / "hf_llama_tied", tmp_path, **facts)
+    tensors = {"score.weight": torch.rand(2, 64), "layers.0.qweight": torch.arange(4, dtype=torch.int32)}
+    save_file(tensors, copy / "model.safetensors", {"format": "pt"})
+    assert main(["convert", str(copy), str(tmp_path / "m.apr")]) == 0
+    assert "apr cannot train it" in capsys.readouterr().err
+    convert(tmp_path / "m.apr", tmp_path / "hf")
+    for name in ("model.safetensors", "config.json"):
+        back, before = (tmp_path / "hf" / name).read_bytes(), (copy / name).read_bytes()
+        assert back == before if name != "config.json" else json.loads(back) == json.loads(before)
+
+
+def test_a_binary_tokenizer_file_is_kept(tmp_path):
+    copy = changed(IMPORTED / "hf_llama_tied", tmp_path)
+    (copy / "tokenizer.model").write_bytes(bytes(range(256)))
+    convert(copy, tmp_path / "m.apr")
+    convert(tmp_path / "m.apr", tmp_path / "hf")
+    assert (tmp_path / "hf" / "tokenizer.model").read_bytes() == bytes(range(256))
+    for wrong in ({"tokenizer.model": {"base64": "?"}}, {"../x": "text"}, {"tokenizer.json": 3}):
+        apr.stamp(tmp_path / "m.apr", {"hf_tokenizer": wrong}, tmp_path / "wrong.apr")
+        with pytest.raises(RefusedError, match="hf_tokenizer"):
+            convert(tmp_path / "wrong.apr", tmp_path / "no")
+    assert not (tmp_path / "no").exists()
+
+
+def test_no_tokenizer_leaves_it_out(tmp_path):
+    left_out = ConvertOptions(tokenizer=False)
+    convert(IMPORTED / "llama_tied.gguf", tmp_path / "m.apr", left_out)
+    with apr.load(tmp_path / "m.apr") as file:
+        assert not [key for key in file.metadata if key.startswith("tokenizer.")]
+    convert(IMPORTED / "from_gguf_llama_tied.apr", tmp_path / "hf", left_out)
+    assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == ["config.json", "model.safetensors"]
+    with pytest.raises(UsageError, match="--no-tokenizer"):
+        convert(tmp_path / "m.apr", tmp_path / "m.safetensors", left_out)
