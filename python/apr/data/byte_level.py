@@ -27,7 +27,8 @@ PRE_TYPES = ("gpt-2", "smollm", "qwen2", "llama-bpe")
 
 _HEX = re.compile(r"(?:[0-9a-f]{2})+")
 # A vocabulary with this many of the 256 keys "00" … "ff" is in hex. A byte-level vocabulary of text does not
-# have that many of them by chance.
+# have that many of them by chance. An encoder that expected the hex form and got the other one once wrote a
+# corpus that was 99.99 % <unk>.
 _MIN_HEX_KEYS = 200
 
 
@@ -55,6 +56,7 @@ class Vocabulary:
         alphabet = gpt2_alphabet()
 
         def from_hex(token: str) -> str:
+            # Names such as <unk> are not hex, and special tokens stay as they are even if they look like it.
             if token in self.special or not _HEX.fullmatch(token):
                 return token
             return "".join(alphabet[byte] for byte in bytes.fromhex(token))
@@ -91,6 +93,7 @@ class Vocabulary:
             ) from None
         tokenizer = Tokenizer(model)
         if self.pre_type == "qwen2":
+            # Qwen2's own tokenizer.json normalizes to NFC, the others do not normalize.
             tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = _pre_tokenizer(self.pre_type)
         tokenizer.decoder = decoders.ByteLevel()
@@ -106,6 +109,7 @@ def pre_type_of(spec: Mapping[str, Any]) -> str | None:
         spec: the contents of a tokenizer.json.
     """
     model = spec["model"]
+    # Byte fallback marks SentencePiece vocabularies, whose tokens are characters and not bytes.
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         return None
     parts = (
@@ -127,6 +131,7 @@ def _pre_tokenizer(pre_type: str) -> Any:  # noqa: ANN401 (the package's stubs h
     if pre_type == "gpt-2":
         return ByteLevel(add_prefix_space=False)
     if pre_type == "smollm":
+        # SmolLM2 encodes each digit by itself, and otherwise as GPT-2 does.
         return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     pattern = _QWEN2 if pre_type == "qwen2" else _LLAMA3
     return Sequence(

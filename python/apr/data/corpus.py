@@ -170,6 +170,8 @@ class Corpus:
                 texts.append(file.path)
                 texts_bytes += file.nbytes
                 read += file.nbytes
+                # Small files share a batch; other formats have batches of their own, so texts before them go
+                # first.
                 if texts_bytes < self._batch_bytes and len(texts) < _BATCH_DOCUMENTS:
                     continue
             if texts:
@@ -245,6 +247,8 @@ class Corpus:
         reason = file.reason
         if reason is None and str(file.path) != STDIN:
             try:
+                # A file that cannot be opened is skipped and counted. An error within one ends the command
+                # instead, because nobody knows how many documents are lost.
                 file.path.open("rb").close()
             except OSError as error:
                 reason = f"cannot be read: {error.strerror}"
@@ -282,6 +286,7 @@ def _jsonl_batches(file: CorpusFile, first: Place, read_before: int, nbytes: int
             lines.append(line)
             size += len(line)
             if size >= nbytes or len(lines) >= _BATCH_DOCUMENTS:
+                # At most the listed size, because a file may grow while it is read.
                 batch = Batch("jsonl", lines, first, read_before + min(tell(), file.nbytes))
                 yield batch
                 first, lines, size = batch.after(len(lines)), [], 0
@@ -296,18 +301,28 @@ def _open_lines(
     """Open a JSON lines file at an offset of its contents; also gives a function that returns bytes read."""
     if str(file.path) == STDIN:
         _skip(sys.stdin.buffer, offset, "standard input")
+        # The size of standard input is unknown, so progress in it cannot be shown.
         yield sys.stdin.buffer, lambda: 0
         return
     name = str(file.path)
     with file.path.open("rb") as raw:
         try:
             if name.lower().endswith((".gz", ".zst")):
-                unpacked = gzip.GzipFile(fileobj=raw) if name.lower().endswith(".gz") else _open_zstd(raw)
+                if name.lower().endswith(".gz"):
+                    unpacked: BinaryIO | gzip.GzipFile = gzip.GzipFile(fileobj=raw)
+                else:
+                    import pyarrow as pa
+
+                    # Arrow's stream has no lines; the buffer around it splits them.
+                    unpacked = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
                 with unpacked as stream:
+                    # The offset counts decompressed bytes, so all that is before it has to be decompressed
+                    # again.
                     _skip(stream, offset, name)
                     yield stream, raw.tell
             else:
                 nbytes = os.fstat(raw.fileno()).st_size
+                # Seeking beyond the end succeeds, and the rest of the corpus would be lost without a word.
                 if offset > nbytes:
                     raise _too_short(name, nbytes, offset)
                 raw.seek(offset)
@@ -317,12 +332,6 @@ def _open_lines(
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             raise FormatError(f"{name}: damaged file: {error}", path=name) from None
-
-
-def _open_zstd(raw: BinaryIO) -> BinaryIO:
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
 
 
 def _skip(stream: Any, nbytes: int, name: str) -> None:  # noqa: ANN401 (gzip, pyarrow and io share no type)
@@ -348,6 +357,7 @@ def _line(name: str, line: bytes, field: str) -> Document | Skipped:
         return Skipped(name, f"invalid UTF-8 at byte {error.start}")
     except (ValueError, RecursionError) as error:
         return Skipped(name, f"invalid JSON: {error}")
+    # Skipped and not empty text: a wrong --content-field must not look like an empty corpus.
     text = record.get(field) if isinstance(record, dict) else None
     if not isinstance(text, str):
         return Skipped(name, f"no text in {field!r}")
@@ -376,6 +386,7 @@ def _parquet_batches(
                 values.append(value)
                 size += len(value or b"")
                 if size >= nbytes or len(values) >= _BATCH_DOCUMENTS:
+                    # Parquet has no position in bytes, so it is estimated from the rows.
                     share = (first.number + len(values)) / max(1, rows)
                     batch = Batch("parquet", values, first, read_before + int(share * file.nbytes))
                     yield batch
@@ -415,6 +426,7 @@ def _as_bytes(column: Any) -> list[bytes | None]:  # noqa: ANN401 (pyarrow has n
 def _is_text(type_: Any) -> bool:  # noqa: ANN401 (pyarrow has no types)
     from pyarrow import types
 
+    # Repeated texts are often stored as a dictionary: pandas writes its categories so.
     if types.is_dictionary(type_):
         type_ = type_.value_type
     checks = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)

@@ -50,6 +50,7 @@ class CorpusFile:
             status = self.path.stat()
         except OSError:
             return not skipped
+        # Not by hash: the corpus would have to be read a second time.
         return (status.st_size, status.st_mtime_ns) != (self.nbytes, self.mtime_ns)
 
 
@@ -78,6 +79,7 @@ def list_corpus_files(
         yield CorpusFile(path, "jsonl", 0, 0)
     elif path.is_dir():
         left_out = None
+        # Compared after links are resolved: the output may be given by another path.
         if without is not None and without.resolve().is_relative_to(path.resolve()):
             left_out = without.resolve().relative_to(path.resolve()).as_posix()
         for relative, entry in _walk(path, "", exclude, left_out):
@@ -156,6 +158,7 @@ def _walk(
         return
     try:
         with os.scandir(root / below) as scanned:
+            # The file system returns entries in any order, but the same corpus must give the same shards.
             entries = sorted(scanned, key=lambda entry: entry.name)
     except OSError as error:
         yield below, error
@@ -164,6 +167,7 @@ def _walk(
         path = f"{below}/{entry.name}" if below else entry.name
         if any(_is_excluded(path, pattern) for pattern in exclude):
             continue
+        # A link to a folder above this one would be followed forever.
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(root, path, exclude, left_out)
         else:

@@ -114,12 +114,15 @@ def encode_corpus(
     """
     started = time.monotonic()
     tokenizer, corpus = prepare(options)
+    # Held from here to the end: what is decided about the directory must still be true when shards are
+    # written.
     with lock_output(options.output):
         encoding = _Encoding(options, tokenizer, corpus, started)
         earlier = manifest_to_resume(options.output, resume=options.resume, force=options.force)
         rows: list[ShardRow] = []
         if earlier is not None:
             check_same_encoding(options.output, earlier, encoding.manifest([], CorpusPosition()), corpus)
+            # Manifests of other producers lack the key: they are written at a clean exit only.
             if earlier.get("complete") is not False:
                 seconds = time.monotonic() - started
                 manifest = cast("Manifest", earlier)
@@ -135,6 +138,8 @@ def encode_corpus(
             # Before the first shard, so that a directory that is left by a kill says what it is, and the same
             # command then starts over without a flag.
             write_manifest(options.output, encoding.manifest([], encoding.position))
+        # A resumed encoding keeps the width of its names: one directory with two widths is refused by every
+        # reader.
         if rows:
             digits = len(rows[0]["name"]) - len("shard-.bin")
         else:
@@ -142,8 +147,11 @@ def encode_corpus(
         with ShardWriter(options.output, rows, digits, encoding.manifest) as writer:
             encoding.run(sample.batches, writer, on_progress)
         if not writer.rows:
+            # The manifest of no shards would make the next call refuse a directory in which there is nothing
+            # to lose.
             (options.output / MANIFEST).unlink()
             raise encoding.no_text_error()
+        # Before `complete` becomes true: if a file changed meanwhile, nothing trains on the mixture of both.
         check_corpus_unchanged(options.output, corpus, encoding.skipped_files)
         manifest = encoding.manifest(writer.rows, encoding.position, complete=True)
         write_manifest(options.output, manifest)
@@ -177,6 +185,8 @@ class _Encoding:
         policy, eos_id = self.options.eos_policy, self.tokenizer.eos_id
         self._eos_before = eos_id if policy == "between" else None
         self._eos_after = eos_id if policy == "after" else None
+        # The cores that this process may use, not those of the machine: a container or taskset may allow
+        # fewer.
         self._threads = self.options.workers or len(os.sched_getaffinity(0))
         with self._naming_the_tokenizer():
             self._encoder = Encoder(
@@ -219,6 +229,8 @@ class _Encoding:
             try:
                 for batch in batches:
                     pending.append((batch, pool.submit(self._encode_batch, batch)))
+                    # In the order of the corpus, whichever batch is done first: the bytes must not depend on
+                    # the threads.
                     if len(pending) > _CONCURRENT_BATCHES:
                         self._add(*pending.popleft(), writer, on_progress)
                 while pending:
@@ -229,6 +241,7 @@ class _Encoding:
                 raise
         if self._open_tokens:
             self._close_shard(writer)
+        # An error of the last shard is raised here, and not lost on its thread.
         writer.wait()
 
     def manifest(
@@ -260,6 +273,7 @@ class _Encoding:
             "input_bytes": self.corpus.nbytes,
             "corpus_roots": self.corpus.roots,
             "corpus_sha256": corpus_sha256(row["sha256"] or "" for row in rows),
+            # This key and the next are the only two in which encodings of the same corpus differ.
             "num_workers": self._threads,
             "elapsed_seconds": round(self._seconds_before + time.monotonic() - self.started, 3),
             "seq_length_hint": None,
@@ -267,6 +281,8 @@ class _Encoding:
             "producer_version": f"apr {__version__}",
             "shards": list(rows),
         }
+        # Only while it is unfinished: the fingerprint covers file times, and a complete manifest must be the
+        # same for the same corpus.
         if not complete:
             manifest["progress"] = {"place": list(position.place), "options": self._identity}
         return manifest
@@ -325,6 +341,7 @@ class _Encoding:
         if (counts < 0).any():
             ids = self._encode_rejected(batch, ids, counts, skipped)
         is_document = counts >= 0
+        # Documents that are still rejected have a count of -1.
         np.maximum(counts, 0, out=counts)
         if self._eos_before is not None and not self.position.documents and is_document.any():
             # No end of text before the first document of all.
@@ -337,6 +354,7 @@ class _Encoding:
             # have thousands of documents, and Python looks at each shard only.
             last = int(np.searchsorted(ends, taken + self.options.shard_tokens - self._open_tokens))
             stop = min(last + 1, len(counts))
+            # Slices, not copies: the shard is written part by part, and its ids are in memory once.
             self._open.append(ids[taken : ends[stop - 1]])
             self._open_tokens += int(ends[stop - 1]) - taken
             self.position = CorpusPosition(
@@ -373,6 +391,7 @@ class _Encoding:
         pieces = np.split(ids, np.cumsum(np.maximum(counts, 0))[:-1])
         eos_before = [] if self._eos_before is None else [np.array([self._eos_before], ID_DTYPE)]
         eos_after = [] if self._eos_after is None else [np.array([self._eos_after], ID_DTYPE)]
+        # One at a time: rejected documents are rare, and each needs a reason of its own.
         for n in np.flatnonzero(counts < 0).tolist():
             item = self.corpus.read(batch, n)
             if isinstance(item, Document):

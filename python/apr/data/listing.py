@@ -46,6 +46,7 @@ def list_shards(path: str | os.PathLike[str]) -> list[Shard]:
             raise RefusedError(
                 f"{directory / name}: empty shard; move it aside with apr repair-manifest {path} --drop-empty"
             )
+        # An encoder that dies in the middle of a write leaves such a shard, always the last one.
         if size % ID_SIZE:
             whole = size - size % ID_SIZE
             raise RefusedError(

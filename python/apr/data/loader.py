@@ -140,6 +140,7 @@ class Loader:
             )
         if not 0 <= rank < world_size or batch_size < 1:
             raise ValueError(f"rank {rank} of {world_size} with batches of {batch_size} is not possible")
+        # With hashes: a state of other data with the same sizes would otherwise resume without a word.
         scan = windows.shards.scan()
         self.fingerprint = _fingerprint(windows, scan, shuffle=shuffle)
         if state is not None:
@@ -149,6 +150,8 @@ class Loader:
             raise RefusedError(f"loader: seed {seed} is not between 0 and 2^64 - 1")
         self._order = TrainingOrder(len(windows), seed, shuffle)
         self._next = 0 if state is None else _position(state, len(windows))
+        # The ranks take turns in one order, so that the order of tokens does not depend on how many there
+        # are.
         self._stride = batch_size * world_size
         self._offset = batch_size * rank
         self._source = BatchSource(
@@ -161,6 +164,7 @@ class Loader:
     @property
     def state(self) -> LoaderState:
         """The state after the batch that was returned last."""
+        # Counted in windows of all ranks: a resumed run may have another batch size or number of ranks.
         epoch, position = divmod(self._next, self._order.count)
         return LoaderState(self.fingerprint, epoch, position, self._order.seed)
 

@@ -149,6 +149,7 @@ def write_manifest(directory: str | PathLike[str], manifest: Mapping[str, object
     Raises:
         OSError: writing failed; an existing manifest is unchanged.
     """
+    # ASCII, so that readers of any encoding agree, and NaN is refused because it is not JSON.
     content = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
     write_atomically(Path(directory) / MANIFEST, content.encode())
 
@@ -179,6 +180,7 @@ def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list
         problems.append(f"complete is {manifest['complete']!r}, not a boolean")
     problems += _count_problems(manifest).values()
     rows = shard_rows(manifest)
+    # Without rows in our form there is nothing to compare: another producer may keep something else there.
     if rows:
         problems += _row_problems(rows, shards)
     return problems
@@ -252,6 +254,7 @@ def _count_problems(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _is_id_or_null(value: object) -> bool:
+    # An id of a shard has 32 bits, so no special id can be larger.
     return value is None or (is_count(value) and isinstance(value, int) and value < 2**32)
 
 

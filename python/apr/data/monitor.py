@@ -65,6 +65,7 @@ class ShardMonitor:
         touched: set[int] = set()
         for start in windows.starts(indices.tolist()):
             first = bisect_right(self._starts, start) - 1
+            # A window may begin in one shard and end in another.
             touched.update(range(first, bisect_right(self._starts, start + windows.seq_length, lo=first)))
         for number in touched:
             self._check(number)
@@ -84,6 +85,8 @@ class ShardMonitor:
                 return
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == self._hashes[number]:
+                    # Only copied or touched. The new time is remembered, so that the shard is hashed once and
+                    # not at each poll.
                     self._times[number] = status.st_mtime_ns
                     return
         raise RefusedError(

@@ -59,6 +59,8 @@ def manifest_to_resume(output: Path, *, resume: bool, force: bool) -> dict[str, 
     """
     has_shards = bool(_shard_paths(output))
     has_manifest = (output / MANIFEST).exists()
+    # An encoding that was cut off before its first shard has nothing to lose. It once refused the same
+    # command.
     in_first_shard = has_manifest and not has_shards and _is_in_first_shard(output)
     if force or in_first_shard or not (has_shards or has_manifest):
         return None
@@ -101,6 +103,7 @@ def check_same_encoding(
     before: dict[str, Any] = {key: recorded.get(key) for key in _SAME}
     now: dict[str, Any] = {key: requested.get(key) for key in _SAME}
     if is_complete:
+        # How much of the corpus is missing is not recorded, so it cannot be called up to date.
         if recorded.get("truncated"):
             raise RefusedError(
                 f"{output}: this encoding was cut off, and apr repair-manifest finished it as it was; "
@@ -188,6 +191,7 @@ def check_kept_shards(output: Path, rows: Sequence[ShardRow]) -> None:
         RefusedError: a shard is missing or changed; there are more shards than the manifest counts, and than
             the one that may have been written before the manifest was.
     """
+    # hashlib releases the interpreter's lock, so threads hash several shards at a time.
     with ThreadPoolExecutor() as pool:
         digests = pool.map(_sha256, [output / row["name"] for row in rows])
         for row, digest in zip(rows, digests, strict=True):
@@ -202,6 +206,7 @@ def check_kept_shards(output: Path, rows: Sequence[ShardRow]) -> None:
                     f"{output / MANIFEST}: tokens of {row['name']} is {row['tokens']}, but the file contains "
                     f"{tokens}; use --force to start over"
                 )
+    # One is normal: a kill may come after the shard was written and before the manifest that counts it.
     uncounted = {path.name for path in output.glob("*.bin")} - {row["name"] for row in rows}
     if len(uncounted) > 1:
         raise RefusedError(
@@ -308,6 +313,7 @@ def _newer_files(corpus: Corpus, output: Path) -> list[str]:
     manifest's own time of use: it is rewritten when a scan is added to it.
     """
     last = max(output.glob("shard-*.bin"), default=output / MANIFEST)
+    # The shard's time, not the manifest's, which a scan that is added later renews.
     written = last.stat().st_mtime_ns
     newer = []
     for file in corpus.files:

@@ -103,6 +103,7 @@ class ReadAhead:
 def _end_thread(thread: threading.Thread, permits: queue.SimpleQueue[None], stop: threading.Event) -> None:
     stop.set()
     permits.put(None)  # wakes the thread
+    # The garbage collector may run the finalizer in the thread itself, which cannot join itself.
     if thread is not threading.current_thread():
         thread.join(_JOIN_SECONDS)
 
@@ -137,6 +138,7 @@ class _HostBatches:
 
     def read(self, position: int) -> Tensor:
         self._source.fill(position, self._ids)
+        # A new array each time: the buffer is filled again while the consumer still uses the last batch.
         return torch.from_numpy(self._ids.astype(np.int64)).to(self._device)
 
 
@@ -162,6 +164,7 @@ class _PinnedBatches:
     def __init__(self, source: BatchSource, device: torch.device) -> None:
         self._source, self._device = source, device
         self._buffers = [torch.empty(source.shape, dtype=torch.int32, pin_memory=True) for _ in range(2)]
+        # A stream of its own, so that copies overlap with the step that is being computed.
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._copied: list[torch.cuda.Event | None] = [None, None]
         self._turn = 0

@@ -159,6 +159,7 @@ def _repair(path: Path, options: _Options) -> RepairReport:
             return replace(report, outcome="not written")
         return report if problems or options.dry_run else _keep_scan(report)
 
+    # `progress` says where an unfinished encoding resumes, which means nothing in a finished one.
     true_keys = {key: value for key, value in kept.items() if key != "progress" and key not in contradicted}
     report = replace(report, manifest=_rebuilt(true_keys, report, options, unfinished=unfinished))
     if problems:
@@ -196,6 +197,7 @@ def _recorded_manifest(path: Path, shards: list[Shard], options: _Options) -> di
     tokenizer = options.tokenizer
     if tokenizer is not None and recorded:
         for key, value in (("vocab_size", tokenizer.vocab_size), ("tokenizer_sha256", tokenizer.sha256)):
+            # Null is no contradiction: the tokenizer fills it in.
             if recorded.get(key) not in (None, value):
                 differences.append(f"{key} is {recorded[key]!r}, but {value!r} for this tokenizer")
     if differences and not options.force:
@@ -331,10 +333,13 @@ def _rebuilt(
         "complete": True,
         "shard_count": len(report.shards),
         "total_tokens": report.total_tokens,
+        # Null if no tokenizer says otherwise: the ecosystem's tool always writes both keys, and so does this
+        # one.
         "vocab_size": true_keys.get("vocab_size"),
         "tokenizer_dir": true_keys.get("tokenizer_dir"),
         **new,
         "repair": True,
+        # RFC 3339 in UTC. It is the only key that differs if a repair is made twice.
         "repaired_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "source": "repair-manifest",
         "note": note,
@@ -353,4 +358,5 @@ def _tokenizer_keys(options: _Options) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_id,
         "unk_token_id": tokenizer.unk_id,
     }
+    # Null would erase what the encoder recorded, such as an end of text given with --eos-token.
     return {key: value for key, value in keys.items() if value is not None}

@@ -171,6 +171,7 @@ def scan_shards(
     )
     scans, out_of_range = [], []
     for shard, row in zip(shards, result.shards, strict=True):
+        # The scan has checked that the file has this size.
         size = shard.tokens * ID_SIZE
         scans.append(ShardScan(shard.name, size, row.modified_ns, row.max_id or 0, row.sha256))
         if row.first_out_of_range is not None:
@@ -178,10 +179,12 @@ def scan_shards(
     # Ids beyond any vocabulary have no entry: ids of the other byte order reach 2^32, and a table of them
     # would take 32 GiB.
     counts = np.frombuffer(result.counts, "<u8")
+    p = counts[counts > 0] / max(1, counts.sum())
     return FullScan(
         shards=tuple(scans),
         total_tokens=total,
-        entropy_bits=_entropy_bits(counts),
+        # The entropy of a single id is -0.0, which JSON would keep; adding 0.0 removes the sign.
+        entropy_bits=float(-(p * np.log2(p)).sum()) + 0.0,
         distinct_ids=int(np.count_nonzero(counts)),
         windows=result.windows,
         different_windows=result.different_windows,
@@ -214,9 +217,3 @@ def _most_frequent(counts: NDArray[np.uint64]) -> tuple[tuple[int, int], ...]:
     ids = np.flatnonzero(counts >= max(1, threshold))
     order = ids[np.argsort(counts[ids], kind="stable")[::-1][:_TOP]]
     return tuple((int(token), int(counts[token])) for token in order)
-
-
-def _entropy_bits(counts: NDArray[np.uint64]) -> float:
-    p = counts[counts > 0] / max(1, counts.sum())
-    # The entropy of a single id is -0.0, which JSON would keep; adding 0.0 removes the sign.
-    return float(-(p * np.log2(p)).sum()) + 0.0

@@ -120,6 +120,7 @@ class ShardFixes:
                 os.fsync(shard.fileno())
         for file in self.empty:
             file.rename(free_name(file.with_name(f"{file.name}.empty")))
+            # Without the flush of the directory, a loss of power may undo the rename.
             sync_directory(file.parent)
 
 

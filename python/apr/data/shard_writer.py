@@ -65,6 +65,7 @@ class ShardWriter:
         self._output, self._digits, self._manifest = output, digits, manifest
         self._submitted = len(self.rows)
         self._last: Future[None] | None = None
+        # One thread, so that shards and manifests are written in order.
         self._thread = ThreadPoolExecutor(1, "shards")
 
     def write(self, parts: Sequence[NDArray[np.uint32]], documents: int, position: CorpusPosition) -> None:
@@ -102,6 +103,7 @@ class ShardWriter:
     def _write(
         self, name: str, parts: Sequence[NDArray[np.uint32]], documents: int, position: CorpusPosition
     ) -> None:
+        # Hashed on the way to the disk, so that no shard is read again for its hash.
         digest = hashlib.sha256()
         with replacing(self._output / name) as file:
             # Part by part: joined, a large document's ids would be in memory twice.

@@ -152,6 +152,7 @@ class ShardDir:
 
     def _valid_kept_scan(self) -> Scan | None:
         kept = Scan.from_manifest(self.manifest)
+        # A scan with --no-hash does not do, because the fingerprint of a loader is made of hashes.
         if kept is None or kept.corpus_sha256 is None:
             return None
         scanned = [(shard.name, shard.size, shard.mtime_ns) for shard in kept.shards]
@@ -169,6 +170,7 @@ class ShardDir:
         # the inherited one at that moment, and nobody would release it in the child.
         opened, process = self._opened, os.getpid()
         if opened is None or opened[0] != process:
+            # Strings: a directory may hold a million shards, and a Path for each takes long to make.
             files = [(f"{self.path}/{name}", tokens) for name, _, tokens in self.shards]
             opened = self._opened = (process, TokenStream(files))
         return opened[1]

@@ -43,6 +43,7 @@ def split_dataset(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: i
         train, held_out = Windows(dataset, seq_length), Windows(val_dataset, seq_length)
         description = f"all {val_dataset.total_tokens:,} tokens of {val_dataset.path}"
     else:
+        # The end of the stream. Others evaluated on the first two batches of the training stream itself.
         start, description = _held_out_start(dataset, seq_length, min(val_tokens, total // 10))
         train = Windows(dataset, seq_length, 0, start)
         held_out = Windows(dataset, seq_length, start, total)
@@ -61,11 +62,13 @@ def _held_out_start(dataset: ShardDir, seq_length: int, tokens: int) -> tuple[in
     # Whole shards are preferred: a reader of the directory sees by name what was held out.
     for i in range(len(dataset.shards) - 1, 0, -1):
         held = total - starts[i]
+        # A tenth at most: what is held out is not trained on.
         if held * 10 > total:
             break
         if held >= tokens:
             names = f"{dataset.shards[i].name} to {dataset.shards[-1].name}"
             return starts[i], f"the last {len(dataset.shards) - i} shards ({names}), {held:,} tokens"
+    # Rounded up, so that at least so many tokens are evaluated.
     windows = -(-tokens // seq_length)
     start = max(0, (total - 1) // seq_length - windows) * seq_length
     return start, f"the last {windows} windows of {seq_length}, from id {start:,} on"

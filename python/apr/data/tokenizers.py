@@ -67,6 +67,7 @@ class LoadedTokenizer:
         if pre_type is None:
             return {}
         ids = {id_: token for token, id_ in self.tokenizer.get_vocab().items()}
+        # A gap in the ids must keep its place in the list. llama.cpp's converter gives gaps the same names.
         tokens = [ids.get(id_, f"[PAD{id_}]") for id_ in range(self.vocab_size)]
         types = [_NORMAL if id_ in ids else _UNUSED for id_ in range(self.vocab_size)]
         for added in spec["added_tokens"]:
@@ -100,6 +101,8 @@ def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -
     """
     path = Path(path)
     if path.is_dir():
+        # First, because it is complete: the pair of files does not say how a text is split before it is
+        # merged.
         if (path / "tokenizer.json").is_file():
             return _from_file(path / "tokenizer.json", eos_token)
         if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
@@ -112,6 +115,7 @@ def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -
         from apr.gguf.metadata import read_metadata
 
         return _from_metadata(path, read_metadata(path), eos_token)
+    # Every form of the format starts so: `APR\0`, `APRN`, `APR1` and `APR2`.
     if magic.startswith(b"APR"):
         import apr
 
@@ -170,6 +174,7 @@ def _from_pair(directory: Path, eos_token: str | None) -> LoadedTokenizer:
     return _finish(
         tokenizer,
         directory,
+        # The ecosystem's definition of `tokenizer_sha256` for a pair: vocab.json, then merges.txt.
         sha256=hashlib.sha256(b"".join(contents)).hexdigest(),
         configured=_token_text(config.get("eos_token")),
         bos=_token_text(config.get("bos_token")),
@@ -257,10 +262,13 @@ def _finish(
     unk_id = None if unknown is None else ids.get(unknown)
     return LoadedTokenizer(
         tokenizer=tokenizer,
+        # Not the number of tokens: a vocabulary may have gaps, and every id must be below this.
         vocab_size=max(ids.values()) + 1,
         eos_token=eos,
         eos_id=eos_id,
         bos_id=None if bos is None else ids.get(bos),
+        # GPT-2's tokenizers use one id for both. As unknown text, the ends of documents would exceed its
+        # limit.
         unk_id=None if unk_id == eos_id else unk_id,
         source=source,
         sha256=sha256,
@@ -276,6 +284,7 @@ def _end_of_text(
         if requested not in ids:
             raise UsageError(f"{source}: --eos-token {requested!r} is not in the vocabulary")
         return requested, None
+    # SmolLM2-Instruct's configuration names <|im_end|>, but a document is not a turn of a chat.
     if configured in CHAT_ENDS and END_OF_TEXT in ids:
         return (
             END_OF_TEXT,
@@ -288,6 +297,7 @@ def _end_of_text(
                 path=source,
             )
         return configured, None
+    # This name and no other. A public encoder guessed, and took </s> for Qwen.
     return (END_OF_TEXT if END_OF_TEXT in ids else None), None
 
 
@@ -335,6 +345,7 @@ def _ids(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, int]:
 
 def _merges(path: Path, content: bytes) -> list[tuple[str, str]]:
     try:
+        # Not splitlines, which also cuts at U+2028 and other characters that a token may contain.
         lines = content.decode().split("\n")
     except UnicodeDecodeError as error:
         raise FormatError(

@@ -60,6 +60,7 @@ def train(
             f"--vocab-size {vocab_size} is too small; all bytes and {END_OF_TEXT} need {MIN_VOCAB_SIZE}"
         )
     for name in FILES:
+        # Refused before training, which takes longer than this check.
         if (output / name).exists():
             raise RefusedError(f"{output / name}: already exists; use another --output")
     tokenizer = Tokenizer(BPE())
@@ -67,6 +68,7 @@ def train(
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=vocab_size,
+        # Special tokens come first, so that the end of text has id 0 whatever the corpus is.
         special_tokens=[AddedToken(END_OF_TEXT, normalized=False, special=True)],
         # All bytes are tokens, also those that the corpus does not have: no text is unknown.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -96,6 +98,7 @@ def _write_files(tokenizer_json: str, output: Path) -> None:
     model = json.loads(tokenizer_json)["model"]
     merges = "".join(f"{a} {b}\n" for a, b in model["merges"])
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END_OF_TEXT}
+    # Only now, so that a corpus without text leaves no directory behind.
     output.mkdir(parents=True, exist_ok=True)
     # tokenizer.json last: readers look for it first, and must not find it without the others.
     contents = {

@@ -50,6 +50,7 @@ class Windows:
         self.stop = shards.total_tokens if stop is None else stop
 
     def __len__(self) -> int:
+        # One id less, because the last input of the last window needs a target.
         return max(0, (self.stop - self.start - 1) // self.seq_length)
 
     def batch(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
