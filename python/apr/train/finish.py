@@ -76,13 +76,15 @@ def _result(loop: Loop, ended: Ending, records: list[dict[str, Any]]) -> Result:
     state, prepared, run_dir = loop.state, loop.prepared, loop.prepared.config.run_dir
     decided = _gates(loop, records)
     # A run whose records or files are incomplete is not a success, whatever its loss is.
-    losses = {
-        "metrics": "{} steps without a complete record",
-        "artefacts": "{}",
-    }
-    lost = [losses[g.name].format(g.value) for g in decided if g.passed is False and g.name in losses]
-    if lost and ended.exit_code == 0:
-        ended = Ending("FAILED", EXIT_REFUSED, f"the run ended, but is not complete: {', '.join(lost)}")
+    incomplete = []
+    for gate in decided:
+        if gate.passed is False and gate.name == "metrics":
+            incomplete.append(f"{gate.value} steps without a complete record")
+        elif gate.passed is False and gate.name == "artefacts":
+            incomplete.append(str(gate.value))
+    if incomplete and ended.exit_code == 0:
+        detail = f"the run ended, but is not complete: {', '.join(incomplete)}"
+        ended = Ending("FAILED", EXIT_REFUSED, detail)
     # An earlier part of the run may have been computed on another device.
     own = [record for record in records if record["step"] >= loop.first_step]
     tokens_per_second = _steady_median(own, "tokens_per_sec")
