@@ -74,6 +74,8 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
         OSError: the directory cannot be written; the earlier one is unchanged.
     """
     path = path.resolve()
+    # One work directory per target, with a lock. Two conversions that shared an unlocked one could publish
+    # what the other had half written.
     work = path.with_name(f".{path.name}.apr-convert")
     with _errors_about(path, work), _held(work, path):
         _recover(work, path)

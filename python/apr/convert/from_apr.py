@@ -30,7 +30,7 @@ def read(file: TensorFile, plan: Plan) -> ModelStream:
     tensors, tied, training = [], 0, 0
     for name in file:
         info = file.info(name)
-        if info.tied:
+        if info.tied:  # an entry of no bytes, which other formats do not have
             tied += 1
             continue
         if keep_quantized and info.dtype in QUANTIZED:
@@ -42,11 +42,14 @@ def read(file: TensorFile, plan: Plan) -> ModelStream:
         else:
             tensor = tensor.cast(options.dtype)
         tensors.append(tensor)
-    metadata = {
-        key: value
-        for key, value in file.metadata.items()
-        if key != SHARDING and (options.tokenizer or not _is_tokenizer(key))
-    }
+    metadata = dict(file.metadata)
+    metadata.pop(SHARDING, None)  # describes the files of the source; the target gets its own
+    if not options.tokenizer:
+        metadata = {
+            key: value
+            for key, value in metadata.items()
+            if key != HF_TOKENIZER and not key.startswith("tokenizer.")
+        }
     notes = []
     if tied:
         notes.append(f"{file.path}: left out {tied} empty head, which is tied to the embedding")
@@ -56,7 +59,3 @@ def read(file: TensorFile, plan: Plan) -> ModelStream:
             "target leaves them out)"
         )
     return ModelStream(metadata, tensors, tuple(notes))
-
-
-def _is_tokenizer(key: str) -> bool:
-    return key == HF_TOKENIZER or key.startswith("tokenizer.")

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from apr.gguf.reader import GgufTensor
 
-# GGML's quantized types that .apr stores with the same bytes.
+# GGML's quantized types that .apr stores with the same bytes. The ids 2 to 9, which are q4_0 to q8_1 in GGML,
+# stand for types of its own in .apr.
 _SAME_BYTES = {"Q4_K": "q4_k", "Q6_K": "q6_k"}
 
 

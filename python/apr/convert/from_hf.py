@@ -71,6 +71,7 @@ def read(directory: Path, *, tokenizer: bool) -> ModelStream:
 
 
 def _read_weights(directory: Path) -> list[TensorStream]:
+    # In the order in which transformers looks for them.
     if (directory / WEIGHTS).is_file():
         return from_safetensors.read_file(directory / WEIGHTS)[1]
     if (directory / SAFETENSORS_INDEX).is_file():
@@ -93,6 +94,7 @@ def _model_metadata(
     metadata = {
         "model_type": model_type,
         "name": directory.resolve().name,
+        # The ecosystem's writer stores these three even if they are null.
         "license": None,
         "data_source": None,
         "data_license": None,
@@ -142,6 +144,7 @@ def _read_tokenizer(directory: Path) -> dict[str, Any]:
         if not path.is_file():
             continue
         try:
+            # Not read_text, which would turn CRLF into LF: the files must come back byte for byte.
             files[name] = path.read_bytes().decode()
         except UnicodeDecodeError as error:
             raise FormatError(

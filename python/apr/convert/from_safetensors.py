@@ -88,6 +88,7 @@ def read_file(path: Path) -> tuple[dict[str, str], list[TensorStream]]:
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise FormatError(f"{path}: {METADATA} is not an object of strings", path=path)
     entries = [_parse_entry(path, name, entry) for name, entry in header.items()]
+    # By both ends: a tensor without values starts at the same byte as the one after it.
     entries.sort(key=lambda entry: (entry.start, entry.stop))
     tensors, end = [], 0
     for entry in entries:

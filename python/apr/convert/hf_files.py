@@ -4,7 +4,8 @@ from __future__ import annotations
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS = "model.safetensors"
-# The files of tokenizers, text and binary.
+# The files of tokenizers, text and binary. The binary ones are SentencePiece models, as Llama, T5 and XLM-R
+# name them.
 TOKENIZER_TEXTS = (
     "tokenizer.json",
     "tokenizer_config.json",

@@ -96,6 +96,7 @@ def _source_format(source: Path) -> SourceFormat:
         return "safetensors"
     if source.name.endswith(INDEX_SUFFIX):
         return "apr"
+    # Until December 2025 the ecosystem's tools wrote safetensors files under .apr names.
     with source.open("rb") as file:
         start = file.read(9)
     if start[:4] == b"GGUF":
@@ -106,7 +107,7 @@ def _source_format(source: Path) -> SourceFormat:
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _MAX_SAFETENSORS_HEADER:
         return "safetensors"
     message = f"{source}: not a GGUF, safetensors or .apr file, and not a directory with {CONFIG}"
-    # A pickle, or the zip archive that PyTorch puts it in.
+    # A zip archive, in which PyTorch puts its pickle, or a bare pickle of protocol 2, as before version 1.6.
     if start[:2] in {b"PK", b"\x80\x02"}:
         message += "; it looks like a PyTorch checkpoint, which can be saved as safetensors with PyTorch"
     raise UnsupportedError(message, path=source)
@@ -156,6 +157,7 @@ def _check(plan: Plan) -> None:
     if to_one_file:
         return
     # The directory is replaced as a whole; --force must not delete the source or the shell's own directory.
+    # `apr convert dir/m.apr dir --force` once lost its source.
     directory = plan.directory.resolve()
     for path, what in ((source.resolve(), str(source)), (Path.cwd(), "the current directory")):
         if path.is_relative_to(directory):

@@ -128,6 +128,7 @@ def chunk_ranges(numel: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
 
     Chunks count values and not rows, because a single row may be larger than memory.
     """
+    # At least one `multiple`: a head or block is never split, even if it is larger than a chunk.
     step = max(1, _CHUNK_VALUES // multiple) * multiple
     for start in range(0, numel, step):
         yield start, min(start + step, numel)

@@ -55,6 +55,7 @@ def write_several(
     }
     weight_map: dict[str, str] = {}
     for i, shard in enumerate(shards):
+        # Names count from 1, as transformers' do; `shard_index` counts from 0.
         name = f"model-{i + 1:05}-of-{len(shards):05}.apr"
         own = metadata if i == 0 else for_later_shard(metadata)
         write(directory / name, {**own, SHARDING: {**sharding, "shard_index": i}}, shard)

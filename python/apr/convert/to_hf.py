@@ -176,6 +176,7 @@ def _config_json(config: ModelConfig, metadata: Mapping[str, Any], kept: object)
     except RefusedError:
         pass
     sizes = config.to_metadata()
+    # Later entries win: defaults, then what config.json had, then what the metadata say now.
     result: dict[str, Any] = {
         "hidden_act": "silu",
         "attention_dropout": 0.0,
@@ -210,8 +211,10 @@ def _config_dtype(config: Mapping[str, Any], tensors: Sequence[TensorStream]) ->
     counts: dict[str, int] = {}
     for tensor in tensors:
         counts[tensor.spec.dtype] = counts.get(tensor.spec.dtype, 0) + tensor.numel
+    # Of values and not of tensors: norms often stay in f32 beside bf16 matrices.
     most = max(counts, key=lambda dtype: counts[dtype], default="f32")
     name = _TORCH_NAMES.get(most, "float32")
+    # transformers 4 writes torch_dtype, transformers 5 dtype.
     return {key: name for key in ("dtype", "torch_dtype") if config.get(key) is not None}
 
 

@@ -42,6 +42,7 @@ def model_metadata(file: GgufFile) -> dict[str, object]:
     metadata: dict[str, object] = {
         "model_type": arch,
         "name": file.fields.get("general.name", file.path.stem),
+        # The ecosystem's writer stores these three even if they are null.
         "license": file.fields.get("general.license"),
         "data_source": None,
         "data_license": None,
@@ -61,6 +62,7 @@ def model_metadata(file: GgufFile) -> dict[str, object]:
         "rope_theta": _rope_theta(file),
         "rope_type": 2,  # split halves: rows of q and k are put in transformers' order
         "rms_norm_eps": _shortest(file.number("attention.layer_norm_rms_epsilon")),
+        # GGUF has no key for it: a tied model has no output.weight.
         "tie_word_embeddings": "lm_head.weight" not in file.tensors,
     }
     if scaling is not None:
@@ -71,6 +73,7 @@ def model_metadata(file: GgufFile) -> dict[str, object]:
 
 
 def _vocab_size(file: GgufFile) -> int:
+    # The key vocab_size is optional in GGUF; the rows of the embedding decide.
     embedding = file.tensors.get("model.embed_tokens.weight")
     if embedding is None:
         raise FormatError(f"{file.path}: token_embd.weight is missing", path=file.path)
@@ -86,6 +89,7 @@ def _vocab_size(file: GgufFile) -> int:
 
 
 def _head_dim(file: GgufFile) -> int:
+    # GGUF's rule: without the key, it is embedding_length / head_count.
     if file.has("attention.key_length"):
         head_dim = file.size("attention.key_length")
     else:

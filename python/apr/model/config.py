@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Family = Literal["llama", "qwen2"]
 
+# In lower case. Metadata name a family by transformers' `model_type` or by its class.
 _FAMILIES: dict[str, Family] = {
     "llama": "llama",
     "llamaforcausallm": "llama",
@@ -20,6 +21,7 @@ _FAMILIES: dict[str, Family] = {
     "qwen2forcausallm": "qwen2",
 }
 _CLASSES: dict[Family, str] = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
+# Parts of names. They decide only the wording: what is not in _FAMILIES is refused in any case.
 _ENCODERS = (
     "bert",
     "roberta",
@@ -94,12 +96,15 @@ class ModelConfig:
             # Rotary embeddings rotate pairs of elements.
             raise RefusedError(f"head_dim is {self.head_dim}; it must be even")
         for key in ("rope_theta", "rms_norm_eps"):
+            # False for NaN too, which Python reads from JSON.
             if not 0 < getattr(self, key) < float("inf"):
                 raise RefusedError(f"{key} is {getattr(self, key)}; it must be a positive, finite number")
 
     @property
     def qkv_bias(self) -> bool:
         """Whether the q, k and v projections have biases."""
+        # The tensors of a file never decide this. A public trainer saved Qwen2.5-0.5B without its 72 biases,
+        # and a loader that believes such a file trains another model.
         return self.family == "qwen2" or self.attention_bias
 
     @classmethod
@@ -128,12 +133,15 @@ class ModelConfig:
             rope_theta=theta,
             rms_norm_eps=_number(facts, "rms_norm_eps"),
             tie_word_embeddings=_tied(facts, head_present=head_present),
+            # The switch is Llama's alone. In Qwen2, q, k and v always have biases and o never has one.
             attention_bias=family == "llama" and facts.get("attention_bias") is True,
             rope_scaling=scaling,
         )
 
     def to_metadata(self) -> dict[str, Any]:
         """Return metadata from which `from_metadata` restores an equal configuration."""
+        # One spelling of each size. A public runtime drops all metadata if a key and its alias are both
+        # there.
         metadata: dict[str, Any] = {
             "architecture": self.family,
             "hf_architecture": _CLASSES[self.family],
@@ -185,6 +193,8 @@ def _family(facts: dict[str, Any]) -> Family:
 
 
 def _refuse_features(facts: dict[str, Any], family: Family) -> None:
+    # Qwen2's configurations contain a `sliding_window` that is off unless `use_sliding_window` is set.
+    # Mistral, which GGUF files call llama, has no such switch: its window is on if it is there.
     sliding = facts.get("use_sliding_window") or (family == "llama" and facts.get("sliding_window"))
     layers = facts.get("layer_types")
     features = {
@@ -204,6 +214,7 @@ def _refuse_features(facts: dict[str, Any], family: Family) -> None:
 
 def _integer(facts: dict[str, Any], key: str) -> int:
     value = _fact(facts, key)
+    # bool is a subclass of int, but true is not a size.
     if isinstance(value, bool) or not isinstance(value, int):
         raise RefusedError(f"{key} is {value!r}, which is not a whole number")
     return value
@@ -242,6 +253,8 @@ def _default_head_dim(numbers: dict[str, int]) -> int:
 
 def _rope(facts: dict[str, Any]) -> tuple[float, RopeScaling | None]:
     """Return theta and the scaling of rotary frequencies. transformers 5 keeps both in `rope_parameters`."""
+    # The number `rope_type` beside these is not read. The ecosystem's importer writes 0 (adjacent pairs) over
+    # weights in transformers' order; the tensor names decide, in `permuted_heads`.
     parameters = facts.get("rope_parameters") or {}
     scaling = facts.get("rope_scaling") or {}
     if not isinstance(parameters, dict) or not isinstance(scaling, dict):
@@ -265,6 +278,7 @@ def _rope(facts: dict[str, Any]) -> tuple[float, RopeScaling | None]:
 
 
 def _scaling(facts: dict[str, Any]) -> RopeScaling | None:
+    # transformers renamed `type` to `rope_type`. Files have one of them or both.
     kind, again = (facts.get(key) for key in ("rope_type", "type"))
     if kind is not None and again is not None and kind != again:
         raise RefusedError(f"the metadata contradict themselves: rope_type is {kind!r}, type is {again!r}")
@@ -297,6 +311,7 @@ def _tied(facts: dict[str, Any], *, head_present: bool | None) -> bool:
         return value
     if value is not None:
         raise RefusedError(f"tie_word_embeddings is {value!r}; it must be true or false")
+    # Without the key, a model is tied exactly if its file stores no head.
     if head_present is None:
         raise RefusedError("the metadata have no tie_word_embeddings, which is needed to build the model")
     return not head_present

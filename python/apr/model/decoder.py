@@ -31,6 +31,7 @@ class Decoder(nn.Module):
         self.model = Body(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        # Not a buffer: `to(dtype)` would round it to bfloat16, and `to_empty` would leave it without values.
         self._rotary: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -63,6 +64,8 @@ class Decoder(nn.Module):
     @classmethod
     def empty(cls, config: ModelConfig, device: str | torch.device, dtype: torch.dtype) -> Self:
         """Create a model whose parameters have memory on `device` but no values yet."""
+        # On the meta device nothing is allocated or drawn. torch's own initialization would draw 494 M random
+        # numbers for Qwen2.5-0.5B, only for the file to replace them.
         with torch.device("meta"):
             model = cls(config).to(dtype)
         return model.to_empty(device=device)
@@ -154,6 +157,7 @@ class Attention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        # With enable_gqa, k and v are not repeated in memory for each head of their group.
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
@@ -186,6 +190,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def rotary_frequencies(config: ModelConfig) -> Tensor:
     """Return theta^(-2i / head_dim) with Llama 3's scaling, radians per position: float32 [head_dim / 2]."""
+    # The same operations as in transformers, so that both round alike.
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
     frequencies = 1.0 / config.rope_theta**exponents
     scaling = config.rope_scaling

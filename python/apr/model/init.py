@@ -38,7 +38,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 # The vocabulary sizes of the published models.
+# Qwen's tokenizer emits ids below 151,665; the published embedding has rows to spare.
 VOCABULARIES = {"qwen2.5-0.5b": 151_936, "smollm2-135m": 49_152}
+# transformers' `initializer_range` for both families.
 _STD = 0.02
 
 
@@ -82,8 +84,10 @@ def fresh_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]
     """
     from apr.model.decoder import Decoder
 
+    # Always on the CPU: the generator of a GPU draws other numbers from the same seed.
     generator = torch.Generator().manual_seed(seed)
     residual = _STD / (2 * config.num_layers) ** 0.5
+    # Only the shapes. The caller writes or copies one tensor at a time, so that no second model is in memory.
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in Decoder(config).named_parameters()}
     for name, shape in shapes.items():

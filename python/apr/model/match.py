@@ -57,6 +57,7 @@ def permuted_heads(config: ModelConfig, source: str, parameter: str) -> int | No
 
     GGUF converters permute the rows of Llama's q and k projections. Nothing in a file says so but the names.
     """
+    # `rope_type` ought to say it, but importers write 0 (adjacent pairs) for transformers' order too.
     if source == parameter or config.family != "llama":
         return None
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
@@ -64,6 +65,7 @@ def permuted_heads(config: ModelConfig, source: str, parameter: str) -> int | No
 
 
 def _check(file: TensorFile, sources: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
+    # All problems are in one error. A loader that filled only what it found once lost all biases silently.
     missing = [name for name in shapes if name not in sources]
     unexpected = [source for name, source in sources.items() if name not in shapes]
     wrong = []

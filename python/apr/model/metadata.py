@@ -22,6 +22,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "rms_norm_eps": ("layer_norm_eps", "norm_eps"),
     "tie_word_embeddings": ("tied_embeddings",),
 }
+# What identifies a model beside its sizes.
 _WHICH_MODEL = (
     "name",
     "version",
@@ -39,6 +40,7 @@ def canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RefusedError: two spellings of a fact contradict each other.
     """
+    # Writers put null where they do not know a fact. It must not contradict another spelling.
     aliases = {alias for others in ALIASES.values() for alias in others}
     plain = {key: value for key, value in metadata.items() if key not in aliases and value is not None}
     for key in ALIASES:
