@@ -29,6 +29,7 @@ def parse_device(device: torch.device | str | int) -> torch.device:
         count = torch.cuda.device_count()
         if not count:
             raise DeviceError(f"device {parsed} is not available: torch sees no CUDA device")
+        # `cuda` without a number stands for the current device, of which there is at least one.
         if (parsed.index or 0) >= count:
             raise DeviceError(f"device {parsed} is not available: torch sees cuda:0 to cuda:{count - 1}")
     elif parsed.type != "cpu":

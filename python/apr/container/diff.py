@@ -153,6 +153,8 @@ def diff(a: str | PathLike[str], b: str | PathLike[str], *, atol: float | None =
     if atol is not None and not 0 <= atol < inf:
         raise ValueError(f"atol must be a finite number that is not negative, not {atol}")
     with load(a) as one, load(b) as two:
+        # A version 1 file may be opened for its metadata alone; two of those would look equal without a value
+        # compared.
         one.require_tensors()
         two.require_tensors()
         both = [name for name in one if name in two]
@@ -179,6 +181,7 @@ def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any,
     return {
         key: (value, b[key])
         for key, value in a.items()
+        # As JSON: Python takes 1, 1.0 and true for equal.
         if key in b and json.dumps(value, sort_keys=True) != json.dumps(b[key], sort_keys=True)
     }
 
@@ -186,6 +189,7 @@ def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any,
 def _compare(name: str, a: TensorSlice, b: TensorSlice, atol: float | None) -> TensorDiff | None:
     """Return the differences of a tensor, or None if there are none."""
     dtype, shape, count = (a.dtype, b.dtype), (a.shape, b.shape), prod(a.shape)
+    # Values of other shapes have no partners, so there is nothing to count.
     if a.shape != b.shape:
         return TensorDiff(name, dtype, shape, count, None, None, 0)
     differing, nonfinite, largest = 0, 0, None
@@ -197,6 +201,7 @@ def _compare(name: str, a: TensorSlice, b: TensorSlice, atol: float | None) -> T
         nonfinite += distances.size - finite.size
         if finite.size:
             largest = max(finite.max().item(), largest or 0)
+    # Tensors of two dtypes are listed even if all values are equal: the files differ.
     if a.dtype == b.dtype and not differing:
         return None
     return TensorDiff(name, dtype, shape, count, differing, largest, nonfinite)
@@ -209,6 +214,7 @@ def _distances(a: NDArray[Any], b: NDArray[Any], atol: float | None) -> NDArray[
     if same_dtype and np.array_equal(a.view(np.uint8), b.view(np.uint8)):
         return np.empty(0)
     if atol is None and same_dtype:
+        # As integers: NaN equals itself then, and 0.0 differs from -0.0.
         bits = np.dtype(f"u{a.itemsize}")
         at = a.view(bits) != b.view(bits)
         return _distance(a[at], b[at])

@@ -10,6 +10,8 @@ from math import prod
 class Flags(IntFlag):
     """Bits of the header's flags field; bits without a name are kept."""
 
+    # No known writer compresses the data of version 2. Files with one of these two bits hold plain data, or
+    # one runtime's compressed body, which is refused.
     LZ4_COMPRESSED = 1 << 0
     ZSTD_COMPRESSED = 1 << 1
     ENCRYPTED = 1 << 2
@@ -19,8 +21,11 @@ class Flags(IntFlag):
     HAS_FILTERBANK = 1 << 6
     HAS_MODEL_CARD = 1 << 7
     STREAMING = 1 << 8
+    # Some writers leave it out although the metadata have a vocabulary, so nothing here decides by it.
     HAS_VOCAB = 1 << 9
+    # Current writers set it. Older files lack it, and are row-major too.
     LAYOUT_ROW_MAJOR = 1 << 10
+    # A reader must refuse such a file.
     LAYOUT_COLUMN_MAJOR = 1 << 11
 
 
@@ -29,6 +34,7 @@ def flag_states(flags: IntFlag) -> dict[str, object]:
     named = {flag.value for flag in type(flags)}
     return {
         "flags": {str(flag.name).lower(): flag in flags for flag in type(flags)},
+        # The field has 16 bits.
         "unknown_flags": [bit for bit in range(16) if flags & (1 << bit) and 1 << bit not in named],
     }
 
@@ -81,4 +87,5 @@ class TensorInfo:
     @property
     def tied(self) -> bool:
         """Whether the tensor has no bytes of its own and shares the values of the token embedding."""
+        # The format allows this for `lm_head.weight` only.
         return self.nbytes == 0 and prod(self.shape) > 0

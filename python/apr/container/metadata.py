@@ -19,6 +19,7 @@ class Metadata(dict[str, Any]):
     __setitem__ = __delitem__ = _refuse
     __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
+    # A pickle of a dict is filled through `__setitem__`, which refuses here.
     def __reduce__(self) -> tuple[object, ...]:
         return Metadata, (dict(self),)
 
@@ -36,7 +37,10 @@ def encode(metadata: Mapping[str, object] | None) -> str:
     # One key at a time, so that the message can name the key.
     for key, value in (metadata or {}).items():
         try:
+            # Not escaped: a vocabulary in other scripts would be up to three times as long, and 16 MiB are
+            # the limit.
             text = json.dumps({key: value}, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+            # `json.dumps` lets a lone surrogate pass; UTF-8 does not.
             text.encode()
         except UnicodeEncodeError:
             raise ValueError(f"metadata key {key!r}: a lone surrogate cannot be encoded as UTF-8") from None

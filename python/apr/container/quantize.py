@@ -40,6 +40,7 @@ def quantize(tensor: torch.Tensor | np.ndarray, dtype: Literal["q8", "q4"]) -> Q
 def _as_float32(tensor: torch.Tensor | np.ndarray) -> np.ndarray:
     torch = sys.modules.get("torch")  # a torch tensor exists only if torch was imported
     if torch is not None and isinstance(tensor, torch.Tensor):
+        # Integers are refused: they are indices or masks, which must not be rounded.
         if tensor.is_floating_point():
             values: np.ndarray = tensor.detach().to("cpu", torch.float32).numpy()
             return values

@@ -45,12 +45,15 @@ class Quantized:
         expected = nbytes(self.dtype, shape)
         if data.nbytes != expected:
             problem = f"{self.dtype} {list(shape)} takes {expected} bytes, not {data.nbytes}"
+            # Old files have K-quants without row padding. The size of the index entry tells which; both
+            # layouts can have the same size, so that only one of them is written.
             if len(shape) == 2 and data.nbytes == nbytes(self.dtype, (prod(shape),)):
                 problem += (
                     "; the flat layout, without padding at the end of each row, is not written: "
                     "pass the values instead, from f.numpy(name)"
                 )
             raise ValueError(problem)
+        # The dataclass is frozen, and what was given may be a list or a writable buffer.
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "data", data)
 

@@ -16,7 +16,6 @@ from apr.container.quantized import Quantized
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from os import PathLike
-    from typing import TypeGuard
 
     import numpy as np
     import torch
@@ -126,9 +125,12 @@ def write(
         OSError: the file cannot be written. An existing file is unchanged, unless the message says that the
             new file is in place but its directory was not flushed.
     """
+    # All sizes are known, so that data go straight to their place: `Writer`, which learns them one by one,
+    # needs the space twice for a while.
     rows = [(spec.name, spec.dtype, spec.shape) for spec in specs]
     writer = Writer(path, rows, encode(metadata), flags_of(metadata or {}))
     try:
+        # In name order, so that the order of the mapping does not change the bytes.
         for spec in sorted(specs, key=lambda spec: spec.name):
             given = values(spec)
             for part in given if isinstance(given, Iterator) else (given,):
@@ -158,12 +160,14 @@ def spec_of(name: str, value: object) -> TensorSpec:
     if not isinstance(name, str):
         raise TypeError(f"tensor name {name!r} is not a string")
     try:
+        # A lone surrogate is a valid str in Python, but names in the file are UTF-8.
         name.encode()
     except UnicodeEncodeError:
         raise ValueError(f"tensor name {name!r}: a lone surrogate cannot be encoded as UTF-8") from None
     if isinstance(value, Quantized):
         return TensorSpec(name, value.dtype, value.shape)
-    if _is_torch(value):
+    torch = sys.modules.get("torch")  # a torch tensor exists only if torch was imported
+    if torch is not None and isinstance(value, torch.Tensor):
         return _spec_of_torch(name, value)
     import numpy as np
 
@@ -174,6 +178,7 @@ def spec_of(name: str, value: object) -> TensorSpec:
             f"tensor {name!r} must be a torch tensor, NumPy array or apr.Quantized, "
             f"not {type(value).__name__}"
         )
+    # Big-endian arrays are stored too; their bytes are swapped when they are written.
     dtype = NAMES.get(value.dtype.newbyteorder("="))
     if dtype is None:
         raise _unsupported_dtype(name, value.dtype)
@@ -214,11 +219,8 @@ def bytes_of(value: torch.Tensor | np.ndarray | Quantized) -> Buffer:
 
         # Conjugation and negation may be pending as flags of a view.
         plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
+        # Through bytes: NumPy has no bfloat16.
         return plain.view(-1).view(torch.uint8).numpy().data
     native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
+    # Through bytes: ml_dtypes' bfloat16 does not have the buffer protocol.
     return native.reshape(-1).view(np.uint8).data
-
-
-def _is_torch(value: object) -> TypeGuard[torch.Tensor]:
-    torch = sys.modules.get("torch")  # a torch tensor exists only if torch was imported
-    return torch is not None and isinstance(value, torch.Tensor)

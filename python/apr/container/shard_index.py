@@ -27,6 +27,7 @@ def find_model(path: Path) -> Path:
     names = sorted(name for name in os.listdir(path) if not name.startswith("."))  # noqa: PTH208 (names)
     indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
     files = [name for name in names if name.endswith(".apr")]
+    # An index outranks files: those beside it are usually its parts.
     candidates = indices or files
     if not candidates:
         problem = f"the directory has neither an index (*{INDEX_SUFFIX}) nor an .apr file"
@@ -49,6 +50,7 @@ def read_index(path: Path) -> dict[str, str]:
         OSError: the index cannot be read.
     """
     weight_map = _parse_index(path)
+    # The directory itself may be reached by a link. Only a link that leads out of it is refused.
     directory = Path(os.path.realpath(path.parent))
     for name in dict.fromkeys(weight_map.values()):
         # A hostile index must not make a reader open files elsewhere, neither by a path nor by a link.
@@ -69,6 +71,7 @@ def refuse_index(path: Path, problem: str, tensor: str | None = None) -> NoRetur
 
 def _parse_index(path: Path) -> dict[str, str]:
     with path.open("rb") as file:
+        # One byte more than the limit tells that the file is larger, without reading the rest.
         text = file.read(_LARGEST_INDEX + 1)
     if len(text) > _LARGEST_INDEX:
         refuse_index(path, "larger than 64 MiB, not an index")
@@ -79,6 +82,7 @@ def _parse_index(path: Path) -> dict[str, str]:
     except (ValueError, RecursionError) as error:
         refuse_index(path, f"invalid JSON: {type(error).__name__}: {error}")
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    # Nothing else is needed: `metadata.total_size`, which other tools write, is not relied on.
     if not isinstance(weight_map, dict) or not weight_map:
         refuse_index(path, 'not an index: {"weight_map": {tensor: file}} with at least one tensor is missing')
     for tensor, name in weight_map.items():

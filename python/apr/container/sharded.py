@@ -99,6 +99,7 @@ class ShardedFile(TensorFile):
             raise TypeError(f"names must be a list of names, not a string; pass [{names!r}]")
         stored = {name: self._stored(name) for name in (self if names is None else names)}
         by_file = defaultdict(list)
+        # Each stored tensor is read once, even if a tied head asks for it a second time.
         for name in dict.fromkeys(stored.values()):
             by_file[self.file_of(name)].append(name)
         tensors: dict[str, torch.Tensor] = {}
@@ -145,6 +146,7 @@ class ShardedFile(TensorFile):
         return
 
     def header_facts(self) -> dict[str, object]:
+        # Each file has its own checksums; those of the first would look like those of the model.
         return self._files[0].header_facts() | {"header_checksum": None, "footer_checksum": None}
 
     def verify(self) -> Report:
@@ -226,6 +228,7 @@ def _in_order(index: Path, files: dict[str, AprFile]) -> tuple[AprFile, ...]:
     """Return the files by their `shard_index`, after checking that the set is complete."""
     places: dict[int, AprFile] = {}
     for name, file in files.items():
+        # One key instead of all metadata: writers repeat the tokenizer, 12 MB, in every file.
         sharding = file.metadata_value(SHARDING)
         if Flags.SHARDED not in file.header.flags or not isinstance(sharding, dict):
             refuse_index(
@@ -233,6 +236,7 @@ def _in_order(index: Path, files: dict[str, AprFile]) -> tuple[AprFile, ...]:
                 f"{name} does not declare itself a shard: flag SHARDED and metadata {SHARDING!r} are needed",
             )
         count, place = sharding.get("shard_count"), sharding.get("shard_index")
+        # `type`, because True is an int and equals 1.
         if type(count) is not int or count != len(files):
             refuse_index(index, f"{name} is one of {count!r} files, but the index names {len(files)}")
         # Some writers count from 0, others from 1.
@@ -249,6 +253,7 @@ def _in_order(index: Path, files: dict[str, AprFile]) -> tuple[AprFile, ...]:
 
 def _check_names(index: Path, weight_map: dict[str, str], files: dict[str, AprFile]) -> None:
     """Check that the index and the files agree on where each tensor is."""
+    # In both directions: a tensor that the index leaves out is as wrong as one that it misplaces.
     for tensor, name in weight_map.items():
         if tensor not in files[name]:
             refuse_index(

@@ -71,12 +71,15 @@ class TensorSlice:
         first, *others = self._expand(index) or [slice(None)]
         if not self.shape:
             return self._rows(0, 1).reshape(())
+        # A copy, because the columns are cut from a whole row that would otherwise stay in memory.
         if not isinstance(first, slice):
             return self._rows(first, first + 1)[(0, *others)].copy()
         start, stop, step = first.indices(self.shape[0])
+        # The rows are consecutive bytes: one read, and no copy afterwards.
         if step == 1 and all(other == slice(None) for other in others):
             return self._rows(start, max(start, stop))
         row_bytes = prod(self.shape[1:]) * NUMPY.get(self.dtype, NUMPY["f32"]).itemsize
+        # The step counts too: a block reads the rows that it skips.
         rows_at_a_time = max(1, _BLOCK_BYTES // max(1, row_bytes * step))
         selected = range(start, stop, step)
         blocks = [selected[i : i + rows_at_a_time] for i in range(0, len(selected), rows_at_a_time)]
@@ -93,6 +96,8 @@ class TensorSlice:
         Raises:
             TruncatedError: the file was cut short since it was opened.
         """
+        # Read by position and not from mapped pages: a file that was cut short is an error here, and not a
+        # SIGBUS.
         plain = NUMPY.get(self.dtype)
         values: NDArray[Any] = np.empty(stop - start, plain or np.float32)
         if plain is None:
@@ -116,6 +121,7 @@ class TensorSlice:
         """Return one checked index for each dimension: a slice forwards, or a number from the front."""
         given = list(index) if isinstance(index, tuple) else [index]
         for one in given:
+            # True is an int, but NumPy takes it for a mask.
             if not isinstance(one, int | slice | EllipsisType | np.integer) or isinstance(one, bool):
                 raise TypeError(f"index {one!r} is not supported; use integers, slices and ...")
         ellipses = sum(one is ... for one in given)
@@ -129,6 +135,7 @@ class TensorSlice:
                 if one.step is not None and one.step < 1:
                     raise ValueError(f"the step of a slice must be positive, not {one.step}")
             elif -length <= one < length:
+                # NumPy's integers become Python's, which do not overflow when they are multiplied to offsets.
                 expanded[dim] = int(one) % length
             else:
                 raise IndexError(f"index {one} is out of range for the shape {list(self.shape)}")

@@ -36,6 +36,7 @@ def stamp(path: str | PathLike[str], changes: Mapping[str, object], out: str | P
     """
     encode(changes)  # also checks the keys to remove
     source = Stamp(path)
+    # `|` keeps the place of a key that exists, so that nothing else of the metadata moves.
     metadata = json.loads(source.metadata()) | changes
     metadata = {key: value for key, value in metadata.items() if key not in changes or value is not None}
     # Some writers set the flags of compression over data that are not compressed.

@@ -35,6 +35,7 @@ def stats(values: NDArray[Any]) -> dict[str, float | int | None]:
             if finite.size:
                 lows.append(finite.min().item())
                 highs.append(finite.max().item())
+                # Integers too: a sum of int64 may overflow.
                 total += float(finite.sum(dtype=np.float64))
         inf -= nan
         mean = total / count if count else math.nan

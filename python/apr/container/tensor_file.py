@@ -227,6 +227,7 @@ class TensorFile(Mapping[str, "torch.Tensor"]):
         text, names = str(name), list(self)
         close: list[str] = []
         if len(text) <= _LONGEST_COMPARED_NAME:
+            # Near in name order: similar names of tensors usually begin alike.
             start = max(0, min(bisect(names, text) - _COMPARED_NAMES // 2, len(names) - _COMPARED_NAMES))
             close = get_close_matches(text, names[start : start + _COMPARED_NAMES], n=3)
         hint = f"; close: {', '.join(close)}" if close else ""

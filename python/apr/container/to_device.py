@@ -45,6 +45,7 @@ def to_device(
     target = parse_device(device)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, not {dtype!r}")
+    # By stored tensor: a tied head and its embedding are read once, and share memory as in the model.
     infos = {info.name: info for info in stored.values()}
     plain = [info for info in infos.values() if info.dtype in TORCH]
     if target.type == "cuda":
@@ -57,6 +58,7 @@ def to_device(
             tensors[name] = empty(info.shape, torch.float32)
             container.dequantize(name, 0, tensors[name].view(-1).numpy().data)
     for name, values in tensors.items():
+        # On a GPU, the stored bytes cross the bus and are converted there.
         tensors[name] = values.to(target, dtype if values.is_floating_point() else None)
     return {name: tensors[info.name] for name, info in stored.items()}
 
@@ -86,6 +88,7 @@ class _Buffer:
 
     def __init__(self, device: torch.device) -> None:
         self.host = torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=True)
+        # One copy per chunk instead of one per tensor: a model may have 18,867 small ones.
         self.device = torch.empty(_BUFFER_BYTES, dtype=torch.uint8, device=device)
         self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
@@ -100,6 +103,7 @@ def _read_through_pinned(
     tensors = {info.name: torch.empty(info.shape, dtype=TORCH[info.dtype], device=device) for info in infos}
     targets = {name: _bytes_of(values) for name, values in tensors.items()}
     chunks = _chunks(infos)
+    # No more buffers than chunks: a small file locks few pages.
     ring = deque(_Buffer(device) for _ in chunks[:_BUFFERS])
 
     def read(chunk: _Chunk) -> _Buffer:
@@ -109,6 +113,7 @@ def _read_through_pinned(
         container.read([(chunk.start, buffer.host[: chunk.stop - chunk.start].numpy().data)])
         return buffer
 
+    # One thread is enough: a read is parallel in itself, and does not hold the interpreter's lock.
     with torch.cuda.device(device), ThreadPoolExecutor(1) as reader:
         pending = deque(reader.submit(read, chunk) for chunk in chunks[:1])
         for number, chunk in enumerate(chunks, 1):
@@ -129,6 +134,7 @@ def _read_through_pinned(
 def _chunks(infos: list[TensorInfo]) -> list[_Chunk]:
     """Cut the bytes of the file, from the first tensor to the last, to what a buffer holds."""
     chunks: list[_Chunk] = []
+    # In file order, whatever the order of the names: each chunk is then one read.
     for info in sorted((info for info in infos if info.nbytes), key=lambda info: info.offset):
         first = 0
         while first < info.nbytes:

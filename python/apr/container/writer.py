@@ -83,6 +83,7 @@ class Writer:
         """
         if self._closed:
             return
+        # Encoded again, because the dictionary may have been changed since the writer was made.
         self._stream.finish(encode(self.metadata), flags_of(self.metadata))
         self._closed = True
 
@@ -100,6 +101,7 @@ class Writer:
         try:
             if kind is None:
                 self.close()
+        # After `close` this does nothing. If `close` failed, nothing half-written stays.
         finally:
             self.abort()
 

@@ -121,6 +121,7 @@ def open_v1(
         OSError: the file cannot be opened or read.
     """
     container = Container(os.fspath(path), password, recipient_key, trusted_key)
+    # `Container` opens every form; only version 1 has this header.
     if container.v1_header() is None:
         name = os.fspath(path)
         raise UnsupportedError(
@@ -188,6 +189,7 @@ class V1File(MappedFile):
             public_key = signature.public_key.hex()
         return {
             "version": ".".join(map(str, header.version)),
+            # Version 1 has one CRC32, at the end, which covers the header too.
             "header_checksum": None,
             "footer_checksum": None if self.footer is None else f"{self.footer:#010x}",
             **flag_states(header.flags),
@@ -218,6 +220,7 @@ class V1File(MappedFile):
                 "password or recipient key",
                 path=self._path,
             )
+        # Most payloads are one value of their writer's own Rust type, which nobody else can take apart.
         if not len(self):
             raise UnsupportedError(
                 f"{self._path}: the payload of this version 1 file ({self.header.model_type_name}) is not "
