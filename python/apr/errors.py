@@ -127,6 +127,7 @@ class PreflightError(RefusedError):
         self.exit_code = exit_code(problems[0])
 
     def __reduce__(self) -> tuple[object, ...]:
+        # pickle would call the class with the message, but it takes the errors.
         return type(self), (self.problems,)
 
 
@@ -144,6 +145,7 @@ def exit_code(error: BaseException) -> int:
         return EXIT_NOT_FOUND
     if isinstance(error, OSError):
         return EXIT_IO
+    # A missing module of apr itself is a defect.
     if isinstance(error, ModuleNotFoundError) and not (error.name or "apr").startswith("apr"):
         return EXIT_UNAVAILABLE
     return EXIT_UNFORESEEN
@@ -162,6 +164,7 @@ def message(error: BaseException) -> str:
 
 
 def _line(error: BaseException) -> str:
+    # Python's own text is "[Errno 2] No such file or directory: 'x'".
     if isinstance(error, OSError) and error.strerror is not None:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, ModuleNotFoundError) and error.name is not None:

@@ -82,6 +82,7 @@ def json_text(value: object, *, indent: int | None = None) -> str:
 
 
 def _finite(value: object) -> object:
+    # A run that diverged has NaN among its losses. Python would write it as NaN, which other parsers refuse.
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

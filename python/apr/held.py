@@ -46,6 +46,8 @@ def _lock(directory: str | os.PathLike[str], refusal: str) -> int:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             try:
+                # flock belongs to this descriptor. The locks of lockf belong to the process: a second thread
+                # would get one too, and closing any descriptor of the directory would release it.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise RefusedError(refusal) from None

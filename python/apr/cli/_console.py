@@ -39,6 +39,7 @@ def table(*texts: str, numbers: Sequence[str] = ()) -> Table:
     """Return an empty table with text columns and right-aligned number columns; without any, no heading."""
     rows = Table(box=None, pad_edge=False, header_style="bold", show_header=bool(texts))
     for name in texts:
+        # Folded and not cut: a tensor's name must be there whole, to be copied.
         rows.add_column(name, overflow="fold")
     for name in numbers:
         rows.add_column(name, overflow="fold", justify="right")

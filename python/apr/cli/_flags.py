@@ -77,6 +77,7 @@ def parse(command: type[T], prog: str, arguments: Sequence[str], default: T | No
 
 def parse_known(command: type[T], prog: str, arguments: Sequence[str]) -> T:
     """Parse the flags that a command has, and leave out all others."""
+    # Without --help, which is left to the parse of all flags that follows.
     parsed, _ = tyro.cli(
         command, prog=prog, args=arguments, return_unknown_args=True, add_help=False, registry=_REGISTRY
     )

@@ -47,6 +47,7 @@ class KeyFlags:
 
 def _password(path: Path) -> str:
     try:
+        # An editor ends the line with a newline that is not part of the password.
         return _read(path).decode().partition("\n")[0].removesuffix("\r")
     except UnicodeDecodeError:
         raise UsageError(f"{path}: the password is not UTF-8 text") from None
@@ -54,6 +55,7 @@ def _password(path: Path) -> str:
 
 def _key(path: Path) -> bytes:
     content = _read(path)
+    # The length tells the two forms apart. X25519 and Ed25519 keys both have 32 bytes.
     if len(content) == 32:
         return content
     try:
@@ -67,6 +69,7 @@ def _key(path: Path) -> bytes:
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
+        # One byte more than allowed shows that there are more.
         content = file.read(_MAX_KEY_FILE + 1)
     if len(content) > _MAX_KEY_FILE:
         raise UsageError(f"{path}: larger than {_MAX_KEY_FILE:,} bytes, so not a key file")

@@ -75,6 +75,7 @@ class Check:
         verdict = check(contract, self.run_dir)
         print(json.dumps(verdict.to_dict()) if self.json else verdict)
         if self.record:
+            # On standard error, because standard output may have to be JSON alone.
             print(f"evidence: {record(contract, verdict, self.run_dir)}", file=sys.stderr)
             if verdict.ok and verdict.unmet:
                 unmet = ", ".join(verdict.unmet)

@@ -17,6 +17,7 @@ from apr.convert import ConvertOptions, FloatDtype, convert
 from apr.errors import UsageError
 from apr.options import Unset
 
+# GB is 10^9 bytes, as for transformers' `max_shard_size`; GiB is 2^30.
 _UNITS = {
     "kb": 10**3,
     "mb": 10**6,

@@ -36,6 +36,7 @@ class Command:
 
     def run(self) -> int:
         """Print the differences."""
+        # False for NaN too, with which no two values would be equal.
         if self.atol is not None and not 0 <= self.atol < inf:
             raise UsageError(f"--atol is {self.atol}; it must be a finite number of at least 0")
         result = diff(self.a, self.b, atol=self.atol)

@@ -46,6 +46,7 @@ class Command:
 
     def run(self) -> int:
         """Evaluate the model and print its loss."""
+        # Imported here, because it loads torch, which --help does without.
         from apr.train.evaluate_file import LOSS_NAMES, evaluate_file
         from apr.train.record.report import Report
 

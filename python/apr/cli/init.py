@@ -72,6 +72,7 @@ class Command:
 
     def _write(self, vocab_size: int, tokenizer_metadata: dict[str, Any]) -> tuple[int, int]:
         """Write the file and return the number of tensors and of parameters."""
+        # Imported here, because these load torch, which --help does without.
         from apr.container.torch_dtypes import TORCH
         from apr.container.writer import Writer
         from apr.model.init import fresh_weights, load_arch
@@ -92,6 +93,7 @@ class Command:
                 bar.update(task, description=name)
                 writer.add(name, weights.to(TORCH[self.dtype]))
                 tensors, parameters = tensors + 1, parameters + weights.numel()
+            # Known only now. The writer stores the metadata when it is closed.
             writer.metadata["param_count"] = parameters
         return tensors, parameters
 
@@ -111,6 +113,7 @@ class Command:
                     f"{self.tokenizer}: cannot store this kind of tokenizer in a model file (only byte-level "
                     "BPE); leave out --tokenizer and pass --vocab-size"
                 )
+            # More rows than ids are fine: Qwen2.5 has 151,936 rows for 151,665 ids.
             if self.vocab_size is not None and self.vocab_size < size:
                 raise UsageError(
                     f"--vocab-size {self.vocab_size} is smaller than the tokenizer's vocabulary of {size}"

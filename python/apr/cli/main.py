@@ -37,6 +37,7 @@ COMMANDS = {
     "contracts": ("apr.cli.contracts", "lint contracts, or check them against a run"),
 }
 
+# 128 + SIGINT, as shells report it.
 EXIT_INTERRUPTED = 130
 
 
@@ -84,6 +85,8 @@ def run(name: str, argv: Sequence[str] | None = None) -> int:
 
 def _accept_any_text() -> None:
     """Make the standard streams escape what their encoding lacks, and exist where they were closed."""
+    # In an ASCII locale a name with other letters ended in a traceback, and so did every output with a closed
+    # descriptor.
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -105,8 +108,13 @@ def _flush(stream: TextIO) -> None:
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    from apr.cli._flags import parse
+
     try:
-        return _parse(name, arguments).run()
+        module = import_module(COMMANDS[name][0])
+        default = module.default(arguments) if hasattr(module, "default") else None
+        command: Runnable = parse(module.Command, f"apr {name}", arguments, default)
+        return command.run()
     except SystemExit as stop:  # the parser: 0 after --help, 2 for wrong usage
         return stop.code if isinstance(stop.code, int) else EXIT_UNFORESEEN
     except KeyboardInterrupt:
@@ -116,6 +124,7 @@ def _run(name: str, arguments: list[str]) -> int:
         return 0
     except (AprError, RefusedError, OSError, ModuleNotFoundError) as error:
         code = exit_code(error)
+        # A defect of apr itself keeps its traceback.
         if code == EXIT_UNFORESEEN:
             raise
         with suppress(BrokenPipeError):
@@ -134,15 +143,6 @@ def _refusal(name: str, error: Exception) -> str:
     import json
 
     return json.dumps({"error": "; ".join(messages(error)), "exit_code": exit_code(error)})
-
-
-def _parse(name: str, arguments: list[str]) -> Runnable:
-    from apr.cli._flags import parse
-
-    module = import_module(COMMANDS[name][0])
-    default = module.default(arguments) if hasattr(module, "default") else None
-    command: Runnable = parse(module.Command, f"apr {name}", arguments, default)
-    return command
 
 
 def _overview() -> str:

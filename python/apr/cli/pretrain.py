@@ -51,6 +51,7 @@ class Command:
 
     def run(self) -> int:
         """Train or plan, and return the run's exit code."""
+        # Imported here, because these load torch, which --help does without.
         from apr.train.machine.signals import StoppedAtOnce
         from apr.train.start.planning import plan
 
@@ -73,6 +74,7 @@ class Command:
             return self._train(config)
         except StoppedAtOnce as stopped:  # before the run began, or while its end was written
             print(f"apr pretrain: {stopped}", file=sys.stderr)
+            # As shells report a process that a signal ended.
             return 128 + stopped.signal
 
     def _train(self, config: PretrainConfig) -> int:
@@ -82,6 +84,8 @@ class Command:
 
         if not self.json:
             return pretrain(config).exit_code
+        # Not print: a reader that goes away must end neither the run nor its exit code. `apr pretrain | head`
+        # once gave 0 for a run that failed.
         out = Outlet(sys.stdout)
 
         def event(kind: str, facts: dict[str, Any]) -> None:

@@ -59,6 +59,7 @@ class Command:
         from rich.progress import Progress
 
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+            # Without --verify no id is read, and there is no progress to show.
             task = bar.add_task("reading", total=None, visible=self.verify)
             report = repair(
                 directory,

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _MAX_NAMED = 5
 # Seconds between lines of progress that is not shown on a terminal.
 _LINE_SECONDS = 30.0
+# 128 + SIGTERM, as shells report it.
 EXIT_TERMINATED = 143
 
 
@@ -148,6 +149,7 @@ class Encode(EncodeOptions):
             raise UsageError("--estimate-only cannot read standard input, which can be read only once")
         sample = sample_corpus(self, tokenizer, corpus)
         tokens, documents = sample.tokens or 0, sample.total_documents or 0
+        # One end of text for each document. `between` has one less, which is nothing to an estimate.
         if self.eos_policy != "none":
             tokens += documents
         shards = -(-tokens // self.shard_tokens)
@@ -188,6 +190,7 @@ class Decode:
         from apr.data.shards import ShardDir
         from apr.data.tokenizers import load_tokenizer
 
+        # Also what a killed encoding left, to see how far it got.
         shards = ShardDir(self.directory, unfinished=True)
         tokenizer = _recorded_tokenizer(shards) if self.tokenizer is None else load_tokenizer(self.tokenizer)
         if not 0 <= self.start < shards.total_tokens or self.count < 1:
@@ -300,6 +303,7 @@ def _exit_on_sigterm() -> Iterator[None]:
     """Let SIGTERM end the command as Ctrl-C does, with an exit code of its own."""
 
     def stop(*_: object) -> None:
+        # An exception, so that the encoder cleans up and counts every closed shard.
         raise SystemExit(EXIT_TERMINATED)
 
     # Python allows signal handlers in the main thread only; tests and notebooks may run elsewhere.

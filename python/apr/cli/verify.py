@@ -48,6 +48,7 @@ class Command(KeyFlags):
         rows, code, keys = [], 0, self.keys()
         for file in self.files:
             try:
+                # A missing file does not keep the others from being checked.
                 report = _verify(file, keys)
             except OSError as error:
                 code = max(code, exit_code(error))

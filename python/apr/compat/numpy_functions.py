@@ -89,5 +89,6 @@ def load(data: bytes) -> dict[str, NDArray[Any]]:
 
 def _check(tensors: Mapping[str, NDArray[Any]]) -> None:
     for name, value in tensors.items():
+        # np.generic too: NumPy's own functions return scalars where an array would have no dimension.
         if not isinstance(value, (np.ndarray, np.generic)):
             raise TypeError(f"tensor {name!r} must be a NumPy array, not {type(value).__name__}")

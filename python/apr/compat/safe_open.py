@@ -61,6 +61,8 @@ class safe_open:  # noqa: N801 (safetensors' name)
         elif device != "cpu":
             raise ValueError(f"device {device!r} is not available for NumPy; use 'cpu'")
         self._file = load(filename)
+        # A v1 file may hold a payload that is not described as tensors. It once came back as an empty state
+        # dict.
         self._file.require_tensors()
 
     def keys(self) -> list[str]:
@@ -73,6 +75,7 @@ class safe_open:  # noqa: N801 (safetensors' name)
 
     def metadata(self) -> dict[str, str] | None:
         """Return the metadata, with values other than strings as JSON; None if there are none."""
+        # safetensors, too, returns None for a file without metadata.
         return as_texts(self._file.metadata) or None
 
     def get_tensor(self, name: str) -> Any:  # noqa: ANN401 (torch.Tensor or numpy.ndarray)
@@ -100,6 +103,7 @@ class safe_open:  # noqa: N801 (safetensors' name)
             KeyError: the file has no tensor of this name; the message suggests similar names.
         """
         self._file.info(name)
+        # An unknown name has failed by now, and not only when the slice is indexed.
         return Slice(self, name)
 
     def __enter__(self) -> Self:
@@ -111,6 +115,7 @@ class safe_open:  # noqa: N801 (safetensors' name)
         self._file.close()
 
     def _part(self, name: str, index: Any) -> Any:  # noqa: ANN401
+        # Indexing mapped pages reads only those that are used. A quantized tensor would be dequantized whole.
         if self._is_mapped and self._file.info(name).dtype not in QUANTIZED:
             return self.get_tensor(name)[index]
         part = self._file.slice(name)

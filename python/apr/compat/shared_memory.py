@@ -15,10 +15,12 @@ def overlapping(tensors: Mapping[str, torch.Tensor]) -> list[list[str]]:
     """Return the names of tensors that share memory, in sorted groups of two or more."""
     storages = defaultdict(list)
     for name, tensor in tensors.items():
+        # Without memory the address is 0, which all such tensors would seem to share.
         if tensor.is_meta or not tensor.untyped_storage().nbytes():
             continue
         start, end = _address_range(tensor)
         storages[tensor.device, tensor.untyped_storage().data_ptr()].append((start, end, name))
+    # Views of one storage share memory only if they overlap: halves of a fused matrix are separate tensors.
     groups = []
     for ranges in storages.values():
         # In address order, a tensor overlaps the group before it if it starts before that group's end.

@@ -123,6 +123,7 @@ def save_model(
     texts = dict(checked_texts(metadata))
     for kept, left_out in duplicates(state).items():
         for name in left_out:
+            # As in safetensors, the caller's own text under this key wins.
             texts.setdefault(name, kept)
             del state[name]
     if force_contiguous:
@@ -201,6 +202,7 @@ def _check(tensors: Mapping[str, torch.Tensor]) -> None:
             )
         if value.layout != torch.strided:
             raise ValueError(f"tensor {name!r} is sparse; call .to_dense() first")
+    # safetensors' order: shared memory is reported before a layout that is not contiguous.
     shared = overlapping(tensors)
     if shared:
         names = "; ".join(", ".join(group) for group in shared)

@@ -71,6 +71,7 @@ def _dependencies(contracts: list[Contract], names: set[str]) -> Iterator[Proble
             if name not in names:
                 line = _line_of(contract.path, name)
                 yield Problem(contract.path, line, f"depends_on: {name}.yaml does not exist")
+        # The contracts that can be reached from this one; if it is among them, there is a cycle.
         reached: set[str] = set()
         pending = list(contract.depends_on)
         while pending:
@@ -100,6 +101,7 @@ def _find_pytest(words: list[str], root: Path, collected: set[str] | None) -> st
 
     Otherwise a renamed test would drop out of its contract unnoticed, as long as another term still matches.
     """
+    # Contracts select tests with -k: pv, the ecosystem's checker, takes `a.py::name` for a Rust test.
     expression = words[words.index("-k") + 1] if "-k" in words[:-1] else ""
     terms = [term for term in re.split(r"\s+(?:and|or)\s+|\s+", expression) if term and term != "not"]
     unmatched = set(terms)
@@ -110,7 +112,10 @@ def _find_pytest(words: list[str], root: Path, collected: set[str] | None) -> st
         if not (root / file).is_file():
             return f"test: {file} does not exist"
         try:
-            names = _tests_in(root / file) if collected is None else _tests_of(file, collected)
+            if collected is None:
+                names = _tests_in(root / file)
+            else:
+                names = [node.partition("::")[2] for node in collected if node.startswith(f"{file}::")]
         except (SyntaxError, ValueError, RecursionError) as error:
             return f"test: {file} is not valid Python: {error}"
         matched = {term for term in terms if any(term in name for name in names)}
@@ -128,10 +133,6 @@ def _tests_in(path: Path) -> list[str]:
     return [name for name in functions if name.startswith("test")]
 
 
-def _tests_of(file: str, collected: set[str]) -> list[str]:
-    return [node.partition("::")[2] for node in collected if node.startswith(f"{file}::")]
-
-
 def _collect(contracts: Iterable[Contract], root: Path) -> set[str]:
     """Return the node ids that pytest collects from all files that the contracts name, relative to `root`."""
     named = {word for c in contracts for f in c.falsifiers for word in f.test.split() if word.endswith(".py")}
@@ -139,11 +140,14 @@ def _collect(contracts: Iterable[Contract], root: Path) -> set[str]:
     # The project's own options may contain -q; a second one makes pytest print only counts.
     options = ["--collect-only", "-q", "-o", "addopts=", "--rootdir", str(root)]
     command = [sys.executable, "-m", "pytest", *options, *files]
+    # A module that cannot be imported makes pytest fail. Its tests are then not collected, which `_binding`
+    # reports for each promise.
     run = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     return {line for line in run.stdout.splitlines() if "::" in line}
 
 
 def _find_cargo(name: str, root: Path) -> str | None:
+    # A search in the sources: cargo lists tests only after compiling them.
     pattern = re.compile(rf"\bfn {re.escape(name.rpartition('::')[2])}\b")
     sources = (root / "rust").rglob("*.rs")
     if any(pattern.search(path.read_text(encoding="utf-8", errors="replace")) for path in sources):

@@ -36,6 +36,7 @@ def record(contract: Contract, verdict: Verdict, run_dir: Path) -> Path:
         result = Run(run_dir).result
     except MissingArtifactError:  # the verdict reports it
         result = {}
+    # The hashes tie the evidence to the files: a run directory that is changed later no longer fits it.
     evidence = {
         "verdict": verdict.to_dict(),
         "artifacts": {name: _sha256(run_dir / name) for name in artifacts if (run_dir / name).is_file()},

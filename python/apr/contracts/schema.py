@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     import yaml
 
+# The values that pv accepts, the ecosystem's checker (aprender-contracts-cli 0.72). Keys that are not read
+# here are allowed, because pv knows more of them and ignores ours.
 KINDS = (
     "kernel registry model-family model-family-variant tokenizer training-loop pretraining-corpus "
     "training-precondition-gate corpus-assembly pattern schema kaizen beat-benchmark"
@@ -85,6 +87,7 @@ class _Reader:
     problems: list[Problem] = field(default_factory=list)
 
     def note(self, where: tuple[object, ...], text: str) -> None:
+        # A missing key has no line. The closest enclosing entry has one.
         while where and where not in self.lines:
             where = where[:-1]
         self.problems.append(Problem(self.path, self.lines.get(where, 1), text))
@@ -117,6 +120,7 @@ def read_contract(path: Path) -> tuple[Contract | None, list[Problem]]:
 
     reader = _Reader(path)
     try:
+        # Read twice: safe_load gives the values, but only the nodes of compose have line numbers.
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
         reader.lines.update({} if node is None else _lines(node))
@@ -151,7 +155,9 @@ def _read_metadata(document: dict[str, Any], reader: _Reader) -> dict[str, Any]:
         reader.note(("metadata",), "metadata must be a mapping")
         return {}
     metadata = {
-        k: str(v) if k in {"version", "created"} and v is not None else v for k, v in metadata.items()
+        # Without quotes, YAML reads a version as a number and a day as a date.
+        k: str(v) if k in {"version", "created"} and v is not None else v
+        for k, v in metadata.items()
     }
     where: tuple[object, ...] = ("metadata",)
     reader.texts(metadata, _METADATA_TEXTS, where)
@@ -232,6 +238,7 @@ def _lines(node: yaml.Node, where: tuple[object, ...] = ()) -> dict[tuple[object
     lines = {where: node.start_mark.line + 1}
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            # The key's line wins over the value's: a long value starts on a line of its own.
             lines |= _lines(value, (*where, key.value)) | {(*where, key.value): key.start_mark.line + 1}
     elif isinstance(node, yaml.SequenceNode):
         for n, item in enumerate(node.value):

@@ -13,8 +13,6 @@ from apr.errors import UsageError
 if TYPE_CHECKING:
     from os import PathLike
 
-    from apr.contracts.schema import Falsifier
-
 _WORDS = {True: "pass", False: "FAIL", None: "not applicable"}
 
 
@@ -96,10 +94,20 @@ def check(contract: Contract | str | PathLike[str], run_dir: str | PathLike[str]
     if not directory.is_dir():
         raise FileNotFoundError(2, "the run directory does not exist", str(directory))
     run = Run(directory)
-    decisions = tuple(
-        Decision(f.id, f.rule, f.blocking, _decide(f, run)) for f in contract.falsifiers if f.check
-    )
-    return Verdict(contract.name, *_conditions(contract, run), decisions)
+    decisions = []
+    for falsifier in contract.falsifiers:
+        call = falsifier.check
+        if call is None:  # only its test can decide it
+            continue
+        try:
+            outcome = CHECKS[call.name].decide(run, **call.operands)
+        except MissingArtifactError as missing:
+            threshold = ", ".join(f"{key} {value:g}" for key, value in call.operands.items())
+            # The message starts with the artifact, which the table shows anyway.
+            detail = str(missing).partition(": ")[2]
+            outcome = Outcome(False, "missing", threshold, missing.artifact, detail)
+        decisions.append(Decision(falsifier.id, falsifier.rule, falsifier.blocking, outcome))
+    return Verdict(contract.name, *_conditions(contract, run), tuple(decisions))
 
 
 def load_decidable(contract: Contract | str | PathLike[str]) -> Contract:
@@ -119,16 +127,6 @@ def load_decidable(contract: Contract | str | PathLike[str]) -> Contract:
     return contract
 
 
-def _decide(falsifier: Falsifier, run: Run) -> Outcome:
-    assert falsifier.check is not None
-    call = falsifier.check
-    threshold = ", ".join(f"{key} {value:g}" for key, value in call.operands.items())
-    try:
-        return CHECKS[call.name].decide(run, **call.operands)
-    except MissingArtifactError as missing:
-        return Outcome(False, "missing", threshold, missing.artifact, str(missing).partition(": ")[2])
-
-
 def _conditions(contract: Contract, run: Run) -> tuple[dict[str, object], tuple[str, ...]]:
     """Return what the run was, and the conditions that it did not meet.
 
@@ -136,6 +134,7 @@ def _conditions(contract: Contract, run: Run) -> tuple[dict[str, object], tuple[
     """
     conditions: dict[str, object] = {}
     unmet = []
+    # Steps and device are always shown: a verdict means little without them.
     for key in dict.fromkeys(("steps", "device", *contract.conditions)):
         try:
             value = run.result.get("steps_completed" if key == "steps" else key, "unknown")
