@@ -43,7 +43,9 @@ def read(file: TensorFile, plan: Plan) -> ModelStream:
             tensor = tensor.cast(options.dtype)
         tensors.append(tensor)
     metadata = dict(file.metadata)
-    metadata.pop(SHARDING, None)  # describes the files of the source; the target gets its own
+    # It describes the files of the source; the target gets its own. Anything but an object is a user's key.
+    if isinstance(metadata.get(SHARDING), dict):
+        del metadata[SHARDING]
     if not options.tokenizer:
         metadata = {
             key: value
