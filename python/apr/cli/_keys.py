@@ -72,5 +72,5 @@ def _read(path: Path) -> bytes:
         # One byte more than allowed shows that there are more.
         content = file.read(_MAX_KEY_FILE + 1)
     if len(content) > _MAX_KEY_FILE:
-        raise UsageError(f"{path}: larger than {_MAX_KEY_FILE:,} bytes, so not a key file")
+        raise UsageError(f"{path}: too large for a key file; it must hold 32 bytes or 64 hex digits")
     return content

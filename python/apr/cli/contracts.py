@@ -52,7 +52,7 @@ class Lint:
 
 @dataclass(frozen=True)
 class Check:
-    """Check a contract against the files that a run left in its directory.
+    """Check whether a training run met a contract, a YAML file of requirements.
 
     The exit code is 5 if a falsifier that blocks a release fails.
 
@@ -79,13 +79,16 @@ class Check:
             print(f"evidence: {record(contract, verdict, self.run_dir)}", file=sys.stderr)
             if verdict.ok and verdict.unmet:
                 unmet = ", ".join(verdict.unmet)
-                print(f"{self.contract}: stays {contract.status}: the run had {unmet}", file=sys.stderr)
+                print(
+                    f"{self.contract}: the status stays {contract.status}, because the run had {unmet}",
+                    file=sys.stderr,
+                )
         return 0 if verdict.ok else EXIT_REFUSED
 
 
 @dataclass(frozen=True)
 class List:
-    """List contracts with their status, their number of falsifiers and their description.
+    """List contracts with their status, their number of falsifiers (requirements) and their description.
 
     The exit code is 5 if a file is not a valid contract.
 

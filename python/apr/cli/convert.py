@@ -37,8 +37,8 @@ class Command:
     TARGET determines what is written. A name that ends in .apr or .safetensors is a single file.
     model.apr.index.json and model.safetensors.index.json stand for several files in that directory. Any other
     name is a directory: a transformers model if SOURCE is .apr, and several .apr files otherwise. The
-    tokenizer and the configuration are converted too. Memory stays at some tens of megabytes for models of
-    any size.
+    tokenizer and the configuration are converted too. A conversion needs a few tens of megabytes of memory,
+    whatever the size of the model.
 
     Example: apr convert Qwen2.5-0.5B/ qwen.apr
 
@@ -57,13 +57,13 @@ class Command:
     target: Annotated[Path, tyro.conf.Positional]
     """The file or directory to write."""
     dtype: Annotated[
-        FloatDtype | None, Unset("as stored, but f32 for quantized tensors unless both are .apr")
+        FloatDtype | None, Unset("as stored; f32 for quantized tensors, unless SOURCE and TARGET are .apr")
     ] = None
     """Data type to store floating-point tensors in, including dequantized ones."""
     keep_quantized: bool = False
     """Keep quantized tensors as stored, whatever --dtype is. For GGUF sources, this applies to q4_k and q6_k.
     The target must be .apr."""
-    max_shard_size: Annotated[str | None, Unset("5GB, if several files are written")] = None
+    max_shard_size: Annotated[str | None, Unset("5GB when TARGET is several files")] = None
     """Write several files of at most this size, such as 2GB, 500MiB, or a number of bytes."""
     no_tokenizer: bool = False
     """Leave out the tokenizer."""

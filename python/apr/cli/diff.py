@@ -29,7 +29,7 @@ class Command:
     """The first .apr file, or the index or directory of a model in several files."""
     b: Annotated[Path, tyro.conf.Positional]
     """The second one."""
-    atol: Annotated[float | None, Unset("every bit must be equal")] = None
+    atol: Annotated[float | None, Unset("values must be equal bit for bit")] = None
     """Absolute difference up to which values count as equal. With it, NaN equals NaN."""
     json: bool = False
     """Print one JSON object to standard output."""

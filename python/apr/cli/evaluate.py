@@ -29,11 +29,14 @@ class Command:
     dataset: Annotated[Path, Alias("--shards-dir")]
     """Directory of token shards."""
     held_out: bool = False
-    """Evaluate only tokens that training on this directory holds out. Refused if the model was trained on all
-    of them."""
-    seq_length: Annotated[int | None, Unset("the checkpoint's, else 1024 or the model's limit")] = None
+    """Evaluate only the tokens that a training run on this directory sets aside. It is an error if the model
+    was trained on all of them."""
+    seq_length: Annotated[
+        int | None,
+        Unset("the value in the checkpoint, or else 1024, or less if the model has fewer positions"),
+    ] = None
     """Tokens per window."""
-    val_tokens: Annotated[int | None, Unset("the checkpoint's, else 262144")] = None
+    val_tokens: Annotated[int | None, Unset("the value in the checkpoint, or else 262144")] = None
     """Maximum number of tokens to evaluate."""
     batch_size: int = 1
     """Windows per forward pass. Changes only speed and memory."""

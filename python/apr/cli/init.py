@@ -40,7 +40,9 @@ class Command:
     tokenizer: Path | None = None
     """A tokenizer directory, tokenizer.json or model file. The tokenizer is stored in the file and sets the
     vocabulary size."""
-    vocab_size: Annotated[int | None, Unset("the tokenizer's, else the preset's or the YAML file's")] = None
+    vocab_size: Annotated[
+        int | None, Unset("the tokenizer's vocabulary size, or else the one in the preset or YAML file")
+    ] = None
     """Number of rows in the embedding."""
     json: bool = False
     """Print one JSON object to standard output."""
@@ -110,8 +112,8 @@ class Command:
             size, metadata = tokenizer.vocab_size, tokenizer.metadata()
             if not metadata:
                 raise RefusedError(
-                    f"{self.tokenizer}: cannot store this kind of tokenizer in a model file (only byte-level "
-                    "BPE); leave out --tokenizer and pass --vocab-size"
+                    f"{self.tokenizer}: a model file can only store a byte-level BPE tokenizer; leave out "
+                    "--tokenizer and pass --vocab-size"
                 )
             # More rows than ids are fine: Qwen2.5 has 151,936 rows for 151,665 ids.
             if self.vocab_size is not None and self.vocab_size < size:
@@ -121,5 +123,7 @@ class Command:
         if self.vocab_size is not None:
             size = self.vocab_size
         if size is None:
-            raise UsageError(f"--arch {self.arch} sets no vocabulary size; pass --tokenizer or --vocab-size")
+            raise UsageError(
+                f"--arch {self.arch} does not set a vocabulary size; pass --tokenizer or --vocab-size"
+            )
         return size, metadata

@@ -34,7 +34,7 @@ COMMANDS = {
     "repair-manifest": ("apr.cli.repair_manifest", "rebuild the manifest of a shard directory"),
     "pretrain": ("apr.cli.pretrain", "train a model from a file or from scratch"),
     "evaluate": ("apr.cli.evaluate", "measure the loss of a model file on token shards"),
-    "contracts": ("apr.cli.contracts", "lint contracts, or check them against a run"),
+    "contracts": ("apr.cli.contracts", "check whether a training run met the requirements in a YAML file"),
 }
 
 # 128 + SIGINT, as shells report it.

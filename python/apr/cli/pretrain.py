@@ -47,7 +47,7 @@ class Command:
     """Check everything, measure speed, and estimate memory and time without training."""
     json: bool = False
     """Print JSON to standard output: one object per line for each step, evaluation and checkpoint, and the
-    result last; with --plan, the plan. Text for people goes to standard error."""
+    result last; with --plan, the plan. All other output goes to standard error."""
 
     def run(self) -> int:
         """Train or plan, and return the run's exit code."""

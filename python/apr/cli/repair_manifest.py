@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Rebuild the manifest of a shard directory, for example after its encoder died.
+    """Rebuild the manifest of a shard directory, for example after an interrupted encoding.
 
-    A manifest that agrees with the files is left alone. No shard is changed unless a flag asks for it.
+    A manifest that matches the files is not changed. Shards are changed only if a flag says so.
 
     Example: apr repair-manifest shards --verify --tokenizer model.apr
     """
@@ -30,29 +30,31 @@ class Command:
     directory: Annotated[Path | None, tyro.conf.Positional] = None
     """The shard directory."""
     output: Path | None = None
-    """The shard directory; the flag's name in other tools of the ecosystem."""
+    """Same as PATH, for compatibility with other tools."""
     tokenizer: Path | None = None
     """The tokenizer of the shards: a tokenizer directory, a tokenizer.json, an .apr or .gguf file."""
     verify: Annotated[bool, Flag] = False
-    """Read every id: check hashes, vocabulary bounds, and whether they can be text (exit code 5 if not)."""
+    """Read every id and check hashes, vocabulary bounds, and whether the ids look like text (exit code 5 "
+    "if not)."""
     no_hash: Annotated[bool, Flag] = False
     """With --verify: do not compute the SHA-256 of each shard, which takes most of the time."""
     force: Annotated[bool, Flag] = False
     """Replace a manifest that does not match the shards; the old one is kept as manifest.json.bak."""
     dry_run: Annotated[bool, Flag] = False
-    """Change nothing; print what would be done."""
+    """Print what would be done, without changing anything."""
     drop_empty: Annotated[bool, Flag] = False
-    """Move empty shards at the end aside."""
+    """Rename empty shards at the end, so that they are no longer part of the directory's shards."""
     truncate_torn: Annotated[bool, Flag] = False
-    """Cut a last shard that ends within an id at its last whole id; keep the bytes behind the cut aside."""
+    """Truncate the last shard if it ends in the middle of an id. The removed bytes are kept in a separate "
+    "file."""
     json: Annotated[bool, Flag] = False
-    """Print one JSON object on standard output."""
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
         """Repair, print the report, and return the exit code."""
         directory = self.directory or self.output
         if directory is None or (self.directory and self.output):
-            raise UsageError("name the shard directory once, as in apr repair-manifest DIR")
+            raise UsageError("pass exactly one shard directory, as in apr repair-manifest DIR")
         if self.no_hash and not self.verify:
             raise UsageError("--no-hash has no effect without --verify; add --verify or leave it out")
         from rich.console import Console

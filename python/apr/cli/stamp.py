@@ -13,6 +13,7 @@ from apr.cli._console import console
 from apr.container.stamp import stamp
 from apr.errors import AprError, UsageError
 from apr.options import Alias
+from apr.plurals import counted
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Command:
             kept = {key: value for key, value in changes.items() if value is not None}
             print(json.dumps({"file": str(self.file), "out": str(self.out), "set": kept, "removed": removed}))
         else:
-            console().print(f"{self.out}: {len(changes) - len(removed)} set, {len(removed)} removed")
+            console().print(
+                f"{self.out}: {counted(len(changes) - len(removed), 'key')} set, {len(removed)} removed"
+            )
         return 0
 
 
@@ -58,7 +61,7 @@ def _change(text: str) -> tuple[str, object]:
     """Return the key and the value of KEY=VALUE."""
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise UsageError(f"{text!r} is not KEY=VALUE")
+        raise UsageError(f"{text!r} is not of the form KEY=VALUE")
     try:
         return key, json.loads(value, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):

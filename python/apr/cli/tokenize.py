@@ -64,7 +64,7 @@ class Train:
     content_field: Annotated[str, Metavar("NAME")] = "content"
     """JSON key or Parquet column that holds the text."""
     json: Annotated[bool, Flag] = False
-    """Print one JSON object on standard output."""
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
         """Train, print a summary, and return the exit code."""
@@ -86,7 +86,8 @@ class Train:
         seconds = time.monotonic() - started
         if report.vocab_size < self.vocab_size:
             print(
-                f"note: the corpus has merges for {report.vocab_size} tokens only, not {self.vocab_size}",
+                f"note: the corpus is too small for {self.vocab_size} tokens; the tokenizer has "
+                f"{report.vocab_size}",
                 file=sys.stderr,
             )
         if self.json:
@@ -117,7 +118,7 @@ class Encode(EncodeOptions):
     estimate_only: Annotated[bool, Flag] = False
     """Estimate the number of tokens and shards; write nothing."""
     json: Annotated[bool, Flag] = False
-    """Print one JSON object on standard output."""
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
         """Encode, print a summary, and return the exit code."""
@@ -158,7 +159,7 @@ class Encode(EncodeOptions):
             print(json.dumps({"estimate": True, **row, "corpus_bytes": corpus.nbytes}))
         else:
             print(
-                f"about {counted(tokens, 'token')} of {counted(documents, 'document')} "
+                f"about {counted(tokens, 'token')} from {counted(documents, 'document')} "
                 f"({decimal(corpus.nbytes)} in {counted(len(corpus.files), 'file')}): "
                 f"{counted(shards, 'shard')}, {decimal(ID_SIZE * tokens)}"
             )
@@ -181,9 +182,9 @@ class Decode:
     start: int = 0
     """Position of the first token to print, counted from the start of the first shard."""
     count: Annotated[int, Alias("--tokens")] = 256
-    """Number of tokens to print; fewer if the shards end before."""
+    """Number of tokens to print, or fewer if the shards end first."""
     json: Annotated[bool, Flag] = False
-    """Print one JSON object on standard output."""
+    """Print one JSON object to standard output."""
 
     def run(self) -> int:
         """Print the text, and return the exit code."""
@@ -195,7 +196,7 @@ class Decode:
         tokenizer = _recorded_tokenizer(shards) if self.tokenizer is None else load_tokenizer(self.tokenizer)
         if not 0 <= self.start < shards.total_tokens or self.count < 1:
             raise UsageError(
-                f"--start {self.start} --count {self.count}: the shards contain tokens 0 to "
+                f"--start {self.start} --count {self.count} is out of range; the shards contain tokens 0 to "
                 f"{shards.total_tokens - 1}"
             )
         ids = shards.read(self.start, min(self.count, shards.total_tokens - self.start)).tolist()
@@ -218,15 +219,15 @@ def _recorded_tokenizer(shards: ShardDir) -> LoadedTokenizer:
 
     path, sha256 = shards.manifest.get("tokenizer_dir"), shards.manifest.get("tokenizer_sha256")
     if not isinstance(path, str):
-        raise UsageError(f"{shards.path}: the manifest names no tokenizer; pass it with --tokenizer")
+        raise UsageError(f"{shards.path}: the manifest does not name a tokenizer; pass one with --tokenizer")
     if not Path(path).exists():
         raise UsageError(
-            f"{path}: the tokenizer of {shards.path} does not exist any more; pass its path with --tokenizer"
+            f"{path}: the tokenizer of {shards.path} no longer exists; pass its new path with --tokenizer"
         )
     tokenizer = load_tokenizer(path)
     if sha256 not in (None, tokenizer.sha256):
         raise RefusedError(
-            f"{path}: changed since {shards.path} was encoded with it (tokenizer_sha256 differs); "
+            f"{path}: the file has changed since {shards.path} was encoded (tokenizer_sha256 differs); "
             "pass the original one with --tokenizer"
         )
     return tokenizer
@@ -246,7 +247,7 @@ def _report_unknown_id(shards: ShardDir, tokenizer: LoadedTokenizer, position: i
     if encoded_with not in (None, tokenizer.sha256):
         raise UsageError(
             f"{place} is not in the vocabulary of {tokenizer.source}, which ends at "
-            f"{tokenizer.vocab_size - 1}; pass the tokenizer with tokenizer_sha256 {encoded_with}"
+            f"{tokenizer.vocab_size - 1}; pass the tokenizer whose SHA-256 is {encoded_with}"
         )
     print(f"note: {place} is not in the vocabulary of {tokenizer.source}", file=sys.stderr)
 
@@ -254,7 +255,7 @@ def _report_unknown_id(shards: ShardDir, tokenizer: LoadedTokenizer, position: i
 def _summary(report: EncodeReport, output: Path) -> str:
     manifest = report.manifest
     contents = (
-        f"{output}: {counted(manifest['total_tokens'], 'token')} of "
+        f"{output}: {counted(manifest['total_tokens'], 'token')} from "
         f"{counted(manifest.get('total_documents') or 0, 'document')} in "
         f"{counted(manifest['shard_count'], 'shard')}"
     )
@@ -294,8 +295,8 @@ def _kept_shards(output: Path, corpus: tuple[str, ...]) -> str | None:
         return None
     how = "use --resume to continue"
     if STDIN in corpus:
-        how = "standard input cannot be resumed, use --force to start over"
-    return f"{output}: kept {counted(shards, 'whole shard')} with {counted(tokens or 0, 'token')}; {how}"
+        how = "standard input cannot be resumed; use --force to start over"
+    return f"{output}: kept {counted(shards, 'complete shard')} with {counted(tokens or 0, 'token')}; {how}"
 
 
 @contextmanager

@@ -44,7 +44,7 @@ class Command(KeyFlags):
     def run(self) -> int:
         """Print the report of each file."""
         if not self.files:
-            raise UsageError("no file given; name at least one .apr file")
+            raise UsageError("no file given; pass at least one .apr file")
         rows, code, keys = [], 0, self.keys()
         for file in self.files:
             try:

@@ -46,11 +46,11 @@ class EncodeOptions:
     normalization: Normalization = "none"
     """Unicode normalization form that is applied to the text."""
     shard_tokens: Annotated[int, Ge(1)] = 10_000_000
-    """Shard size in tokens. A shard ends with the document that reaches it."""
+    """Shard size in tokens. A shard ends after the document that reaches this size."""
     workers: Annotated[int | None, Ge(1), Alias("--num-workers"), Unset("one per CPU core")] = None
-    """Number of threads. The shards do not depend on it."""
+    """Number of threads. The shards are the same for any number."""
     strict: bool = False
-    """Refuse the corpus if a document is not valid UTF-8 or lacks the text field, instead of skipping it."""
+    """Stop with an error if a document is not valid UTF-8 or lacks the text field, instead of skipping it."""
     resume: bool = False
     """Resume an encoding that was interrupted. Standard input cannot be resumed."""
     force: bool = False

@@ -70,23 +70,23 @@ class DataOptions:
     val_dataset: Annotated[
         Path | None,
         Alias("--val-shard"),
-        Unset("the end of --dataset, which is then not trained on"),
+        Unset("the last tokens of --dataset, which are then left out of training"),
         Resume.MOVABLE,
     ] = None
     """Directory of token shards to evaluate on."""
-    tokenizer: Annotated[Path | None, Unset("the one inside --init, if any"), Resume.MOVABLE] = None
+    tokenizer: Annotated[Path | None, Unset("the tokenizer in --init, if any"), Resume.MOVABLE] = None
     """Tokenizer of the shards: a directory, a tokenizer.json or a model file. Its vocabulary is checked, and
     checkpoints contain it."""
     seq_length: Annotated[int, Ge(1), Resume.FIXED] = 1024
     """Window length in tokens."""
     shuffle: Annotated[bool, Resume.FIXED] = True
-    """Visit windows in a pseudo-random order that --seed fixes, instead of in stored order."""
+    """Read windows in a pseudo-random order that --seed determines, instead of in stored order."""
     # torch's generators take seeds up to 2^63 - 1.
     seed: Annotated[int, Ge(0), Le(2**63 - 1), Resume.FIXED] = 42
     """Seed of the window order and of random initial weights."""
     allow_shard_cycle: Annotated[bool, Resume.FIXED] = False
-    """Visit the shards again when --num-steps needs more windows than they hold. Without this flag such a run
-    is refused."""
+    """Read the shards again if --num-steps needs more windows than they contain. Without this flag, such a
+    run is an error."""
     force_under_provisioned: Annotated[bool, Resume.FREE] = False
     """Do not warn about fewer than ten training tokens per parameter in a run from scratch."""
 
@@ -135,7 +135,7 @@ class OptimizationOptions:
     eps: Annotated[float, Gt(0), Resume.FIXED] = 1e-8
     """Term added to AdamW's denominator for numerical stability."""
     grad_clip: Annotated[float, Gt(0), Resume.FIXED] = 1.0
-    """Largest gradient norm. Gradients with a larger one are scaled down to it."""
+    """Maximum gradient norm. Larger gradients are scaled down to it."""
     skip_spikes: Annotated[bool, Resume.FIXED] = False
     """Skip the update of a step whose loss is more than 6 standard deviations above the mean of the last 100
     steps."""
@@ -146,9 +146,9 @@ class EvaluationOptions:
     """When held-out loss is measured, and when it ends the run."""
 
     steps_per_epoch: Annotated[int, Ge(1), Resume.FIXED] = 100
-    """Steps from one evaluation and checkpoint to the next."""
+    """Number of steps between evaluations. Each evaluation also writes a checkpoint."""
     val_tokens: Annotated[int, Ge(1), Resume.FIXED] = 262_144
-    """Held-out tokens per evaluation, and tokens set aside where --val-dataset is not given."""
+    """Number of held-out tokens per evaluation. Without --val-dataset, this many tokens are set aside."""
     target_val_loss: Annotated[float | None, Gt(0), _by_mode("target_val_loss"), Resume.FREE] = None
     """Held-out loss to reach, in nats per token."""
     stop_at_target: Annotated[bool, Resume.FREE] = True
@@ -166,15 +166,15 @@ class CheckpointOptions:
     """Which checkpoints are written, and resuming from them."""
 
     keep: Annotated[int, Ge(1), Resume.FREE] = 2
-    """Checkpoints to keep besides the best one: this many of epochs, and this many of --save-every."""
-    save_every: Annotated[int | None, Ge(1), Unset("at the end of epochs only"), Resume.FREE] = None
-    """Steps from one checkpoint to the next, besides those at the end of epochs."""
+    """Number of checkpoints to keep besides the best one, counted separately for epochs and --save-every."""
+    save_every: Annotated[int | None, Ge(1), Unset("only at the end of each epoch"), Resume.FREE] = None
+    """Number of steps between checkpoints, in addition to those at the end of each epoch."""
     save_dtype: Annotated[Precision, Resume.FREE] = "fp32"
     """With bf16, also write the final weights in bfloat16 to RUN_DIR/final.apr. Checkpoints are always
     float32."""
     resume: Annotated[bool, Resume.NOT_SAVED] = False
-    """Resume from the last checkpoint in the run directory. Options that are not given come from its
-    config.yaml."""
+    """Resume from the last checkpoint in the run directory. Options that are not passed are read
+    from its config.yaml."""
     extend: Annotated[bool, Resume.NOT_SAVED] = False
     """Allow --resume to raise --num-steps."""
 
@@ -190,7 +190,7 @@ class HardwareOptions:
     compile: Annotated[bool, Negatable(), Resume.FIXED] = False
     """Compile each layer with torch.compile. On a GPU, also capture the step in CUDA graphs."""
     deterministic: Annotated[bool, Resume.FIXED] = False
-    """On CUDA, sum in a fixed order, so that equal runs write equal bytes. On the CPU they always do."""
+    """On CUDA, sum in a fixed order, so that equal runs write identical files. CPU runs always do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,8 +262,8 @@ class PretrainConfig(
         """
         if self.warmup_steps is not None and self.warmup_steps >= self.num_steps:
             raise UsageError(
-                f"--warmup-steps {self.warmup_steps} leaves no step of --num-steps {self.num_steps} for the "
-                "cosine decay; use fewer"
+                f"--warmup-steps {self.warmup_steps} must be less than --num-steps {self.num_steps}, so that "
+                "steps remain for the cosine decay"
             )
 
     def resolved(self, precision: Precision) -> ResolvedConfig:
@@ -341,7 +341,9 @@ def _contradictions(config: PretrainConfig) -> list[UsageError]:
             problems.append("--mode from-scratch needs --arch, a preset or a YAML file of sizes")
     else:
         if config.init is None:
-            problems.append(f"--mode {config.mode} needs --init FILE.apr; --mode from-scratch does not")
+            problems.append(
+                f"--mode {config.mode} needs --init FILE.apr; to start without one, use --mode from-scratch"
+            )
         if config.arch is not None:
             problems.append(
                 f"--arch can only be used with --mode from-scratch; --mode {config.mode} reads it from --init"
