@@ -170,10 +170,10 @@ def _line(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         module = error.name.partition(".")[0]
         if module not in _EXTRA:
-            return f"{module} is not installed: pip install {module}"
+            return f"{module} is not installed; run pip install {module}"
         extra = _EXTRA[module]
         return (
-            f"{module} is not installed: pip install 'apr[{extra}]' "
+            f"{module} is not installed; run pip install 'apr[{extra}]' "
             f"(in a checkout: uv pip install '.[{extra}]')"
         )
     return " ".join(str(error).split())

@@ -31,7 +31,7 @@ def held(directory: str | os.PathLike[str], holder: str, advice: str) -> Iterato
         FileNotFoundError: there is no such directory.
         NotADirectoryError: the path is not a directory.
     """
-    descriptor = _lock(directory, f"{os.fspath(directory)}: {holder} is writing here: {advice}")
+    descriptor = _lock(directory, f"{os.fspath(directory)}: {holder} is writing to this directory; {advice}")
     try:
         yield
     finally:

@@ -118,7 +118,7 @@ class Option:
         if value is None:
             if self.optional:
                 return None
-            raise UsageError(f"{self.flag} is required, but is missing")
+            raise UsageError(f"{self.flag} is required")
         value = self._converted(value)
         for marker in self.markers:
             if type(marker) in _BOUNDS:

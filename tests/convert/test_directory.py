@@ -125,11 +125,11 @@ def test_files_of_others_beside_the_target_are_not_deleted(tmp_path):
     for name in kept:
         (tmp_path / name).mkdir()
         (tmp_path / name / "thesis.txt").write_text("mine")
-    with pytest.raises(RefusedError, match=r"\.hf\.apr-convert: holds thesis\.txt"):
+    with pytest.raises(RefusedError, match=r"\.hf\.apr-convert: contains thesis\.txt"):
         convert(MODEL, tmp_path / "hf")
     (tmp_path / ".hf.apr-convert").rename(tmp_path / "elsewhere")
     (tmp_path / ".hf.apr-convert").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RefusedError, match="holds"):
+    with pytest.raises(RefusedError, match="contains"):
         convert(MODEL, tmp_path / "hf")
     (tmp_path / ".hf.apr-convert").unlink()
     convert(MODEL, tmp_path / "hf")

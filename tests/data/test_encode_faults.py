@@ -212,7 +212,7 @@ def test_a_signal_keeps_whole_shards(number, code, corpus, whole, tmp_path, monk
     assert 3 <= kept["shard_count"] < len(whole[0])
     assert kept["shard_count"] == len(list((tmp_path / "shards").glob("*.bin")))
     error = capsys.readouterr().err
-    assert f"{kept['shard_count']} whole shards with {kept['total_tokens']:,} tokens" in error
+    assert f"{kept['shard_count']} complete shards with {kept['total_tokens']:,} tokens" in error
     assert "--resume" in error
     # Only the open shard is encoded again: all texts but those of the shards that were kept.
     made = encode_corpus(
@@ -420,7 +420,7 @@ def test_a_full_disk_keeps_whole_shards_and_resume_continues(corpus, whole, tmp_
     assert (full, resumed) == ("7", "0")
     kept, error, *_ = done.stderr.splitlines()
     # There may have been room for one more shard, but not for the manifest that counts it.
-    assert any(f"{int(shards) - more} whole shard" in kept for more in (0, 1))
+    assert any(f"{int(shards) - more} complete shard" in kept for more in (0, 1))
     assert re.search(r"full/out/[.\w-]+: No space", error)
     assert snapshot(tmp_path / "copy") == whole
 

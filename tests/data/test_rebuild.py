@@ -98,7 +98,7 @@ def test_the_vocabulary_size_comes_from_the_tokenizer_and_is_null_without_one(di
 def test_the_directory_can_be_given_as_an_argument_or_as_a_flag(directory, capsys):
     assert main(["repair-manifest", "--output", str(directory)]) == 0
     assert main(["repair-manifest", str(directory)]) == 0
-    assert "left alone" in capsys.readouterr().out
+    assert "unchanged" in capsys.readouterr().out
     assert main(["repair-manifest"]) == 2
     assert main(["repair-manifest", str(directory), "--output", str(directory)]) == 2
     entry = [sys.executable, "-m", "apr.repair_manifest", str(directory), "--json"]

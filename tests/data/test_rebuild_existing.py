@@ -18,7 +18,7 @@ def test_shards_of_the_other_byte_order_are_refused(directory, capsys):
     before = file_bytes(directory)
     assert main(["repair-manifest", str(directory), "--verify"]) == 5
     said = capsys.readouterr()
-    assert "NOT fit to train on" in said.out
+    assert "NOT suitable" in said.out
     assert "shard-00000.bin: id " in said.err
     assert file_bytes(directory) == before
 
@@ -142,7 +142,7 @@ def test_counts_and_hashes_in_a_manifest_are_compared_with_the_ids(encoded, chan
     assert main(command) == 5
     said = capsys.readouterr()
     assert f"manifest.json: {next(iter(change))} " in said.err
-    assert "agrees" not in said.out
+    assert "matches" not in said.out
     assert file_bytes(encoded) == before
     assert main([*command, "--force"]) == 0
     capsys.readouterr()
@@ -192,5 +192,5 @@ def test_bad_shards_are_not_blamed_on_a_correct_manifest(encoded, capsys):
         np.full(path.stat().st_size // 4, 7, "<u4").tofile(path)
     assert main(["repair-manifest", str(encoded), "--verify"]) == 5
     said = capsys.readouterr().out
-    assert "NOT fit to train on" in said
-    assert "agrees with the files, left alone" not in said
+    assert "NOT suitable" in said
+    assert "matches the files, unchanged" not in said

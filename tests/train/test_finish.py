@@ -83,6 +83,6 @@ def test_a_picture_that_fails_is_a_warning(short, monkeypatch, data, error):
     assert result.contract["falsifiers"]
     assert json.loads((config.run_dir / "result.json").read_text())["contract"]["falsifiers"]
     lines = out.getvalue().splitlines()
-    (warning,) = [line for line in lines if line.startswith("warning: no loss.png: ")]
+    (warning,) = [line for line in lines if line.startswith("warning: cannot write loss.png: ")]
     assert warning.endswith(("No space left on device", "one two"))
     assert lines.index(warning) < lines.index(f"BUDGET_SPENT: {result.detail}")

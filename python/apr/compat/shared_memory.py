@@ -54,7 +54,7 @@ def duplicates(
         complete = [name for name in group if _covers_storage(tensors[name])]
         if not complete:
             raise RuntimeError(
-                f"{', '.join(group)} share memory, but none of them covers all of it; clone the tensors first"
+                f"{', '.join(group)} share memory, but none covers the whole storage; clone the tensors first"
             )
         kept = next((name for name in complete if name in preferred), complete[0])
         chosen[kept] = [name for name in group if name != kept]

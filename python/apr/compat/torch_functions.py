@@ -207,7 +207,7 @@ def _check(tensors: Mapping[str, torch.Tensor]) -> None:
     if shared:
         names = "; ".join(", ".join(group) for group in shared)
         raise RuntimeError(
-            f"tensors share memory: {names}; save_model leaves duplicates out, apr.save writes them all"
+            f"tensors share memory: {names}; use save_model to store them once, or apr.save to store each"
         )
     for name, value in tensors.items():
         if not value.is_contiguous():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apr.container.load import load
+from apr.plurals import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,9 +117,10 @@ class Diff:
         """Return the lines that `str` shows: "-" is only in `a`, "+" only in `b`, "~" in both."""
         tolerance = "" if self.atol is None else f" (values within {self.atol:g})"
         if self.same:
-            return [f"{self.a} and {self.b} are the same{tolerance}, tensors: {self.compared}"]
+            return [f"{self.a} and {self.b} are the same{tolerance} ({counted(self.compared, 'tensor')})"]
         return [
-            f"{self.a} and {self.b} differ{tolerance}, {len(self.tensors)} of {self.compared} common tensors",
+            f"{self.a} and {self.b} differ{tolerance}; common tensors that differ: {len(self.tensors)} of "
+            f"{self.compared}",
             *(f"  - metadata {key}: {_short(value)}" for key, value in self.removed.items()),
             *(f"  + metadata {key}: {_short(value)}" for key, value in self.added.items()),
             *(f"  ~ metadata {key}: {_short(a)} -> {_short(b)}" for key, (a, b) in self.changed.items()),
@@ -151,7 +153,7 @@ def diff(a: str | PathLike[str], b: str | PathLike[str], *, atol: float | None =
         OSError: a file cannot be opened or read.
     """
     if atol is not None and not 0 <= atol < inf:
-        raise ValueError(f"atol must be a finite number that is not negative, not {atol}")
+        raise ValueError(f"atol must be a finite, nonnegative number, not {atol}")
     with load(a) as one, load(b) as two:
         # A version 1 file may be opened for its metadata alone; two of those would look equal without a value
         # compared.

@@ -83,5 +83,5 @@ def load(
 def _refuse_safetensors(path: str) -> None:
     if path.endswith(".safetensors.index.json") and os.path.isfile(path):  # noqa: PTH113 (a Path costs more)
         raise UnsupportedError(
-            f"{path}: an index of safetensors files; apr convert turns them into an .apr file", path=path
+            f"{path}: an index of safetensors files, not an .apr file; convert it with apr convert", path=path
         )

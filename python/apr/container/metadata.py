@@ -14,7 +14,7 @@ class Metadata(dict[str, Any]):
     """A dictionary whose top-level keys cannot be changed. `dict(metadata)` returns a copy that can."""
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
-        raise TypeError("the metadata of an open file cannot be changed; change a copy: dict(f.metadata)")
+        raise TypeError("the metadata of an open file is read-only; change a copy, such as dict(f.metadata)")
 
     __setitem__ = __delitem__ = _refuse
     __ior__ = clear = pop = popitem = setdefault = update = _refuse

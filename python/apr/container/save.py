@@ -191,9 +191,11 @@ def _spec_of_torch(name: str, value: torch.Tensor) -> TensorSpec:
     from apr.container.torch_dtypes import NAMES
 
     if value.layout != torch.strided or value.is_nested:
-        raise TypeError(f"tensor {name!r} has the layout {value.layout}; make it dense first")
+        raise TypeError(f"tensor {name!r} has the layout {value.layout}; call .to_dense() first")
     if value.is_meta:
-        raise TypeError(f"tensor {name!r} is on the meta device and has no values")
+        raise TypeError(
+            f"tensor {name!r} is on the meta device and has no values; load or initialize it first"
+        )
     dtype = NAMES.get(value.dtype)
     if dtype is None:
         raise _unsupported_dtype(name, value.dtype)

@@ -35,7 +35,7 @@ def find_model(path: Path) -> Path:
     if len(candidates) > 1:
         problem = (
             f"the directory has {len(indices)} indices (*{INDEX_SUFFIX}) and {len(files)} .apr files; "
-            "pass the path of one"
+            "pass the path of one of them"
         )
         raise IsADirectoryError(errno.EISDIR, problem, os.fspath(path))
     return path / candidates[0]
@@ -55,10 +55,12 @@ def read_index(path: Path) -> dict[str, str]:
     for name in dict.fromkeys(weight_map.values()):
         # A hostile index must not make a reader open files elsewhere, neither by a path nor by a link.
         if "/" in name or not name.isprintable() or not name.endswith(".apr"):
-            refuse_index(path, f"{name!r} is not a plain name of an .apr file")
+            refuse_index(path, f"{name!r} must be the name of an .apr file, without a directory")
         file = path.with_name(name)
         if not os.path.lexists(file):
-            raise FileNotFoundError(errno.ENOENT, f"no such file, but {path.name} names it", os.fspath(file))
+            raise FileNotFoundError(
+                errno.ENOENT, f"no such file, although {path.name} lists it", os.fspath(file)
+            )
         if Path(os.path.realpath(file)).parent != directory:
             refuse_index(path, f"{name!r} is a link to a file outside the directory")
     return weight_map
@@ -74,17 +76,17 @@ def _parse_index(path: Path) -> dict[str, str]:
         # One byte more than the limit tells that the file is larger, without reading the rest.
         text = file.read(_LARGEST_INDEX + 1)
     if len(text) > _LARGEST_INDEX:
-        refuse_index(path, "larger than 64 MiB, not an index")
+        refuse_index(path, "too large for an index (more than 64 MiB)")
     try:
         index = json.loads(text.decode(), object_pairs_hook=_without_duplicates)
     except _DuplicateKeyError as error:
-        refuse_index(path, f"the key {error.args[0]!r} is a duplicate")
+        refuse_index(path, f"duplicate key {error.args[0]!r}")
     except (ValueError, RecursionError) as error:
         refuse_index(path, f"invalid JSON: {type(error).__name__}: {error}")
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     # Nothing else is needed: `metadata.total_size`, which other tools write, is not relied on.
     if not isinstance(weight_map, dict) or not weight_map:
-        refuse_index(path, 'not an index: {"weight_map": {tensor: file}} with at least one tensor is missing')
+        refuse_index(path, "not an index: weight_map must be an object that maps tensor names to file names")
     for tensor, name in weight_map.items():
         if not isinstance(name, str):
             refuse_index(path, f"tensor {tensor!r}: the file name must be a string, not {name!r}", tensor)

@@ -169,7 +169,7 @@ class ShardedFile(TensorFile):
         if _EMBEDDING not in self or self.info(_EMBEDDING).shape != info.shape:
             path = self.file_of(name).path
             raise FormatError(
-                f"{path}: tensor {name!r} (byte {info.offset}) has no bytes, which ties it to "
+                f"{path}: tensor {name!r} (byte {info.offset}) is stored without bytes, as a copy of "
                 f"{_EMBEDDING!r}, but no file has a tensor of that name with the shape {list(info.shape)}",
                 path=path,
                 tensor=name,
@@ -233,12 +233,13 @@ def _in_order(index: Path, files: dict[str, AprFile]) -> tuple[AprFile, ...]:
         if Flags.SHARDED not in file.header.flags or not isinstance(sharding, dict):
             refuse_index(
                 index,
-                f"{name} does not declare itself a shard: flag SHARDED and metadata {SHARDING!r} are needed",
+                f"{name} is not marked as a shard; it needs the flag SHARDED and the metadata key "
+                f"{SHARDING!r}",
             )
         count, place = sharding.get("shard_count"), sharding.get("shard_index")
         # `type`, because True is an int and equals 1.
         if type(count) is not int or count != len(files):
-            refuse_index(index, f"{name} is one of {count!r} files, but the index names {len(files)}")
+            refuse_index(index, f"{name} has shard_count {count!r}, but the index lists {len(files)} files")
         # Some writers count from 0, others from 1.
         if type(place) is not int or not 0 <= place <= count:
             refuse_index(index, f"{name} has shard_index {place!r}, which is invalid for {count} files")
@@ -247,7 +248,10 @@ def _in_order(index: Path, files: dict[str, AprFile]) -> tuple[AprFile, ...]:
             refuse_index(index, f"{name} and {other} have the same shard_index {place}")
         places[place] = file
     if 0 in places and len(files) in places:
-        refuse_index(index, f"shard_index goes from 0 to {len(files)}, one too far for {len(files)} files")
+        refuse_index(
+            index,
+            f"shard_index must count from 0 or from 1, but runs from 0 to {len(files)} in {len(files)} files",
+        )
     return tuple(file for _, file in sorted(places.items()))
 
 

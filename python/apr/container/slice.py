@@ -123,11 +123,11 @@ class TensorSlice:
         for one in given:
             # True is an int, but NumPy takes it for a mask.
             if not isinstance(one, int | slice | EllipsisType | np.integer) or isinstance(one, bool):
-                raise TypeError(f"index {one!r} is not supported; use integers, slices and ...")
+                raise TypeError(f"index {one!r} is not supported; use integers, slices or an ellipsis (...)")
         ellipses = sum(one is ... for one in given)
         missing = len(self.shape) - (len(given) - ellipses)
         if missing < 0 or ellipses > 1:
-            raise IndexError(f"{len(given)} indices do not fit the shape {list(self.shape)}")
+            raise IndexError(f"invalid index for the shape {list(self.shape)}: {len(given)} items")
         position = next((i for i, one in enumerate(given) if one is ...), len(given))
         expanded: list[Any] = [*given[:position], *[slice(None)] * missing, *given[position + 1 :]]
         for dim, (one, length) in enumerate(zip(expanded, self.shape, strict=True)):

@@ -147,7 +147,9 @@ def _recover(work: Path, path: Path) -> None:
     # Checked before anything is deleted. Through a link, the entries would be in another place.
     for entry in entries:
         if work.is_symlink() or not _WORK_ENTRY.fullmatch(entry.name):
-            raise RefusedError(f"{work}: holds {entry.name}, which is not from a conversion; move it away")
+            raise RefusedError(
+                f"{work}: contains {entry.name}, which apr convert did not write; move it away"
+            )
     for entry in entries:
         if entry.name == _OLD and not path.exists():
             entry.rename(path)

@@ -24,7 +24,7 @@ def read(file: TensorFile, plan: Plan) -> ModelStream:
     """
     target, options = plan.target, plan.options
     if target.exists() and any(target.samefile(part.path) for part in file.files):
-        raise UsageError(f"{target}: the target is a file of the source; choose another target")
+        raise UsageError(f"{target}: the target is one of the source files; choose another target")
     to_apr = plan.layout in {Layout.APR, Layout.APR_SHARDS}
     keep_quantized = to_apr and (options.keep_quantized or options.dtype is None)
     tensors, tied, training = [], 0, 0
@@ -54,10 +54,13 @@ def read(file: TensorFile, plan: Plan) -> ModelStream:
         }
     notes = []
     if tied:
-        notes.append(f"{file.path}: left out {tied} empty head, which is tied to the embedding")
+        notes.append(
+            f"{file.path}: left out the output head, which is tied to the embedding and has no values of "
+            "its own"
+        )
     if training:
         notes.append(
-            f"{file.path}: {training} tensors of training state are included (a transformers directory as "
-            "target leaves them out)"
+            f"{file.path}: {training} tensors of training state are included; convert to a transformers "
+            "directory to leave them out"
         )
     return ModelStream(metadata, tensors, tuple(notes))

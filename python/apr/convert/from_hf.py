@@ -158,8 +158,8 @@ def _read_tokenizer(directory: Path) -> dict[str, Any]:
                 files[name] = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     if _json_size(files) > _MAX_TOKENIZER_BYTES:
         raise UsageError(
-            f"{directory}: the tokenizer files take {_json_size(files):,} bytes, but metadata hold only "
-            "16 MiB; pass --no-tokenizer to leave them out"
+            f"{directory}: the tokenizer files take {_json_size(files):,} bytes, but the metadata can hold "
+            "only 16 MiB; pass --no-tokenizer to leave them out"
         )
     return files
 

@@ -95,7 +95,7 @@ def read_file(path: Path) -> tuple[dict[str, str], list[TensorStream]]:
         # Bytes between or below two tensors could hide anything; the safetensors package refuses them too.
         if entry.start != end:
             raise FormatError(
-                f"{path}: {entry.spec.name} starts at byte {entry.start} of the values, but the tensor "
+                f"{path}: {entry.spec.name} starts at byte {entry.start} of the data, but the tensor "
                 f"before it ends at {end}",
                 path=path,
                 tensor=entry.spec.name,
@@ -124,7 +124,9 @@ def read_several(index: Path) -> tuple[dict[str, str], list[TensorStream]]:
     """
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise FormatError(f"{index}: no weight_map from tensor names to file names", path=index)
+        raise FormatError(
+            f"{index}: weight_map must be an object that maps tensor names to file names", path=index
+        )
     texts: dict[str, str] = {}
     tensors: dict[str, TensorStream] = {}
     home: dict[str, str] = {}
@@ -174,7 +176,7 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any],
     # Checked before the header is read: a forged length would ask for any amount of memory.
     if not 0 < length <= min(_MAX_HEADER, size - 8):
         raise FormatError(
-            f"{path}: not a safetensors file: a header of {length} bytes does not fit into it",
+            f"{path}: not a safetensors file: its header would take {length} bytes, more than the file has",
             path=path,
             offset=0,
         )

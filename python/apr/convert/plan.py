@@ -88,8 +88,8 @@ def _source_format(source: Path) -> SourceFormat:
         if any(source.glob("*.apr")):
             return "apr"
         raise UnsupportedError(
-            f"{source}: the directory has neither {CONFIG} nor an .apr file; for safetensors files without "
-            f"{CONFIG}, name the file or the index of several",
+            f"{source}: the directory has neither {CONFIG} nor an .apr file; to convert safetensors files "
+            f"without {CONFIG}, pass the file or its index",
             path=source,
         )
     if source.name.endswith(".safetensors.index.json"):
@@ -139,13 +139,15 @@ def _check(plan: Plan) -> None:
     if options.keep_quantized and (to_safetensors or plan.source_format not in {"gguf", "apr"}):
         raise UsageError("--keep-quantized needs a GGUF or .apr source and an .apr target")
     if not options.tokenizer and (plan.source_format == "safetensors" or to_safetensors):
-        raise UsageError(f"--no-tokenizer does not apply: safetensors files hold no tokenizer ({target})")
+        raise UsageError(f"{target}: safetensors files never contain a tokenizer; leave out --no-tokenizer")
     if options.max_shard_size is not None and options.max_shard_size < 1:
         raise UsageError(f"--max-shard-size is {options.max_shard_size}; it must be at least 1 byte")
     if options.max_shard_size is not None and to_one_file:
         raise UsageError(f"{target}: --max-shard-size writes several files; choose a directory as target")
     if not from_apr and to_safetensors:
-        raise UsageError(f"{target}: cannot convert {source} to it directly; convert to an .apr file first")
+        raise UsageError(
+            f"{target}: cannot convert {source} to this format directly; convert it to .apr first"
+        )
     if layout is Layout.APR and target.exists() and target.samefile(source):
         raise UsageError(f"{target}: the target is the source; choose another target")
     if layout is Layout.DIRECTORY and not from_apr and options.max_shard_size is None:
@@ -162,6 +164,7 @@ def _check(plan: Plan) -> None:
     for path, what in ((source.resolve(), str(source)), (Path.cwd(), "the current directory")):
         if path.is_relative_to(directory):
             raise UsageError(
-                f"{plan.directory}: would be replaced as a whole, but holds {what}; choose another directory"
+                f"{plan.directory}: the whole directory would be replaced, but it contains {what}; choose "
+                "another one"
             )
     check_replaceable(plan.directory, force=options.force)

@@ -199,7 +199,7 @@ class Corpus:
         if batch.format == "jsonl":
             return _line(name, stored, self.content_field) if stored.strip() else None
         if stored is None:
-            return Skipped(name, f"no text in {self.content_field!r}")
+            return Skipped(name, f"{self.content_field!r} is missing or not a string")
         return _document(name, stored)
 
     def read_all(self, batch: Batch) -> Iterator[Document | Skipped]:
@@ -345,7 +345,7 @@ def _skip(stream: Any, nbytes: int, name: str) -> None:  # noqa: ANN401 (gzip, p
 
 def _too_short(name: str, nbytes: int, offset: int) -> RefusedError:
     return RefusedError(
-        f"{name}: ends after {nbytes:,} bytes, before byte {offset:,}, where the encoding was cut off; "
+        f"{name}: the file has {nbytes:,} bytes, but the encoding was interrupted at byte {offset:,}; "
         "use --force to start over"
     )
 
@@ -360,7 +360,7 @@ def _line(name: str, line: bytes, field: str) -> Document | Skipped:
     # Skipped and not empty text: a wrong --content-field must not look like an empty corpus.
     text = record.get(field) if isinstance(record, dict) else None
     if not isinstance(text, str):
-        return Skipped(name, f"no text in {field!r}")
+        return Skipped(name, f"{field!r} is missing or not a string")
     # A lone surrogate is valid in JSON but not in UTF-8; decoding finds it.
     return _document(name, text.encode(errors="surrogatepass"))
 
@@ -377,7 +377,7 @@ def _parquet_batches(
             rows = table.metadata.num_rows
             type_ = table.schema_arrow.field(field).type if field in table.schema_arrow.names else None
             if type_ is None or not _is_text(type_):
-                skipped = Skipped(name, f"no column of text named {field!r}", rows)
+                skipped = Skipped(name, f"no text column named {field!r}", rows)
                 yield Batch("skipped", [skipped], first, read_before + file.nbytes)
                 return
             values: list[bytes | None] = []

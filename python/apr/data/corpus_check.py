@@ -36,7 +36,7 @@ def corpus_problems(scan: Scan, eos_id: int | None, unk_id: int | None) -> list[
         unk_id: the id of unknown text, at most `MAX_UNKNOWN_SHARE` of all tokens; None if there is none.
     """
     if not scan.most_frequent:
-        return ["no id is small enough for a vocabulary; shards must contain little-endian 32-bit ids"]
+        return ["all ids are too large for a vocabulary; shards must contain little-endian 32-bit ids"]
     if scan.total_tokens < MIN_TOKENS:
         return []
     problems = []
@@ -50,18 +50,18 @@ def corpus_problems(scan: Scan, eos_id: int | None, unk_id: int | None) -> list[
         elif token == eos_id:
             kind = " (end of text)"
         problems.append(
-            f"id {token}{kind} is {share:.2%} of all tokens; no id of text is over {MAX_SHARE:.0%}"
+            f"id {token}{kind} makes up {share:.2%} of all tokens; in text, no id exceeds {MAX_SHARE:.0%}"
         )
     if scan.entropy_bits < MIN_ENTROPY_BITS:
         problems.append(
-            f"the entropy is {scan.entropy_bits:.3f} bits per token; text has over {MIN_ENTROPY_BITS:g}"
+            f"the entropy is {scan.entropy_bits:.3f} bits per token; text has more than {MIN_ENTROPY_BITS:g}"
         )
     if scan.distinct_ids < MIN_DISTINCT_IDS and scan.total_tokens >= MIN_TOKENS_FOR_DISTINCT:
         problems.append(f"only {scan.distinct_ids} different ids; text has at least {MIN_DISTINCT_IDS}")
     if scan.repeated_share > MAX_REPEATED_SHARE and scan.windows >= MIN_WINDOWS:
         problems.append(
-            f"{scan.repeated_share:.0%} of the windows of 64 ids are repeats, over {MAX_REPEATED_SHARE:.0%}; "
-            "the same text occurs many times"
+            f"{scan.repeated_share:.0%} of the 64-id windows are repeats, above the limit of "
+            f"{MAX_REPEATED_SHARE:.0%}; the same text occurs many times"
         )
     for name, special, limit in (
         ("unknown text", unk_id, MAX_UNKNOWN_SHARE),
@@ -70,6 +70,7 @@ def corpus_problems(scan: Scan, eos_id: int | None, unk_id: int | None) -> list[
         # An id that dominates the corpus already has its line.
         if scan.share(special) > limit and not (dominated and special == token):
             problems.append(
-                f"{name} (id {special}) is {scan.share(special):.2%} of all tokens, over {limit:.0%}"
+                f"{name} (id {special}) makes up {scan.share(special):.2%} of all tokens, above the limit "
+                f"of {limit:.0%}"
             )
     return problems

@@ -50,8 +50,8 @@ def list_shards(path: str | os.PathLike[str]) -> list[Shard]:
         if size % ID_SIZE:
             whole = size - size % ID_SIZE
             raise RefusedError(
-                f"{directory / name}: ends within an id, the last whole id ends at byte {whole} of {size}; "
-                f"cut it there with apr repair-manifest {path} --truncate-torn"
+                f"{directory / name}: ends in the middle of an id, after byte {whole} of {size}; "
+                f"truncate it with apr repair-manifest {path} --truncate-torn"
             )
     return [Shard(name, directory, size // ID_SIZE) for name, size in files]
 

@@ -136,10 +136,10 @@ class Loader:
     ) -> None:
         if len(windows) == 0:
             raise RefusedError(
-                f"{windows.shards.path}: fewer ids than one window of {windows.seq_length} + 1"
+                f"{windows.shards.path}: fewer ids than one window of {windows.seq_length} + 1 needs"
             )
         if not 0 <= rank < world_size or batch_size < 1:
-            raise ValueError(f"rank {rank} of {world_size} with batches of {batch_size} is not possible")
+            raise ValueError(f"invalid rank {rank}, world_size {world_size} or batch_size {batch_size}")
         # With hashes: a state of other data with the same sizes would otherwise resume without a word.
         scan = windows.shards.scan()
         self.fingerprint = _fingerprint(windows, scan, shuffle=shuffle)
@@ -245,7 +245,7 @@ def _check_fingerprint(before: Fingerprint, now: Fingerprint, windows: Windows) 
         more = " …" if len(changed) > 3 else ""
         names = f" (changed: {', '.join(changed[:3])}{more})"
     raise RefusedError(
-        f"{windows.shards.path}: not the data of the loader state{names}: {'; '.join(differences)}; "
+        f"{windows.shards.path}: does not match the loader state{names}: {'; '.join(differences)}; "
         "restore the data or start over"
     )
 

@@ -169,8 +169,8 @@ def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list
         # The type is compared too: true == 1 and 4.0 == 4 in Python, but neither is a count in JSON.
         if type(manifest.get(key)) is not type(value) or manifest[key] != value:
             recorded = repr(manifest[key]) if key in manifest else "missing"
-            reason = f"expected {value!r}" if key == "schema" else f"the files contain {value}"
-            problems.append(f"{key} is {recorded}, {reason}")
+            reason = f"must be {value!r}" if key == "schema" else f"the files contain {value}"
+            problems.append(f"{key} is {recorded}, but {reason}")
     problems += [
         f"{key} is {manifest[key]!r}, not an unsigned 32-bit integer"
         for key in _IDS
@@ -248,7 +248,7 @@ def _count_problems(manifest: Mapping[str, Any]) -> dict[str, str]:
         may_exceed = manifest.get("eos_policy") not in ("between", "after")
         if total != in_rows and not (may_exceed and is_count(total) and total > in_rows):
             problems["total_documents"] = (
-                f"total_documents is {total!r}, the rows of shards add up to {in_rows}"
+                f"total_documents is {total!r}, but the rows of shards add up to {in_rows}"
             )
     return problems
 

@@ -66,12 +66,12 @@ def manifest_to_resume(output: Path, *, resume: bool, force: bool) -> dict[str, 
         return None
     if not resume:
         raise RefusedError(
-            f"{output}: already contains shards; use --resume to continue an encoding that was cut off, or "
+            f"{output}: already contains shards; use --resume to continue an interrupted encoding, or "
             "--force to replace them"
         )
     if not has_manifest:
         raise RefusedError(
-            f"{output}: contains shards but no manifest that says where to resume; use --force to start over"
+            f"{output}: contains shards but no manifest, so it cannot be resumed; use --force to start over"
         )
     return read_manifest(output)
 
@@ -106,7 +106,7 @@ def check_same_encoding(
         # How much of the corpus is missing is not recorded, so it cannot be called up to date.
         if recorded.get("truncated"):
             raise RefusedError(
-                f"{output}: this encoding was cut off, and apr repair-manifest finished it as it was; "
+                f"{output}: cannot resume, because apr repair-manifest closed this interrupted encoding; "
                 "use --force to start over"
             )
         keys = [key for key in _SAME_IF_RECORDED if recorded.get(key) is not None]
@@ -122,7 +122,7 @@ def check_same_encoding(
     if different:
         key = different[0]
         raise RefusedError(
-            f"{output}: cannot resume, {key} was {_shortened(before.get(key))} and is now "
+            f"{output}: cannot resume: {key} was {_shortened(before.get(key))} and is now "
             f"{_shortened(now.get(key))}; use the same options, or --force to start over"
         )
     if is_complete:
@@ -160,7 +160,7 @@ def _check_same_corpus(
             )
     if "corpus_files" in different:
         raise RefusedError(
-            f"{', '.join(corpus.roots)}: a file has another size or time than when the encoding began; "
+            f"{', '.join(corpus.roots)}: the size or time of a file has changed since the encoding began; "
             "use --force to encode the whole corpus again"
         )
 
@@ -203,14 +203,14 @@ def check_kept_shards(output: Path, rows: Sequence[ShardRow]) -> None:
             tokens = path.stat().st_size // ID_SIZE
             if tokens * ID_SIZE != path.stat().st_size or tokens != row["tokens"]:
                 raise RefusedError(
-                    f"{output / MANIFEST}: tokens of {row['name']} is {row['tokens']}, but the file contains "
+                    f"{output / MANIFEST}: {row['name']} has {row['tokens']} tokens, but the file contains "
                     f"{tokens}; use --force to start over"
                 )
     # One is normal: a kill may come after the shard was written and before the manifest that counts it.
     uncounted = {path.name for path in output.glob("*.bin")} - {row["name"] for row in rows}
     if len(uncounted) > 1:
         raise RefusedError(
-            f"{output / max(uncounted)}: the manifest does not count this shard; use --force to start over"
+            f"{output / max(uncounted)}: the manifest does not list this shard; use --force to start over"
         )
 
 
@@ -288,7 +288,7 @@ def _check_unfinished(path: Path, manifest: dict[str, Any]) -> None:
 
 def _cannot_resume(path: Path, key: str, value: object, why: str = "") -> RefusedError:
     return RefusedError(
-        f"{path}: cannot resume, {key} is {_shortened(value)}{why}; use --force to start over"
+        f"{path}: cannot resume: {key} is {_shortened(value)}{why}; use --force to start over"
     )
 
 

@@ -35,11 +35,9 @@ if TYPE_CHECKING:
     from apr.data.tokenizers import LoadedTokenizer
 
 # The manifest's `note`. Readers may show it; nothing depends on it.
-_NOTE_REBUILT = (
-    "rebuilt from the shards; how many documents they hold, and whether they are all, is not known"
-)
-_NOTE_KEPT = "what it said agreed with the files and is kept"
-_NOTE_FINISHED = "an encoding that was cut off, finished with the shards that are there"
+_NOTE_REBUILT = "rebuilt from the shards; the number of documents is unknown, and shards may be missing"
+_NOTE_KEPT = "matched the files, so its contents were kept"
+_NOTE_FINISHED = "an interrupted encoding, closed with the shards that exist"
 
 
 @dataclass(frozen=True)
@@ -250,8 +248,8 @@ def _contradicted_keys(
     ours = str(manifest.get("producer_version")).startswith("apr ")
     if eos_count is not None and ours and expected_eos is not None and eos_count != expected_eos:
         contradicted["total_documents"] = (
-            f"total_documents is {manifest['total_documents']}, which makes {expected_eos} ends of text "
-            f"(eos_policy {manifest['eos_policy']!r}), not {eos_count}"
+            f"total_documents is {manifest['total_documents']}, which needs {expected_eos} end-of-text "
+            f"tokens (eos_policy {manifest['eos_policy']!r}), but there are {eos_count}"
         )
     return contradicted
 

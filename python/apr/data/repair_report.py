@@ -81,7 +81,7 @@ class RepairReport:
         tokenizer = self.tokenizer
         facts = {
             "entropy": f"{scan.entropy_bits:.2f} bits per token",
-            "different ids": f"{scan.distinct_ids:,}",
+            "distinct ids": f"{scan.distinct_ids:,}",
             "repeats": "too short to measure",
         }
         if scan.windows:
@@ -97,21 +97,21 @@ class RepairReport:
             facts["highest id"] = f"{scan.max_id:,}, {relation} the vocabulary size {tokenizer.vocab_size:,}"
             if tokenizer.eos_id is not None:
                 count = scan.count(tokenizer.eos_id)
-                facts["ends of text"] = f"{count:,} ({tokenizer.eos_token}, id {tokenizer.eos_id})"
+                facts["end of text"] = f"{count:,} ({tokenizer.eos_token}, id {tokenizer.eos_id})"
         if scan.corpus_sha256 is not None:
             facts["corpus sha256"] = scan.corpus_sha256
-        facts["verdict"] = "fit to train on" if self.ok else "NOT fit to train on, see the errors"
+        facts["verdict"] = "suitable for training" if self.ok else "NOT suitable for training; see the errors"
         return facts
 
     def _outcome_text(self) -> str:
         if self.outcome == "written":
-            how = "finished an encoding that was cut off" if self.manifest.get("truncated") else "rebuilt"
+            how = "closed an interrupted encoding" if self.manifest.get("truncated") else "rebuilt"
             shards, tokens = self.manifest["shard_count"], self.manifest["total_tokens"]
             return f"{how}, {counted(shards, 'shard')}, {counted(tokens, 'token')}"
         if self.outcome == "scan kept":
-            return "agrees with the files; the scan was added, so that training need not read the shards"
+            return "matches the files; scan added, so that training does not read the shards again"
         if self.outcome == "left alone":
             if self.ok:
-                return "agrees with the files, left alone"
-            return "left alone; its counts agree with the files, the problems are in the shards"
+                return "matches the files, unchanged"
+            return "unchanged; its counts match the files, but the shards have problems"
         return self.outcome

@@ -117,8 +117,8 @@ def check_round_trip(tokenizer: LoadedTokenizer, sample: Sample) -> None:
         # training on it.
         if unknown > MAX_UNKNOWN_SHARE * total:
             raise RefusedError(
-                f"{tokenizer.source}: {unknown / total:.1%} of a sample of the corpus is unknown to this "
-                f"vocabulary (id {tokenizer.unk_id}); use the tokenizer that fits the text"
+                f"{tokenizer.source}: {unknown / total:.1%} of a sample of the corpus becomes the "
+                f"unknown token (id {tokenizer.unk_id}); use a tokenizer that fits the text"
             )
     for document, ids in zip(sample.documents, sample.ids, strict=True):
         # A tokenizer may normalize (Qwen2's does), so both sides are. It must not lose text.
@@ -128,9 +128,9 @@ def check_round_trip(tokenizer: LoadedTokenizer, sample: Sample) -> None:
             pairs = enumerate(zip(text, decoded, strict=False))
             at = next((i for i, (a, b) in pairs if a != b), min(len(text), len(decoded)))
             raise RefusedError(
-                f"{tokenizer.source}: this tokenizer loses text of {document.name}: at character {at}, "
+                f"{tokenizer.source}: this tokenizer does not preserve {document.name}: at character {at}, "
                 f"{text[at : at + 12]!r} became {decoded[at : at + 12]!r}; "
-                "use the tokenizer that fits the text"
+                "use a tokenizer that fits the text"
             )
 
 

@@ -46,13 +46,17 @@ class ShardFixes:
         for file, size in files:
             if file not in torn:
                 continue
-            reason = f"{file}: ends within an id, the last whole id ends at byte {torn[file]} of {size}"
+            reason = f"{file}: ends in the middle of an id, after byte {torn[file]} of {size}"
             if file != files[-1][0]:
-                raise RefusedError(f"{reason}; only the last shard can be cut, encode this one again")
+                raise RefusedError(
+                    f"{reason}; only the last shard can be truncated, so encode this one again"
+                )
             if not truncate_torn:
-                raise RefusedError(f"{reason}; pass --truncate-torn to cut it there and keep the rest aside")
+                raise RefusedError(f"{reason}; pass --truncate-torn to remove the partial id")
         if last is None:
-            raise RefusedError(f"{files[0][0]}: empty shard, and no other shard has any ids; encode again")
+            raise RefusedError(
+                f"{files[0][0]}: empty shard, and no other shard has any ids; encode the corpus again"
+            )
         empty = [file for (file, _), size in zip(files, whole_sizes, strict=True) if not size]
         at_end = {file for file, _ in files[last + 1 :]}
         for file in empty:

@@ -85,8 +85,8 @@ class ShardWriter:
         number = f"{self._submitted:0{self._digits}}"
         if len(number) > self._digits:
             raise RefusedError(
-                f"{self._output}: shard {number} does not fit into names of {self._digits} digits; "
-                "raise --shard-tokens"
+                f"{self._output}: too many shards; number {number} has more than {self._digits} digits; "
+                "increase --shard-tokens"
             )
         self._submitted += 1
         self._last = self._thread.submit(self._write, f"shard-{number}.bin", parts, documents, position)

@@ -58,8 +58,8 @@ class ShardDir:
             )
         if is_unfinished and not unfinished:
             raise RefusedError(
-                f"{self.path}: encoding did not finish; finish it with --resume, "
-                f"or keep only these shards with apr repair-manifest {self.path}"
+                f"{self.path}: the encoding was interrupted; use apr tokenize encode --resume, "
+                f"or keep these shards with apr repair-manifest {self.path}"
             )
         self._starts = [0, *accumulate(shard.tokens for shard in self.shards)]
         self._opened: tuple[int, TokenStream] | None = None
@@ -123,7 +123,9 @@ class ShardDir:
 
     def _check_range(self, first: int, last: int, n: int) -> None:
         if first < 0 or n < 0 or last + n > self.total_tokens:
-            raise IndexError(f"{self.path}: ids {first} to {last + n} of a stream of {self.total_tokens}")
+            raise IndexError(
+                f"{self.path}: ids {first} to {last + n} are out of range; there are {self.total_tokens}"
+            )
 
     def scan(self, on_progress: Callable[[int, int], None] | None = None) -> Scan:
         """Return a summary of all ids, with hashes.

@@ -50,7 +50,7 @@ def split_dataset(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: i
     for windows, purpose in ((train, "training"), (held_out, "evaluation")):
         if len(windows) == 0:
             raise RefusedError(
-                f"{windows.shards.path}: {windows.stop - windows.start} tokens for {purpose} are less than "
+                f"{windows.shards.path}: {windows.stop - windows.start} tokens for {purpose} are fewer than "
                 f"one window of {seq_length} + 1; lower --seq-length or encode more text"
             )
     return Split(train, held_out, description)

@@ -187,8 +187,8 @@ def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | Non
     tokens, merges = metadata.get("tokenizer.vocabulary"), metadata.get("tokenizer.merges")
     if not isinstance(tokens, list) or not isinstance(merges, list):
         raise UnsupportedError(
-            f"{path}: contains no byte-level tokenizer (tokenizer.vocabulary and tokenizer.merges); pass a "
-            "tokenizer directory or a tokenizer.json",
+            f"{path}: does not contain a byte-level tokenizer (tokenizer.vocabulary and tokenizer.merges); "
+            "pass a tokenizer directory or a tokenizer.json",
             path=path,
         )
     kind = metadata.get("tokenizer.model_type") or metadata.get("tokenizer.model") or "BPE"
@@ -310,7 +310,7 @@ def _json_object(path: Path, content: bytes) -> dict[str, Any]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: invalid JSON ({error})", path=path) from None
+        raise FormatError(f"{path}: not valid JSON ({error})", path=path) from None
     if not isinstance(value, dict):
         raise FormatError(f"{path}: not a JSON object", path=path)
     return value

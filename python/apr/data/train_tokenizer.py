@@ -57,7 +57,8 @@ def train(
 
     if vocab_size < MIN_VOCAB_SIZE:
         raise UsageError(
-            f"--vocab-size {vocab_size} is too small; all bytes and {END_OF_TEXT} need {MIN_VOCAB_SIZE}"
+            f"--vocab-size {vocab_size} is too small; use at least {MIN_VOCAB_SIZE}, for all bytes and "
+            f"{END_OF_TEXT}"
         )
     for name in FILES:
         # Refused before training, which takes longer than this check.

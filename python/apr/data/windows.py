@@ -41,9 +41,11 @@ class Windows:
 
     def __init__(self, shards: ShardDir, seq_length: int, start: int = 0, stop: int | None = None) -> None:
         if seq_length < 1:
-            raise RefusedError(f"{shards.path}: window length {seq_length}; it must be at least 1")
+            raise RefusedError(f"{shards.path}: the window length must be at least 1, not {seq_length}")
         if start < 0 or (stop is not None and stop > shards.total_tokens):
-            raise IndexError(f"{shards.path}: ids {start} to {stop} of a stream of {shards.total_tokens}")
+            raise IndexError(
+                f"{shards.path}: ids {start} to {stop} are out of range; there are {shards.total_tokens}"
+            )
         self.shards = shards
         self.seq_length = seq_length
         self.start = start
@@ -73,7 +75,9 @@ class Windows:
         """
         numbers = indices.tolist()  # min and max of a few numbers take a third of the time on a list
         if numbers and not 0 <= min(numbers) <= max(numbers) < len(self):
-            raise IndexError(f"windows {min(numbers)} to {max(numbers)} of {len(self)}")
+            raise IndexError(
+                f"windows {min(numbers)} to {max(numbers)} are out of range; there are {len(self)}"
+            )
         self.shards.gather(self.starts(numbers), out)
 
     def starts(self, indices: Iterable[int]) -> list[int]:

@@ -124,7 +124,7 @@ def _rope_scaling(file: GgufFile) -> dict[str, object] | None:
         and np.allclose(factors, _llama3_factors(_rope_theta(file), head_dim, factor), rtol=1e-5, atol=0)
     ):
         file.refuse(
-            f"the factors in {ROPE_FACTORS} follow from no supported rope scaling (supported: Llama 3's)",
+            f"the factors in {ROPE_FACTORS} do not match a supported rope scaling (only llama3 is)",
             ROPE_FACTORS,
         )
     return {

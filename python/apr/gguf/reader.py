@@ -130,7 +130,9 @@ class GgufFile:
         if reader.byte_order != "I":
             self.refuse("a big-endian GGUF file is not supported")
         self.fields = {key: _contents(self.path, field) for key, field in reader.fields.items()}
-        self.architecture = str(self.fields.get("general.architecture"))
+        if "general.architecture" not in self.fields:
+            raise FormatError(f"{self.path}: GGUF key general.architecture is missing", path=self.path)
+        self.architecture = str(self.fields["general.architecture"])
         if self.architecture not in FAMILIES:
             self.refuse(
                 f"GGUF architecture {self.architecture!r} is not supported; supported: {', '.join(FAMILIES)}"
@@ -170,7 +172,8 @@ class GgufFile:
         value = self.number(key)
         if not isinstance(value, int) or value < 1:
             raise FormatError(
-                f"{self.path}: GGUF key {self.architecture}.{key} is {value}, not a size", path=self.path
+                f"{self.path}: GGUF key {self.architecture}.{key} is {value}, not a positive integer",
+                path=self.path,
             )
         return value
 
@@ -200,7 +203,7 @@ class GgufFile:
             names = ", ".join(unknown[:_NAMED_IN_MESSAGE])
             if len(unknown) > _NAMED_IN_MESSAGE:
                 names += " …"
-            self.refuse(f"a {self.architecture} decoder has no place for the tensors {names}", unknown[0])
+            self.refuse(f"the tensors {names} are not part of a {self.architecture} decoder", unknown[0])
         heads_of: dict[str, int] = {}
         if self.architecture == "llama":  # converters leave the rows of Qwen2 in transformers' order
             heads_of = {"q_proj": self.size("attention.head_count"), "k_proj": self.kv_heads}

@@ -189,7 +189,7 @@ def _family(facts: dict[str, Any]) -> Family:
             return family
         kind = "an encoder" if any(name in value.lower() for name in _ENCODERS) else "not supported"
         raise RefusedError(f"{key} is {value!r}, which is {kind}; apr supports Llama and Qwen2 decoders")
-    raise RefusedError(f"the metadata name no architecture; they need one of {', '.join(_FAMILY_KEYS)}")
+    raise RefusedError(f"the metadata has no architecture; set one of {', '.join(_FAMILY_KEYS)}")
 
 
 def _refuse_features(facts: dict[str, Any], family: Family) -> None:
@@ -234,11 +234,9 @@ def _fact(facts: dict[str, Any], key: str) -> object:
     """Return the value of a key. Some importers write sizes also under `model.KEY`, which must then agree."""
     value, again = facts.get(key), facts.get(f"model.{key}")
     if value is None:
-        raise RefusedError(f"the metadata have no {key}, which is needed to build the model")
+        raise RefusedError(f"the metadata has no {key}, which is needed to build the model")
     if again is not None and not same_value(value, again):
-        raise RefusedError(
-            f"the metadata contradict themselves: {key} is {value!r}, model.{key} is {again!r}"
-        )
+        raise RefusedError(f"the metadata is inconsistent: {key} is {value!r}, but model.{key} is {again!r}")
     return value
 
 
@@ -265,13 +263,13 @@ def _rope(facts: dict[str, Any]) -> tuple[float, RopeScaling | None]:
         merged.setdefault("rope_theta", theta)
         if not same_value(merged["rope_theta"], theta):
             raise RefusedError(
-                f"the metadata contradict themselves: rope_theta is {merged['rope_theta']!r}, "
+                f"the metadata is inconsistent: rope_theta is {merged['rope_theta']!r}, but "
                 f"rope_parameters.rope_theta is {theta!r}"
             )
     for key in parameters.keys() & scaling.keys():
         if not same_value(parameters[key], scaling[key]):
             raise RefusedError(
-                f"the metadata contradict themselves: rope_parameters.{key} is {parameters[key]!r}, "
+                f"the metadata is inconsistent: rope_parameters.{key} is {parameters[key]!r}, but "
                 f"rope_scaling.{key} is {scaling[key]!r}"
             )
     return _number(merged, "rope_theta"), _scaling({**parameters, **scaling})
@@ -281,7 +279,7 @@ def _scaling(facts: dict[str, Any]) -> RopeScaling | None:
     # transformers renamed `type` to `rope_type`. Files have one of them or both.
     kind, again = (facts.get(key) for key in ("rope_type", "type"))
     if kind is not None and again is not None and kind != again:
-        raise RefusedError(f"the metadata contradict themselves: rope_type is {kind!r}, type is {again!r}")
+        raise RefusedError(f"the metadata is inconsistent: rope_type is {kind!r}, but type is {again!r}")
     kind = kind or again or "default"
     if kind == "default":
         if facts.get("factor") not in (None, 1, 1.0):
@@ -313,5 +311,5 @@ def _tied(facts: dict[str, Any], *, head_present: bool | None) -> bool:
         raise RefusedError(f"tie_word_embeddings is {value!r}; it must be true or false")
     # Without the key, a model is tied exactly if its file stores no head.
     if head_present is None:
-        raise RefusedError("the metadata have no tie_word_embeddings, which is needed to build the model")
+        raise RefusedError("the metadata has no tie_word_embeddings, which is needed to build the model")
     return not head_present

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 from apr.container.load import load
+from apr.errors import RefusedError
 from apr.model.config import ModelConfig
 from apr.model.fill import fill, has_head
 from apr.model.names import check_layers
@@ -55,7 +56,10 @@ class Decoder(nn.Module):
                 them.
         """
         with load(path) as file:
-            config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
+            try:
+                config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
+            except RefusedError as error:
+                raise type(error)(f"{file.path}: {error}") from None
             check_layers(file.path, config, len(file))
             model = cls.empty(config, device, dtype)
             fill(config, model.named_parameters(), file)

@@ -129,9 +129,13 @@ def implausible(name: str, values: Tensor) -> str | None:
         return f"{int((~torch.isfinite(flat)).sum())} of {flat.numel()} values are NaN or infinite"
     if values.dim() < 2:
         largest = float(flat.abs().max()) if flat.numel() else 0.0
-        return f"the largest value is {largest:.3g}" if largest > _MAX_VECTOR else None
+        return (
+            f"the largest value is {largest:.3g}, too large for trained weights"
+            if largest > _MAX_VECTOR
+            else None
+        )
     if rms > _MAX_RMS:
-        return f"the root mean square is {rms:.3g}"
+        return f"the root mean square of the values is {rms:.3g}, too large for trained weights"
     if rms == 0:
         # Other matrices may be zero: pruned layers are.
         return "all values are zero" if name == EMBEDDING else None

@@ -44,7 +44,7 @@ def match_names(config: ModelConfig, file: TensorFile) -> Match:
         parameter = hf_name(name) or name
         if parameter in sources:
             raise WeightsError(
-                f"{file.path}: {sources[parameter]} and {name} are two names of the same tensor, {parameter}"
+                f"{file.path}: {sources[parameter]} and {name} are both {parameter}; remove one of them"
             )
         sources[parameter] = name
     head_copy = sources.pop(HEAD, None) if config.tie_word_embeddings else None
@@ -76,9 +76,9 @@ def _check(file: TensorFile, sources: dict[str, str], shapes: dict[str, tuple[in
             wrong.append(f"{sources[name]} has shape {list(shape)}, expected {list(expected)}")
     problems = []
     if missing:
-        problems.append(f"{len(missing)} tensors are missing: {listed(missing)}")
+        problems.append(f"missing tensors ({len(missing)}): {listed(missing)}")
     if unexpected:
-        problems.append(f"{len(unexpected)} tensors are not part of the model: {listed(unexpected)}")
+        problems.append(f"unexpected tensors ({len(unexpected)}): {listed(unexpected)}")
     if wrong:
         problems.append(listed(wrong))
     if problems:

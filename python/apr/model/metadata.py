@@ -49,8 +49,8 @@ def canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:
             first = next(iter(values))
             if not same_value(values[first], value):
                 raise RefusedError(
-                    f"the metadata contradict themselves: {first} is {values[first]!r}, {spelling} is "
-                    f"{value!r}; correct one of the two"
+                    f"the metadata is inconsistent: {first} is {values[first]!r}, but "
+                    f"{spelling} is {value!r}; correct one of the two"
                 )
             plain[key] = values[first]
     return plain

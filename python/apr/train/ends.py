@@ -55,7 +55,7 @@ def after_epoch(config: ResolvedConfig, state: RunState, cap: float) -> Ending |
     divergence = gates.divergence(history, cap)
     if not divergence.passed:
         loss, threshold = divergence.value, divergence.threshold
-        return ending("DIVERGENCE", f"held-out loss {loss:.4f} is above {threshold:.4f}")
+        return ending("DIVERGENCE", f"held-out loss {loss:.4f} is above the limit of {threshold:.4f}")
     met = history[-1] <= config.target_val_loss
     # A contract is decided from a whole run: its step count is a condition of the verdict.
     if met and config.stop_at_target and config.contract is None:
@@ -92,7 +92,7 @@ def met_before_training(config: ResolvedConfig, state: RunState) -> bool | None:
 def _change(state: RunState) -> str:
     initial, final, steps = state.initial_val_loss, state.final_val_loss, state.step
     if initial is None or final is None:
-        return f"held-out loss not measured after {steps} steps"
+        return f"held-out loss was not measured in {steps} steps"
     word = "improved" if final <= initial else "worsened"
     return (
         f"held-out loss {word} by {abs(initial - final):.4g} ({initial:.4f} to {final:.4f}) in {steps} steps"

@@ -117,7 +117,7 @@ def _open_windows(
     )
     if len(windows) == 0:
         raise RefusedError(
-            f"{dataset}: {windows.stop - windows.start} tokens are less than one window of {length} + 1; "
+            f"{dataset}: {windows.stop - windows.start} tokens are fewer than one window of {length} + 1; "
             "lower --seq-length"
         )
     # A corpus of one id has a loss near zero, which others have taken for success.
@@ -146,8 +146,8 @@ def _choose_windows(
     if data.get("corpus_sha256", "") == corpus_sha256:
         if held_out:
             raise RefusedError(
-                f"{shards.path}: the model was trained on all of it; pass the run's --val-dataset, or leave "
-                "out --held-out for the loss on training text"
+                f"{shards.path}: the model was trained on all of it; pass the run's --val-dataset as "
+                "--dataset, or leave out --held-out"
             )
         return Windows(shards, length), "training", "all"
     if held_out:
@@ -161,7 +161,7 @@ def _count(path: Path, training: dict[str, Any], name: str, given: int | None) -
     flag = f"--{name.replace('_', '-')}"
     if given is not None:
         if given < 1:
-            raise UsageError(f"{flag} is {given}: it must be at least 1")
+            raise UsageError(f"{flag} must be at least 1, not {given}")
         return given
     value = training.get(name)
     if value is None or (isinstance(value, int) and value >= 1):

@@ -53,7 +53,7 @@ def finish(loop: Loop, ended: Ending, report: Report) -> Result:
             title = f"{name} ({size}) on {config.dataset.absolute().name}, {config.mode}"
             plot_losses(records, run_dir / rundir.PLOT, target=config.target_val_loss, title=title)
         except Exception as error:  # noqa: BLE001
-            report.line(f"warning: no {rundir.PLOT}: {message(error) or type(error).__name__}")
+            report.line(f"warning: cannot write {rundir.PLOT}: {message(error) or type(error).__name__}")
     if config.contract is not None:
         result = _write(_with_verdict(result, config.contract, run_dir, report), run_dir, report)
     report.line(f"{result.status}: {result.detail}")
@@ -167,7 +167,7 @@ def _with_verdict(result: Result, contract: Path, run_dir: Path, report: Report)
     try:
         verdict = check(contract, run_dir)
     except (AprError, RefusedError, OSError) as error:
-        report.line(f"contract not decided: {error}")
+        report.line(f"contract not checked: {error}")
         return replace(result, contract={"contract": str(contract), "ok": False, "error": str(error)})
     report.line(str(verdict))
     return replace(result, contract=verdict.to_dict())
@@ -191,6 +191,6 @@ def _last_lines(loop: Loop, result: Result) -> list[str]:
     if result.last_checkpoint not in {None, result.best_checkpoint}:
         lines.append(f"last model: {run_dir / str(result.last_checkpoint)}")
     if result.export is not None:
-        lines.append(f"weights alone, in bfloat16: {run_dir / result.export}")
+        lines.append(f"weights only, in bfloat16: {run_dir / result.export}")
     names = (rundir.RESULT, rundir.METRICS, rundir.PLOT, rundir.LOG)
-    return [*lines, f"in {run_dir}: {', '.join(name for name in names if (run_dir / name).exists())}"]
+    return [*lines, f"files in {run_dir}: {', '.join(name for name in names if (run_dir / name).exists())}"]

@@ -254,11 +254,11 @@ class Loop:
             self.exhausted = True
             self.saver.save_unsaved_steps(self.state)
             return ending(
-                "STREAM_EXHAUSTED", f"all {count:,} training windows were visited by step {self.state.step}"
+                "STREAM_EXHAUSTED", f"all {count:,} training windows were used by step {self.state.step}"
             )
         # One line for each pass over the data. The first step has no step before it to compare with.
         if first == 0 or last // count > (first - 1) // count:
-            self._report.line(f"the stream starts over: epoch {last // count} of its {count:,} windows")
+            self._report.line(f"starting pass {last // count + 1} over the {count:,} training windows")
         return None
 
     def _learning_rate(self, step: int) -> float:
@@ -290,7 +290,7 @@ class Loop:
             return None
         return ending(
             "REFUSED",
-            f"the first step's loss is {training:.4f} in training but {evaluation:.4f} in evaluation",
+            f"the loss of the first step is {training:.4f} in training, but {evaluation:.4f} in evaluation",
         )
 
     def _record_step(
@@ -322,8 +322,8 @@ class Loop:
             set_learning_rate(self._optimizer, self._learning_rate(step - 1))
         return ending(
             "NUMERICAL_INSTABILITY",
-            f"train_loss {outcome.train_loss}, grad_norm {outcome.grad_norm} at step {step}, "
-            f"from the training windows {names}; the step updated nothing; {self._save_unless_spoiled()}",
+            f"train_loss is {outcome.train_loss} and grad_norm {outcome.grad_norm} at step {step} "
+            f"(training windows {names}); the weights were not updated; {self._save_unless_spoiled()}",
         )
 
     def _save_unless_spoiled(self) -> str:
@@ -333,12 +333,12 @@ class Loop:
         if problem is None:
             saved = self.saver.save_unsaved_steps(self.state)
             if saved is None:
-                return "nothing was trained yet"
-            return f"the state before it is in {saved.path.name}"
+                return "no step was trained yet"
+            return f"the state before this step is in {saved.path.name}"
         self.saver.wait()
         last = self.saver.last
         kept = "there is no checkpoint" if last is None else f"the last checkpoint is {last.path.name}"
-        return f"the weights are spoiled too and are not saved ({problem}); {kept}"
+        return f"the weights are unusable too and were not saved ({problem}); {kept}"
 
     # An epoch.
 
@@ -387,5 +387,5 @@ class Loop:
         self.finite = False
         when = f"at step {self.state.step}" if self.state.step else "before the first step"
         return ending(
-            "NUMERICAL_INSTABILITY", f"held-out loss {val_loss} {when}; {self._save_unless_spoiled()}"
+            "NUMERICAL_INSTABILITY", f"held-out loss is {val_loss} {when}; {self._save_unless_spoiled()}"
         )

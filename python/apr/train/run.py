@@ -139,7 +139,7 @@ def _train(loop: Loop, report: Report, stop: StopRequest) -> Ending:
             # Within the outer `try`: a second signal may come, or the disk may be full, while it is saved.
             number = stop.signal or signal.SIGINT
             saved = loop.saver.save_unsaved_steps(loop.state)
-            detail = f"{number.name} after {loop.state.step} steps; nothing was trained yet"
+            detail = f"{number.name} after {loop.state.step} steps; no step was trained yet"
             if saved is not None:
                 path = saved.path.relative_to(run_dir)
                 detail = (

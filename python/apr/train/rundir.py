@@ -121,7 +121,7 @@ def _conflict(
 ) -> str | None:
     """Return why a resumed run cannot change an option as it does, or None."""
     now, was = getattr(config, option.name), getattr(before, option.name)
-    advice = "a resumed run keeps it"
+    advice = "a resumed run must not change it"
     match option.marker(Resume):
         case Resume.FREE | Resume.NOT_SAVED:
             return None
@@ -141,4 +141,4 @@ def _conflict(
             advice += "; pass --extend to train for longer"
     if now == was:
         return None
-    return f"the run has {option.flag} {was}, not {now}; {advice}"
+    return f"the run was started with {option.flag} {was}, not {now}; {advice}"

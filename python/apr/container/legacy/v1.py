@@ -224,7 +224,7 @@ class V1File(MappedFile):
         if not len(self):
             raise UnsupportedError(
                 f"{self._path}: the payload of this version 1 file ({self.header.model_type_name}) is not "
-                "described as tensors; its bytes are apr.load(FILE).payload",
+                "described as tensors; read its bytes with apr.load(FILE).payload",
                 path=self._path,
             )
 
@@ -233,8 +233,8 @@ class V1File(MappedFile):
         # not one: with it, the copy checks the signature again.
         if V1Flags.ENCRYPTED in self.header.flags and not self.locked:
             raise TypeError(
-                f"{self._path}: an opened encrypted file cannot be pickled, because its key must not be "
-                "written to the pickle; open the file again instead"
+                f"{self._path}: an open encrypted file cannot be pickled, because the pickle would contain "
+                "its key; pickle the path and open the file again"
             )
         if self.signature is not None and self.signature.trusted:
             return _open_signed, (self._absolute, self.signature.public_key)

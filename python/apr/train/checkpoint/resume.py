@@ -66,7 +66,7 @@ def find_resume_point(run_dir: Path) -> ResumePoint:
             continue
         if spoiled_weights is not None:
             path = checkpoints.pop().path
-            damaged[path] = f"{path}: weights of a run that exploded: {spoiled_weights}"
+            damaged[path] = f"{path}: the weights are from a run that diverged: {spoiled_weights}"
             continue
         # `result.json` will name the best checkpoint, so it must be whole too.
         while (best := best_of(checkpoints, state.val_loss_history)) not in {None, checkpoints[-1]}:
@@ -117,7 +117,7 @@ def cut_back_to(run_dir: Path, point: ResumePoint, state: RunState, report: Repo
         aside = path.replace(path.with_name(f"{path.name}.damaged"))
         # The artefacts gate then names the epoch as damaged, and the run does not end as if all were there.
         mark(path, "damaged")
-        report.line(f"damaged checkpoint renamed to {aside.name}: {reason}")
+        report.line(f"renamed a damaged checkpoint to {aside.name}: {reason}")
     for leftover in (run_dir / CHECKPOINTS).glob(f".*{_TEMPORARY}"):
         # The run directory is claimed, so that nobody is still writing them.
         leftover.unlink(missing_ok=True)
@@ -133,6 +133,6 @@ def cut_back_to(run_dir: Path, point: ResumePoint, state: RunState, report: Repo
     # Steps after the checkpoint are taken again, and would have two records.
     cut_back(run_dir / rundir.METRICS, is_in_checkpoint)
     if point.last is None:
-        report.line("resumed from the start; no checkpoint was written before")
+        report.line("no checkpoint was written yet; starting from step 0")
     else:
         report.line(f"resumed at step {state.step} from {point.last.path.name}")

@@ -47,14 +47,14 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UsageError(f"--device is {name!r}: it must be auto, cpu, cuda or cuda:N")
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, not {name!r}")
     if name == "cpu":
         return torch.device("cpu")
     index = int(name.partition(":")[2] or 0)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= count:
         raise UnavailableError(
-            f"--device {name}: not available; this machine has {count} CUDA devices. Use --device cpu or auto"
+            f"--device {name}: not available ({count} CUDA devices found); use --device cpu or auto"
         )
     return torch.device("cuda", index)
 

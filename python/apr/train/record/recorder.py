@@ -160,7 +160,7 @@ class Recorder:
     def _print_step(self, record: StepRecord) -> None:
         config, done = self._config, record.step + 1
         if record.spike:
-            skipped = "" if record.updated else "; the step updated nothing"
+            skipped = "" if record.updated else "; the weights were not updated"
             self._report.line(
                 f"spike at step {record.step}: loss {record.train_loss:.4f} is above "
                 f"{record.loss_limit:.4f}, the mean of the last 100 plus 6 standard deviations{skipped}"

@@ -24,7 +24,7 @@ def check_tensorboard() -> None:
     """
     if find_spec("tensorboard") is None:
         raise UnavailableError(
-            "--tensorboard: tensorboard is not installed: pip install 'apr[tensorboard]' "
+            "--tensorboard: tensorboard is not installed; run pip install 'apr[tensorboard]' "
             "(in a checkout: uv pip install '.[tensorboard]')"
         )
 

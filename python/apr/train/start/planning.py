@@ -124,7 +124,7 @@ class Plan:
                 f"{model.max_position_embeddings:,} positions{tied}",
                 f"parameters: {groups}",
                 f"tokens: {config.num_steps * config.tokens_per_step:,} in total, "
-                f"{self.data_epochs:.3g} times the training windows",
+                f"{self.data_epochs:.3g} passes over the training windows",
                 memory,
                 f"disk: {decimal(needs.disk_bytes)} for checkpoints; "
                 f"{decimal(needs.free_disk_bytes)} are free",

@@ -347,17 +347,16 @@ def _notes(
         notes.append(f"tokenizer: {tokenizer.note}")
     visits = config.num_steps * config.windows_per_step / windows
     if visits > 1:
-        notes.append(f"the {windows:,} training windows are visited {visits:.1f} times")
+        notes.append(f"the run makes {visits:.1f} passes over the {windows:,} training windows")
     tokens = config.num_steps * config.tokens_per_step
     enough = tokens >= _ENOUGH_TOKENS_PER_PARAMETER * needs.parameters
     if config.init is None and not enough and not config.force_under_provisioned:
         notes.append(
-            f"warning: {tokens:,} training tokens are {tokens / needs.parameters:.2g} per parameter; from "
-            f"scratch, use at least {_ENOUGH_TOKENS_PER_PARAMETER} (--force-under-provisioned silences this)"
+            f"warning: {tokens:,} training tokens are only {tokens / needs.parameters:.2g} per parameter; "
+            f"use at least {_ENOUGH_TOKENS_PER_PARAMETER} from scratch (--force-under-provisioned hides this)"
         )
     if device.type == "cuda" and not config.compile and config.num_steps >= _STEPS_WORTH_COMPILING:
         notes.append(
-            "--compile takes about 20 s once and makes steps on this device faster, up to twice for a small "
-            "model"
+            "--compile can make steps on this device up to twice as fast, after about 20 s of compilation"
         )
     return tuple(notes)
