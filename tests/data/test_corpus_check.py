@@ -44,7 +44,7 @@ def copies(count, once=40_000):
 @pytest.mark.parametrize(
     ("trips", "passes", "says"),
     [
-        (with_share(0.501, 7), with_share(0.499, 7), "id 7 is 50.10%"),
+        (with_share(0.501, 7), with_share(0.499, 7), "id 7 makes up 50.10%"),
         (
             with_entropy([0.35, 0.35, 0.15, 0.15]),
             with_entropy([0.28, 0.28, 0.22, 0.22]),
@@ -54,7 +54,7 @@ def copies(count, once=40_000):
         (text(1_024, 15), text(1_023, 15), "15 different ids"),
         (with_share(0.0101, UNK), with_share(0.01, UNK), "1.01%"),
         (with_share(0.2501, EOS), with_share(0.25, EOS), "25.01%"),
-        (copies(6), copies(4), "83% of the windows"),
+        (copies(6), copies(4), "83% of the 64-id windows"),
         (np.tile(text(500), 200), text(100_000), "windows"),
     ],
     ids=["share", "entropy", "distinct", "few tokens", "unknown", "ends", "copies", "period"],
