@@ -136,13 +136,13 @@ rules! {
     Unsupported: Foreign {
         /// The other format.
         format: Foreign,
-    } => "not an .apr file but {format}"
+    } => "not an .apr file, but {format}"
 
     /// The file is of no format that is recognized.
     Format: UnknownMagic {
         /// Its first bytes, at most eight.
         first: Vec<u8>,
-    } => "not an .apr file: it starts with the bytes {first:02x?}, which no known model format does"
+    } => "not an .apr file: its first bytes {first:02x?} match no known model format"
 
     /// An `.apr` file of a kind that is not supported, or of one that this build leaves out.
     Unsupported: Unsupported {
@@ -154,7 +154,7 @@ rules! {
     Unsupported: ReadOnly {
         /// Which form.
         form: &'static str,
-    } => "{form} is an older form of the format, which is read but never written"
+    } => "{form} is an older form of the format, which can be read but not written"
 
     /// A version of the container that does not exist yet.
     Unsupported: Version {
@@ -162,13 +162,13 @@ rules! {
         major: u8,
         /// Minor version.
         minor: u8,
-    } => "container version {major}.{minor} is not supported, only 2.x and, under the magic APRN, 1.x"
+    } => "container version {major}.{minor} is not supported; only 2.x is, and 1.x with the magic APRN"
 
     /// The file ends where one of its parts does not.
     Truncated: Truncated {
         /// Where the part ends.
         need: u64,
-    } => "the file ends here, but must reach byte {need}; copy or download it again"
+    } => "the file ends here, but should have at least {need} bytes; copy or download it again"
 
     /// The file is shorter than when it was opened.
     Truncated: CutShort {
@@ -180,7 +180,7 @@ rules! {
     Format: Grown {
         /// Its length now.
         have: u64,
-    } => "the file ended here when it was listed, but has {have} bytes now; another program is writing to it"
+    } => "the file has grown to {have} bytes since it was listed; another program is writing to it"
 
     /// A checksum does not match the bytes that it covers.
     Checksum: Checksum {
@@ -188,7 +188,7 @@ rules! {
         stored: u32,
         /// The CRC32 of the bytes.
         computed: u32,
-    } => "the checksum is {stored:#010x}, but the bytes give {computed:#010x}; the file is damaged"
+    } => "the stored checksum is {stored:#010x}, but the computed one is {computed:#010x}; the file is damaged"
 
     /// A field contradicts the format or another field.
     Format: Malformed {
@@ -210,7 +210,7 @@ rules! {
         count: u64,
         /// The tensors' number.
         expected: u64,
-    } => "it declares {count} values, but the metadata describe {expected}"
+    } => "the payload declares {count} values, but the metadata describes {expected}"
 
     /// The payload cannot be decrypted, or a key was given for a file that is not encrypted.
     Decryption: Decryption {
@@ -247,7 +247,7 @@ rules! {
     } => "comes after {previous:?}; the index must be sorted by name"
 
     /// Two tensors have the same name.
-    Format: Duplicate {} => "the name is used twice; every tensor needs a name of its own"
+    Format: Duplicate {} => "the name is used twice; tensor names must be unique"
 
     /// A dtype id that the format does not have.
     Format: UnknownDtype {
@@ -307,7 +307,7 @@ rules! {
         dims: Vec<u64>,
         /// The tensor that it should be tied to.
         embedding: &'static str,
-    } => "has no bytes, which ties it to {embedding:?}, but no tensor of that name has its shape {dims:?}"
+    } => "is stored without bytes, as a copy of {embedding:?}, but no tensor of that name has the shape {dims:?}"
 
     /// The file continues after its end.
     Format: TrailingBytes {

@@ -245,7 +245,7 @@ pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> std::result:
         }
 
         fn visit_str<E: serde::de::Error>(self, _: &str) -> std::result::Result<u64, E> {
-            Err(E::custom("a text where a whole number belongs"))
+            Err(E::custom("a string, not a whole number"))
         }
     }
     deserializer.deserialize_any(Digits) // asked for a number, serde_json would quote a text
@@ -273,7 +273,7 @@ pub(crate) fn dims<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::R
         }
 
         fn visit_str<E: serde::de::Error>(self, _: &str) -> std::result::Result<Vec<u64>, E> {
-            Err(E::custom("a text where a list of dims belongs"))
+            Err(E::custom("a string, not a list of dimensions"))
         }
     }
     deserializer.deserialize_any(Dims) // as there

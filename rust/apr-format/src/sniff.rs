@@ -143,11 +143,11 @@ impl fmt::Display for Foreign {
             Self::Pickle => "a Python pickle (an old PyTorch checkpoint)",
             Self::Npy => "a NumPy array (.npy)",
             Self::Hdf5 => "an HDF5 file",
-            Self::Gzip => "a gzip file: decompress it first",
-            Self::Zstd => "a zstd file: decompress it first",
-            Self::GitLfsPointer => "a Git LFS pointer: run git lfs pull to fetch the file itself",
-            Self::Html => "an HTML page: the download failed, fetch the file again",
-            Self::Zeros => "zero bytes: a copy or download was interrupted, fetch the file again",
+            Self::Gzip => "a gzip file; decompress it first",
+            Self::Zstd => "a zstd file; decompress it first",
+            Self::GitLfsPointer => "a Git LFS pointer; run git lfs pull to fetch the file itself",
+            Self::Html => "an HTML page; the download failed, so download the file again",
+            Self::Zeros => "only null bytes; a copy or download was interrupted, so fetch the file again",
         })
     }
 }

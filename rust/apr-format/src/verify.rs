@@ -46,7 +46,7 @@ impl Findings {
     pub fn unopened(error: &Error, parts: &[Part]) -> Self {
         let broken = error.part().unwrap_or(Part::Magic);
         let before = parts.iter().take_while(|part| **part != broken);
-        let passed = before.map(|part| passed(*part, "as it should be".into()));
+        let passed = before.map(|part| passed(*part, "correct".into()));
         Self { opened: false, checks: passed.chain([failed(broken, error)]).collect() }
     }
 }
@@ -71,7 +71,7 @@ pub fn opened(
     let tied = contents.tensors.entries().filter(Entry::is_tied);
     let data = tied.map(|entry| contents.stored(entry.to_tensor())).try_for_each(|stored| stored.map(|_| ()));
     checks.push(match data {
-        Ok(()) => passed(Part::Data, format!("{} bytes, every tensor inside, none overlap", contents.size)),
+        Ok(()) => passed(Part::Data, format!("{} bytes, all tensors in bounds, none overlap", contents.size)),
         Err(error) => failed(Part::Data, &error),
     });
     checks.push(match footer(source, contents) {
@@ -80,7 +80,7 @@ pub fn opened(
             passed: None,
             ..passed(
                 Part::Footer,
-                "not verifiable: the file has no footer, as some old writers left it".into(),
+                "cannot be verified: the file has no footer (some old writers left it out)".into(),
             )
         },
         Err(Error { rule: Rule::Io(error), .. }) => return Err(error),

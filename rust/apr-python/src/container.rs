@@ -288,7 +288,7 @@ fn keys(password: Option<&str>, recipient_key: Option<&[u8]>, trusted_key: Optio
     };
     let unlock = match (password, recipient_key) {
         (Some(_), Some(_)) => {
-            return Err(PyValueError::new_err("give a password or a recipient key, not both"));
+            return Err(PyValueError::new_err("pass a password or a recipient key, not both"));
         }
         (Some(password), None) => Some(Unlock::Password(password.to_owned().into())),
         (None, Some(key)) => Some(Unlock::Recipient(of_32("recipient_key", key)?.into())),
@@ -302,7 +302,7 @@ fn keys(password: Option<&str>, recipient_key: Option<&[u8]>, trusted_key: Optio
 #[pyfunction]
 fn nbytes(dtype: &str, shape: Vec<u64>) -> PyResult<u64> {
     let found = Dtype::from_name(dtype)
-        .ok_or_else(|| PyValueError::new_err(format!("unknown dtype {dtype:?}: one of {}", dtype_names())))?;
+        .ok_or_else(|| PyValueError::new_err(format!("unknown dtype {dtype:?}; use one of {}", dtype_names())))?;
     found
         .nbytes(&shape)
         .ok_or_else(|| PyValueError::new_err(format!("the product of the dims {shape:?} is out of range")))
@@ -485,7 +485,7 @@ fn start(
 
 fn spec(name: String, dtype: &str, dims: Vec<u64>) -> apr_format::Result<Spec> {
     let Some(dtype) = Dtype::from_name(dtype) else {
-        let what = format!("unknown dtype {dtype:?}; known are {}", dtype_names());
+        let what = format!("unknown dtype {dtype:?}; use one of {}", dtype_names());
         return Err(Error::invalid(what).of_tensor(name));
     };
     Ok(Spec { name, dtype, dims })

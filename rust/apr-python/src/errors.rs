@@ -57,7 +57,7 @@ fn build(py: Python<'_>, error: &Error, path: &Path) -> PyResult<PyErr> {
     .into_py_dict(py)?;
     let mut message = format!("{}: {error}", one_line(path));
     if let Some(remedy) = remedy(error) {
-        message = format!("{message}: {remedy}");
+        message = format!("{message}; {remedy}");
     }
     let message = PyString::new(py, &message);
     Ok(PyErr::from_value(class.call((message,), Some(&keywords))?))
@@ -77,7 +77,7 @@ fn remedy(error: &Error) -> Option<&'static str> {
             _ => None,
         },
         Rule::ReadOnly { .. } => {
-            Some("apr.save(dict(file), 'OUT.apr', file.metadata), where file = apr.load(FILE)")
+            Some("convert it with apr.save(dict(file), 'OUT.apr', file.metadata), where file = apr.load(FILE)")
         }
         _ => None,
     }

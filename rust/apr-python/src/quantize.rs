@@ -7,7 +7,7 @@ use pyo3::{buffer::PyBuffer, exceptions::PyValueError, prelude::*, types::PyByte
 #[pyfunction]
 fn quantize<'py>(py: Python<'py>, dtype: &str, values: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> {
     let known = Dtype::from_name(dtype)
-        .ok_or_else(|| PyValueError::new_err(format!("dtype {dtype:?}: q4 and q8 are quantized to")))?;
+        .ok_or_else(|| PyValueError::new_err(format!("cannot quantize to {dtype:?}; use q4 or q8")))?;
     // A copy, because Python code may write to the array while this thread quantizes without the GIL.
     let values = PyBuffer::<f32>::get(values)?.to_vec(py)?;
     let stored = py.detach(|| quant::quantize(known, &values));

@@ -32,7 +32,7 @@ pub fn dequantize(
 ) -> Result<()> {
     if start.checked_add(out.len() as u64).is_none_or(|end| end > tensor.count()) {
         let what =
-            format!("cannot read {} values from value {start} on: it has {}", out.len(), tensor.count());
+            format!("cannot read {} values from index {start}: the tensor has {}", out.len(), tensor.count());
         return Err(Error::invalid(what).of_tensor(&tensor.name));
     }
     match tensor.dtype {

@@ -55,7 +55,7 @@ impl<'a> Reader<'a> {
     }
 
     fn cut_off(&self) -> (usize, String) {
-        (self.at, "the metadata end within a value".into())
+        (self.at, "the metadata ends in the middle of a value".into())
     }
 
     /// Decode the next value with `rmp` and move past it.
@@ -154,7 +154,7 @@ impl<'a> Reader<'a> {
         });
         let most = escaped.sum::<usize>() + 2; // the quotes
         if (self.text.len() + most) as u64 > MAX_READ {
-            return Err((start, "the metadata are larger than 64 MiB as JSON".into()));
+            return Err((start, "the metadata is larger than 64 MiB as JSON".into()));
         }
         // Also for the brackets that may follow: one byte too few would make the vector double its capacity.
         self.text.reserve(most + MAX_DEPTH as usize + 1);

@@ -228,11 +228,11 @@ impl Packed<'_> {
             Some((length, body)) if *length == size.to_le_bytes() => Ok(body),
             Some((length, _)) => {
                 let what =
-                    format!("its size is {}, but the header declares {size}", u32::from_le_bytes(*length));
+                    format!("the stored size is {}, but the header declares {size}", u32::from_le_bytes(*length));
                 Err(Rule::Compressed { codec, what }.at(Part::Packing, offset))
             }
             None => {
-                let what = "the size before it is missing".into();
+                let what = "the stored size is missing".into();
                 Err(Rule::Compressed { codec, what }.at(Part::Packing, offset))
             }
         }

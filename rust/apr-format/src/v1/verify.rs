@@ -64,7 +64,7 @@ fn signature(opened: &Opened) -> Check {
                     format!("by the trusted key {by}")
                 } else {
                     format!(
-                        "integrity alone: by the key {by}, which comes with the file; pass a trusted key to check who signed it"
+                        "integrity only, by the key {by} from the file itself; pass a trusted key to check who signed it"
                     )
                 },
             )

@@ -61,11 +61,11 @@ impl Layout {
     /// [`Rule::Invalid`], [`Rule::Malformed`].
     pub fn around(tensors: Vec<Tensor>, size: u64, json: &str, flags: u16) -> Result<Self> {
         if flags & flags::NEVER_WRITTEN != 0 {
-            let what = format!("flags {flags:#06x} contain one that is never written");
+            let what = format!("flags {flags:#06x} contain one that cannot be written");
             return Err(Error::invalid(what));
         }
         if json.len() > MAX_WRITE {
-            let what = format!("metadata take {} bytes, at most 16 MiB are written", json.len());
+            let what = format!("the metadata takes {} bytes, but at most 16 MiB can be written", json.len());
             return Err(Error::invalid(what));
         }
         check_object(json, header::SIZE)?;

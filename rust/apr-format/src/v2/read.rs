@@ -64,7 +64,7 @@ fn check_compression(source: &(impl Source + ?Sized), header: &Header, size: u64
         source.read_at(header.metadata_offset, &mut first)?;
     }
     if first != [b'{'] {
-        let what = format!("flag {flag} over a compressed body");
+        let what = format!("flag {flag} with a compressed body");
         return Err(Rule::Unsupported { what }.at(Part::Header, header::FLAGS));
     }
     Ok(())
