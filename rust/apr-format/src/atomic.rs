@@ -1,4 +1,4 @@
-//! Replacing a file as a whole: readers see the old one or the new one, never a part.
+//! Replace a file as a whole: readers see the old file or the new one, never a part.
 
 use std::{
     ffi::OsString,
@@ -12,33 +12,32 @@ use std::{
     process,
 };
 
-/// Ends the name of a file that is being written.
+/// The end of the name of a temporary file.
 const SUFFIX: &str = ".apr-tmp";
-/// Bytes of the target's name kept in the temporary's, whose length the file system limits.
+/// Bytes of the name of the target in the name of the temporary file. File systems limit names to 255 bytes.
 const KEPT: usize = 100;
 
-/// A temporary sibling of `target`, which [`AtomicFile::commit`] puts in its place.
+/// A temporary file beside its target, which [`AtomicFile::commit`] puts in the target's place.
 ///
-/// The temporary is locked while its writer lives: one without a lock was left by a writer that was
-/// killed, and the next writer of the same target removes it. Dropped before the commit, it goes too.
+/// It is locked while its writer lives. One without a lock was left behind by a writer that was killed; the next writer
+/// of the same target removes it. If it is dropped before the commit, it is removed.
 #[derive(Debug)]
 pub struct AtomicFile {
     file: File,
     temporary: PathBuf,
     target: PathBuf,
     directory: PathBuf,
-    /// Held open for the flush at the end: that it cannot be is known before anything is written.
+    /// The directory, opened before anything is written: a directory that cannot be flushed is known early.
     entries: File,
     committed: bool,
 }
 
 impl AtomicFile {
-    /// Start writing what is to become `target`. It keeps the mode of the file that it replaces, so that a
-    /// private one stays private; a new one's follows the umask.
+    /// Start to write the file at `target`. It gets the mode of the file that it replaces, so that a private file stays
+    /// private; the mode of a new file follows the umask.
     ///
     /// # Errors
-    /// The operating system's; `target` is a directory or no regular file, or the directory that it is in
-    /// cannot be read.
+    /// Those of the operating system; `IsADirectory`; `InvalidInput` if `target` is not a regular file.
     pub fn create(target: &Path) -> io::Result<Self> {
         let target = through_links(target)?;
         let name = target.file_name().ok_or(io::ErrorKind::IsADirectory)?;
@@ -59,36 +58,36 @@ impl AtomicFile {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(error),
             };
-            // Where the file system has no locks, nothing of this name is ever taken for a leftover.
+            // On a file system without locks this fails, and so does the lock of whoever looks for leftovers.
             let _ = file.lock();
-            // Another writer may have taken it for a leftover before the lock was there.
+            // Another writer may have removed it as a leftover before it was locked.
             if file.metadata()?.nlink() > 0 {
-                let made = Self { file, temporary, target, directory, entries, committed: false };
+                let atomic = Self { file, temporary, target, directory, entries, committed: false };
                 if let Some(replaced) = replaced {
-                    made.file.set_permissions(replaced.permissions())?;
+                    atomic.file.set_permissions(replaced.permissions())?;
                 }
-                return Ok(made);
+                return Ok(atomic);
             }
         }
         Err(io::ErrorKind::AlreadyExists.into())
     }
 
-    /// Where the temporary lies.
+    /// Return the directory of the temporary file.
     #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Append the next `size` bytes of another file; the kernel copies them where it can.
+    /// Append the next `size` bytes of another file. The kernel copies them, if the file system supports it.
     ///
     /// # Errors
-    /// The operating system's; `UnexpectedEof` where the other file is shorter.
+    /// Those of the operating system; `UnexpectedEof` if the other file is shorter.
     pub fn append(&mut self, from: &mut File, size: u64) -> io::Result<()> {
-        let mut rest = from.take(size);
-        while rest.limit() > 0 {
-            match io::copy(&mut rest, &mut self.file) {
+        let mut part = from.take(size);
+        while part.limit() > 0 {
+            match io::copy(&mut part, &mut self.file) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                // A signal may end a copy early: both files stand where it stopped.
+                // A signal can end a copy early. The positions of both files are then where it stopped.
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 Ok(_) | Err(_) => {}
             }
@@ -96,18 +95,20 @@ impl AtomicFile {
         Ok(())
     }
 
-    /// Flush to disk, take the target's place, and flush the directory.
+    /// Flush the file to disk, put it in the place of the target, and flush the directory.
     ///
     /// # Errors
-    /// The operating system's; the target is then as it was, or the error's text says that it is the new file.
+    /// Those of the operating system. The target is then unchanged, unless the message says otherwise: the last step can
+    /// fail too.
     pub fn commit(mut self) -> io::Result<()> {
+        // Before the rename: otherwise a loss of power could leave an empty file under the name of the target.
         self.file.sync_all()?;
         fs::rename(&self.temporary, &self.target)?;
         self.committed = true;
-        // Under no number of the system's, so that this text is what the user reads.
+        // Without an errno, so that this text reaches the user instead of the system's.
         self.entries.sync_all().map_err(|error| {
-            let what = "the new file is there and whole, but its directory was not flushed to the disk, so that \
-                        a loss of power may bring back the old one";
+            let what = "the new file is complete and in place, but its directory was not flushed to disk; a loss of \
+                        power can bring back the old file";
             io::Error::new(error.kind(), format!("{what}: {error}"))
         })
     }
@@ -132,23 +133,23 @@ impl Write for AtomicFile {
 impl Drop for AtomicFile {
     fn drop(&mut self) {
         if !self.committed {
-            // Nothing more can be done about a temporary that will not go.
+            // Nothing more can be done about a temporary file that cannot be removed.
             let _ = fs::remove_file(&self.temporary);
         }
     }
 }
 
-/// The file itself where `target` is a link to one, be it there or not; refuses what a rename would wrongly
+/// Follow links to the file to replace, which need not exist. Refuse a directory and a device, which a rename would
 /// replace.
 fn through_links(target: &Path) -> io::Result<PathBuf> {
     match fs::metadata(target) {
-        Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
-        Ok(found) if !found.is_file() => {
+        Ok(metadata) if metadata.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(metadata) if !metadata.is_file() => {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
         }
         Ok(_) if target.is_symlink() => fs::canonicalize(target),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        // Links in a circle are another error: this ends.
+        // The recursion ends: links in a circle give another error than NotFound.
         Err(_) if target.is_symlink() => {
             let next = fs::read_link(target)?;
             through_links(&target.parent().map_or(next.clone(), |parent| parent.join(next)))
@@ -157,13 +158,14 @@ fn through_links(target: &Path) -> io::Result<PathBuf> {
     }
 }
 
+/// Return the start of the names of temporary files for a target. The CRC32 keeps long names with the same start apart.
 fn prefix(name: &std::ffi::OsStr) -> OsString {
     let bytes = name.as_encoded_bytes();
     let kept = String::from_utf8_lossy(&bytes[..bytes.len().min(KEPT)]).into_owned();
     OsString::from(format!(".{kept}.{:08x}.", crc32fast::hash(bytes)))
 }
 
-/// Remove temporaries of the same target whose writers are gone. Failing to is no error of the new write.
+/// Remove temporary files of the same target whose writers are gone. A failure does not matter to the new file.
 fn remove_leftovers(directory: &Path, prefix: &std::ffi::OsStr) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
@@ -209,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_of_dead_writers_go_and_those_of_living_ones_stay() {
+    fn only_temporary_files_of_dead_writers_are_removed() {
         let directory = tempfile::tempdir().unwrap();
         let target = directory.path().join("a.apr");
         let mut dead = prefix("a.apr".as_ref());
@@ -224,22 +226,22 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_flushed_is_said_of_the_new_file() {
+    fn the_error_of_an_unflushed_directory_says_that_the_new_file_is_in_place() {
         let directory = tempfile::tempdir().unwrap();
         let target = directory.path().join("a.apr");
         fs::write(&target, b"old").unwrap();
         let mut file = AtomicFile::create(&target).unwrap();
         file.write_all(b"new").unwrap();
-        file.entries = File::open("/dev/null").unwrap(); // which cannot be flushed
+        file.entries = File::open("/dev/null").unwrap(); // cannot be flushed
         let error = file.commit().unwrap_err();
-        assert!(error.to_string().starts_with("the new file is there and whole"), "{error}");
+        assert!(error.to_string().starts_with("the new file is complete"), "{error}");
         assert!(error.raw_os_error().is_none());
         assert_eq!(fs::read(&target).unwrap(), b"new");
         assert_eq!(names(directory.path()), ["a.apr"]);
     }
 
     #[test]
-    fn a_link_keeps_pointing_at_what_is_replaced() {
+    fn a_link_stays_and_its_file_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let (target, link) = (directory.path().join("a.apr"), directory.path().join("link"));
         fs::write(&target, b"old").unwrap();
@@ -252,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_to_what_is_not_there_yet_is_followed_and_one_to_itself_refused() {
+    fn a_dangling_link_is_followed_and_a_circular_one_refused() {
         let directory = tempfile::tempdir().unwrap();
         let (link, circle) = (directory.path().join("link"), directory.path().join("circle"));
         std::os::unix::fs::symlink("later.apr", &link).unwrap();

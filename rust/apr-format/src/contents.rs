@@ -1,4 +1,4 @@
-//! What an opened file of any form says it holds.
+//! The contents of an open file, which all forms of the format share.
 
 use std::{borrow::Cow, io};
 
@@ -9,27 +9,27 @@ use crate::{
     source::{Source, read_vec},
 };
 
-/// Bytes of the CRC32 at the end.
+/// The size in bytes of the footer, a CRC32 at the end.
 pub const FOOTER_SIZE: u64 = 4;
 
-/// What a file holds, but the tensors' bytes.
+/// What a file contains, without the bytes of the tensors.
 #[derive(Debug, Clone)]
 pub struct Contents {
     pub(crate) metadata: Metadata,
     /// The tensors, sorted by name.
     pub tensors: Index,
-    /// Where the footer is and the CRC32 it holds; None for an old file without one.
+    /// Where the footer is and its CRC32; `None` for an old file without a footer.
     pub footer: Option<(u64, u32)>,
-    /// Length of the file.
+    /// The length of the file.
     pub size: u64,
 }
 
 /// The metadata of an open file.
 #[derive(Debug, Clone)]
 pub(crate) enum Metadata {
-    /// JSON text that was checked: some forms cannot be opened without reading it.
+    /// JSON text that is already checked, for forms that cannot be opened without reading it.
     Checked(String),
-    /// Where the JSON text is in the file, to be read and checked when it is asked for.
+    /// The place of the JSON text, which is read and checked when it is used.
     Stored { offset: u64, size: u32 },
 }
 
@@ -45,21 +45,21 @@ impl Metadata {
 }
 
 impl Contents {
-    /// What the index says of a tensor.
+    /// Return the tensor of this name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<Tensor> {
         self.tensors.get(name)
     }
 
-    /// The metadata's JSON text, checked; of v2 it is read from the file that was opened.
+    /// Return the JSON text of the metadata, checked. `source` must be what the file was opened from.
     ///
     /// # Errors
-    /// [`Rule::Malformed`], [`Rule::CutShort`]; the operating system's.
+    /// [`Rule::Malformed`], [`Rule::CutShort`], [`Rule::Io`].
     pub fn metadata(&self, source: &(impl Source + ?Sized)) -> Result<Cow<'_, str>> {
         self.metadata.read(source).map_err(|error| cut_short(source, self.size, error))
     }
 
-    /// The tensor whose bytes are this one's values: itself, or the embedding for an empty head.
+    /// Return the tensor whose bytes are the values of this one: itself, or the embedding if it is tied.
     ///
     /// # Errors
     /// [`Rule::TiedToNothing`].
@@ -76,7 +76,7 @@ impl Contents {
     }
 }
 
-/// An error of reading what was checked at opening: that the file was cut short since is one of its own.
+/// Replace an error of reading bytes that were there when the file was opened, by the fact that it was truncated since.
 #[must_use]
 pub fn cut_short(source: &(impl Source + ?Sized), need: u64, error: Error) -> Error {
     match (&error.rule, source.size()) {

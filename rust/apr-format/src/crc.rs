@@ -1,19 +1,19 @@
-//! CRC32 (IEEE, as zlib's) of a source, in parallel.
+//! Compute a CRC32 (the IEEE polynomial, as in zlib) in parallel.
 
 use std::io;
 
 use crate::{source::Source, threads};
 
-/// Bytes that one task hashes: long enough to make joining two results cheap beside it.
+/// Bytes that one task hashes, enough to make combining two results cheap in comparison.
 const SEGMENT: u64 = 8 << 20;
-/// Bytes read at a time: they are hashed while they still lie in the core's own cache. Measured: above
-/// 128 KiB a read costs up to seven times as much.
+/// Bytes that are read at a time, so that hashing finds them in the cache of the core. Above 128 KiB, a read took up to
+/// seven times as long.
 const WINDOW: usize = 64 << 10;
 
-/// CRC32 of the first `size` bytes of a source.
+/// Return the CRC32 of the first `size` bytes of a source.
 ///
 /// # Errors
-/// The operating system's; `UnexpectedEof` where the source is shorter.
+/// Those of the operating system; `UnexpectedEof` if the source is shorter.
 pub fn crc32(source: &(impl Source + ?Sized), size: u64) -> io::Result<u32> {
     let starts = (0..size.div_ceil(SEGMENT)).map(|segment| segment * SEGMENT);
     let segments =

@@ -1,10 +1,10 @@
-//! The dtypes of the format: ids, names, and how many bytes a tensor of a shape takes.
+//! The dtypes of the format: their ids, their names, and the size of a tensor.
 
 use std::fmt;
 
-/// GGML's K-quants hold this many values a block.
+/// Values in a block of GGML's K-quants.
 pub const K_BLOCK: u64 = 256;
-/// Values in a block of APR's own q4.
+/// Values in a block of q4, which is APR's own.
 pub const Q4_BLOCK: u64 = 32;
 /// Bytes of a q4 block: an f16 scale and 16 bytes of nibbles.
 pub const Q4_BYTES: u64 = 18;
@@ -15,32 +15,32 @@ pub const Q6_K_BYTES: u64 = 210;
 /// Bytes of the scale before the values of a q8 tensor.
 pub const Q8_SCALE: u64 = 4;
 
-/// Element type of a stored tensor.
+/// The element type of a stored tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
     /// IEEE single precision.
     F32,
     /// IEEE half precision.
     F16,
-    /// The upper half of an f32.
+    /// bfloat16: the upper half of an f32.
     Bf16,
     /// IEEE double precision.
     F64,
-    /// Signed, 32 bits.
+    /// Signed integer, 32 bits.
     I32,
-    /// Signed, 64 bits.
+    /// Signed integer, 64 bits.
     I64,
-    /// Signed, 8 bits.
+    /// Signed integer, 8 bits.
     I8,
-    /// Unsigned, 8 bits.
+    /// Unsigned integer, 8 bits.
     U8,
-    /// APR's 4-bit blocks of 32.
+    /// APR's q4: blocks of 32 values of 4 bits under one f16 scale.
     Q4,
-    /// APR's 8-bit values under one scale.
+    /// APR's q8: values of 8 bits under one f32 scale for the tensor.
     Q8,
-    /// GGML's `Q4_K`.
+    /// GGML's `Q4_K`: blocks of 256 values.
     Q4K,
-    /// GGML's `Q6_K`.
+    /// GGML's `Q6_K`: blocks of 256 values.
     Q6K,
 }
 
@@ -61,7 +61,7 @@ impl Dtype {
         Self::Q6K,
     ];
 
-    /// From the id in a tensor index; 2 (bf16), 8 (q4) and 9 (q8) are ids of older writers.
+    /// Return the dtype of an id in a tensor index. Older writers used 2 for bf16, 8 for q4 and 9 for q8.
     #[must_use]
     pub fn from_id(id: u8) -> Option<Self> {
         Some(match id {
@@ -81,7 +81,7 @@ impl Dtype {
         })
     }
 
-    /// The id that is written.
+    /// Return the id in the index of written files.
     #[must_use]
     pub fn id(self) -> u8 {
         match self {
@@ -100,7 +100,7 @@ impl Dtype {
         }
     }
 
-    /// The name in the format's table.
+    /// Return the name, such as `"bf16"`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -119,13 +119,13 @@ impl Dtype {
         }
     }
 
-    /// From the name in the format's table.
+    /// Return the dtype of this name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|dtype| dtype.name() == name)
     }
 
-    /// Bytes of one value; None for the quantized dtypes, whose values share bytes.
+    /// Return the bytes of one value; `None` for a quantized dtype, whose values share bytes.
     #[must_use]
     pub fn itemsize(self) -> Option<u64> {
         match self {
@@ -137,13 +137,13 @@ impl Dtype {
         }
     }
 
-    /// Whether values must be dequantized before use.
+    /// Whether the values must be dequantized before use.
     #[must_use]
     pub fn is_quantized(self) -> bool {
         self.itemsize().is_none()
     }
 
-    /// Bytes and values of one block of a K-quant.
+    /// Return the bytes of one block of a K-quant; `None` for other dtypes.
     pub(crate) fn k_block_bytes(self) -> Option<u64> {
         match self {
             Self::Q4K => Some(Q4_K_BYTES),
@@ -152,9 +152,9 @@ impl Dtype {
         }
     }
 
-    /// Bytes that a tensor of these dims takes as written; None where they overflow.
+    /// Return the size in bytes of a tensor with these dimensions; `None` on overflow.
     ///
-    /// K-quants of two dimensions are written with their rows padded to whole blocks.
+    /// The rows of K-quants of two dimensions are padded to whole blocks.
     #[must_use]
     pub fn nbytes(self, dims: &[u64]) -> Option<u64> {
         let values = count(dims)?;
@@ -170,7 +170,7 @@ impl Dtype {
         }
     }
 
-    /// As [`Self::nbytes`], for K-quants stored flat: `ceil(n / 256)` blocks.
+    /// Return the size in bytes of a tensor whose K-quant rows are not padded: `ceil(n / 256)` blocks for `n` values.
     #[must_use]
     pub fn nbytes_flat(self, dims: &[u64]) -> Option<u64> {
         match self.k_block_bytes() {
@@ -186,8 +186,10 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// The number of values under these dims; None where it, at eight bytes a value, passes what a
-/// signed 64-bit size can hold. Zeros are left out of that test: numpy refuses such shapes too.
+/// Return the number of values of a tensor with these dimensions.
+///
+/// It is `None` if so many values of 8 bytes would be larger than a signed 64-bit size. The check leaves zeros out: `NumPy`
+/// refuses such shapes too.
 #[must_use]
 pub fn count(dims: &[u64]) -> Option<u64> {
     const LARGEST: u64 = i64::MAX as u64 / 8;

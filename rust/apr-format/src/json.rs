@@ -1,4 +1,4 @@
-//! JSON in a file: checked here without building it, so that a lying file costs no memory.
+//! Check JSON without building its values, so that a hostile file costs no memory.
 
 use std::fmt;
 
@@ -13,13 +13,13 @@ use crate::{
     index::MAX_DIMS,
 };
 
-/// Largest metadata that are read.
+/// The largest metadata that are read, in bytes.
 pub const MAX_READ: u64 = 64 << 20;
-/// Largest metadata that are written.
+/// The largest metadata that are written, in bytes.
 pub const MAX_WRITE: usize = 16 << 20;
-/// Deepest nesting of objects and arrays.
+/// The deepest nesting of objects and arrays.
 pub const MAX_DEPTH: u32 = 64;
-/// Most values: a vocabulary with its merges holds some 300 000.
+/// The largest number of values. A vocabulary with its merges has about 300 000.
 pub const MAX_VALUES: u32 = 2_000_000;
 
 /// Check that the bytes are one JSON object within the limits, and return them as text.
@@ -52,7 +52,7 @@ pub fn check_object(text: &str, start: u64) -> Result<()> {
     walk(text).map_err(wrong)
 }
 
-/// Check that a text is one JSON value within the limits; else where it is not, and what is wrong.
+/// Check that a text is one JSON value within the limits. The error is the first wrong byte and what is wrong there.
 pub(crate) fn walk(text: &str) -> std::result::Result<(), (usize, String)> {
     let mut values = 0;
     let mut parser = serde_json::Deserializer::from_str(text);
@@ -61,24 +61,24 @@ pub(crate) fn walk(text: &str) -> std::result::Result<(), (usize, String)> {
     walk.and_then(|()| parser.end()).map_err(|error| located(text, &error))
 }
 
-/// Where in the text serde's error is, and its message.
+/// Return the byte of an error of serde, and its message.
 pub(crate) fn located(text: &str, error: &serde_json::Error) -> (usize, String) {
     (position(text, error.line(), error.column()), reason(error))
 }
 
-/// serde's message without its "at line …", which the byte offset replaces.
+/// Return the message of serde without its "at line …", which the byte offset replaces.
 pub(crate) fn reason(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.rsplit_once(" at line ").map_or(text.clone(), |(reason, _)| reason.to_owned())
 }
 
-/// Byte offset of a one-based line and column.
+/// Return the byte offset of a line and column, both counted from 1.
 fn position(text: &str, line: usize, column: usize) -> usize {
     let before = text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum::<usize>();
     (before + column.saturating_sub(1)).min(text.len())
 }
 
-/// Walks one value and keeps nothing of it but the count.
+/// Visits one value and keeps only the number of values.
 struct Value<'a> {
     depth: u32,
     values: &'a mut u32,
@@ -155,7 +155,7 @@ impl<'de> Visitor<'de> for Value<'_> {
     }
 }
 
-/// An object's key: read as a string, so that its escapes are checked.
+/// Reads a key as a string, so that its escapes are checked.
 struct Key;
 
 impl<'de> DeserializeSeed<'de> for Key {
@@ -178,7 +178,7 @@ impl Visitor<'_> for Key {
     }
 }
 
-/// A member of an object: its text. Of duplicate keys the last counts.
+/// Return the text of one value of an object. Of a repeated key, the last value counts.
 pub(crate) fn member<'a>(object: &'a str, key: &str) -> Option<&'a str> {
     let mut parser = serde_json::Deserializer::from_str(object);
     Member(key).deserialize(&mut parser).ok()?.map(RawValue::get)
@@ -205,19 +205,19 @@ impl<'de> Visitor<'de> for Member<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self::Value, A::Error> {
-        let mut found = None;
+        let mut value = None;
         while let Some(key) = map.next_key::<String>()? {
             if key == self.0 {
-                found = Some(map.next_value()?);
+                value = Some(map.next_value()?);
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
         }
-        Ok(found)
+        Ok(value)
     }
 }
 
-/// A number from JSON. A text in its place is refused without being quoted: it may be as long as the file.
+/// A whole number.
 struct Number(u64);
 
 impl<'de> Deserialize<'de> for Number {
@@ -226,7 +226,7 @@ impl<'de> Deserialize<'de> for Number {
     }
 }
 
-/// As `Number`.
+/// Read a whole number. The error for a string does not quote it, because it may be as long as the file.
 pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<u64, D::Error> {
     struct Digits;
     impl Visitor<'_> for Digits {
@@ -248,24 +248,25 @@ pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> std::result:
             Err(E::custom("a string, not a whole number"))
         }
     }
-    deserializer.deserialize_any(Digits) // asked for a number, serde_json would quote a text
+    // Not deserialize_u64: its error would quote a string.
+    deserializer.deserialize_any(Digits)
 }
 
-/// Dims from JSON, at most eight: a longer list is not kept while it is read.
+/// Read at most eight dimensions. A longer list is refused before it is in memory.
 pub(crate) fn dims<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Vec<u64>, D::Error> {
     struct Dims;
     impl<'de> Visitor<'de> for Dims {
         type Value = Vec<u64>;
 
         fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-            formatter.write_str("a list of dims")
+            formatter.write_str("a list of dimensions")
         }
 
         fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> std::result::Result<Vec<u64>, A::Error> {
             let mut dims = Vec::new();
             while let Some(Number(dim)) = items.next_element()? {
                 if dims.len() == usize::from(MAX_DIMS) {
-                    return Err(A::Error::custom(format_args!("more than {MAX_DIMS} dims")));
+                    return Err(A::Error::custom(format_args!("more than {MAX_DIMS} dimensions")));
                 }
                 dims.push(dim);
             }
@@ -276,7 +277,8 @@ pub(crate) fn dims<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::R
             Err(E::custom("a string, not a list of dimensions"))
         }
     }
-    deserializer.deserialize_any(Dims) // as there
+    // Not deserialize_seq: its error would quote a string.
+    deserializer.deserialize_any(Dims)
 }
 
 #[cfg(test)]
@@ -303,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_parsers_would_read_differently_is_refused() {
+    fn values_that_parsers_disagree_about_are_refused() {
         for text in
             ["", "{\"a\":NaN}", "{\"a\":-Infinity}", "{\"a\":1e999}", r#"{"a":"\ud800"}"#, r#"{"\udc00":1}"#]
         {

@@ -1,4 +1,4 @@
-//! Every check of the format, each with its outcome, over every byte of the file.
+//! Check every byte of an open file and report on each part.
 
 use std::io;
 
@@ -10,38 +10,39 @@ use crate::{
     source::Source,
 };
 
-/// The outcome of the checks of one part of a file.
+/// The result of checking one part of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Check {
-    /// Which part.
+    /// The part.
     pub part: Part,
-    /// None where the file gives nothing to check against.
+    /// Whether the part is correct; `None` if the file contains nothing to compare it with.
     pub passed: Option<bool>,
     /// What was checked, or what is wrong.
     pub detail: String,
     /// The tensor that is wrong.
     pub tensor: Option<String>,
-    /// The byte that is wrong, from the start of the file.
+    /// The byte that is wrong, counted from the start of the file.
     pub offset: Option<u64>,
 }
 
-/// What verification found.
+/// The results of checking a file.
 #[derive(Debug, Clone)]
 pub struct Findings {
-    /// Whether the file opens at all.
+    /// Whether the file can be opened.
     pub opened: bool,
-    /// The checks in file order, up to the part that keeps the file from opening.
+    /// The checks in file order, up to the part that prevents opening.
     pub checks: Vec<Check>,
 }
 
 impl Findings {
-    /// Whether the file opens and no check failed. A check that the file gives nothing to compare with does not count.
+    /// Whether the file can be opened and no check failed. A check whose result is `None` did not fail.
     #[must_use]
     pub fn is_ok(&self) -> bool {
         self.opened && self.checks.iter().all(|check| check.passed != Some(false))
     }
 
-    /// Of a file that does not open: the checks of the parts before the one that failed, and that one.
+    /// Report on a file that cannot be opened: the parts before the broken one passed. `parts` are in the order in which
+    /// they are checked.
     #[must_use]
     pub fn unopened(error: &Error, parts: &[Part]) -> Self {
         let broken = error.part().unwrap_or(Part::Magic);
@@ -51,11 +52,11 @@ impl Findings {
     }
 }
 
-/// Check what is left to check of an open file: every byte. `magic` and `header` say what is known of those
-/// parts.
+/// Check what opening leaves out: the metadata, tied tensors and every byte. `magic` and `header` are the details of
+/// those parts, which opening has checked.
 ///
 /// # Errors
-/// The operating system's alone: everything else is a finding.
+/// Only those of the operating system. Everything else is a finding.
 pub fn opened(
     source: &(impl Source + ?Sized),
     contents: &Contents,
@@ -89,10 +90,10 @@ pub fn opened(
     Ok(Findings { opened: true, checks })
 }
 
-/// Compare the footer with every byte before it, and give it; None where the file has no footer.
+/// Compare the footer with the bytes before it and return it; `None` if the file has no footer.
 ///
 /// # Errors
-/// [`Rule::Checksum`], [`Rule::CutShort`]; the operating system's.
+/// [`Rule::Checksum`], [`Rule::CutShort`], [`Rule::Io`].
 pub fn footer(source: &(impl Source + ?Sized), contents: &Contents) -> Result<Option<u32>> {
     let Some((offset, stored)) = contents.footer else {
         return Ok(None);
@@ -104,7 +105,7 @@ pub fn footer(source: &(impl Source + ?Sized), contents: &Contents) -> Result<Op
     Err(Rule::Checksum { stored, computed }.at(Part::Footer, offset))
 }
 
-/// The check of the metadata, from what reading them gave.
+/// Return the check of the metadata from the result of reading them.
 pub(crate) fn metadata(found: Result<impl AsRef<str>>) -> io::Result<Check> {
     match found {
         Ok(json) => Ok(passed(Part::Metadata, format!("{} bytes of JSON", json.as_ref().len()))),
@@ -113,12 +114,12 @@ pub(crate) fn metadata(found: Result<impl AsRef<str>>) -> io::Result<Check> {
     }
 }
 
-/// A check that passed.
+/// Return a check that passed.
 pub(crate) fn passed(part: Part, detail: String) -> Check {
     Check { part, passed: Some(true), detail, tensor: None, offset: None }
 }
 
-/// A check that failed.
+/// Return a check that failed.
 pub(crate) fn failed(part: Part, error: &Error) -> Check {
     Check {
         part,

@@ -1,6 +1,6 @@
-//! Opening a v2 file, reading its metadata and verifying it allocate at most twice its size, whatever the file
-//! says; where one string with escapes is most of metadata that are wrong, four times: serde, which is asked for
-//! what is wrong, unescapes it in a buffer that doubles.
+//! Opening a version 2 file, reading its metadata and verifying it allocate at most twice its size, whatever it
+//! declares. If one string with escapes is most of the file, it is four times: serde unescapes the string into a buffer
+//! that doubles.
 
 use std::{fmt::Write as _, fs::File, io::Write as _};
 
@@ -13,10 +13,10 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Windows of the threads that read side by side, and what rayon needs for itself.
+/// Bytes that do not grow with the file: the windows of the reading threads, and what rayon allocates.
 const BUFFERS: usize = 1 << 20;
 
-/// An entry of the index: f32 of `count` values.
+/// Return an entry of the index: a tensor of `count` f32 values.
 fn entry(name: &str, count: u64, offset: u64) -> Vec<u8> {
     let mut bytes = u16::try_from(name.len()).unwrap().to_le_bytes().to_vec();
     bytes.extend(name.as_bytes());
@@ -27,13 +27,13 @@ fn entry(name: &str, count: u64, offset: u64) -> Vec<u8> {
     bytes
 }
 
-/// Entries of these names, each of the same number of values.
+/// Return entries of tensors with the same number of values.
 fn entries(count: u32, values: u64) -> Vec<u8> {
     let step = (4 * values).next_multiple_of(64);
     (0..count).flat_map(|i| entry(&format!("{i:05x}"), values, u64::from(i) * step)).collect()
 }
 
-/// A file whose count of tensors may lie.
+/// Return a file that declares any number of tensors.
 fn file(metadata: &[u8], tensor_count: u32, index: &[u8], data: usize) -> Vec<u8> {
     let align = |size: usize| size.next_multiple_of(64);
     let index_offset = align(64 + metadata.len());
@@ -60,7 +60,7 @@ fn file(metadata: &[u8], tensor_count: u32, index: &[u8], data: usize) -> Vec<u8
     bytes
 }
 
-/// What opening with the metadata and verifying take at most, beyond what was there before; and whether both
+/// Return the most bytes that are allocated at a time by opening and by verifying, and whether the file and its metadata
 /// can be read.
 fn peak(bytes: &[u8]) -> (usize, bool) {
     let mut on_disk = tempfile::tempfile().unwrap();
@@ -77,7 +77,7 @@ fn peak(bytes: &[u8]) -> (usize, bool) {
     (opening.max(verifying), opened)
 }
 
-// One test: another one beside it would be counted too.
+// One test: what a second one allocated at the same time would be counted too.
 #[test]
 fn no_file_costs_more_than_its_size_allows() {
     let mut values = String::from("{\"a\":[\"\"");
@@ -97,10 +97,10 @@ fn no_file_costs_more_than_its_size_allows() {
         ("a string of escapes", text(&escapes), true),
         ("a string with one escape", text(&one_escape), true),
         ("wrong after a string of escapes", text(&escapes.replace('}', ",}")), false),
-        ("metadata of no UTF-8", file(&vec![0xff; 16 << 20], 0, b"", 0), false),
+        ("metadata that are not UTF-8", file(&vec![0xff; 16 << 20], 0, b"", 0), false),
         ("one large tensor", file(b"{}", 1, &entry("a", 4 << 20, 0), 16 << 20), true),
     ];
-    let mut above = Vec::new();
+    let mut failures = Vec::new();
     for (name, bytes, opens) in cases {
         let times = if name.contains("string") { 4 } else { 2 };
         let (peak, opened) = peak(&bytes);
@@ -108,8 +108,8 @@ fn no_file_costs_more_than_its_size_allows() {
         let line = format!("{name}: {peak} bytes for a file of {}", bytes.len());
         println!("{line}");
         if peak > times * bytes.len() + BUFFERS {
-            above.push(line);
+            failures.push(line);
         }
     }
-    assert!(above.is_empty(), "{above:#?}");
+    assert!(failures.is_empty(), "{failures:#?}");
 }

@@ -1,5 +1,5 @@
-//! Opening and verifying a file of an older form allocate at most twice its size, whatever the file says, beside
-//! what a compressed one may unpack to.
+//! Opening and verifying a file of an older form allocate at most twice its size, whatever it declares, in addition to
+//! what a compressed file decompresses to.
 
 use std::{fmt::Write as _, fs::File, io::Write as _};
 
@@ -9,7 +9,7 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Windows of the threads that read side by side, and what rayon needs for itself.
+/// Bytes that do not grow with the file: the windows of the reading threads, and what rayon allocates.
 const BUFFERS: usize = 1 << 20;
 
 fn with_crc(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -44,7 +44,7 @@ fn entries(count: u32, dim: u32) -> String {
     text + "]"
 }
 
-/// `sizes` are those of the payload as stored and uncompressed.
+/// Return a version 1 file. `sizes` are those of the payload, stored and decompressed.
 fn v1(metadata: &[u8], payload: &[u8], sizes: [u32; 2], compression: u8) -> Vec<u8> {
     let mut bytes = b"APRN\x01\0\x01\0".to_vec();
     bytes.extend(u32::try_from(metadata.len()).unwrap().to_le_bytes());
@@ -56,7 +56,7 @@ fn v1(metadata: &[u8], payload: &[u8], sizes: [u32; 2], compression: u8) -> Vec<
     with_crc(bytes)
 }
 
-/// What opening and verifying take at most, beyond what was there before; and whether it opens.
+/// Return the most bytes that are allocated at a time by opening and by verifying, and whether the file opens.
 fn peak(bytes: &[u8]) -> (usize, bool) {
     let mut on_disk = tempfile::tempfile().unwrap();
     on_disk.write_all(bytes).unwrap();
@@ -71,7 +71,7 @@ fn peak(bytes: &[u8]) -> (usize, bool) {
     (opening.max(verifying), opened)
 }
 
-// One test: another one beside it would be counted too.
+// One test: what a second one allocated at the same time would be counted too.
 #[test]
 fn no_file_of_an_older_form_costs_more_than_its_size_allows() {
     let large = vec![7; 8 << 20];
@@ -82,12 +82,12 @@ fn no_file_of_an_older_form_costs_more_than_its_size_allows() {
     let cases = [
         ("100 000 tensors", json(&entries(100_000, 16), 100_000, 6_400_000), true),
         ("100 000 tensors without values", json(&entries(100_000, 0), 100_000, 0), true),
-        ("a count that lies", json(&entries(10, 0), u32::MAX, 0), false),
+        ("a wrong number of tensors", json(&entries(10, 0), u32::MAX, 0), false),
         ("an index of numbers", json(&numbers, 1_000_001, 0), false),
-        ("a wrapper whose length lies", [&b"APR2\x01\0\0\0\x30\0\0\0\x30"[..], &large].concat(), false),
+        ("a wrapper with a wrong length", [&b"APR2\x01\0\0\0\x30\0\0\0\x30"[..], &large].concat(), false),
         ("a payload", v1(b"{}", &large, [size; 2], 0), true),
         ("an LZ4 payload", v1(b"{}", &sized(&lz4), [size + 32901, size], 3), false),
-        ("a payload whose size lies", v1(b"{}", &large, [size, 1 << 30], 1), true),
+        ("a payload with a wrong size", v1(b"{}", &large, [size, 1 << 30], 1), true),
         ("metadata of 2 million values", v1(&array, b"", [0; 2], 0), true),
         (
             "metadata of one text",
@@ -95,17 +95,17 @@ fn no_file_of_an_older_form_costs_more_than_its_size_allows() {
             true,
         ),
     ];
-    let mut above = Vec::new();
+    let mut failures = Vec::new();
     for (name, bytes, opens) in cases {
-        // MessagePack becomes JSON of at most 64 MiB, in which a byte takes five or six, in a buffer that doubles.
+        // MessagePack becomes JSON of at most 64 MiB, in a buffer that doubles. There, a byte takes up to six.
         let times = if name.starts_with("metadata") { 15 } else { 2 };
         let (peak, opened) = peak(&bytes);
         let line = format!("{name}: {peak} bytes for a file of {}", bytes.len());
         println!("{line}");
         assert_eq!(opened, opens, "{name}: {:?}", container::verify(bytes.as_slice()).unwrap().checks.last());
         if peak > times * bytes.len() + BUFFERS {
-            above.push(line);
+            failures.push(line);
         }
     }
-    assert!(above.is_empty(), "{above:#?}");
+    assert!(failures.is_empty(), "{failures:#?}");
 }

@@ -1,7 +1,10 @@
-//! Any part of any quantized tensor has the values that a plain loop gives, written from the format's table.
+//! Compare parts of quantized tensors with a plain loop, written from the description of the format.
 #![no_main]
 
-use apr_format::{dtype::Dtype, quant, v2::index::Tensor};
+use apr_format::{
+    Dtype,
+    internal::{index::Tensor, quant},
+};
 use apr_format_fuzz::{on_this_thread, size};
 use half::f16;
 use libfuzzer_sys::{
@@ -9,15 +12,17 @@ use libfuzzer_sys::{
     fuzz_target,
 };
 
-/// Values of the largest tensor; and of a large one, which is more than three tasks.
+/// The largest number of values.
 const MOST: u64 = 2_000;
+/// The largest number of values of an input that asks for a large tensor: more than three of the tasks that the work is
+/// divided into.
 const MOST_OF_LARGE: u64 = 100_000;
 
 #[derive(Debug, Arbitrary)]
 struct Input<'a> {
     dtype: u8,
     dims: Vec<u8>,
-    /// Above 252 the first dim counts 512-fold: more than one of the tasks that the work is cut into.
+    /// Above 252, the first dimension is multiplied by 512, so that the tensor takes more than one task.
     large: u8,
     flat: bool,
     start: u32,
@@ -37,28 +42,27 @@ fuzz_target!(init: on_this_thread(), |input: Input| {
     let count = dims.iter().try_fold(1_u64, |count, &dim| count.checked_mul(dim));
     let Some(count) = count.filter(|&count| count <= most) else { return };
     let nbytes = if input.flat { dtype.nbytes_flat(&dims) } else { dtype.nbytes(&dims) };
-    // Rows of no columns are many blocks of nothing in no layout.
     let Some(nbytes) = nbytes.filter(|&nbytes| nbytes <= 210 * most) else { return };
     let pattern = if input.pattern.is_empty() { &[0] } else { input.pattern };
     let bytes: Vec<u8> = pattern.iter().copied().cycle().take(size(nbytes)).collect();
     let tensor = Tensor { name: "t".into(), dtype, dims, offset: 0, nbytes };
     let start = u64::from(input.start) % (count + 1);
     let length = size(u64::from(input.length) % (count - start + 1));
-    let mut found = vec![f32::NAN; length];
-    quant::dequantize(bytes.as_slice(), &tensor, start, &mut found).expect("a part of it");
-    for (at, found) in (size(start)..).zip(found) {
+    let mut values = vec![f32::NAN; length];
+    quant::dequantize(bytes.as_slice(), &tensor, start, &mut values).expect("a part of it");
+    for (at, actual) in (size(start)..).zip(values) {
         let expected = value(&bytes, &tensor, at);
         assert!(
-            found.to_bits() == expected.to_bits() || (found.is_nan() && expected.is_nan()),
-            "value {at}: {found} instead of {expected}"
+            actual.to_bits() == expected.to_bits() || (actual.is_nan() && expected.is_nan()),
+            "value {at}: {actual} instead of {expected}"
         );
     }
-    // One value beyond is none of the tensor's.
+    // One value after the last is refused.
     let beyond = quant::dequantize(bytes.as_slice(), &tensor, count, &mut [0.0]);
     assert!(beyond.is_err());
 });
 
-/// One value, as the table in the format's description has it, with nothing shared between values.
+/// Compute one value as the description of the format has it, sharing nothing between values.
 fn value(bytes: &[u8], tensor: &Tensor, at: usize) -> f32 {
     let block = |values: usize, size: usize| {
         let (block, within) = match tensor.dims.as_slice() {

@@ -1,13 +1,13 @@
-//! Any bytes open or give an error of one line; what opens keeps the format's promises.
+//! Check that any bytes open, with every rule of the format kept, or give an error of one line.
 #![no_main]
 
-use apr_format_fuzz::{look, on_this_thread, sign};
+use apr_format_fuzz::{check, on_this_thread, sign};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(init: on_this_thread(), |bytes: &[u8]| {
-    look(bytes);
-    // Few mutations keep the checksums right: look behind them as well.
+    check(bytes);
+    // Few mutations keep the checksums correct, so the bytes are checked with correct ones as well.
     let mut signed = bytes.to_vec();
     sign(&mut signed);
-    look(&signed);
+    check(&signed);
 });

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, io};
 
-use apr_format::shards::scan::{ScanOptions, scan_source};
+use apr_format::internal::shards::scan::{ScanOptions, scan_source};
 use apr_format_fuzz::on_this_thread;
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},

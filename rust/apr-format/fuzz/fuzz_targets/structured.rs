@@ -1,14 +1,17 @@
-//! Files made field by field: an honest one opens and gives back what was put into it; one with any lies,
-//! under right checksums, keeps the format's promises or is refused.
+//! Build version 2 files field by field. A valid one must open and contain what was put into it; one with mutations, under
+//! correct checksums, must be refused or keep the rules of the format.
 #![no_main]
 
 use std::collections::BTreeMap;
 
 use apr_format::{
-    dtype::Dtype,
-    v2::{align, header::Header, read, verify},
+    Dtype,
+    internal::{
+        v2::{align, header::Header, read},
+        verify,
+    },
 };
-use apr_format_fuzz::{Number, look, on_this_thread, put, round_trip, sign, size, stored};
+use apr_format_fuzz::{Number, check, on_this_thread, put, round_trip, sign, size, stored};
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
     fuzz_target,
@@ -21,7 +24,7 @@ struct Input<'a> {
     /// Repeated over the data.
     data: &'a [u8],
     footer: bool,
-    lies: Vec<Lie>,
+    mutations: Vec<Mutation>,
 }
 
 #[derive(Debug, Arbitrary, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,7 +40,7 @@ struct Entry {
     id: u8,
     dims: Vec<u8>,
     flat: bool,
-    /// Steps of 64 bytes before it that no tensor has.
+    /// Steps of 64 bytes before it that belong to no tensor.
     gap: u8,
 }
 
@@ -59,7 +62,7 @@ enum Value<'a> {
 }
 
 #[derive(Debug, Arbitrary)]
-enum Lie {
+enum Mutation {
     Version(u8, u8),
     Flags(u16),
     Count(Number),
@@ -68,22 +71,22 @@ enum Lie {
     IndexOffset(Number),
     DataOffset(Number),
     Reserved(u8),
-    /// Of an entry: which, and what.
+    /// A field of an entry: the number of the entry, then the value.
     NameSize(u8, Number),
     Id(u8, u8),
     Ndim(u8, u8),
     Dim(u8, u8, Number),
     Offset(u8, Number),
     Size(u8, Number),
-    /// Any byte, before the checksums are made right.
+    /// Any byte, before the checksums are corrected.
     Byte(u16, u8),
     Cut(u16),
     Append(u8),
-    /// Checksums as they are not.
+    /// Any byte, after the checksums were corrected.
     Damage(u16, u8),
 }
 
-/// Where the fields of an entry lie in the file.
+/// The places of the fields of an entry in the file.
 struct Fields {
     name_size: usize,
     id: usize,
@@ -91,30 +94,30 @@ struct Fields {
     offset: usize,
 }
 
-struct Made {
+struct Built {
     bytes: Vec<u8>,
     fields: Vec<Fields>,
-    /// Name, dtype, dims, where the bytes start and how many there are.
+    /// Name, dtype, dimensions, and the start and number of the bytes.
     tensors: Vec<(String, Dtype, Vec<u64>, usize, usize)>,
     metadata: Option<String>,
 }
 
 fuzz_target!(init: on_this_thread(), |input: Input| {
-    let Some(mut made) = make(&input) else { return };
-    if input.lies.is_empty() && made.metadata.is_some() {
-        sign_whole(&mut made.bytes, input.footer);
-        check_honest(&made, input.footer);
+    let Some(mut built) = build(&input) else { return };
+    if input.mutations.is_empty() && built.metadata.is_some() {
+        sign_whole(&mut built.bytes, input.footer);
+        check_valid(&built, input.footer);
         return;
     }
-    tell(&input.lies, &mut made);
-    if let Some((contents, metadata)) = look(&made.bytes) {
-        round_trip(&made.bytes, &contents, &metadata);
+    mutate(&input.mutations, &mut built);
+    if let Some(file) = check(&built.bytes) {
+        round_trip(&built.bytes, &file);
     }
 });
 
-/// None where the tensors would take more than a small file.
-fn make(input: &Input) -> Option<Made> {
-    let (json, honest) = input.metadata.text();
+/// Build a file; `None` if its tensors are too large for a small one.
+fn build(input: &Input) -> Option<Built> {
+    let (json, is_valid) = input.metadata.text();
     let mut entries = BTreeMap::new();
     for (name, entry) in &input.entries {
         let name = name.text();
@@ -127,7 +130,7 @@ fn make(input: &Input) -> Option<Made> {
     for (name, entry) in entries {
         let ids = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 14, 30, 128, 129];
         let id = ids[usize::from(entry.id) % ids.len()];
-        let dtype = Dtype::from_id(id).expect("an id of the table");
+        let dtype = Dtype::from_id(id).expect("an id of the format");
         let dims: Vec<_> = entry.dims.iter().take(8).map(|&dim| u64::from(dim)).collect();
         let nbytes = if entry.flat { dtype.nbytes_flat(&dims) } else { dtype.nbytes(&dims) };
         let nbytes = nbytes.filter(|&nbytes| nbytes < 1 << 14)?;
@@ -173,8 +176,8 @@ fn make(input: &Input) -> Option<Made> {
     let data = if input.data.is_empty() { &[0] } else { input.data };
     bytes.extend(data.iter().cycle().take(end));
     bytes.extend([0; 4]);
-    let metadata = if honest { String::from_utf8(json).ok() } else { None };
-    Some(Made { bytes, fields, tensors, metadata })
+    let metadata = if is_valid { String::from_utf8(json).ok() } else { None };
+    Some(Built { bytes, fields, tensors, metadata })
 }
 
 fn sign_whole(bytes: &mut Vec<u8>, footer: bool) {
@@ -184,31 +187,32 @@ fn sign_whole(bytes: &mut Vec<u8>, footer: bool) {
     }
 }
 
-fn check_honest(made: &Made, footer: bool) {
-    if let Err(error) = read::open(made.bytes.as_slice()) {
-        panic!("an honest file is refused: {error}");
+fn check_valid(built: &Built, footer: bool) {
+    if let Err(error) = read::open(built.bytes.as_slice()) {
+        panic!("a valid file is refused: {error}");
     }
-    let (contents, metadata) = look(&made.bytes).expect("it opens, and its metadata are right");
-    assert_eq!(Some(&metadata), made.metadata.as_ref());
+    let file = check(&built.bytes).expect("it opens, and its metadata are valid");
+    let contents = &file.contents;
+    assert_eq!(Some(&file.metadata), built.metadata.as_ref());
     assert_eq!(contents.footer.is_some(), footer);
-    assert!(verify::footer(made.bytes.as_slice(), &contents).is_ok());
-    assert_eq!(contents.tensors.len(), made.tensors.len());
-    for (found, (name, dtype, dims, start, nbytes)) in contents.tensors.iter().zip(&made.tensors) {
-        assert_eq!((&found.name, found.dtype, &found.dims), (name, *dtype, dims));
-        assert_eq!(stored(&made.bytes, &found), &made.bytes[*start..start + nbytes]);
+    assert!(verify::footer(built.bytes.as_slice(), contents).is_ok());
+    assert_eq!(contents.tensors.len(), built.tensors.len());
+    for (entry, (name, dtype, dims, start, nbytes)) in contents.tensors.entries().zip(&built.tensors) {
+        assert_eq!((entry.name, entry.dtype, &entry.dims().collect()), (name.as_str(), *dtype, dims));
+        assert_eq!(stored(&built.bytes, &entry), &built.bytes[*start..start + nbytes]);
     }
-    round_trip(&made.bytes, &contents, &metadata);
+    round_trip(&built.bytes, &file);
 }
 
-/// Replace what the lies name and make the checksums right; the last lies are about those.
-fn tell(lies: &[Lie], made: &mut Made) {
-    let Made { bytes, fields, .. } = made;
-    for lie in lies {
-        lie.tell(bytes, fields);
+/// Apply mutations, correct the checksums, and apply the mutations that damage those.
+fn mutate(mutations: &[Mutation], built: &mut Built) {
+    let Built { bytes, fields, .. } = built;
+    for mutation in mutations {
+        mutation.apply(bytes, fields);
     }
     sign(bytes);
-    for lie in lies {
-        if let &Lie::Damage(at, bits) = lie
+    for mutation in mutations {
+        if let &Mutation::Damage(at, bits) = mutation
             && !bytes.is_empty()
         {
             let at = usize::from(at) % bytes.len();
@@ -217,8 +221,8 @@ fn tell(lies: &[Lie], made: &mut Made) {
     }
 }
 
-impl Lie {
-    fn tell(&self, bytes: &mut Vec<u8>, fields: &[Fields]) {
+impl Mutation {
+    fn apply(&self, bytes: &mut Vec<u8>, fields: &[Fields]) {
         let entry = |which: u8| fields.get(usize::from(which) % fields.len().max(1));
         match self {
             Self::Version(major, minor) => put(bytes, 4, &[*major, *minor]),
@@ -284,7 +288,7 @@ impl Name<'_> {
 }
 
 impl Json<'_> {
-    /// The bytes, and whether a reader must take them.
+    /// Return the bytes and whether a reader must accept them.
     fn text(&self) -> (Vec<u8>, bool) {
         match self {
             Self::Empty => (b"{}".into(), true),
@@ -308,7 +312,7 @@ impl Value<'_> {
         match self {
             Self::Null => serde_json::Value::Null,
             Self::Number(number) => (*number).into(),
-            Self::Float(number) => (*number).into(), // null where JSON has no form for it
+            Self::Float(number) => (*number).into(), // null if JSON cannot represent it
             Self::Text(text) => (*text).into(),
             Self::List(items) => items.iter().copied().collect(),
         }

@@ -1,17 +1,16 @@
-//! v1 files made field by field, signed or encrypted for a recipient among them: an honest one opens and gives
-//! back the tensors that its metadata describe; one with any lies, under a right checksum, keeps its promises or
-//! is refused.
+//! Build version 1 files field by field, also signed ones and encrypted ones. A valid one must open and contain the tensors
+//! that its metadata describe; one with mutations, under a correct checksum, must be refused or keep the rules of the
+//! format.
 #![no_main]
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
 use aes_gcm::{Aes256Gcm, KeyInit, Nonce, aead::AeadInOut};
 use apr_format::{
-    container::Container,
-    source::read_vec,
-    keys::{Keys, Unlock},
+    Keys, Unlock,
+    internal::{container::Container, source::read_vec},
 };
-use apr_format_fuzz::{Number, look_with, on_this_thread, put};
+use apr_format_fuzz::{Number, check_with, on_this_thread, put};
 use ed25519_dalek::{Signer, SigningKey};
 use hkdf::Hkdf;
 use libfuzzer_sys::{
@@ -24,11 +23,13 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 const ENCRYPTED: u8 = 1;
 const SIGNED: u8 = 2;
-/// The recipient's secret key, the sender's, and the author's.
+/// The secret key of the recipient.
 const RECIPIENT: [u8; 32] = [1; 32];
+/// The secret key of the sender.
 const SENDER: [u8; 32] = [2; 32];
+/// The key that signs.
 static AUTHOR: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::from_bytes(&[3; 32]));
-/// The sender's public key and the start of the recipient's, which stand before what is encrypted; its cipher.
+/// The bytes before an encrypted payload (the public key of the sender, the start of the recipient's) and its cipher.
 static SEALED: LazyLock<(Vec<u8>, Aes256Gcm)> = LazyLock::new(|| {
     let [recipient, sender] = [RECIPIENT, SENDER].map(StaticSecret::from);
     let [to, from] = [&recipient, &sender].map(PublicKey::from);
@@ -43,16 +44,17 @@ struct Input<'a> {
     model_type: u16,
     quality: u8,
     metadata: Metadata<'a>,
-    /// Tensors described in the metadata; without any, the payload is `data`.
+    /// The tensors that the metadata describe. Without any, the payload is `data`.
     tensors: BTreeMap<&'a str, Vec<u8>>,
-    /// Described under `custom` rather than at the top.
+    /// Whether they are described under `custom` instead of at the top.
     custom: bool,
     data: &'a [u8],
     compression: Compression,
-    /// Flags of v1: [`SIGNED`], [`ENCRYPTED`], and whether the keys are given.
+    /// The flags [`SIGNED`] and [`ENCRYPTED`].
     sealed: u8,
+    /// Whether the file is opened with keys.
     with_keys: bool,
-    lies: Vec<Lie>,
+    mutations: Vec<Mutation>,
 }
 
 #[derive(Debug, Arbitrary)]
@@ -80,7 +82,7 @@ enum Compression {
 }
 
 #[derive(Debug, Arbitrary)]
-enum Lie {
+enum Mutation {
     Version(u8, u8),
     MetadataSize(Number),
     PayloadSize(Number),
@@ -88,32 +90,33 @@ enum Lie {
     Compression(u8),
     Flags(u8),
     Reserved(u8),
-    /// Of what the payload starts with before it is compressed.
+    /// The number of values, before the payload is compressed.
     Count(Number),
-    /// Any byte before the checksum is made right.
+    /// Any byte, before the checksum is computed.
     Byte(u16, u8),
     Cut(u16),
     Append(u8),
+    /// Any byte, after the checksum was computed.
     Damage(u16, u8),
 }
 
 fuzz_target!(init: on_this_thread(), |input: Input| {
-    let Some((bytes, expected)) = make(&input) else { return };
+    let Some((bytes, expected)) = build(&input) else { return };
     let mut keys = Keys::default();
     if input.with_keys {
         let unlock = Unlock::Recipient(RECIPIENT.into());
         keys.unlock = (input.sealed & ENCRYPTED != 0).then_some(unlock);
         keys.trusted = (input.sealed & SIGNED != 0).then(|| AUTHOR.verifying_key().to_bytes());
     }
-    look_with(&bytes, &keys);
-    if !input.lies.is_empty() || matches!(input.metadata, Metadata::Raw(_)) {
+    check_with(&bytes, &keys);
+    if !input.mutations.is_empty() || matches!(input.metadata, Metadata::Raw(_)) {
         return;
     }
     let opened = match Container::open_with(bytes.as_slice(), &keys) {
         Ok(opened) => opened,
-        Err(error) => panic!("an honest file is refused: {error}"),
+        Err(error) => panic!("a valid file is refused: {error}"),
     };
-    let v1 = opened.v1().expect("it is one");
+    let v1 = opened.v1().expect("a version 1 file");
     assert_eq!(v1.signer.is_some(), input.sealed & SIGNED != 0);
     assert_eq!(v1.signer.is_some_and(|signer| signer.is_trusted), keys.trusted.is_some());
     if v1.is_locked() {
@@ -123,20 +126,20 @@ fuzz_target!(init: on_this_thread(), |input: Input| {
     }
     let image = match opened.image() {
         Ok(image) => image,
-        Err(error) => panic!("an honest payload is refused: {error}"),
+        Err(error) => panic!("a valid payload is refused: {error}"),
     };
-    let tensors: Vec<_> = opened.contents().tensors.iter().collect();
+    let tensors: Vec<_> = opened.contents().tensors.entries().collect();
     assert_eq!(tensors.len(), expected.len());
-    for (found, (name, dims, bytes)) in tensors.iter().zip(&expected) {
-        assert_eq!((found.name.as_str(), &found.dims), (*name, dims));
-        assert_eq!(&read_vec(&image, found.offset, found.nbytes).expect("its bytes are there"), bytes);
+    for (entry, (name, dims, bytes)) in tensors.iter().zip(&expected) {
+        assert_eq!((entry.name, &entry.dims().collect()), (*name, dims));
+        assert_eq!(&read_vec(&image, entry.offset, entry.nbytes).expect("its bytes are there"), bytes);
     }
 });
 
 type Tensor<'a> = (&'a str, Vec<u64>, Vec<u8>);
 
-/// The file and its tensors; None where they are too many.
-fn make<'a>(input: &Input<'a>) -> Option<(Vec<u8>, Vec<Tensor<'a>>)> {
+/// Build a file and return it with its tensors; `None` if they have too many values.
+fn build<'a>(input: &Input<'a>) -> Option<(Vec<u8>, Vec<Tensor<'a>>)> {
     let data = if input.data.is_empty() { &[0] } else { input.data };
     let mut stream = data.iter().copied().cycle();
     let (mut shapes, mut values, mut tensors, mut total) = (Map::new(), Vec::new(), Vec::new(), 0_u64);
@@ -158,8 +161,8 @@ fn make<'a>(input: &Input<'a>) -> Option<(Vec<u8>, Vec<Tensor<'a>>)> {
     } else {
         [total.to_le_bytes().as_slice(), &values].concat()
     };
-    for lie in &input.lies {
-        if let Lie::Count(number) = lie {
+    for mutation in &input.mutations {
+        if let Mutation::Count(number) = mutation {
             number.replace::<8>(&mut payload, 0);
         }
     }
@@ -189,13 +192,14 @@ fn make<'a>(input: &Input<'a>) -> Option<(Vec<u8>, Vec<Tensor<'a>>)> {
         bytes.extend(signature);
         bytes.extend(AUTHOR.verifying_key().as_bytes());
     }
-    for lie in &input.lies {
-        lie.tell(&mut bytes);
+    for mutation in &input.mutations {
+        mutation.apply(&mut bytes);
     }
-    let checksum = apr_format::crc::crc32(bytes.as_slice(), bytes.len() as u64).expect("no I/O errors");
+    let checksum =
+        apr_format::internal::crc::crc32(bytes.as_slice(), bytes.len() as u64).expect("no I/O errors");
     bytes.extend(checksum.to_le_bytes());
-    for lie in &input.lies {
-        if let &Lie::Damage(at, bits) = lie {
+    for mutation in &input.mutations {
+        if let &Mutation::Damage(at, bits) = mutation {
             let at = usize::from(at) % bytes.len();
             bytes[at] ^= bits;
         }
@@ -203,7 +207,7 @@ fn make<'a>(input: &Input<'a>) -> Option<(Vec<u8>, Vec<Tensor<'a>>)> {
     Some((bytes, tensors))
 }
 
-/// For the recipient, under a nonce of zeros: it protects nothing.
+/// Encrypt for the recipient. The nonce is zero, so this protects nothing.
 fn encrypt(mut packed: Vec<u8>) -> Vec<u8> {
     let (head, cipher) = &*SEALED;
     let nonce = [0; 12];
@@ -216,12 +220,12 @@ fn encrypt(mut packed: Vec<u8>) -> Vec<u8> {
 impl Metadata<'_> {
     fn bytes(&self, shapes: Map<String, Value>, custom: bool) -> Vec<u8> {
         let (Self::Packed(entries) | Self::Json(entries)) = self else {
-            let Self::Raw(bytes) = self else { unreachable!("the third of three") };
+            let Self::Raw(bytes) = self else { unreachable!("the other two are handled") };
             return bytes.to_vec();
         };
         let mut map: Map<_, _> =
             entries.iter().map(|(key, value)| ((*key).to_owned(), value.json())).collect();
-        // Not the input's own: they would describe other tensors.
+        // Those of the input would describe other tensors.
         map.remove("tensor_shapes");
         map.remove("custom");
         if !shapes.is_empty() && custom {
@@ -241,15 +245,15 @@ impl Value1<'_> {
         match self {
             Self::Null => Value::Null,
             Self::Number(number) => (*number).into(),
-            Self::Float(number) => (*number).into(), // null where JSON has no form for it
+            Self::Float(number) => (*number).into(), // null if JSON cannot represent it
             Self::Text(text) => (*text).into(),
             Self::List(items) => items.iter().copied().collect(),
         }
     }
 }
 
-impl Lie {
-    fn tell(&self, bytes: &mut Vec<u8>) {
+impl Mutation {
+    fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::Version(major, minor) => put(bytes, 4, &[*major, *minor]),
             Self::MetadataSize(number) => number.replace::<4>(bytes, 8),

@@ -1,11 +1,11 @@
-//! The JSON container and its wrappers, made field by field: an honest file opens and gives back what was put
-//! into it; one with any lies, under a right checksum and compressed anew, keeps its promises or is refused.
+//! Build JSON containers and their wrappers field by field. A valid file must open and contain what was put into it; one
+//! with mutations, under a correct checksum and compressed, must be refused or keep the rules of the format.
 #![no_main]
 
 use std::collections::BTreeMap;
 
-use apr_format::{container::Container, source::read_vec, watch::Watch};
-use apr_format_fuzz::{Number, look, on_this_thread, put};
+use apr_format::internal::{container::Container, source::read_vec, watch::Watch};
+use apr_format_fuzz::{Number, check, on_this_thread, put};
 use libfuzzer_sys::{
     arbitrary::{self, Arbitrary},
     fuzz_target,
@@ -19,13 +19,13 @@ struct Input<'a> {
     /// Repeated over the data.
     data: &'a [u8],
     wrapper: Wrapper,
-    lies: Vec<Lie<'a>>,
+    mutations: Vec<Mutation<'a>>,
 }
 
 #[derive(Debug, Arbitrary)]
 struct Shape {
     dims: Vec<u8>,
-    /// Bytes before it that no tensor has: data need not be aligned.
+    /// Bytes before it that belong to no tensor. The data of this form need not be aligned.
     gap: u8,
 }
 
@@ -38,24 +38,25 @@ enum Wrapper {
 }
 
 #[derive(Debug, Arbitrary)]
-enum Lie<'a> {
+enum Mutation<'a> {
     MetadataLength(Number),
     Count(Number),
     IndexLength(Number),
-    /// A field of an element of the index.
+    /// A field of an entry of the index.
     Field(u8, Field, Number),
     Dtype(u8, &'a str),
     Missing(u8, Field),
-    /// An element once more.
+    /// An entry, repeated.
     Twice(u8),
-    /// Any byte of the file within, before its checksum is made right.
+    /// Any byte of the file inside, before its checksum is computed.
     Byte(u16, u8),
     Cut(u16),
     Append(u8),
-    /// A byte of the file within after that.
+    /// Any byte of the file inside, after its checksum was computed.
     Damage(u16, u8),
-    /// The wrapper's own length, and any byte of what it holds.
+    /// The length in the wrapper.
     Unpacked(Number),
+    /// Any compressed byte.
     Packed(u16, u8),
     PackedCut(u16),
     PackedAppend(u8),
@@ -87,22 +88,22 @@ struct Expected {
 }
 
 fuzz_target!(init: on_this_thread(), |input: Input| {
-    let Some((bytes, expected)) = make(&input) else { return };
-    if !input.lies.is_empty() {
-        look(&bytes);
+    let Some((bytes, expected)) = build(&input) else { return };
+    if !input.mutations.is_empty() {
+        check(&bytes);
         return;
     }
     let opened = match Container::open(bytes.as_slice()) {
         Ok(opened) => opened,
-        Err(error) => panic!("an honest file is refused: {error}"),
+        Err(error) => panic!("a valid file is refused: {error}"),
     };
-    look(&bytes);
+    check(&bytes);
     let image = opened.image().expect("it was unpacked when it was opened");
-    let tensors: Vec<_> = opened.contents().tensors.iter().collect();
+    let tensors: Vec<_> = opened.contents().tensors.entries().collect();
     assert_eq!(tensors.len(), expected.len());
-    for (found, expected) in tensors.iter().zip(&expected) {
-        assert_eq!((&found.name, &found.dims), (&expected.name, &expected.dims));
-        let bytes = read_vec(&image, found.offset, found.nbytes).expect("its bytes are there");
+    for (entry, expected) in tensors.iter().zip(&expected) {
+        assert_eq!((entry.name, &entry.dims().collect()), (expected.name.as_str(), &expected.dims));
+        let bytes = read_vec(&image, entry.offset, entry.nbytes).expect("its bytes are there");
         assert_eq!(bytes, expected.bytes);
     }
     assert!(matches!(opened.check_footer(&Watch::default()), Ok(Some(_))));
@@ -111,8 +112,8 @@ fuzz_target!(init: on_this_thread(), |input: Input| {
     assert!(metadata.iter().all(|(key, text)| input.metadata.get(key.as_str()) == Some(&text.as_str())));
 });
 
-/// The file and what it holds; None where that is too much.
-fn make(input: &Input) -> Option<(Vec<u8>, Vec<Expected>)> {
+/// Build a file and return it with its tensors; `None` if they have too many values.
+fn build(input: &Input) -> Option<(Vec<u8>, Vec<Expected>)> {
     let data = if input.data.is_empty() { &[0] } else { input.data };
     let mut stream = data.iter().copied().cycle();
     let (mut index, mut body, mut expected) = (Vec::new(), Vec::new(), Vec::new());
@@ -131,8 +132,8 @@ fn make(input: &Input) -> Option<(Vec<u8>, Vec<Expected>)> {
         expected.push(Expected { name: (*name).into(), dims, bytes });
     }
     let count = u32::try_from(index.len()).ok()?;
-    for lie in &input.lies {
-        lie_in_index(lie, &mut index);
+    for mutation in &input.mutations {
+        mutate_index(mutation, &mut index);
     }
     let metadata: Map<_, _> =
         input.metadata.iter().map(|(key, text)| ((*key).to_owned(), Value::from(*text))).collect();
@@ -145,30 +146,31 @@ fn make(input: &Input) -> Option<(Vec<u8>, Vec<Expected>)> {
     bytes.extend(u32::try_from(index.len()).ok()?.to_le_bytes());
     bytes.extend(&index);
     bytes.extend(&body);
-    for lie in &input.lies {
-        lie_in_file(lie, &mut bytes, 8 + metadata.len());
+    for mutation in &input.mutations {
+        mutate_file(mutation, &mut bytes, 8 + metadata.len());
     }
-    let checksum = apr_format::crc::crc32(bytes.as_slice(), bytes.len() as u64).expect("no I/O errors");
+    let checksum =
+        apr_format::internal::crc::crc32(bytes.as_slice(), bytes.len() as u64).expect("no I/O errors");
     bytes.extend(checksum.to_le_bytes());
-    for lie in &input.lies {
-        if let &Lie::Damage(at, bits) = lie {
+    for mutation in &input.mutations {
+        if let &Mutation::Damage(at, bits) = mutation {
             let at = usize::from(at) % bytes.len();
             bytes[at] ^= bits;
         }
     }
     let mut bytes = wrap(bytes, &input.wrapper)?;
     if input.wrapper != Wrapper::None {
-        for lie in &input.lies {
-            lie_in_wrapper(lie, &mut bytes);
+        for mutation in &input.mutations {
+            mutate_wrapper(mutation, &mut bytes);
         }
     }
     Some((bytes, expected))
 }
 
-fn lie_in_index(lie: &Lie, index: &mut Vec<Value>) {
+fn mutate_index(mutation: &Mutation, index: &mut Vec<Value>) {
     let which = |which: u8, index: &[Value]| usize::from(which) % index.len().max(1);
-    match lie {
-        Lie::Field(entry, field, number) => {
+    match mutation {
+        Mutation::Field(entry, field, number) => {
             let at = which(*entry, index);
             let Some(entry) = index.get_mut(at) else { return };
             let old = &entry[field.key()];
@@ -177,19 +179,19 @@ fn lie_in_index(lie: &Lie, index: &mut Vec<Value>) {
             let number = u64::from_le_bytes(bytes);
             entry[field.key()] = if old.is_array() { json!([number, 2]) } else { json!(number) };
         }
-        Lie::Dtype(entry, dtype) => {
+        Mutation::Dtype(entry, dtype) => {
             let at = which(*entry, index);
             if let Some(entry) = index.get_mut(at) {
                 entry["dtype"] = json!(dtype);
             }
         }
-        Lie::Missing(entry, field) => {
+        Mutation::Missing(entry, field) => {
             let at = which(*entry, index);
             if let Some(Value::Object(entry)) = index.get_mut(at) {
                 entry.remove(field.key());
             }
         }
-        Lie::Twice(entry) => {
+        Mutation::Twice(entry) => {
             let at = which(*entry, index);
             index.extend(index.get(at).cloned());
         }
@@ -197,17 +199,17 @@ fn lie_in_index(lie: &Lie, index: &mut Vec<Value>) {
     }
 }
 
-fn lie_in_file(lie: &Lie, bytes: &mut Vec<u8>, metadata_end: usize) {
-    match lie {
-        Lie::MetadataLength(number) => number.replace::<4>(bytes, 4),
-        Lie::Count(number) => number.replace::<4>(bytes, metadata_end),
-        Lie::IndexLength(number) => number.replace::<4>(bytes, metadata_end + 4),
-        Lie::Byte(at, byte) => {
+fn mutate_file(mutation: &Mutation, bytes: &mut Vec<u8>, metadata_end: usize) {
+    match mutation {
+        Mutation::MetadataLength(number) => number.replace::<4>(bytes, 4),
+        Mutation::Count(number) => number.replace::<4>(bytes, metadata_end),
+        Mutation::IndexLength(number) => number.replace::<4>(bytes, metadata_end + 4),
+        Mutation::Byte(at, byte) => {
             let at = usize::from(*at) % bytes.len().max(1);
             put(bytes, at, &[*byte]);
         }
-        Lie::Cut(count) => bytes.truncate(bytes.len().saturating_sub(usize::from(*count))),
-        Lie::Append(count) => bytes.resize(bytes.len() + usize::from(*count), 0),
+        Mutation::Cut(count) => bytes.truncate(bytes.len().saturating_sub(usize::from(*count))),
+        Mutation::Append(count) => bytes.resize(bytes.len() + usize::from(*count), 0),
         _ => {}
     }
 }
@@ -224,24 +226,24 @@ fn wrap(bytes: Vec<u8>, wrapper: &Wrapper) -> Option<Vec<u8>> {
     Some([magic, [codec].as_slice(), &size, &packed].concat())
 }
 
-fn lie_in_wrapper(lie: &Lie, bytes: &mut Vec<u8>) {
-    match lie {
-        Lie::Unpacked(number) => {
+fn mutate_wrapper(mutation: &Mutation, bytes: &mut Vec<u8>) {
+    match mutation {
+        Mutation::Unpacked(number) => {
             number.replace::<4>(bytes, 5);
-            // Told by an LZ4 wrapper twice; it is none where they differ.
+            // An LZ4 wrapper repeats the length. If the two differ, the file is not a wrapper.
             if bytes.get(4) == Some(&1) && bytes.len() >= 13 {
                 bytes.copy_within(5..9, 9);
             }
         }
-        Lie::Packed(at, byte) => {
+        Mutation::Packed(at, byte) => {
             let at = 9 + usize::from(*at) % (bytes.len() - 8);
             put(bytes, at, &[*byte]);
         }
-        Lie::PackedCut(count) => {
+        Mutation::PackedCut(count) => {
             let kept = bytes.len().saturating_sub(usize::from(*count)).max(9);
             bytes.truncate(kept);
         }
-        Lie::PackedAppend(count) => bytes.resize(bytes.len() + usize::from(*count), 0),
+        Mutation::PackedAppend(count) => bytes.resize(bytes.len() + usize::from(*count), 0),
         _ => {}
     }
 }

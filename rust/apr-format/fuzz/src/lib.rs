@@ -1,52 +1,62 @@
-//! What several targets ask of a file.
+//! Checks and mutations that several fuzz targets share.
 
 use apr_format::{
-    container::{self, Container},
-    dtype::Dtype,
-    error::{Error, Kind, Part},
-    quant,
-    source::{Source, read_vec},
-    keys::Keys,
-    v2::{
-        align,
-        header::flags,
-        index::Tensor,
-        layout::{Layout, Spec},
-        read::Contents,
+    Dtype, Error, Keys, Kind, Part,
+    internal::{
+        container::{self, Container, Form},
+        contents::Contents,
+        index::{Entry, Tensor},
+        quant,
+        source::{Source, read_vec},
+        v2::{
+            align,
+            header::{Header, flags},
+            layout::{Layout, Spec},
+            write::Writer,
+        },
         verify::{self, Findings},
-        write::Writer,
+        watch::Watch,
     },
-    watch::Watch,
 };
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 
-/// Values that one input may ask for: a q8 tensor of a gigabyte would only be slow.
+/// The largest tensor that is dequantized, in values. A q8 tensor of a gigabyte would only be slow.
 const MOST: u64 = 1 << 20;
 
-/// Let the fuzzer's own thread do rayon's work: handing it over would take longer than the work.
+/// Let the thread of the fuzzer do the work of rayon. Handing over the work takes longer than the work itself.
 ///
 /// # Panics
-/// When called twice.
+/// If it is called twice.
 pub fn on_this_thread() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
     pool.build_global().expect("no pool before this one");
 }
 
-/// Open and verify, in whatever form; what opens keeps every promise of the format, and its every tensor can
-/// be read. Gives what a v2 file holds, and its metadata, where they are right.
-///
-/// # Panics
-/// On a finding.
-pub fn look(bytes: &[u8]) -> Option<(Contents, String)> {
-    look_with(bytes, &Keys::default())
+/// A version 2 file whose metadata are valid.
+pub struct Valid {
+    /// The header.
+    pub header: Header,
+    /// The index and the footer.
+    pub contents: Contents,
+    /// The text of the metadata.
+    pub metadata: String,
 }
 
-/// As [`look`], with keys.
+/// Open and verify a file of any form. If it opens, check that it keeps every rule of the format and that every tensor
+/// can be read. Return a version 2 file whose metadata are valid.
 ///
 /// # Panics
 /// On a finding.
-pub fn look_with(bytes: &[u8], keys: &Keys) -> Option<(Contents, String)> {
+pub fn check(bytes: &[u8]) -> Option<Valid> {
+    check_with(bytes, &Keys::default())
+}
+
+/// Do the same as [`check`], with keys.
+///
+/// # Panics
+/// On a finding.
+pub fn check_with(bytes: &[u8], keys: &Keys) -> Option<Valid> {
     let findings = container::verify_with(bytes, keys).expect("memory has no I/O errors");
     let opened = Container::open_with(bytes, keys);
     assert_eq!(findings.opened, opened.is_ok());
@@ -66,7 +76,7 @@ pub fn look_with(bytes: &[u8], keys: &Keys) -> Option<(Contents, String)> {
     let image = match container.image() {
         Ok(image) => image,
         Err(error) => {
-            let v1 = container.v1().expect("of the other forms, what opens is unpacked");
+            let v1 = container.v1().expect("the other forms are unpacked when they are opened");
             assert!(
                 v1.is_locked() || findings.checks.iter().any(|check| check.passed == Some(false)),
                 "{error}"
@@ -75,12 +85,13 @@ pub fn look_with(bytes: &[u8], keys: &Keys) -> Option<(Contents, String)> {
         }
     };
     let size = image.size().expect("memory has no I/O errors");
-    let is_v2 = contents.header.version.0 == 2;
-    if container.v1().is_none() {
-        check_places(contents, size, is_v2);
-    }
-    for tensor in contents.tensors.iter() {
-        read_tensor(&image, contents, &tensor);
+    let header = match container.form() {
+        Form::V2(header) => Some(header),
+        _ => None,
+    };
+    check_places(contents, container.form(), size);
+    for entry in contents.tensors.entries() {
+        read_tensor(&image, contents, &entry.to_tensor());
     }
     let footer = container.check_footer(&Watch::default());
     let check = findings.checks.iter().find(|check| check.part == Part::Footer);
@@ -88,10 +99,10 @@ pub fn look_with(bytes: &[u8], keys: &Keys) -> Option<(Contents, String)> {
         check.expect("the footer's check").passed,
         footer.map_or(Some(false), |crc| crc.map(|_| true))
     );
-    metadata.filter(|_| is_v2).map(|metadata| (contents.clone(), metadata))
+    Some(Valid { header: header?.clone(), contents: contents.clone(), metadata: metadata? })
 }
 
-/// One line that says where; about a key, it may have no place.
+/// Check that the message is one line and that it has a place, which an error about a key need not have.
 fn check_error(error: &Error, is_about_keys: bool) {
     let line = error.to_string();
     assert!(!line.contains(['\n', '\r']), "{line:?}");
@@ -99,7 +110,7 @@ fn check_error(error: &Error, is_about_keys: bool) {
     assert!(error.part().is_some(), "{line}");
 }
 
-/// Every JSON parser reads what passes; what does not is a finding.
+/// Read the metadata. Check that another JSON parser reads what passes, and that the report has what does not.
 fn read_metadata(container: &Container<&[u8]>, findings: &Findings) -> Option<String> {
     let check = findings.checks.iter().find(|check| check.part == Part::Metadata);
     let passed = check.expect("the metadata's check").passed;
@@ -123,23 +134,35 @@ fn read_metadata(container: &Container<&[u8]>, findings: &Findings) -> Option<St
 }
 
 fn check_index(contents: &Contents) {
-    assert_eq!(contents.header.tensor_count as usize, contents.tensors.len());
     let names: Vec<_> = contents.tensors.names().collect();
     assert_eq!(names.len(), contents.tensors.len());
     assert!(names.is_sorted_by(|a, b| a < b));
     assert!(names.iter().all(|name| !name.is_empty() && !name.contains('\0')));
 }
 
-/// `size` is that of the image in which offsets count.
-fn check_places(contents: &Contents, size: u64, padded: bool) {
-    let header = &contents.header;
-    assert!(header.metadata_end() <= header.tensor_index_offset);
-    assert!(header.tensor_index_offset <= header.data_offset);
+/// Check that the parts and the tensors follow one another. `size` is that of the image in which offsets count.
+fn check_places(contents: &Contents, form: &Form, size: u64) {
+    let (metadata_end, index_offset, data_offset, count) = match form {
+        Form::V2(header) => {
+            (header.metadata_end(), header.tensor_index_offset, header.data_offset, header.tensor_count)
+        }
+        Form::Json(header) | Form::Wrapped { header, .. } => (
+            header.metadata_offset + u64::from(header.metadata_size),
+            header.tensor_index_offset,
+            header.data_offset,
+            header.tensor_count,
+        ),
+        Form::V1(..) => return,
+    };
+    assert!(metadata_end <= index_offset);
+    assert!(index_offset <= data_offset);
+    assert_eq!(count as usize, contents.tensors.len());
+    let padded = matches!(form, Form::V2(_));
     let footer = contents.footer.map_or(size, |(offset, _)| offset);
-    let mut end = header.data_offset;
-    let mut by_place: Vec<_> = contents.tensors.iter().filter(|tensor| tensor.nbytes > 0).collect();
-    by_place.sort_by_key(|tensor| tensor.offset);
-    for tensor in by_place {
+    let mut end = data_offset;
+    let mut entries: Vec<_> = contents.tensors.entries().filter(|entry| entry.nbytes > 0).collect();
+    entries.sort_by_key(|entry| entry.offset);
+    for tensor in entries {
         assert!(tensor.offset >= end, "{tensor:?} starts before {end}");
         end = tensor.offset + tensor.nbytes;
         let padded_end = if padded { align(end) } else { Some(end) };
@@ -166,102 +189,105 @@ fn read_tensor(image: &impl Source, contents: &Contents, tensor: &Tensor) {
     }
 }
 
-/// The stored bytes of a tensor.
+/// Return the stored bytes of a tensor.
 ///
 /// # Panics
-/// Where they are not in the file.
+/// If they are not in the file.
 #[must_use]
-pub fn stored<'a>(bytes: &'a [u8], tensor: &Tensor) -> &'a [u8] {
+pub fn stored<'a>(bytes: &'a [u8], tensor: &Entry) -> &'a [u8] {
     let [start, size] =
         [tensor.offset, tensor.nbytes].map(|n| usize::try_from(n).expect("a place in memory"));
     &bytes[start..start + size]
 }
 
-/// Write what was read anew: the same names, dtypes, dims, bytes and metadata come back.
+/// Write the tensors of a file again and check that names, dtypes, dimensions, bytes and metadata are the same.
 ///
 /// # Panics
 /// On a finding.
-pub fn round_trip(bytes: &[u8], contents: &Contents, metadata: &str) {
-    // A tied head and flat K-quants are read, and written in another form.
-    let kept = |tensor: &Tensor| tensor.dtype.nbytes(&tensor.dims) == Some(tensor.nbytes);
-    let spec = |tensor: Tensor| Spec { name: tensor.name, dtype: tensor.dtype, dims: tensor.dims };
-    let specs: Vec<_> = contents.tensors.iter().filter(kept).map(spec).collect();
-    let flags = contents.header.flags & !flags::NEVER_WRITTEN;
+pub fn round_trip(bytes: &[u8], file: &Valid) {
+    let Valid { header, contents, metadata } = file;
+    let dims = |entry: &Entry| entry.dims().collect::<Vec<_>>();
+    // A tied head and flat K-quants are read, but written in another form.
+    let kept = |entry: &Entry| entry.dtype.nbytes(&dims(entry)) == Some(entry.nbytes);
+    let spec = |entry: Entry| Spec { name: entry.name.into(), dtype: entry.dtype, dims: dims(&entry) };
+    let specs: Vec<_> = contents.tensors.entries().filter(kept).map(spec).collect();
+    let flags = header.flags & !flags::NEVER_WRITTEN;
     let layout = Layout::new(specs, metadata, flags).expect("what was read can be written");
     let size = layout.size;
     let mut writer = Writer::new(Vec::new(), layout).expect("memory has no I/O errors");
     while let Some(due) = writer.due() {
-        let given = contents.tensor(&due.name).expect("it comes from there");
-        writer.tensor(stored(bytes, &given)).expect("the size was checked");
+        let same = contents.tensors.entries().find(|entry| entry.name == due.name);
+        writer.tensor(stored(bytes, &same.expect("it is of this file"))).expect("the size was checked");
     }
     let written = writer.finish().expect("all tensors were given");
     assert_eq!(written.len() as u64, size);
-    let (again, kept_metadata) = look(&written).expect("what is written opens");
-    assert!(matches!(verify::footer(written.as_slice(), &again), Ok(Some(_))));
-    assert_eq!(kept_metadata, metadata);
-    let before = contents.tensors.iter().filter(kept);
-    assert_eq!(again.tensors.len(), contents.tensors.iter().filter(kept).count());
-    for (before, after) in before.zip(again.tensors.iter()) {
-        assert_eq!((&before.name, before.dtype, &before.dims), (&after.name, after.dtype, &after.dims));
-        assert_eq!(stored(bytes, &before), stored(&written, &after));
+    let again = check(&written).expect("a written file opens");
+    assert!(matches!(verify::footer(written.as_slice(), &again.contents), Ok(Some(_))));
+    assert_eq!(&again.metadata, metadata);
+    let before: Vec<_> = contents.tensors.entries().filter(kept).collect();
+    assert_eq!(again.contents.tensors.len(), before.len());
+    for (before, after) in before.iter().zip(again.contents.tensors.entries()) {
+        assert_eq!((before.name, before.dtype, dims(before)), (after.name, after.dtype, dims(&after)));
+        assert_eq!(stored(bytes, before), stored(&written, &after));
     }
 }
 
-/// Make the header's and the footer's checksum right, so that what lies is looked at.
+/// Correct the checksums of header and footer, so that a mutation is found by the check that it is meant for.
 pub fn sign(bytes: &mut [u8]) {
     if let Some(header) = bytes.first_chunk::<64>() {
-        let checksum = apr_format::v2::header::checksum(header);
+        let checksum = apr_format::internal::v2::header::checksum(header);
         bytes[40..44].copy_from_slice(&checksum.to_le_bytes());
     }
     if let Some((rest, footer)) = bytes.split_last_chunk_mut::<4>()
         && rest.len() >= 64
     {
-        let computed = apr_format::crc::crc32(&*rest, rest.len() as u64).expect("memory has no I/O errors");
+        let computed =
+            apr_format::internal::crc::crc32(&*rest, rest.len() as u64).expect("memory has no I/O errors");
         *footer = computed.to_le_bytes();
     }
 }
 
-/// What replaces an honest number.
+/// A replacement for a number.
 #[derive(Debug, Arbitrary)]
 pub enum Number {
-    /// So much more or less.
+    /// The number plus this.
     Near(i8),
     /// A power of two.
     Power(u8),
     /// One less than a power of two.
     BelowPower(u8),
-    /// Any.
+    /// This number.
     Exact(u64),
 }
 
 impl Number {
-    /// Lie in the field of `N` bytes at this place, little-endian.
+    /// Replace the little-endian field of `N` bytes at a place.
     pub fn replace<const N: usize>(&self, bytes: &mut [u8], at: usize) {
         let Some(field) = bytes.get(at..at + N) else { return };
-        let mut honest = [0; 8];
-        honest[..N].copy_from_slice(field);
-        let honest = u64::from_le_bytes(honest);
-        let lie = match *self {
-            Self::Near(by) => honest.wrapping_add_signed(by.into()),
+        let mut old = [0; 8];
+        old[..N].copy_from_slice(field);
+        let old = u64::from_le_bytes(old);
+        let new = match *self {
+            Self::Near(by) => old.wrapping_add_signed(by.into()),
             Self::Power(shift) => 1 << (shift % 64),
             Self::BelowPower(shift) => u64::MAX >> (shift % 64),
             Self::Exact(value) => value,
         };
-        put(bytes, at, &lie.to_le_bytes()[..N]);
+        put(bytes, at, &new.to_le_bytes()[..N]);
     }
 }
 
-/// Replace bytes; nothing, where a cut has taken the place away.
+/// Replace bytes, unless the file was cut before them.
 pub fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     if let Some(field) = bytes.get_mut(at..at + value.len()) {
         field.copy_from_slice(value);
     }
 }
 
-/// A small number as a size in memory.
+/// Return a small number as a size in memory.
 ///
 /// # Panics
-/// Where it is none.
+/// If it is not small.
 #[must_use]
 pub fn size(n: u64) -> usize {
     usize::try_from(n).expect("small")

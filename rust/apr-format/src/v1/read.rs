@@ -227,8 +227,10 @@ impl Packed<'_> {
         match self.stored.split_first_chunk() {
             Some((length, body)) if *length == size.to_le_bytes() => Ok(body),
             Some((length, _)) => {
-                let what =
-                    format!("the stored size is {}, but the header declares {size}", u32::from_le_bytes(*length));
+                let what = format!(
+                    "the stored size is {}, but the header declares {size}",
+                    u32::from_le_bytes(*length)
+                );
                 Err(Rule::Compressed { codec, what }.at(Part::Packing, offset))
             }
             None => {

@@ -1,50 +1,48 @@
-//! The 64 bytes at the start.
+//! The header of version 2: the first 64 bytes of a file.
 
 use crate::error::{Error, Part, Result, Rule};
 
-/// Bytes of the header.
+/// The size of the header in bytes.
 pub const SIZE: u64 = 64;
-/// The magic that is written.
+/// The magic of written files. Older files have others, which are read too.
 pub const MAGIC: [u8; 4] = *b"APR\0";
-/// Where the flags are in the header.
+/// The offset of the flags in the header.
 pub(super) const FLAGS: u64 = 6;
-/// The version that is written; a higher minor one is read.
+/// The version of written files. Files with a higher minor version are read too.
 pub const VERSION: (u8, u8) = (2, 0);
 
-/// Bits of the header's flags.
+/// The bits of the flags.
 pub mod flags {
-    /// Set by some writers over a body that is not compressed.
+    /// LZ4. Some writers set it although nothing is compressed.
     pub const LZ4_COMPRESSED: u16 = 1;
-    /// As [`LZ4_COMPRESSED`].
+    /// zstd. Some writers set it although nothing is compressed.
     pub const ZSTD_COMPRESSED: u16 = 1 << 1;
-    /// AES-256-GCM; no layout is known.
+    /// AES-256-GCM. No writer ever set it, so its layout is not known.
     pub const ENCRYPTED: u16 = 1 << 2;
-    /// Ed25519; no layout is known.
+    /// Ed25519. No writer ever set it, so its layout is not known.
     pub const SIGNED: u16 = 1 << 3;
-    /// One of several files.
+    /// The file is one of several.
     pub const SHARDED: u16 = 1 << 4;
-    /// At least one quantized tensor.
+    /// At least one tensor is quantized.
     pub const QUANTIZED: u16 = 1 << 5;
-    /// The tokenizer is in the metadata.
-    pub const HAS_VOCAB: u16 = 1 << 9;
-    /// Set by every current writer.
+    /// The data are row-major. Every current writer sets it.
     pub const ROW_MAJOR: u16 = 1 << 10;
-    /// Forbidden.
+    /// The data are column-major, which is forbidden.
     pub const COLUMN_MAJOR: u16 = 1 << 11;
-    /// What no file that is written may say of itself.
+    /// The bits that must not be set when a file is written.
     pub const NEVER_WRITTEN: u16 = LZ4_COMPRESSED | ZSTD_COMPRESSED | ENCRYPTED | SIGNED | COLUMN_MAJOR;
 }
 
-/// The header's fields, as stored.
+/// The fields of the header, as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     /// The first four bytes.
     pub magic: [u8; 4],
     /// Major and minor version.
     pub version: (u8, u8),
-    /// See [`flags`].
+    /// The [`flags`].
     pub flags: u16,
-    /// Number of tensors in the index.
+    /// The number of tensors in the index.
     pub tensor_count: u32,
     /// Where the metadata start.
     pub metadata_offset: u64,
@@ -56,11 +54,11 @@ pub struct Header {
     pub data_offset: u64,
     /// CRC32 of the other 60 bytes.
     pub checksum: u32,
-    /// The last 20 bytes; zero in every known file.
+    /// The last 20 bytes, which are zero in every known file.
     pub reserved: [u8; 20],
 }
 
-/// CRC32 over the header without the checksum's own four bytes.
+/// Return the CRC32 of the header without the four bytes of the checksum itself.
 #[must_use]
 pub fn checksum(bytes: &[u8; 64]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
@@ -69,14 +67,14 @@ pub fn checksum(bytes: &[u8; 64]) -> u32 {
     hasher.finalize()
 }
 
-/// Whether the 64 bytes carry their own checksum.
+/// Whether the stored checksum matches the other bytes.
 #[must_use]
 pub fn checksum_holds(bytes: &[u8; 64]) -> bool {
     Header::parse(bytes).checksum == checksum(bytes)
 }
 
 impl Header {
-    /// Read the fields; nothing is checked.
+    /// Read the fields without checking them.
     #[must_use]
     pub fn parse(bytes: &[u8; 64]) -> Self {
         Self {
@@ -93,7 +91,7 @@ impl Header {
         }
     }
 
-    /// The bytes that are written: with the right checksum, whatever `checksum` holds.
+    /// Return the bytes of the header with a correct checksum, whatever the field `checksum` contains.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; 64] {
         let mut bytes = [0; 64];
@@ -112,16 +110,16 @@ impl Header {
         bytes
     }
 
-    /// Where the metadata end. Cannot overflow once [`Self::check`] passed.
+    /// Return where the metadata end. It is exact if [`Self::check`] passed, and saturates otherwise.
     #[must_use]
     pub fn metadata_end(&self) -> u64 {
         self.metadata_offset.saturating_add(u64::from(self.metadata_size))
     }
 
-    /// Check the version, the flags and that the parts follow one another.
+    /// Check the version, the flags, and that the parts follow one another.
     ///
     /// # Errors
-    /// Unsupported version or flags; offsets that contradict each other.
+    /// [`Rule::Version`], [`Rule::Unsupported`], [`Rule::Malformed`].
     pub fn check(&self) -> Result<()> {
         let (major, minor) = self.version;
         if major != VERSION.0 {
@@ -134,7 +132,7 @@ impl Header {
             return wrong(12, format!("metadata_offset {metadata} is inside the header"));
         }
         if self.metadata_size == 0 {
-            return wrong(20, "metadata_size is 0: the metadata must be a JSON object".into());
+            return wrong(20, "metadata_size is 0, but the metadata must be a JSON object".into());
         }
         let size = self.metadata_size;
         if u64::from(size) > crate::json::MAX_READ {
@@ -166,7 +164,6 @@ impl Header {
                         current tool";
             return Err(Rule::malformed(what).at(Part::Header, FLAGS));
         }
-        // No writer has ever set them, so no layout is known.
         for (bit, name) in [(flags::ENCRYPTED, "ENCRYPTED"), (flags::SIGNED, "SIGNED")] {
             if has(bit) {
                 let what = format!("flag {name} in a version 2 file");
@@ -176,10 +173,10 @@ impl Header {
         Ok(())
     }
 
-    /// Check that a file of `have` bytes reaches to the data.
+    /// Check that a file of `have` bytes contains the metadata and the index.
     ///
     /// # Errors
-    /// Truncated.
+    /// [`Rule::Truncated`].
     pub fn check_size(&self, have: u64) -> Result<()> {
         for (part, need) in [(Part::Metadata, self.metadata_end()), (Part::Index, self.data_offset)] {
             if need > have {
@@ -190,7 +187,7 @@ impl Header {
     }
 }
 
-/// `N` bytes of the header from a constant place.
+/// Return `N` bytes of the header. `at` is a constant, so the range is always inside.
 fn field<const N: usize>(bytes: &[u8; 64], at: usize) -> [u8; N] {
     let mut field = [0; N];
     field.copy_from_slice(&bytes[at..at + N]);

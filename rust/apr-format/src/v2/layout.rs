@@ -1,4 +1,4 @@
-//! Where everything goes in a file to be written, from names, dtypes and dims alone.
+//! The layout of a file to be written, which follows from names, dtypes and dimensions alone.
 
 use crate::{
     contents::FOOTER_SIZE,
@@ -12,34 +12,34 @@ use crate::{
     },
 };
 
-/// A tensor to be written.
+/// A tensor to be written, without its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spec {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Element type.
+    /// The element type.
     pub dtype: Dtype,
-    /// Dims; empty for a scalar.
+    /// The dimensions; none for a scalar.
     pub dims: Vec<u64>,
 }
 
-/// A file to be written: everything but the tensors' bytes.
+/// A file to be written, without the bytes of the tensors.
 #[derive(Debug, Clone)]
 pub struct Layout {
-    /// Header, metadata, index, each padded to 64.
+    /// Header, metadata and index, each padded to a multiple of 64 bytes.
     pub head: Vec<u8>,
-    /// The tensors in the order of the file, which is name order.
+    /// The tensors, sorted by name.
     pub tensors: Vec<Tensor>,
-    /// Length of the file, footer included.
+    /// The length of the file, footer included.
     pub size: u64,
 }
 
 impl Layout {
-    /// Lay out a file with these tensors, this metadata (JSON text) and these [`flags`] beside the ones
-    /// that follow from the tensors.
+    /// Lay out a file. `json` is the text of the metadata; `flags` are set in addition to those that follow from the
+    /// tensors.
     ///
     /// # Errors
-    /// [`Rule::Invalid`] naming the tensor, for what the format cannot hold; [`Rule::Malformed`].
+    /// [`Rule::Invalid`] for what the format does not allow; [`Rule::Malformed`] for invalid metadata.
     pub fn new(specs: Vec<Spec>, json: &str, flags: u16) -> Result<Self> {
         let mut tensors = specs.into_iter().map(check).collect::<Result<Vec<_>>>()?;
         tensors.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -54,11 +54,11 @@ impl Layout {
         Self::around(tensors, size, json, flags)
     }
 
-    /// Lay out a file around data of `size` bytes in which these tensors, sorted by name, have their
-    /// places: their offsets count from the start of the data.
+    /// Lay out a file around existing data of `size` bytes. The tensors must be sorted by name, and their offsets must
+    /// count from the start of the data.
     ///
     /// # Errors
-    /// [`Rule::Invalid`], [`Rule::Malformed`].
+    /// Those of [`Self::new`].
     pub fn around(tensors: Vec<Tensor>, size: u64, json: &str, flags: u16) -> Result<Self> {
         if flags & flags::NEVER_WRITTEN != 0 {
             let what = format!("flags {flags:#06x} contain one that cannot be written");
@@ -72,7 +72,7 @@ impl Layout {
         Self::place(tensors, size, json, flags).ok_or_else(too_large)
     }
 
-    /// None where a sum of sizes overflows.
+    /// Compute all places; `None` if a sum of sizes overflows.
     fn place(mut tensors: Vec<Tensor>, size: u64, json: &str, flags: u16) -> Option<Self> {
         let mut index = Vec::new();
         for tensor in &tensors {
@@ -106,7 +106,7 @@ impl Layout {
     }
 }
 
-/// Where the padding of a tensor ends, from wherever its offset counts; None on overflow.
+/// Return where the padding of a tensor ends, counted like its offset; `None` on overflow.
 pub(crate) fn end_of(tensor: &Tensor) -> Option<u64> {
     tensor.offset.checked_add(align(tensor.nbytes)?)
 }
@@ -123,7 +123,7 @@ fn unwritable(tensor: &str, what: &str) -> Error {
     Error::invalid(what).of_tensor(tensor)
 }
 
-/// The tensor, without a place yet.
+/// Check what is known before the tensor has a place.
 pub(crate) fn check(spec: Spec) -> Result<Tensor> {
     let Spec { name, dtype, dims } = spec;
     if name.is_empty() {

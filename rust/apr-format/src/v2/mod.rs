@@ -1,4 +1,4 @@
-//! APR v2, the current container:
+//! Version 2, the current form of the format:
 //!
 //! ```text
 //! | header (64 B) | JSON metadata | pad | tensor index | pad | tensors, each padded to 64 | CRC32 |
@@ -12,10 +12,10 @@ pub mod stamp;
 pub mod stream;
 pub mod write;
 
-/// Every offset of data is a multiple of this.
+/// Every tensor starts at a multiple of this, so that its mapped bytes are aligned for every dtype and for SIMD.
 pub const ALIGN: u64 = 64;
 
-/// The next multiple of 64; None on overflow.
+/// Round up to a multiple of 64; `None` on overflow.
 #[must_use]
 pub fn align(value: u64) -> Option<u64> {
     value.checked_next_multiple_of(ALIGN)

@@ -1,7 +1,8 @@
-//! Opening a v2 file: every check of what leads to the tensors, before a byte is handed out.
+//! Open a version 2 file: check everything that leads to the tensors.
 //!
-//! The footer is checked by verification. The metadata are read and checked when they are asked for: nothing
-//! depends on them, and a tokenizer in them would be most of the time that opening takes.
+//! The footer is left to verification, because it needs every byte of the file. The metadata are read and checked when
+//! they are first used: no tensor depends on them, and a tokenizer of 12 MB in them would be most of the time that
+//! opening takes.
 
 use std::borrow::Cow;
 
@@ -18,10 +19,10 @@ use crate::{
     },
 };
 
-/// Read and check header and index, and that the metadata lie inside the file.
+/// Read and check the header and the index, and check that the metadata are inside the file.
 ///
 /// # Errors
-/// The first rule of the format that does not hold.
+/// The first rule that the file breaks.
 pub fn open(source: &(impl Source + ?Sized)) -> Result<(Header, Contents)> {
     let size = source.size()?;
     let header = read_header(source, size)?;
@@ -35,10 +36,10 @@ pub fn open(source: &(impl Source + ?Sized)) -> Result<(Header, Contents)> {
     Ok((header, Contents { metadata, tensors, footer, size }))
 }
 
-/// The metadata's JSON text, also of a file that does not open for what comes after them.
+/// Read and check the metadata, even if a later part keeps the file from opening.
 ///
 /// # Errors
-/// What is wrong with the header; [`Rule::Malformed`]; the operating system's.
+/// Those of the header; [`Rule::Malformed`]; [`Rule::Io`].
 pub fn metadata(source: &(impl Source + ?Sized)) -> Result<String> {
     stored_metadata(&read_header(source, source.size()?)?).read(source).map(Cow::into_owned)
 }
@@ -52,7 +53,8 @@ fn read_header(source: &(impl Source + ?Sized), size: u64) -> Result<Header> {
     sniff::v2_header(&prefix, size)
 }
 
-/// A compression flag over plain metadata is only a flag; otherwise the whole body is compressed.
+/// Refuse a compressed body. Some writers set the flag without compressing anything: then the metadata start with a
+/// brace.
 fn check_compression(source: &(impl Source + ?Sized), header: &Header, size: u64) -> Result<()> {
     let flag = match header.flags {
         bits if bits & flags::LZ4_COMPRESSED != 0 => "LZ4_COMPRESSED",
@@ -73,7 +75,7 @@ fn check_compression(source: &(impl Source + ?Sized), header: &Header, size: u64
 fn read_index(source: &(impl Source + ?Sized), header: &Header, file_size: u64) -> Result<Index> {
     let (index_offset, data_offset, count) =
         (header.tensor_index_offset, header.data_offset, u64::from(header.tensor_count));
-    // In order: the header's check has seen to it.
+    // Cannot be negative: the header was checked.
     let region = data_offset.saturating_sub(index_offset);
     if region < count * MIN_ENTRY {
         let what = format!("tensor_count {count} cannot fit into the {region} bytes of the tensor index");
@@ -83,7 +85,7 @@ fn read_index(source: &(impl Source + ?Sized), header: &Header, file_size: u64) 
     parse(bytes, header.tensor_count, Place { index_offset, data_offset, file_size })
 }
 
-/// After the last tensor's padding comes nothing, or the four bytes of the footer.
+/// Read the footer after the padding of the last tensor. Some old writers left it out.
 fn read_footer(
     source: &(impl Source + ?Sized),
     data_offset: u64,

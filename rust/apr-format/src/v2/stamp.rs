@@ -1,4 +1,4 @@
-//! Writing a file anew with other metadata around the same data.
+//! Copy a file with other metadata and the same tensor data.
 
 use std::io::{self, Write};
 
@@ -15,12 +15,14 @@ use crate::{
     },
 };
 
-/// Write the file with these metadata (JSON text) and [`flags`](super::header::flags). Its data are copied
-/// byte for byte, gaps and all; every byte of the source is checked against its footer on the way.
+/// Write the file with other metadata (`json`, a text) and other [`flags`](super::header::flags).
+///
+/// The data are copied byte for byte, with any gaps between tensors. Every byte of the source is compared with its
+/// footer on the way.
 ///
 /// # Errors
-/// [`Rule::Checksum`] after everything was written: `out` must then be thrown away.
-/// [`Rule::Invalid`], [`Rule::Malformed`]; the operating system's.
+/// [`Rule::Checksum`] if the source is damaged, which is known only after `out` is written: discard it then.
+/// [`Rule::Invalid`], [`Rule::Malformed`], [`Rule::Io`].
 pub fn stamp<W: Write>(
     source: &(impl Source + ?Sized),
     (header, contents): (&Header, &Contents),
@@ -31,7 +33,7 @@ pub fn stamp<W: Write>(
     let start = header.data_offset;
     let end = contents.footer.map_or(contents.size, |(offset, _)| offset);
     let tensors = contents.tensors.entries().map(|entry| Tensor {
-        // Inside the data: the reader has checked that.
+        // Never negative: the reader has checked it.
         offset: entry.offset.saturating_sub(start),
         ..entry.to_tensor()
     });
@@ -49,7 +51,7 @@ pub fn stamp<W: Write>(
     Ok(out)
 }
 
-/// CRC32 of a head of `size` bytes with that CRC32 and the data after it.
+/// Return the CRC32 of a head and the data after it. The head has `size` bytes and the CRC32 `head`.
 fn after(head: u32, size: u64, data: &crc32fast::Hasher) -> u32 {
     let mut whole = crc32fast::Hasher::new_with_initial_len(head, size);
     whole.combine(data);
@@ -75,7 +77,7 @@ fn copy(
     Ok(hasher)
 }
 
-/// A file that ends before it did when it was opened.
+/// Return the error for a file that is shorter than when it was opened.
 fn cut_short(source: &(impl Source + ?Sized), error: io::Error, need: u64) -> Error {
     match source.size() {
         Ok(have) if error.kind() == io::ErrorKind::UnexpectedEof => Error::truncated(Part::Data, need, have),

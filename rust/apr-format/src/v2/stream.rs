@@ -1,4 +1,4 @@
-//! Writing a v2 file whose tensors become known one by one: nothing is held but the index.
+//! Write a version 2 file whose tensors become known one by one. Only the index is kept in memory.
 
 use std::{
     collections::BTreeMap,
@@ -17,29 +17,30 @@ use crate::{
     },
 };
 
-/// Bytes gathered before they are written: a hundred thousand small tensors are few writes.
+/// Bytes that are collected before they are written, so that a hundred thousand small tensors need few system calls.
 const GATHERED: usize = 256 << 10;
 
-/// Spools tensors, in the order in which they come, into a file without a name beside the target; once
-/// all are known, writes header, metadata and index into the target's temporary and copies the data after.
+/// Writes tensors, in the order in which they are added, to an unnamed file in the directory of the target. When all are
+/// known, the head is written to the temporary file of the target and the data are copied after it: the size of the
+/// head is not known before.
 #[derive(Debug)]
 pub struct Stream {
     out: AtomicFile,
     spool: BufWriter<File>,
-    /// Of all data so far, padding included: no byte is read again for the footer.
+    /// The CRC32 of all data so far, padding included, so that no byte is read again for the footer.
     hasher: crc32fast::Hasher,
-    /// Their offsets count from the start of the data.
+    /// The tensors so far. Their offsets count from the start of the data.
     tensors: BTreeMap<String, Tensor>,
     size: u64,
-    /// A write failed: what is in the spool is not known.
+    /// Whether a write failed, after which the contents of the spool are not known.
     failed: bool,
 }
 
 impl Stream {
-    /// Start writing what is to become `target`.
+    /// Start to write the file at `target`.
     ///
     /// # Errors
-    /// The operating system's.
+    /// Those of the operating system.
     pub fn create(target: &Path) -> Result<Self> {
         let out = AtomicFile::create(target)?;
         let spool = BufWriter::with_capacity(GATHERED, tempfile::tempfile_in(out.directory())?);
@@ -47,20 +48,19 @@ impl Stream {
         Ok(Self { out, spool, hasher, tensors: BTreeMap::new(), size: 0, failed: false })
     }
 
-    /// Write one tensor, whole.
+    /// Write one tensor.
     ///
     /// # Errors
-    /// [`Rule::Invalid`] for a name that was given before, for what the format cannot hold and for
-    /// bytes of another size: the stream is then as it was. After an error of the operating system's
-    /// nothing more can be written.
+    /// [`Rule::Invalid`] for a name that was already added, for what the format does not allow and for bytes of a
+    /// wrong size; the stream can still be used. After [`Rule::Io`] it cannot.
     pub fn add(&mut self, spec: Spec, bytes: &[u8]) -> Result<()> {
         self.add_from(spec, bytes.len() as u64, &mut &*bytes)
     }
 
-    /// Write one tensor, whole: `size` bytes taken from a reader.
+    /// Write one tensor of `size` bytes, taken from a reader.
     ///
     /// # Errors
-    /// As [`Self::add`], and the reader's.
+    /// Those of [`Self::add`] and of the reader.
     pub fn add_from(&mut self, spec: Spec, size: u64, bytes: &mut impl Read) -> Result<()> {
         self.check()?;
         let mut tensor = layout::check(spec)?;
@@ -81,10 +81,10 @@ impl Stream {
         Ok(())
     }
 
-    /// Write the file around the data, flush it to disk and take the target's place.
+    /// Write the file, flush it to disk and put it in the place of the target.
     ///
     /// # Errors
-    /// [`Rule::Invalid`], [`Rule::Malformed`]; the operating system's. The target is then as it was.
+    /// [`Rule::Invalid`], [`Rule::Malformed`], [`Rule::Io`]. The target is then unchanged.
     pub fn finish(mut self, json: &str, flags: u16) -> Result<()> {
         self.check()?;
         let layout = Layout::around(self.tensors.into_values().collect(), self.size, json, flags)?;
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn data_keep_the_order_in_which_they_came_under_a_sorted_index() {
+    fn data_are_in_the_order_of_adding_and_the_index_is_sorted() {
         let directory = tempfile::tempdir().unwrap();
         let target = directory.path().join("m.apr");
         let mut stream = Stream::create(&target).unwrap();

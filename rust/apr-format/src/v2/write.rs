@@ -1,4 +1,4 @@
-//! Writing a v2 file straight through: all sizes are known, nothing is held but the tensor at hand.
+//! Write a version 2 file from start to end, all sizes being known. Only the current tensor is in memory.
 
 use std::io::{self, Read, Write};
 
@@ -8,16 +8,16 @@ use crate::{
     v2::{align, layout::Layout},
 };
 
-/// Bytes hashed and then written at a time: the second pass finds them in the cache.
+/// Bytes that are hashed and then written at a time, so that writing finds them in the cache.
 pub(crate) const WINDOW: usize = 256 << 10;
 
-/// Writes the parts of a [`Layout`] in file order, and the CRC32 of them all at the end.
+/// Writes the parts of a [`Layout`] in file order, then the CRC32 of all of them.
 #[derive(Debug)]
 pub struct Writer<W> {
     out: W,
     hasher: crc32fast::Hasher,
     tensors: std::vec::IntoIter<Tensor>,
-    /// Bytes already written of the tensor that is due.
+    /// The bytes of the current tensor that are already written.
     written: u64,
 }
 
@@ -25,7 +25,7 @@ impl<W: Write> Writer<W> {
     /// Write header, metadata and index.
     ///
     /// # Errors
-    /// The operating system's.
+    /// Those of the operating system.
     pub fn new(out: W, layout: Layout) -> Result<Self> {
         let tensors = layout.tensors.into_iter();
         let mut writer = Self { out, hasher: crc32fast::Hasher::new(), tensors, written: 0 };
@@ -33,25 +33,25 @@ impl<W: Write> Writer<W> {
         Ok(writer)
     }
 
-    /// The tensor whose bytes are due next.
+    /// Return the current tensor, whose bytes must be written next; `None` if all are written.
     #[must_use]
     pub fn due(&self) -> Option<&Tensor> {
         self.tensors.as_slice().first()
     }
 
-    /// Write the bytes of the tensor that is due, and its padding.
+    /// Write all bytes of the current tensor and its padding.
     ///
     /// # Errors
-    /// [`Rule::Invalid`] where none is due or the size is not the tensor's; the operating system's.
+    /// [`Rule::Invalid`] if there is no current tensor or the size is not its own; [`Rule::Io`].
     pub fn tensor(&mut self, bytes: &[u8]) -> Result<()> {
         self.part(bytes)?;
         self.end()
     }
 
-    /// Write the next bytes of the tensor that is due.
+    /// Write the next bytes of the current tensor.
     ///
     /// # Errors
-    /// [`Rule::Invalid`] where none is due or they are too many; the operating system's.
+    /// [`Rule::Invalid`] if there is no current tensor or it has fewer bytes; [`Rule::Io`].
     pub fn part(&mut self, bytes: &[u8]) -> Result<()> {
         let given = self.check_room(bytes.len() as u64)?;
         self.put(bytes)?;
@@ -59,10 +59,10 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// Write the next `size` bytes of the tensor that is due, taken from a reader.
+    /// Write the next `size` bytes of the current tensor, taken from a reader.
     ///
     /// # Errors
-    /// [`Rule::Invalid`] where none is due or they are too many; the reader's and the operating system's.
+    /// [`Rule::Invalid`] if there is no current tensor or it has fewer bytes; [`Rule::Io`], also for the reader.
     pub fn part_from(&mut self, size: u64, bytes: &mut impl Read) -> Result<()> {
         let given = self.check_room(size)?;
         put_from(&mut self.out, &mut self.hasher, size, bytes)?;
@@ -70,7 +70,7 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    /// The bytes that the due tensor has when `size` more are written.
+    /// Return how many bytes of the current tensor are written once `size` more are.
     fn check_room(&self, size: u64) -> Result<u64> {
         let given = self.written.saturating_add(size);
         match self.due() {
@@ -80,10 +80,10 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// The tensor that is due has all its bytes: write its padding, and go on to the next.
+    /// Write the padding of the current tensor, which must be complete, and continue with the next one.
     ///
     /// # Errors
-    /// [`Rule::Invalid`] where none is due or bytes are missing; the operating system's.
+    /// [`Rule::Invalid`] if there is no current tensor or bytes of it are missing; [`Rule::Io`].
     pub fn end(&mut self) -> Result<()> {
         let given = self.written;
         match self.due() {
@@ -100,7 +100,7 @@ impl<W: Write> Writer<W> {
     /// Write the footer.
     ///
     /// # Errors
-    /// [`Rule::Invalid`] where a tensor is still due; the operating system's.
+    /// [`Rule::Invalid`] if a tensor is missing; [`Rule::Io`].
     pub fn finish(mut self) -> Result<W> {
         if let Some(Tensor { name, .. }) = self.tensors.next() {
             return Err(Error::invalid("no values were written").of_tensor(name));
@@ -123,8 +123,8 @@ pub(crate) fn put(out: &mut impl Write, hasher: &mut crc32fast::Hasher, bytes: &
     Ok(())
 }
 
-/// Hash and write `size` bytes of a reader. The copy costs little: hashing and writing then find the bytes in the
-/// cache.
+/// Hash and write `size` bytes of a reader. The copy into a window costs little: hashing and writing then find the bytes
+/// in the cache.
 pub(crate) fn put_from(
     out: &mut impl Write,
     hasher: &mut crc32fast::Hasher,
@@ -143,15 +143,15 @@ pub(crate) fn put_from(
     Ok(())
 }
 
-/// The zeros after `size` bytes.
+/// Return the zeros that follow `size` bytes.
 pub(crate) fn padding(size: u64) -> &'static [u8] {
     const ZEROS: [u8; 64] = [0; 64];
     let size = align(size).map_or(0, |padded| padded - size);
-    // Less than the alignment of 64.
+    // Less than the alignment of 64, so the range is always inside.
     &ZEROS[..usize::try_from(size).unwrap_or(0)]
 }
 
-/// The tensor's own size is another than what was given.
+/// Return the error for bytes whose number is not the size of the tensor.
 pub(crate) fn wrong_size(tensor: &Tensor, given: u64) -> Error {
     let Tensor { name, dims, nbytes, dtype, .. } = tensor;
     let what = format!("{given} bytes were given, but {dtype} {dims:?} takes {nbytes}");
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_opens_and_verifies() {
+    fn a_written_file_opens_and_verifies() {
         let specs = vec![
             spec("b", Dtype::Bf16, &[3, 5]),
             spec("a", Dtype::F64, &[]),
@@ -207,9 +207,9 @@ mod tests {
         for at in 0..bytes.len() {
             let mut damaged = bytes.clone();
             damaged[at] ^= 1;
-            let found = read::open(damaged.as_slice())
+            let checked = read::open(damaged.as_slice())
                 .and_then(|(_, contents)| verify::footer(damaged.as_slice(), &contents));
-            assert!(found.is_err(), "byte {at}");
+            assert!(checked.is_err(), "byte {at}");
         }
     }
 
