@@ -37,7 +37,9 @@ def run(target: str, seconds: int) -> tuple[int, int, int]:
     reached = re.findall(r"^#\d+\s.*cov: (\d+) ft: (\d+)", completed.stderr, re.MULTILINE)
     executions = re.search(r"number_of_executed_units: (\d+)", completed.stderr)
     if completed.returncode or not reached or not executions:
-        sys.exit(f"{completed.stderr[-8000:]}\n{target}: the target failed or did not run; its output is above")
+        sys.exit(
+            f"{completed.stderr[-8000:]}\n{target}: the target failed or did not run; its output is above"
+        )
     edges, features = map(int, reached[-1])
     return int(executions[1]), edges, features
 
