@@ -284,7 +284,7 @@ def test_a_changed_lost_or_uncounted_shard_is_not_built_upon(corpus, tmp_path, c
         for n in (1, 2):
             shutil.copy(shards[0], shards[-1].with_name(f"shard-{len(shards) + n:05}.bin"))
 
-    acts = {spoil: "shard-00000.bin: changed", lose: "shard-00000.bin: is missing", add: "does not count"}
+    acts = {spoil: "shard-00000.bin: changed", lose: "shard-00000.bin: is missing", add: "does not list"}
     with server() as run:
         for n, (act, says) in enumerate(acts.items()):
             output = tmp_path / str(n)

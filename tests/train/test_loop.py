@@ -100,7 +100,7 @@ def test_a_stream_that_starts_over_is_reported(options, train, make_shards, tmp_
     assert result.steps_completed == 12
     # 1500 ids: the last 5 of 46 windows are held out; the 1312 before make 40; 48 are visited.
     log = (tmp_path / "run" / "run.log").read_text()
-    assert log.count("epoch 1 of its 40 windows") == 1
+    assert log.count("pass 2 over the 40 training windows") == 1
 
 
 def test_a_stream_that_ends_ends_the_run(options, train, make_shards, monkeypatch):
