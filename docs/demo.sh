@@ -66,7 +66,7 @@ say "6. Check everything and measure the speed, without training"
 run "${train[@]}" --val-tokens "$val_tokens" --num-steps 1000 --plan --json > "$out/plan.json"
 if [ -z "$steps" ]; then
     read -r steps val_tokens < <(python docs/demo_steps.py "$out/plan.json" $((SECONDS - started)))
-    printf '\nWithout a GPU there is time for %s steps and %s held-out tokens.\n' "$steps" "$val_tokens"
+    printf '\nWithout a GPU: %s steps and %s held-out tokens.\n' "$steps" "$val_tokens"
 fi
 train+=(--val-tokens "$val_tokens" --num-steps "$steps" --steps-per-epoch "$steps" --no-stop-at-target)
 

@@ -23,6 +23,9 @@ def main(plan: dict, elapsed: float) -> None:
     evaluation = plan["seconds_per_evaluation"] * sequences * SEQ_LENGTH / plan["val_tokens"]
     seconds = DEMO_SECONDS - RESERVED_SECONDS - elapsed - EVALUATIONS * evaluation
     steps = int((seconds - 2 * plan["seconds_per_checkpoint"]) / plan["seconds_per_step"])
+    if steps < MIN_STEPS:
+        late = (MIN_STEPS - steps) * plan["seconds_per_step"]
+        print(f"This machine is slow: the demo takes about {late / 60:.0f} minutes longer.", file=sys.stderr)
     print(max(MIN_STEPS, min(MAX_STEPS, steps)), sequences * SEQ_LENGTH)
 
 
