@@ -301,8 +301,9 @@ fn keys(password: Option<&str>, recipient_key: Option<&[u8]>, trusted_key: Optio
 /// Bytes that a tensor takes as written.
 #[pyfunction]
 fn nbytes(dtype: &str, shape: Vec<u64>) -> PyResult<u64> {
-    let found = Dtype::from_name(dtype)
-        .ok_or_else(|| PyValueError::new_err(format!("unknown dtype {dtype:?}; use one of {}", dtype_names())))?;
+    let found = Dtype::from_name(dtype).ok_or_else(|| {
+        PyValueError::new_err(format!("unknown dtype {dtype:?}; use one of {}", dtype_names()))
+    })?;
     found
         .nbytes(&shape)
         .ok_or_else(|| PyValueError::new_err(format!("the product of the dims {shape:?} is out of range")))
@@ -478,7 +479,14 @@ fn start(
     let layout = Layout::new(specs, metadata, flags)?;
     let out = match path {
         Some(path) => Out::File(AtomicFile::create(path)?),
-        None => Out::Memory(Vec::new()),
+        None => {
+            // At its whole size: a growing vector would copy what it holds again and again, and hold it twice.
+            let mut memory = Vec::new();
+            let size =
+                usize::try_from(layout.size).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+            memory.try_reserve_exact(size).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+            Out::Memory(memory)
+        }
     };
     write::Writer::new(out, layout)
 }

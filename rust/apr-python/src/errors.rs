@@ -76,9 +76,9 @@ fn remedy(error: &Error) -> Option<&'static str> {
             Foreign::Hdf5 => Some("read its tensors with h5py and write them with apr.save"),
             _ => None,
         },
-        Rule::ReadOnly { .. } => {
-            Some("convert it with apr.save(dict(file), 'OUT.apr', file.metadata), where file = apr.load(FILE)")
-        }
+        Rule::ReadOnly { .. } => Some(
+            "convert it with apr.save(dict(file), 'OUT.apr', file.metadata), where file = apr.load(FILE)",
+        ),
         _ => None,
     }
 }

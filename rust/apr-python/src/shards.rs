@@ -101,7 +101,8 @@ struct TokenStream {
 impl TokenStream {
     #[new]
     fn new(shards: Vec<(PathBuf, u64)>) -> PyResult<Self> {
-        let stream = Stream::new(shards).ok_or_else(|| PyValueError::new_err("the shards have too many ids"))?;
+        let stream =
+            Stream::new(shards).ok_or_else(|| PyValueError::new_err("the shards have too many ids"))?;
         Ok(Self { stream, spare: Mutex::default() })
     }
 
@@ -157,8 +158,9 @@ impl TokenStream {
 /// Return the windows at `n` positions of a training run, from `start` on. An epoch has `count` windows.
 #[pyfunction]
 fn window_order(start: u64, n: usize, count: u64, seed: u64, shuffle: bool) -> PyResult<Vec<u64>> {
-    order::windows(start, n, count, seed, shuffle)
-        .ok_or_else(|| PyValueError::new_err(format!("the number of windows must be between 1 and 2^62, not {count}")))
+    order::windows(start, n, count, seed, shuffle).ok_or_else(|| {
+        PyValueError::new_err(format!("the number of windows must be between 1 and 2^62, not {count}"))
+    })
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
