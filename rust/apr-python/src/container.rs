@@ -477,16 +477,15 @@ fn start(
         .collect::<apr_format::Result<Vec<_>>>()?;
     // Laid out before the file is made: what cannot be written leaves no trace.
     let layout = Layout::new(specs, metadata, flags)?;
-    let out = match path {
-        Some(path) => Out::File(AtomicFile::create(path)?),
-        None => {
-            // At its whole size: a growing vector would copy what it holds again and again, and hold it twice.
-            let mut memory = Vec::new();
-            let size =
-                usize::try_from(layout.size).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-            memory.try_reserve_exact(size).map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-            Out::Memory(memory)
-        }
+    let out = if let Some(path) = path {
+        Out::File(AtomicFile::create(path)?)
+    } else {
+        // At its whole size: a growing vector would copy what it holds again and again, and hold it twice.
+        let out_of_memory = || io::Error::from(io::ErrorKind::OutOfMemory);
+        let mut memory = Vec::new();
+        let size = usize::try_from(layout.size).map_err(|_| out_of_memory())?;
+        memory.try_reserve_exact(size).map_err(|_| out_of_memory())?;
+        Out::Memory(memory)
     };
     write::Writer::new(out, layout)
 }
