@@ -173,6 +173,28 @@ def test_an_unfinished_encoding_is_finished(directory):
     assert ShardDir(directory).total_tokens == 850
 
 
+@pytest.mark.parametrize(
+    ("recorded", "note"),
+    [
+        (
+            None,
+            "rebuilt from the shards; how many documents they hold, and whether they are all, is not known",
+        ),
+        ({"total_documents": 12}, "what it said agreed with the files and is kept"),
+        (
+            {"total_documents": 12, "progress": {}, "complete": False},
+            "an encoding that was cut off, finished with the shards that are there",
+        ),
+    ],
+)
+def test_notes_are_the_bytes_that_earlier_versions_wrote(directory, recorded, note):
+    if recorded is not None:
+        counts = {"schema": "pretokenize-bin-v1", "complete": True, "shard_count": 3, "total_tokens": 850}
+        (directory / "manifest.json").write_text(json.dumps(counts | recorded))
+    repair(directory, verify=True, force=True)
+    assert read_json(directory)["note"] == note
+
+
 def test_the_keys_of_another_producer_are_kept(directory):
     repair(directory)
     foreign = read_json(directory) | {"complete": None, "shards": ["shard-00000.bin"]}

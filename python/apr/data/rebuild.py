@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from apr.data.scan import FullScan
     from apr.data.tokenizers import LoadedTokenizer
 
-# The manifest's `note`. Readers may show it; nothing depends on it.
-_NOTE_REBUILT = "rebuilt from the shards; the number of documents is unknown, and shards may be missing"
-_NOTE_KEPT = "matched the files, so its contents were kept"
-_NOTE_FINISHED = "an interrupted encoding, closed with the shards that exist"
+# The manifest's `note`. Readers may show it; nothing depends on it. These texts are bytes of manifest.json,
+# not messages. They keep the wording of earlier versions, so that the same repair writes the same bytes.
+_NOTE_REBUILT = (
+    "rebuilt from the shards; how many documents they hold, and whether they are all, is not known"
+)
+_NOTE_KEPT = "what it said agreed with the files and is kept"
+_NOTE_FINISHED = "an encoding that was cut off, finished with the shards that are there"
 
 
 @dataclass(frozen=True)
