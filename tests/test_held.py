@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 
 import pytest
 
@@ -12,7 +13,7 @@ def test_a_directory_that_is_held_is_refused_until_it_is_let_go(tmp_path):
 
     with (
         held(tmp_path, "somebody", "wait"),
-        pytest.raises(RefusedError, match=f"^{tmp_path}: somebody is writing to this directory; wait$"),
+        pytest.raises(RefusedError, match=rf"^{re.escape(str(tmp_path))}: .*\bsomebody\b"),
         held(tmp_path, "somebody", "wait"),
     ):
         pass
