@@ -50,8 +50,8 @@ def test_transformers_loads_it_after_a_conversion(tmp_path):
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
     ids = torch.arange(40)[None]
     with torch.no_grad():
-        found, ours = model(ids).logits, Decoder.from_apr(tmp_path / "m.apr")(ids)
-    assert torch.allclose(found, ours, atol=1e-4, rtol=0)
+        expected, ours = model(ids).logits, Decoder.from_apr(tmp_path / "m.apr")(ids)
+    assert torch.allclose(expected, ours, atol=1e-4, rtol=0)
     assert (tmp_path / "hf" / "tokenizer.json").exists()
 
 
@@ -64,8 +64,8 @@ def test_the_full_size_of_qwen_converts_there_and_back(tmp_path, capsys):
     }  # fmt: skip
     convert(tmp_path / "m.apr", tmp_path / "hf")
     convert(tmp_path / "hf", tmp_path / "back.apr")
-    found = apr.diff(tmp_path / "m.apr", tmp_path / "back.apr")
-    assert (found.compared, found.tensors, found.only_in_a, found.only_in_b) == (290, (), (), ())
+    report = apr.diff(tmp_path / "m.apr", tmp_path / "back.apr")
+    assert (report.compared, report.tensors, report.only_in_a, report.only_in_b) == (290, (), (), ())
     Decoder.from_apr(tmp_path / "back.apr", device="cpu")
 
 

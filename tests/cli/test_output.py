@@ -57,7 +57,7 @@ def test_errors_are_json_with_json(command, run, tmp_path):
     others = {"stamp": ["a=1", "-o", tmp_path / "b.apr"], "convert": [tmp_path / "b.apr"], "diff": [QWEN]}
     code, out, err = run(command, tmp_path / "gone.apr", *others.get(command, []), "--json")
     assert code == 3
-    said = json.loads(out)
-    assert said["exit_code"] == 3
-    assert str(tmp_path / "gone.apr") in said["error"]
-    assert said["error"] in err
+    report = json.loads(out)
+    assert report["exit_code"] == 3
+    assert str(tmp_path / "gone.apr") in report["error"]
+    assert report["error"] in err

@@ -70,7 +70,7 @@ def test_mistakes_print_one_line_and_exit_with_a_code(arguments, code, says, run
     monkeypatch.chdir(tmp_path)
     apr.save({}, "m.apr")
     (tmp_path / "bad.apr").write_bytes(b"GGUF" + bytes(100))
-    found, out, err = run("stamp", *arguments)
-    assert (found, out) == (code, "")
+    exit_code, out, err = run("stamp", *arguments)
+    assert (exit_code, out) == (code, "")
     assert says in err
     assert not (tmp_path / "out.apr").exists()

@@ -239,9 +239,9 @@ def test_decode_prints_the_text_of_shards(encode, tmp_path, capsys):
     expected = [f"def f{i}(x):\n    return x + {i}\n" * 20 for i in range(6)]
     assert text == "<|endoftext|>".join(expected) + "\n"
     assert main([*argv, "--start", "3", "--tokens", "5", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert len(found["ids"]) == 5
-    assert found["text"] in text
+    sample = json.loads(capsys.readouterr().out)
+    assert len(sample["ids"]) == 5
+    assert sample["text"] in text
     assert main([*argv, "--start", "100000"]) == 2
 
 
@@ -256,20 +256,20 @@ def test_decode_uses_the_tokenizer_of_the_manifest_and_accepts_unfinished_shards
         code = main(["tokenize", "decode", str(tmp_path / "out"), "--count", "9"])
         return code, capsys.readouterr()
 
-    code, said = decoded()
-    assert (code, said.out[:7]) == (0, "def f0(")
+    code, printed = decoded()
+    assert (code, printed.out[:7]) == (0, "def f0(")
     first = made["shards"][:1]
     short = {"shards": first, "shard_count": 1, "total_tokens": first[0]["tokens"], "complete": False}
     short["total_documents"] = first[0]["documents"]
-    assert decoded(**short) == (code, said)
+    assert decoded(**short) == (code, printed)
     for changes, exit_code, says in (
         ({"tokenizer_sha256": "0" * 64}, 5, "tokenizer_sha256"),
         ({"tokenizer_dir": str(tmp_path / "gone")}, 2, str(tmp_path / "gone")),
         ({"tokenizer_dir": None}, 2, "--tokenizer"),
     ):
-        code, said = decoded(**changes)
+        code, printed = decoded(**changes)
         assert code == exit_code
-        assert says in said.err
+        assert says in printed.err
 
 
 def test_decode_with_another_vocabulary_is_refused(encode, tmp_path, capsys):
@@ -292,12 +292,12 @@ def test_decode_locates_an_id_that_is_not_in_the_vocabulary(encode, tmp_path, ca
     ids[3] = 2**32 - 1
     ids.tofile(shard)
     assert main(argv) == 0
-    said = capsys.readouterr()
-    text, odd, rest = said.out.partition("<id 4294967295>")
+    printed = capsys.readouterr()
+    text, odd, rest = printed.out.partition("<id 4294967295>")
     assert odd
     assert before.startswith(text)
     assert before.endswith(rest)
-    assert f"{shard}: id 4294967295 at byte 12 (token 3)" in said.err
+    assert f"{shard}: id 4294967295 at byte 12 (token 3)" in printed.err
 
 
 def test_counts_of_one_are_singular(tmp_path, capsys):

@@ -27,9 +27,9 @@ def test_several_files_exit_with_the_highest_code(run, tmp_path):
     assert f"{flipped}: FAILED" in out
     assert [line.split(": ")[2] for line in err.splitlines()] == [str(bad), str(gone)]
     code, out, _ = run("verify", "--json", good, flipped, bad, gone)
-    found = json.loads(out)
-    assert (code, found["ok"]) == (5, False)
-    assert [(row["ok"], row["opened"]) for row in found["files"]] == [
+    report = json.loads(out)
+    assert (code, report["ok"]) == (5, False)
+    assert [(row["ok"], row["opened"]) for row in report["files"]] == [
         (True, True),
         (False, True),
         (False, False),

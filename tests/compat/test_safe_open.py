@@ -132,11 +132,11 @@ def writing_to_a_tensor(package, path):
 def a_model(package, path):
     package.torch.save_model(tied(), path, metadata={"format": "pt"})
     with OPEN[package](path, "pt") as file:
-        said = file.metadata(), file.keys()
+        header = file.metadata(), file.keys()
     other = tied()
     other["embed"].weight.data.zero_()
     missing, unexpected = package.torch.load_model(other, path, strict=True, device="cpu")
-    return {"said": said, "missing": missing, "unexpected": unexpected, **other.state_dict()}
+    return {"header": header, "missing": missing, "unexpected": unexpected, **other.state_dict()}
 
 
 def a_model_that_lacks_names(package, path):
@@ -293,8 +293,8 @@ def test_quantized_tensors_are_read_as_float32(data):
 
 def test_json_metadata_are_returned_as_strings(tmp_path):
     apr.save({}, tmp_path / "m.apr", {"a": "text", "n": 3, "list": [1, "ü"], "none": None})
-    found = apr.safe_open(tmp_path / "m.apr", "pt").metadata()
-    assert found == {"a": "text", "n": "3", "list": '[1, "ü"]', "none": "null"}
+    texts = apr.safe_open(tmp_path / "m.apr", "pt").metadata()
+    assert texts == {"a": "text", "n": "3", "list": '[1, "ü"]', "none": "null"}
 
 
 @pytest.mark.parametrize(
@@ -366,17 +366,17 @@ def test_a_script_on_a_gpu_returns_the_same_as_safetensors(device, tmp_path):
     apr.torch.save_file(TENSORS, path)
     with (
         safetensors.safe_open(plain_path, "pt", device=device) as expected,
-        apr.safe_open(path, "pt", device=device) as found,
+        apr.safe_open(path, "pt", device=device) as actual,
     ):
         for name, tensor in TENSORS.items():
             rows = (..., slice(1, 2)) if tensor.dim() else ...
             for values, same in (
-                (found.get_tensor(name), expected.get_tensor(name)),
-                (found.get_slice(name)[rows], expected.get_slice(name)[rows]),
+                (actual.get_tensor(name), expected.get_tensor(name)),
+                (actual.get_slice(name)[rows], expected.get_slice(name)[rows]),
             ):
                 assert values.device == same.device == torch.device("cuda:0")
                 assert plain(values.cpu()) == plain(same.cpu())
-        assert {str(values.device) for values in found.get_tensors().values()} == {"cuda:0"}
+        assert {str(values.device) for values in actual.get_tensors().values()} == {"cuda:0"}
     for backend in ("mmap", "pread"):
         loaded = apr.torch.load_file(path, device, backend=backend)
         assert {name: plain(values.cpu()) for name, values in loaded.items()} == {
@@ -388,11 +388,11 @@ def test_a_script_on_a_gpu_returns_the_same_as_safetensors(device, tmp_path):
 def test_quantized_tensors_on_a_gpu_equal_those_on_the_cpu(tmp_path):
     path = tmp_path / "m.apr"
     apr.save({"q": apr.quantize(torch.rand(70, 300), "q4"), "r": apr.quantize(BASE, "q8")}, path)
-    with apr.safe_open(path, "pt") as expected, apr.safe_open(path, "pt", device="cuda") as found:
+    with apr.safe_open(path, "pt") as expected, apr.safe_open(path, "pt", device="cuda") as actual:
         for name in ("q", "r"):
-            assert found.get_tensor(name).is_cuda
-            assert found.get_tensor(name).cpu().equal(expected.get_tensor(name))
-            assert found.get_slice(name)[1:3].cpu().equal(expected.get_tensor(name)[1:3])
+            assert actual.get_tensor(name).is_cuda
+            assert actual.get_tensor(name).cpu().equal(expected.get_tensor(name))
+            assert actual.get_slice(name)[1:3].cpu().equal(expected.get_tensor(name)[1:3])
 
 
 @pytest.mark.cuda

@@ -51,8 +51,8 @@ def test_threads_that_share_a_file_read_the_same_values(golden, data):
         return {job: WAYS[job[0]](file, job[1]) for job in order}
 
     with ThreadPoolExecutor(8) as threads:
-        for found in threads.map(read, range(8)):
-            assert found == expected
+        for actual in threads.map(read, range(8)):
+            assert actual == expected
 
 
 def test_a_file_closed_by_another_thread_returns_values_or_raises_closed(data):
@@ -64,16 +64,16 @@ def test_a_file_closed_by_another_thread_returns_values_or_raises_closed(data):
 
         def read(file=file, together=together, seed=seed):
             together.wait()
-            found = {}
+            actual = {}
             for name in random.Random(seed).sample(names, len(names)):
                 try:
-                    found[name] = (file.numpy(name) if seed % 2 else file[name].view(-1)).tobytes()
+                    actual[name] = (file.numpy(name) if seed % 2 else file[name].view(-1)).tobytes()
                 except AttributeError:  # torch tensors have no tobytes
-                    found[name] = bits(file[name])
+                    actual[name] = bits(file[name])
                 except ValueError as error:
                     assert "closed" in str(error)
                     break
-            return found
+            return actual
 
         with ThreadPoolExecutor(1) as thread:
             reading = thread.submit(read)
@@ -198,8 +198,8 @@ if __name__ == "__main__":
         first = next(batches)
         if sys.argv[2] == "fork":
             rows.file.close()  # the workers have it still
-        found = [torch.cat(parts) for parts in zip(first, *batches)]
-        assert torch.equal(found[0], a) and torch.equal(found[1], q) and torch.equal(found[2], a)
+        actual = [torch.cat(parts) for parts in zip(first, *batches)]
+        assert torch.equal(actual[0], a) and torch.equal(actual[1], q) and torch.equal(actual[2], a)
         rows.file = apr.load(sys.argv[1])
 """
 

@@ -25,9 +25,9 @@ def compared(tmp_path):
     def compared(a, b, **options):
         apr.save({"w": np.asarray(a)}, tmp_path / "a.apr")
         apr.save({"w": np.asarray(b)}, tmp_path / "b.apr")
-        found = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr", **options)
-        assert found.same == (not found.tensors)
-        return found.tensors[0] if found.tensors else None
+        report = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr", **options)
+        assert report.same == (not report.tensors)
+        return report.tensors[0] if report.tensors else None
 
     return compared
 
@@ -37,23 +37,23 @@ def test_a_file_is_the_same_as_itself(tmp_path, tensors, metadata):
     path = tmp_path / "m.apr"
     apr.save(tensors, path, metadata)
     for atol in (None, 0.0, 1.0):
-        found = apr.diff(path, path, atol=atol)
-        assert found.same
-        assert found.compared == len(tensors)
+        report = apr.diff(path, path, atol=atol)
+        assert report.same
+        assert report.compared == len(tensors)
 
 
 @given(TENSORS, TENSORS, METADATA, METADATA)
 def test_files_are_the_same_if_every_bit_and_every_key_is(tmp_path, one, two, some, others):
     apr.save(one, tmp_path / "a.apr", some)
     apr.save(two, tmp_path / "b.apr", others)
-    found = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr")
-    assert set(found.only_in_a) == one.keys() - two.keys()
-    assert set(found.only_in_b) == two.keys() - one.keys()
+    report = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr")
+    assert set(report.only_in_a) == one.keys() - two.keys()
+    assert set(report.only_in_b) == two.keys() - one.keys()
     changed = {name for name in one.keys() & two.keys() if bits(one[name]) != bits(two[name])}
-    assert {tensor.name for tensor in found.tensors} == changed
+    assert {tensor.name for tensor in report.tensors} == changed
     back = apr.diff(tmp_path / "b.apr", tmp_path / "a.apr")
-    assert (back.added, back.removed) == (found.removed, found.added)
-    json.dumps(found.to_dict(), allow_nan=False)
+    assert (back.added, back.removed) == (report.removed, report.added)
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
 @given(st.data(), st.sampled_from(["f8", "f4", "i8", "u1"]), st.floats(0, 10))
@@ -64,11 +64,11 @@ def test_the_count_and_the_largest_difference_match_numpy(tmp_path, data, dtype,
     apr.save({"w": a}, tmp_path / "a.apr")
     apr.save({"w": b}, tmp_path / "b.apr")
     distance = np.abs(a.astype("f8") - b.astype("f8"))
-    found = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr", atol=atol)
-    assert found.same == (distance <= atol).all()
-    if not found.same:
-        assert found.tensors[0].differing == (distance > atol).sum()
-        assert found.tensors[0].largest == distance.max()
+    report = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr", atol=atol)
+    assert report.same == (distance <= atol).all()
+    if not report.same:
+        assert report.tensors[0].differing == (distance > atol).sum()
+        assert report.tensors[0].largest == distance.max()
 
 
 @pytest.mark.parametrize(
@@ -85,29 +85,29 @@ def test_the_count_and_the_largest_difference_match_numpy(tmp_path, data, dtype,
 )
 def test_nan_infinities_and_signed_zeros(a, b, by_bits, by_numbers, compared):
     for atol, wanted in ((None, by_bits), (0.0, by_numbers)):
-        found = compared(a, b, atol=atol)
-        got = None if found is None else (found.differing, found.largest, found.nonfinite)
+        report = compared(a, b, atol=atol)
+        got = None if report is None else (report.differing, report.largest, report.nonfinite)
         assert got == wanted
 
 
 def test_integers_are_compared_exactly(compared):
     low, high = -(2**63), 2**63 - 1
-    found = compared(np.array([low, 2**53 + 1]), np.array([high, 2**53]))
-    assert (found.differing, found.largest) == (2, 2**64 - 1)
+    report = compared(np.array([low, 2**53 + 1]), np.array([high, 2**53]))
+    assert (report.differing, report.largest) == (2, 2**64 - 1)
     assert compared(np.array([2**53 + 1]), np.array([2**53]), atol=0).largest == 1
     assert compared(np.array([2**53 + 1]), np.array([2**53]), atol=1) is None
 
 
 def test_a_different_dtype_or_shape_is_reported(compared):
     values = np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)
-    found = compared(values, values.astype(ml_dtypes.bfloat16))
-    assert (found.dtype, found.differing) == (("f32", "bf16"), 0)
-    assert str(found) == "w: dtype f32 -> bf16"
-    found = compared(values, values.astype(np.float64) + 0.25)
-    assert str(found) == "w: dtype f32 -> f64; 4 of 4 values differ, by at most 0.25"
-    found = compared(values, values.reshape(4))
-    assert (found.shape, found.differing) == (((2, 2), (4,)), None)
-    assert str(found) == "w: shape [2, 2] -> [4]"
+    report = compared(values, values.astype(ml_dtypes.bfloat16))
+    assert (report.dtype, report.differing) == (("f32", "bf16"), 0)
+    assert str(report) == "w: dtype f32 -> bf16"
+    report = compared(values, values.astype(np.float64) + 0.25)
+    assert str(report) == "w: dtype f32 -> f64; 4 of 4 values differ, by at most 0.25"
+    report = compared(values, values.reshape(4))
+    assert (report.shape, report.differing) == (((2, 2), (4,)), None)
+    assert str(report) == "w: shape [2, 2] -> [4]"
 
 
 def test_metadata_are_compared_as_json(tmp_path):
@@ -115,10 +115,10 @@ def test_metadata_are_compared_as_json(tmp_path):
     b = {"new": [], "same": {"y": 2, "x": 1}, "number": 1.0, "bool": True, "deep": [1, {"a": 3}]}
     apr.save({}, tmp_path / "a.apr", a)
     apr.save({}, tmp_path / "b.apr", b)
-    found = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr")
-    assert found.added == {"new": []}
-    assert found.removed == {"gone": None}
-    assert found.changed == {
+    report = apr.diff(tmp_path / "a.apr", tmp_path / "b.apr")
+    assert report.added == {"new": []}
+    assert report.removed == {"gone": None}
+    assert report.changed == {
         "number": (1, 1.0),
         "bool": (1, True),
         "deep": ([1, {"a": 2}], [1, {"a": 3}]),
@@ -135,10 +135,10 @@ def test_an_empty_head_equals_its_embedding(tmp_path):
 
 def test_quantized_tensors_are_compared_by_their_values():
     directory = DATA / "aprender-0.72"
-    found = apr.diff(directory / "qwen2_untied_f32.apr", directory / "qwen2_q4_q8.apr")
-    assert {"q4", "q8"} <= {tensor.dtype[1] for tensor in found.tensors}
-    one, two = apr.load(found.a), apr.load(found.b)
-    for tensor in found.tensors:
+    report = apr.diff(directory / "qwen2_untied_f32.apr", directory / "qwen2_q4_q8.apr")
+    assert {"q4", "q8"} <= {tensor.dtype[1] for tensor in report.tensors}
+    one, two = apr.load(report.a), apr.load(report.b)
+    for tensor in report.tensors:
         if tensor.differing is not None:
             distance = (one[tensor.name].double() - two[tensor.name].double()).abs()
             assert tensor.largest in {None, distance.max().item()}
@@ -154,8 +154,8 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
 import resource, sys, apr, apr.container.diff, apr.container.slice
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
-found = apr.diff(*sys.argv[1:])
-print(found.tensors[0].differing, (peak() - before) * 1024)
+report = apr.diff(*sys.argv[1:])
+print(report.tensors[0].differing, (peak() - before) * 1024)
 """
     command = [sys.executable, "-c", code, tmp_path / "a.apr", tmp_path / "b.apr"]
     differing, grown = subprocess.run(command, capture_output=True, check=True).stdout.split()

@@ -53,8 +53,8 @@ def test_ctrl_c_ends_a_check_early(arguments, holes):
         process.send_signal(signal.SIGINT)
         while process.poll() is None and (read := has_read_or_none(process)) is not None:
             assert read < SIZE // 2, "it goes on reading"
-        _, said = process.communicate()
-    assert process.returncode in ({130} if "-m" in arguments else {130, -signal.SIGINT}), said
+        _, stderr = process.communicate()
+    assert process.returncode in ({130} if "-m" in arguments else {130, -signal.SIGINT}), stderr
     assert not holes.with_name("out.safetensors").exists()
 
 
@@ -66,13 +66,13 @@ def has_read_or_none(process):
 
 
 def test_an_exception_in_on_progress_ends_the_check(holes):
-    told = []
+    calls = []
 
     def enough(read, total):
-        told.append((read, total))
+        calls.append((read, total))
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         apr.verify(holes, on_progress=enough)
-    ((read, total),) = told
+    ((read, total),) = calls
     assert 0 < read < total == holes.stat().st_size

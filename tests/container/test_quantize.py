@@ -33,10 +33,10 @@ def test_quantized_values_are_within_half_a_step(tmp_path, values, dtype):
     quantized = apr.quantize(values, dtype)
     apr.save({"x": quantized}, tmp_path / "m.apr")
     with apr.load(tmp_path / "m.apr", verify="full") as file:
-        found = file.numpy("x")
+        restored = file.numpy("x")
         assert bytes(file.raw("x")) == bytes(quantized.data)
-    assert found.shape == values.shape
-    flat, back = values.ravel().astype("f8"), found.ravel().astype("f8")
+    assert restored.shape == values.shape
+    flat, back = values.ravel().astype("f8"), restored.ravel().astype("f8")
     block, steps = (flat.size or 1, 127) if dtype == "q8" else (32, 7)
     for start in range(0, flat.size, block):
         scale = np.abs(flat[start : start + block]).max() / steps

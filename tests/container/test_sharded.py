@@ -322,11 +322,11 @@ def test_verify_is_one_report_for_all_files(index, run):
 
 def test_commands_accept_an_index_and_a_directory(index, run):
     for path in (index, index.parent):
-        found = json.loads(run("inspect", "--json", path)[1])
-        assert [Path(name).name for name in found["files"]] == [name_of(0, 2), name_of(1, 2)]
-        assert (found["kind"], found["tensor_count"], found["checksum_valid"]) == ("model", 4, True)
-        assert found["param_count"] == 16
-        assert (found["header_checksum"], found["footer_checksum"]) == (None, None)
+        report = json.loads(run("inspect", "--json", path)[1])
+        assert [Path(name).name for name in report["files"]] == [name_of(0, 2), name_of(1, 2)]
+        assert (report["kind"], report["tensor_count"], report["checksum_valid"]) == ("model", 4, True)
+        assert report["param_count"] == 16
+        assert (report["header_checksum"], report["footer_checksum"]) == (None, None)
         rows = json.loads(run("tensors", "--json", "--stats", path)[1])["tensors"]
         assert [(row["name"], row["file"]) for row in rows] == [
             ("a", name_of(1, 2)),

@@ -39,8 +39,8 @@ def test_a_slice_equals_numpy_indexing(tmp_path, case):
     apr.save({"x": array}, tmp_path / "m.apr")
     part = apr.load(tmp_path / "m.apr").slice("x")
     expected = array[index]
-    found = part.numpy(index)
-    assert (found.shape, found.dtype, found.tobytes()) == (expected.shape, array.dtype, expected.tobytes())
+    actual = part.numpy(index)
+    assert (actual.shape, actual.dtype, actual.tobytes()) == (expected.shape, array.dtype, expected.tobytes())
     tensor = part[index]
     assert tuple(tensor.shape) == expected.shape
     assert tensor.reshape(-1).view(torch.uint8).numpy().tobytes() == expected.tobytes()

@@ -57,8 +57,8 @@ def test_a_wrong_footer_opens_and_fails_verification(tmp_path, capsys):
     assert main(["verify", str(path)]) == 5
     assert "FAILED" in capsys.readouterr().out
     assert main(["inspect", "--json", str(path)]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert (found["valid"], found["checksum_valid"]) == (False, False)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["valid"], report["checksum_valid"]) == (False, False)
     assert main(["inspect", str(path)]) == 0
     assert "NOT VALID" in capsys.readouterr().out
     assert main(["inspect", "--quick", "--json", str(path)]) == 0

@@ -37,11 +37,11 @@ def check_logits(model, path):
     expected = json.loads(path.read_text())
     ids = torch.tensor([expected["input_ids"]])
     with torch.no_grad():
-        found = model(ids, labels=ids)
-    assert abs(found.loss.item() - expected["loss"]) < 1e-4
-    assert np.allclose(found.logits[0, -1, :16], expected["logits_last_first16"], atol=1e-4)
-    assert np.allclose(found.logits[0].logsumexp(-1), expected["logits_row_logsumexp"], atol=1e-4)
-    assert found.logits[0].argmax(-1).tolist() == expected["logits_row_argmax"]
+        outputs = model(ids, labels=ids)
+    assert abs(outputs.loss.item() - expected["loss"]) < 1e-4
+    assert np.allclose(outputs.logits[0, -1, :16], expected["logits_last_first16"], atol=1e-4)
+    assert np.allclose(outputs.logits[0].logsumexp(-1), expected["logits_row_logsumexp"], atol=1e-4)
+    assert outputs.logits[0].argmax(-1).tolist() == expected["logits_row_argmax"]
 
 
 def logits_of_ours(model):

@@ -19,11 +19,11 @@ from apr.errors import ChecksumError
 
 def test_json_describes_what_was_written(tmp_path, capsys):
     assert main(["convert", str(IMPORTED / "hf_llama_tied"), str(tmp_path / "m.apr"), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["size_bytes"] == (tmp_path / "m.apr").stat().st_size
+    report = json.loads(capsys.readouterr().out)
+    assert report["size_bytes"] == (tmp_path / "m.apr").stat().st_size
     with apr.load(tmp_path / "m.apr") as file:
-        assert found["tensors"] == len(file)
-        assert found["param_count"] == sum(int(np.prod(file.info(name).shape)) for name in file)
+        assert report["tensors"] == len(file)
+        assert report["param_count"] == sum(int(np.prod(file.info(name).shape)) for name in file)
 
 
 def test_neither_torch_nor_transformers_is_needed(tmp_path):
@@ -53,10 +53,10 @@ def test_a_damaged_source_is_refused(target, tmp_path):
 
 
 def test_progress_is_reported_in_every_direction(tmp_path):
-    told = []
+    calls = []
 
     def on_tensor(name, done, total):
-        told.append((name, done, total))
+        calls.append((name, done, total))
 
     for source, target in [
         (IMPORTED / "hf_llama_tied", "a.apr"),
@@ -65,10 +65,10 @@ def test_progress_is_reported_in_every_direction(tmp_path):
         (tmp_path / "a.apr", "a.safetensors"),
         (tmp_path / "a.safetensors", "c.apr"),
     ]:
-        told.clear()
+        calls.clear()
         convert(source, tmp_path / target, on_tensor=on_tensor)
-        assert sorted(done for _, done, _ in told) == list(range(20)), target
-        assert {total for _, _, total in told} == {20}
+        assert sorted(done for _, done, _ in calls) == list(range(20)), target
+        assert {total for _, _, total in calls} == {20}
 
 
 def files_of(directory):

@@ -94,8 +94,8 @@ def test_any_metadata_are_restored_from_safetensors(tmp_path, metadata):
     with apr.load(before) as one, apr.load(after) as two:
         assert list(one.metadata) == list(two.metadata)
     with safetensors.safe_open(middle, "np") as file:  # others read text, numbers as JSON
-        found = file.metadata() or {}
-    assert {key: found[key] for key in metadata} == {
+        stored = file.metadata() or {}
+    assert {key: stored[key] for key in metadata} == {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for key, value in metadata.items()
     }
@@ -112,9 +112,9 @@ def test_a_model_that_went_through_safetensors_is_still_recognized(tmp_path, dat
         assert json.loads(made.read_text()) == json.loads(source.read_text())
 
 
-@pytest.mark.parametrize("said", ["layers", "[", "3", '{"layers": 0}'])
-def test_texts_from_other_writers_stay_texts(said, tmp_path):
-    texts = {"apr.json_keys": said, "layers": "3"}
+@pytest.mark.parametrize("value", ["layers", "[", "3", '{"layers": 0}'])
+def test_texts_from_other_writers_stay_texts(value, tmp_path):
+    texts = {"apr.json_keys": value, "layers": "3"}
     safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors", texts)
     convert(tmp_path / "a.safetensors", tmp_path / "b.apr")
     with apr.load(tmp_path / "b.apr") as file:
@@ -136,11 +136,11 @@ def test_tensors_alone_are_written_to_several_files_and_read_back(tmp_path):
         directory = target if target.suffix != ".json" else target.parent
         files = sorted(directory.glob("*.safetensors"))
         assert len(files) == (1 if flags == "9MB" else 3)
-        found = {}
+        loaded = {}
         for path in files:
-            found |= safetensors.torch.load_file(path)
-        assert found.keys() == model.keys()
-        assert all(torch.equal(found[name], model[name]) for name in model)
+            loaded |= safetensors.torch.load_file(path)
+        assert loaded.keys() == model.keys()
+        assert all(torch.equal(loaded[name], model[name]) for name in model)
         convert(directory / INDEX, tmp_path / "back.apr")
         assert apr.diff(tmp_path / "a.apr", tmp_path / "back.apr").same
     assert main(["convert", *arguments]) == 5  # is there
@@ -149,11 +149,11 @@ def test_tensors_alone_are_written_to_several_files_and_read_back(tmp_path):
 
 def test_quantized_tensors_are_dequantized(tmp_path, data):
     convert(data / "aprender-0.72" / "every_dtype.apr", tmp_path / "b.safetensors")
-    found = safetensors.torch.load_file(tmp_path / "b.safetensors")
+    loaded = safetensors.torch.load_file(tmp_path / "b.safetensors")
     with apr.load(data / "aprender-0.72" / "every_dtype.apr") as file:
-        assert found.keys() == set(file)
+        assert loaded.keys() == set(file)
         assert all(
-            torch.equal(found[name].reshape(-1).view(torch.uint8), file[name].reshape(-1).view(torch.uint8))
+            torch.equal(loaded[name].reshape(-1).view(torch.uint8), file[name].reshape(-1).view(torch.uint8))
             for name in file
         )
 

@@ -229,15 +229,15 @@ def documents(corpus, start):
 
 
 def test_batches_from_any_place_on_contain_the_remaining_documents(corpus):
-    found = Corpus([str(corpus)], batch_bytes=20_000)
-    everything = list(documents(found, Place()))
+    reader = Corpus([str(corpus)], batch_bytes=20_000)
+    everything = list(documents(reader, Place()))
     assert len(everything) > 250
     passed = 0
-    for batch in found.batches():
+    for batch in reader.batches():
         for n in range(0, len(batch.stored), 5):
-            before = sum(1 for i in range(n) if found.read(batch, i) is not None)
-            assert list(documents(found, batch.after(n))) == everything[passed + before :]
-        passed += sum(1 for _ in found.read_all(batch))
+            before = sum(1 for i in range(n) if reader.read(batch, i) is not None)
+            assert list(documents(reader, batch.after(n))) == everything[passed + before :]
+        passed += sum(1 for _ in reader.read_all(batch))
 
 
 def test_documents_before_the_place_are_not_read_again(tmp_path):
@@ -267,9 +267,9 @@ def test_a_second_encoding_of_a_directory_is_refused(corpus, tmp_path, capsys):
     with lock_output(tmp_path / "shards"):
         for more in ([], ["--resume"], ["--force"]):
             assert main(flags(corpus, tmp_path / "shards", *more)) == 5
-            said = capsys.readouterr().err
-            assert str(tmp_path / "shards") in said
-            assert len(said.splitlines()) == 1
+            error = capsys.readouterr().err
+            assert str(tmp_path / "shards") in error
+            assert len(error.splitlines()) == 1
     assert main(flags(corpus, tmp_path / "shards")) == 0
 
 
@@ -342,13 +342,13 @@ def test_a_damaged_parquet_file_is_named(compression, tmp_path, capsys):
     for at in range(4, len(whole), len(whole) // 40):
         path.write_bytes(whole[:at] + bytes(byte ^ 0xFF for byte in whole[at : at + 8]) + whole[at + 8 :])
         code = main(flags(path, tmp_path / "shards", "--force"))
-        said = capsys.readouterr().err
+        error = capsys.readouterr().err
         # Damage within a text makes it invalid UTF-8; that document is skipped.
-        assert code in (0, 4), said
+        assert code in (0, 4), error
         failed += code == 4
         if code == 4:
-            assert len(said.splitlines()) == 1
-            assert f"{path}: " in said
+            assert len(error.splitlines()) == 1
+            assert f"{path}: " in error
     assert failed > 2
 
 

@@ -17,9 +17,9 @@ def test_shards_of_the_other_byte_order_are_refused(directory, capsys):
         (ids | 256).byteswap().tofile(path)
     before = file_bytes(directory)
     assert main(["repair-manifest", str(directory), "--verify"]) == 5
-    said = capsys.readouterr()
-    assert "NOT suitable" in said.out
-    assert "shard-00000.bin: id " in said.err
+    printed = capsys.readouterr()
+    assert "NOT suitable" in printed.out
+    assert "shard-00000.bin: id " in printed.err
     assert file_bytes(directory) == before
 
 
@@ -54,9 +54,9 @@ def test_force_replaces_only_what_is_wrong(directory, capsys):
     (directory / "shard-00000.bin").write_bytes(damaged)
     assert main(["repair-manifest", str(directory)]) == 5
     assert main(["repair-manifest", str(directory), "--verify", "--force"]) == 5
-    said = capsys.readouterr().err
-    assert "shard-00000.bin: changed" in said
-    assert "shard-00002.bin: changed" not in said
+    printed = capsys.readouterr().err
+    assert "shard-00000.bin: changed" in printed
+    assert "shard-00002.bin: changed" not in printed
     (directory / "shard-00000.bin").write_bytes(first)
     assert main(["repair-manifest", str(directory), "--force"]) == 0
     made = read_json(directory)
@@ -140,9 +140,9 @@ def test_counts_and_hashes_in_a_manifest_are_compared_with_the_ids(encoded, chan
     before = file_bytes(encoded)
     capsys.readouterr()
     assert main(command) == 5
-    said = capsys.readouterr()
-    assert f"manifest.json: {next(iter(change))} " in said.err
-    assert "matches" not in said.out
+    printed = capsys.readouterr()
+    assert f"manifest.json: {next(iter(change))} " in printed.err
+    assert "matches" not in printed.out
     assert file_bytes(encoded) == before
     assert main([*command, "--force"]) == 0
     capsys.readouterr()
@@ -191,6 +191,6 @@ def test_bad_shards_are_not_blamed_on_a_correct_manifest(encoded, capsys):
     for path in encoded.glob("*.bin"):
         np.full(path.stat().st_size // 4, 7, "<u4").tofile(path)
     assert main(["repair-manifest", str(encoded), "--verify"]) == 5
-    said = capsys.readouterr().out
-    assert "NOT suitable" in said
-    assert "matches the files, unchanged" not in said
+    printed = capsys.readouterr().out
+    assert "NOT suitable" in printed
+    assert "matches the files, unchanged" not in printed

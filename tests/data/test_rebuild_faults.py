@@ -69,8 +69,8 @@ def as_child(act, *arguments):
             os._exit(code)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        said = pipe.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+        message = pipe.read()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), message
 
 
 def test_a_full_disk_changes_nothing(directory):
@@ -82,10 +82,10 @@ def test_a_full_disk_changes_nothing(directory):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # bytes: less than a manifest has
         return main(["repair-manifest", str(directory)])
 
-    code, said = as_child(without_room)
+    code, message = as_child(without_room)
     assert code == 7
-    assert len(said.splitlines()) == 1
-    assert "manifest.json" in said
+    assert len(message.splitlines()) == 1
+    assert "manifest.json" in message
     assert file_bytes(directory) == before
 
 
@@ -101,9 +101,9 @@ def test_an_unreadable_shard_is_named(directory):
             os.setresuid(65534, 65534, 65534)
         return main(["repair-manifest", ".", "--verify", "--force", "--dry-run"])
 
-    code, said = as_child(unprivileged)
+    code, message = as_child(unprivileged)
     assert code == 7
-    assert said.splitlines() == ["apr repair-manifest: error: shard-00567.bin: Permission denied"]
+    assert message.splitlines() == ["apr repair-manifest: error: shard-00567.bin: Permission denied"]
 
 
 @pytest.mark.parametrize(
@@ -124,9 +124,9 @@ def test_a_shard_that_changes_between_listing_and_reading_is_named(
 
     monkeypatch.setattr("apr.data.scan.scan_shards", changing)
     assert main(["repair-manifest", str(directory), "--verify", "--force"]) == code
-    said = capsys.readouterr().err
-    assert "shard-00001.bin" in said
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert "shard-00001.bin" in message
+    assert len(message.splitlines()) == 1
     assert read_json(directory) == OLD
 
 

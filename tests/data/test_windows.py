@@ -34,8 +34,8 @@ def at(positions, count, seed, epoch):
 def test_every_window_is_visited_once(count, seed, epoch):
     from apr.data.windows import TrainingOrder
 
-    found = TrainingOrder(count, seed, shuffle=True).windows(epoch * count, count)
-    assert np.array_equal(np.sort(found), np.arange(count))
+    visited = TrainingOrder(count, seed, shuffle=True).windows(epoch * count, count)
+    assert np.array_equal(np.sort(visited), np.arange(count))
 
 
 MASK = 2**64 - 1

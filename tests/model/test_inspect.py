@@ -9,9 +9,9 @@ import apr
 def test_unusual_header_fields_are_shown(tmp_path):
     path = tmp_path / "odd.apr"
     path.write_bytes(forge(Entry(), version=(2, 7), flags=1 << 10 | 1 << 14, reserved=b"\1"))
-    found = apr.inspect(path)
-    assert (found["version"], found["unknown_flags"], found["valid"]) == ("2.7", [14], True)
-    assert str(found["reserved"]).startswith("01")
+    facts = apr.inspect(path)
+    assert (facts["version"], facts["unknown_flags"], facts["valid"]) == ("2.7", [14], True)
+    assert str(facts["reserved"]).startswith("01")
 
 
 def test_optimizer_state_and_tied_heads_are_not_counted_as_parameters(tmp_path):
@@ -22,5 +22,5 @@ def test_optimizer_state_and_tied_heads_are_not_counted_as_parameters(tmp_path):
         "__training__.optimizer.m.model.embed_tokens.weight": weight,
     }
     apr.save(tensors, tmp_path / "m.apr", {"tie_word_embeddings": True})
-    found = apr.inspect(tmp_path / "m.apr")
-    assert (found["kind"], found["param_count"], found["tensor_count"]) == ("checkpoint", 8, 3)
+    facts = apr.inspect(tmp_path / "m.apr")
+    assert (facts["kind"], facts["param_count"], facts["tensor_count"]) == ("checkpoint", 8, 3)

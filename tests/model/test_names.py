@@ -27,7 +27,7 @@ def test_names_and_shapes_are_the_decoders_and_transformers(family, tied, more):
 
     facts = {**SIZES, **more, "hf_model_type": family, "tie_word_embeddings": tied}
     config = ModelConfig.from_metadata(facts)
-    found = parameter_shapes(config)
+    shapes = parameter_shapes(config)
     with torch.device("meta"):
         ours = {name: tuple(p.shape) for name, p in Decoder(config).named_parameters()}
         names = {
@@ -41,8 +41,8 @@ def test_names_and_shapes_are_the_decoders_and_transformers(family, tied, more):
                 **{names.get(key, key): value for key, value in facts.items() if key != "hf_model_type"},
             )
         )
-    assert found == ours
+    assert shapes == ours
     if not (
         family == "qwen2" and "head_dim" in more
     ):  # transformers' Qwen2 has no such switch in every version
-        assert found == {name: tuple(p.shape) for name, p in theirs.named_parameters()}
+        assert shapes == {name: tuple(p.shape) for name, p in theirs.named_parameters()}

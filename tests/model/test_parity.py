@@ -147,9 +147,9 @@ def joined(gradients):
     return torch.cat([gradients[name].flatten() for name in sorted(gradients)])
 
 
-def distance(found, truth) -> float:
+def distance(values, truth) -> float:
     """Relative, of whole tensors."""
-    return ((found - truth).norm() / truth.norm()).item()
+    return ((values - truth).norm() / truth.norm()).item()
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -180,7 +180,7 @@ def test_bfloat16_is_no_further_from_float32_than_transformers_bfloat16(case, ho
     their_logits, _, their_gradients = measure(theirs, their_losses, dtype)
     noise = BF16_NOISE[how]
     assert distance(logits, true_logits) <= noise * distance(their_logits, true_logits)
-    error, their_error = (distance(joined(found), joined(truth)) for found in (gradients, their_gradients))
+    error, their_error = (distance(joined(actual), joined(truth)) for actual in (gradients, their_gradients))
     assert error <= noise * their_error
     assert loss == pytest.approx(true_loss, rel=BF16_LOSS)
 

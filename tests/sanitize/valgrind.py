@@ -22,7 +22,7 @@ MODULE = "_core.abi3.so"
 
 def errors_in_the_module(report: Path) -> list[str]:
     """Each error of a valgrind report in XML that has a frame in the compiled module, as text."""
-    found = []
+    errors = []
     for error in ET.parse(report).iter("error"):
         if (error.findtext("kind") or "").startswith("Leak_"):
             continue  # reported with XML whatever is asked for; CPython keeps its types until the end
@@ -30,8 +30,8 @@ def errors_in_the_module(report: Path) -> list[str]:
         if any(MODULE in frame for stack in stacks for frame in stack):
             what = error.findtext("what") or error.findtext("xwhat/text") or ""
             lines = [f"{error.findtext('kind')}: {what}", *("\n".join(stack) for stack in stacks)]
-            found.append("\n  then\n".join(lines))
-    return found
+            errors.append("\n  then\n".join(lines))
+    return errors
 
 
 def frame_text(frame: ET.Element) -> str:

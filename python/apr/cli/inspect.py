@@ -110,8 +110,8 @@ def _architecture(facts: dict[str, Any]) -> str:
         "vocabulary": facts["vocab_size"],
     }
     name = str(facts["architecture"] or "unknown")
-    known = [f"{label} {size}" for label, size in sizes.items() if size is not None]
-    return f"{name}: {', '.join(known)}" if known else name
+    shown = [f"{label} {size}" for label, size in sizes.items() if size is not None]
+    return f"{name}: {', '.join(shown)}" if shown else name
 
 
 def _shortened(value: object) -> str:

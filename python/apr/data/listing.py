@@ -48,9 +48,9 @@ def list_shards(path: str | os.PathLike[str]) -> list[Shard]:
             )
         # An encoder that dies in the middle of a write leaves such a shard, always the last one.
         if size % ID_SIZE:
-            whole = size - size % ID_SIZE
+            end = size - size % ID_SIZE
             raise RefusedError(
-                f"{directory / name}: ends in the middle of an id, after byte {whole} of {size}; "
+                f"{directory / name}: ends in the middle of an id, after byte {end} of {size}; "
                 f"truncate it with apr repair-manifest {path} --truncate-torn"
             )
     return [Shard(name, directory, size // ID_SIZE) for name, size in files]

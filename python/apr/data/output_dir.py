@@ -30,9 +30,10 @@ _HALF_WRITTEN = re.compile(r"^\.shard-[0-9]{4,6}\.bin\.[0-9a-f]{8}\.[0-9]+-[0-9]
 _MAX_SHOWN = 120
 # Files that an error names.
 _MAX_NAMED = 3
-# Two encodings are the same if these keys and `progress.options` are equal …
+# Two encodings are the same if these keys and `progress.options` are equal.
 _SAME = ("tokenizer_sha256", "eos_policy", "eos_token_id", "content_field", "normalization", "corpus_roots")
-# … and, for a complete one, which has no `progress`, those of these that it records. Older versions did not.
+# A complete encoding has no `progress`. Of these keys, the ones that it records are compared: older versions
+# recorded none of them.
 _SAME_IF_RECORDED = ("input_files", "input_bytes", "shard_tokens")
 # A difference in these keys means that the corpus changed, not the options.
 _OF_CORPUS = {"corpus_files", "input_files", "input_bytes"}

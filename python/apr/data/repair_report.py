@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Outcome = Literal["written", "left alone", "scan kept", "would be written", "not written"]
 
-# Shards that are listed one per line. Of more, the first ones and the last one are.
+# The most shards that are listed one per line. If there are more, the first ones and the last one are listed.
 _ROWS = 6
 
 

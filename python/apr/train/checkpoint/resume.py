@@ -113,7 +113,7 @@ def cut_back_to(run_dir: Path, point: ResumePoint, state: RunState, report: Repo
         report: prints what was done.
     """
     for path, reason in point.damaged.items():
-        # Renamed, not removed: somebody may want to know what happened to it, and it is no `*.apr` any more.
+        # Renamed, not removed, so that it can be examined. Under the new name it no longer matches `*.apr`.
         aside = path.replace(path.with_name(f"{path.name}.damaged"))
         # The artefacts gate then names the epoch as damaged, and the run does not end as if all were there.
         mark(path, "damaged")
