@@ -48,8 +48,7 @@ def record(contract: Contract, verdict: Verdict, run_dir: Path) -> Path:
     target = contract.path.with_suffix(".evidence.json")
     write_json(target, evidence)
     if verdict.ok and not verdict.unmet:
-        # A substitution in the text, because a YAML library would lose its comments and its line
-        # breaks.
+        # Edit the text: a YAML library would lose its comments and line breaks.
         text = contract.path.read_text(encoding="utf-8")
         live = re.sub(r"(?m)^(  status: )DRAFT$", r"\1ACTIVE_RUNTIME", text)
         write_atomically(contract.path, live.encode())

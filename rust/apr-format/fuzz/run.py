@@ -1,7 +1,9 @@
-"""Run fuzz targets for FUZZ_SECONDS each (default 60), print what they reached, and stop at a finding.
+"""Run fuzz targets for FUZZ_SECONDS each (default 60), print their coverage, and stop at the first failure.
 
-Arguments choose targets; without any, all targets run. Inputs that reached something new are kept in corpus/,
-and the next run starts with them.
+    python rust/apr-format/fuzz/run.py [TARGET ...]
+
+Without arguments, all targets run. Inputs that increased the coverage are kept in corpus/, and the next run
+starts with them.
 """
 
 import os
@@ -12,11 +14,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FIXTURES = HERE.parents[2] / "tests" / "fixtures"
-# Files of the ecosystem's own writers, as seeds for the target that takes files as they are.
+# Files by other writers of the format, as seeds for the target whose input is a whole file.
 SEEDS = {"open": ["aprender-0.72", "aprender-0.2x"]}
-# Bytes of the longest input. Longer ones are slower and reach nothing more; some golden files have 9000.
-LONGEST = {"open": 16 << 10}
-DEFAULT_LONGEST = 4 << 10
+# Bytes of the longest input. Longer inputs are slower and do not increase the coverage. The seeds of
+# `open` have up to 9,000 bytes.
+MAX_LENGTHS = {"open": 16 << 10}
+DEFAULT_MAX_LENGTH = 4 << 10
 
 
 def run(target: str, seconds: int) -> tuple[int, int, int]:
@@ -26,26 +29,28 @@ def run(target: str, seconds: int) -> tuple[int, int, int]:
     # No sanitizer: the targets run no unsafe code, and without one they run three times as fast.
     command = ["cargo", "fuzz", "run", "--sanitizer", "none", target, str(corpus)]
     command += [str(FIXTURES / seeds) for seeds in SEEDS.get(target, [])]
-    longest = LONGEST.get(target, DEFAULT_LONGEST)
-    command += ["--", f"-max_total_time={seconds}", f"-max_len={longest}", "-print_final_stats=1"]
+    max_length = MAX_LENGTHS.get(target, DEFAULT_MAX_LENGTH)
+    command += ["--", f"-max_total_time={seconds}", f"-max_len={max_length}", "-print_final_stats=1"]
     command += ["-entropic_scale_per_exec_time=1"]  # slow inputs are mutated less often
     # cargo-fuzz passes unstable flags to the compiler, which stable toolchains refuse without this.
     environment = os.environ | {"RUSTC_BOOTSTRAP": "1"}
     completed = subprocess.run(
         command, cwd=HERE.parent, env=environment, stderr=subprocess.PIPE, text=True, check=False
     )
-    reached = re.findall(r"^#\d+\s.*cov: (\d+) ft: (\d+)", completed.stderr, re.MULTILINE)
+    coverage = re.findall(r"^#\d+\s.*cov: (\d+) ft: (\d+)", completed.stderr, re.MULTILINE)
     executions = re.search(r"number_of_executed_units: (\d+)", completed.stderr)
-    if completed.returncode or not reached or not executions:
+    if completed.returncode or not coverage or not executions:
         sys.exit(
-            f"{completed.stderr[-8000:]}\n{target}: the target failed or did not run; its output is above"
+            f"{completed.stderr[-8000:]}\n{target}: the target failed or did not run; see its output above"
         )
-    edges, features = map(int, reached[-1])
+    edges, features = map(int, coverage[-1])
     return int(executions[1]), edges, features
 
 
 def main() -> None:
     """Run the targets and print a row for each one."""
+    if subprocess.run(["cargo", "fuzz", "--version"], capture_output=True, check=False).returncode:
+        sys.exit("cargo-fuzz is not installed; run: cargo install cargo-fuzz")
     seconds = int(os.environ.get("FUZZ_SECONDS", "60"))
     targets = sys.argv[1:] or sorted(path.stem for path in (HERE / "fuzz_targets").glob("*.rs"))
     print(f"{'target':<12}{'executions':>12}{'per second':>11}{'edges':>8}{'features':>10}", flush=True)
@@ -56,7 +61,7 @@ def main() -> None:
         print(
             f"{target:<12}{executions:>12,}{executions // seconds:>11,}{edges:>8,}{features:>10,}", flush=True
         )
-    print(f"{'all':<12}{total:>12,}, no finding")
+    print(f"{'all':<12}{total:>12,}, no failures")
 
 
 main()
