@@ -46,6 +46,14 @@ def written_by_another_thread(array):
         writing.result()
 
 
+def test_pages_of_another_file_give_no_capsule(stored, tmp_path):
+    apr.save({"ones": np.ones(COUNT, np.uint8)}, tmp_path / "other.apr")
+    other = Container(tmp_path / "other.apr")
+    with pytest.raises(ValueError, match="ones"):
+        stored.dlpack("ones", other.map())
+    assert stored.dlpack("ones", stored.map()) is not None
+
+
 def test_one_array_given_twice_holds_bytes_of_either_part(stored):
     out = np.zeros(COUNT, np.uint8)
     stored.read([(offset(stored, "ones"), out), (offset(stored, "twos"), out)])

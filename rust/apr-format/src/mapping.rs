@@ -13,6 +13,10 @@ use crate::source::Source;
 /// A Rust reference to the pages would promise the compiler that this does not happen, so none exists once
 /// the mapping is built: `MmapRaw` hands out raw pointers only.
 ///
+/// This does not make concurrent access safe. Copying pages while another thread or process writes to them is a
+/// data race in Rust's memory model. Whoever writes to the pages must keep that from happening, as with the
+/// memory of a `NumPy` array.
+///
 /// The mapping reserves no swap, so a file larger than memory opens.
 #[derive(Debug)]
 pub struct Mapping(MmapRaw);
@@ -23,15 +27,16 @@ impl Mapping {
     /// # Errors
     /// The operating system's.
     pub fn new(file: &File) -> io::Result<Self> {
-        // SAFETY: `map_copy` is unsafe because another process may change the file while Rust code holds a
-        // reference to its pages. `map_copy` forms no reference, the conversion to `MmapRaw` moves the
-        // address and the length, and no method of `Mapping` forms one. A file that is truncated while it is
-        // mapped ends the process with SIGBUS; that is a crash, not undefined behavior.
+        // SAFETY: `map_copy` is unsafe because another process may change the file while its pages are in
+        // use. No reference to the pages is formed, here or in any method of `Mapping`, so none is
+        // invalidated. That nobody changes the file during a read is relied on and cannot be checked: writers
+        // of this format replace a file instead of changing it. A file that is truncated while it is mapped
+        // ends the process with SIGBUS; that is a crash, not undefined behavior.
         let pages = unsafe { MmapOptions::new().no_reserve_swap().map_copy(file) }?;
         Ok(Self(pages.into()))
     }
 
-    /// Anonymous memory of `len` zero bytes, passed to `fill`.
+    /// Allocate anonymous memory of `len` zero bytes and pass it to `fill`.
     ///
     /// Pages take memory when they are first written, so an absurd length in a hostile file costs nothing.
     ///
@@ -48,13 +53,16 @@ impl Mapping {
         Ok(Self(pages.into()))
     }
 
-    /// Address of the first byte. The pages stay mapped, readable and writable while the mapping lives.
+    /// Return the address of the first byte. The pages stay mapped, readable and writable while the mapping lives.
+    ///
+    /// A thread that writes through the address must synchronize with every thread that reads the same bytes,
+    /// [`Source::read_at`] included.
     #[must_use]
     pub fn as_mut_ptr(&self) -> *mut u8 {
         self.0.as_mut_ptr()
     }
 
-    /// Length in bytes.
+    /// Return the length in bytes.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
@@ -79,8 +87,9 @@ impl Source for Mapping {
             .ok_or(io::ErrorKind::UnexpectedEof)?;
         // SAFETY: `start + buffer.len()` is at most `len`, so the source lies within the pages, which stay
         // mapped while `self` is borrowed. The destination is an exclusive borrow and no reference to the
-        // pages exists, so the two do not overlap. Python code that writes to the same pages meanwhile races
-        // with this copy as it would with a copy by NumPy: the buffer then holds a mix of old and new bytes.
+        // pages exists, so the two do not overlap. The copy is not atomic: a thread that writes to the same
+        // bytes meanwhile makes it a data race. That there is none is relied on and cannot be checked here;
+        // it is the duty of whoever writes through `as_mut_ptr`, as NumPy requires for arrays.
         unsafe { ptr::copy_nonoverlapping(self.as_mut_ptr().add(start), buffer.as_mut_ptr(), buffer.len()) };
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::fd::AsRawFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     ptr,
     sync::Arc,
 };
@@ -49,6 +49,12 @@ impl Mapping {
         Self { pages, file: None, path }
     }
 
+    /// Whether these are the pages of the file that was opened at `path`.
+    pub(crate) fn is_of(&self, path: &Path) -> bool {
+        // As text: comparing paths part by part costs more, and a container hands over its own path.
+        self.path.as_os_str() == path.as_os_str()
+    }
+
     /// Return a tensor on the pages as a `DLPack` capsule, which torch turns into a tensor in a fifth of the
     /// time of `torch.frombuffer` and `view`. `None` if the values are quantized, empty, or not aligned to
     /// their size.
@@ -60,11 +66,20 @@ impl Mapping {
         self.check_length(py)?;
         let start = usize::try_from(tensor.offset)?;
         let end = usize::try_from(tensor.offset.saturating_add(tensor.nbytes))?;
-        if end > self.pages.len() {
-            return Err(PyValueError::new_err(format!("tensor {:?} is on other pages", tensor.name)));
+        if end > self.pages.len() || tensor.dtype.nbytes(&tensor.dims) != Some(tensor.nbytes) {
+            return Err(PyValueError::new_err(format!(
+                "tensor {:?} does not fit the pages: {} bytes at byte {start} of {}, with shape {:?}",
+                tensor.name,
+                tensor.nbytes,
+                self.pages.len(),
+                tensor.dims,
+            )));
         }
         let shape = tensor.dims.iter().map(|&dim| i64::try_from(dim)).collect::<Result<_, _>>()?;
-        dlpack::capsule(py, Arc::clone(&self.pages), element, shape, start).map(Some)
+        // SAFETY: `nbytes` is the product of the dimensions and the size of an element, and all of these bytes
+        // lie within the pages: both were just compared, whichever reader produced the tensor. `start` is a
+        // multiple of the size of an element, and pages begin at a multiple of the page size.
+        unsafe { dlpack::capsule(py, Arc::clone(&self.pages), element, shape, start) }.map(Some)
     }
 
     fn check_length(&self, py: Python<'_>) -> PyResult<()> {
@@ -89,15 +104,16 @@ impl Mapping {
         slf.get().check_length(slf.py())?;
         let pages = &slf.get().pages;
         let size = ffi::Py_ssize_t::try_from(pages.len())?;
-        // SAFETY: `view` is the caller's to fill; the pages live as long as `slf`, to which
-        // PyBuffer_FillInfo takes a reference; no Rust reference to them exists.
+        // SAFETY: Python passes a `view` to fill. The pages live as long as `slf`, to which PyBuffer_FillInfo
+        // takes a reference. No Rust reference to them exists. Whoever writes through the view must synchronize
+        // with those who read the same bytes, as NumPy requires.
         let filled =
             unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), pages.as_mut_ptr().cast(), size, 0, flags) };
         if filled == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 }
 
-/// `DLPack`'s type code and bits of a plain dtype.
+/// Return the type code and the bits that `DLPack` gives a plain dtype; `None` for a quantized one.
 fn element(dtype: Dtype) -> Option<dlpack::Element> {
     let (code, bits) = match dtype {
         Dtype::F64 => (dlpack::FLOAT, 64),
@@ -163,7 +179,13 @@ mod dlpack {
         pages: Arc<Pages>,
     }
 
-    pub(super) fn capsule(
+    /// Return a capsule of the tensor whose first byte is byte `offset` of the pages, in row-major order.
+    ///
+    /// # Safety
+    /// The product of `shape` and the size of an element, added to `offset`, must be at most the length of the
+    /// pages, and `offset` must be a multiple of the size of an element: the consumer accesses all of these bytes
+    /// without a check of its own.
+    pub(super) unsafe fn capsule(
         py: Python<'_>,
         pages: Arc<Pages>,
         element: Element,
@@ -171,7 +193,6 @@ mod dlpack {
         offset: usize,
     ) -> PyResult<Py<PyAny>> {
         let tensor = Tensor {
-            // In range: `Mapping::dlpack` has compared the tensor's end with the length of the pages.
             data: pages.as_mut_ptr().wrapping_add(offset).cast(),
             device: Device { kind: CPU, id: 0 },
             ndim: c_int::try_from(shape.len())?,
@@ -184,7 +205,10 @@ mod dlpack {
             Box::new(Managed { tensor, context: ptr::null_mut(), deleter: Some(delete), shape, pages });
         managed.tensor.shape = managed.shape.as_mut_ptr();
         let managed = Box::into_raw(managed);
-        // SAFETY: the capsule owns `managed` until a consumer renames it, whose duty `deleter` then is.
+        // SAFETY: `managed` comes from `Box::into_raw` and owns the shape and a reference to the pages, to which
+        // `tensor` points; both stay in place until `delete` frees the box. The capsule owns the box until a
+        // consumer renames the capsule; from then on the consumer must call `deleter`. A capsule that could not be
+        // created has no owner, so the box is freed here, once.
         unsafe {
             let capsule = ffi::PyCapsule_New(managed.cast(), NAME.as_ptr(), Some(release));
             if capsule.is_null() {
@@ -195,7 +219,7 @@ mod dlpack {
         }
     }
 
-    /// Frees memory of Rust only, so it may be called without the GIL, as `DLPack` allows.
+    /// Free the tensor. It is memory of Rust only, so this may be called without the GIL, as `DLPack` allows.
     unsafe extern "C" fn delete(managed: *mut Managed) {
         // SAFETY: the pointer comes from `Box::into_raw` in `capsule`, and the protocol calls a deleter once.
         drop(unsafe { Box::from_raw(managed) });
@@ -204,7 +228,8 @@ mod dlpack {
     /// Free a capsule that nobody consumed. A consumer renames the capsule, and then calls the deleter
     /// itself.
     unsafe extern "C" fn release(capsule: *mut ffi::PyObject) {
-        // SAFETY: called by Python with the capsule made above.
+        // SAFETY: Python calls this with the capsule that `capsule` created. A capsule that still has its first name
+        // was not consumed, so nobody else frees its pointer.
         unsafe {
             if ffi::PyCapsule_IsValid(capsule, NAME.as_ptr()) == 1 {
                 delete(ffi::PyCapsule_GetPointer(capsule, NAME.as_ptr()).cast());
@@ -215,11 +240,14 @@ mod dlpack {
 
 /// The memory of a C-contiguous Python buffer, to read from.
 ///
-/// Python code may read and write this memory at any time and from any thread, and may pass the same array
-/// twice. A `&[u8]` would promise the compiler that it does not, so [`Input`] and [`Output`] form no
-/// reference: bytes are copied through the raw pointer, or the kernel reads a file into it. A thread that
-/// writes to the array meanwhile gets a mix of old and new bytes, as with every function that releases the
-/// GIL.
+/// Python code may hold other views of this memory and may pass the same array twice. A `&[u8]` would promise the
+/// compiler that it does not, so [`Input`] and [`Output`] form no reference: bytes are copied through the raw
+/// pointer, or the kernel reads a file into it.
+///
+/// The copies are not atomic and run without the GIL. A thread that writes to the array meanwhile (or, for an
+/// [`Output`], reads it) makes them a data race in Rust's memory model. The caller must synchronize such threads,
+/// as `NumPy` requires of whoever shares an array. Overlapping arrays passed to one call are such a race between the
+/// threads of that call.
 pub(crate) struct Input(PyUntypedBuffer);
 
 impl Input {
@@ -232,7 +260,7 @@ impl Input {
         self.0.len_bytes()
     }
 
-    /// The bytes in order, each copied once.
+    /// Return a reader of the bytes in order, which copies each byte once.
     pub(crate) fn reader(&self) -> Reader<'_> {
         Reader { input: self, position: 0 }
     }
@@ -251,7 +279,8 @@ impl Read for Reader<'_> {
             let from = self.input.0.buf_ptr().cast::<u8>();
             // SAFETY: the buffer is contiguous and has `len` bytes, and `position + count` is at most that.
             // It stays exported, and so in place, while `self.input` lives. `out` is an exclusive borrow of
-            // `count` bytes or more; `copy` allows an overlap.
+            // `count` bytes or more; `copy` allows an overlap. That no thread writes to the array meanwhile is
+            // relied on and cannot be checked: see `Input`.
             unsafe { ptr::copy(from.add(self.position), out.as_mut_ptr(), count) };
             self.position += count;
         }
@@ -259,7 +288,9 @@ impl Read for Reader<'_> {
     }
 }
 
-/// The memory of a writable C-contiguous Python buffer, to fill; what [`Input`] says holds for it too.
+/// The memory of a writable C-contiguous Python buffer, to fill.
+///
+/// As with an [`Input`], no reference to it is formed, and the caller must synchronize other threads that use it.
 pub(crate) struct Output(PyUntypedBuffer);
 
 impl Output {
@@ -271,7 +302,7 @@ impl Output {
         Ok(Self(buffer))
     }
 
-    /// Memory of float32 values.
+    /// Create an output of float32 values.
     pub(crate) fn of_floats(values: &Bound<'_, PyAny>) -> PyResult<Self> {
         let output = Self::new(values)?;
         output.0.as_typed::<f32>()?;
@@ -289,7 +320,8 @@ impl Output {
         let to = self.pointer(start, bytes)?;
         // SAFETY: `pointer` has checked that `bytes` bytes of writable memory begin at `to`, which stays
         // exported while `self` lives. An `Element` is plain data. `copy` on bytes needs no alignment and
-        // allows an overlap.
+        // allows an overlap. That no other thread uses these bytes meanwhile is relied on and cannot be
+        // checked: see `Output`.
         unsafe { ptr::copy(values.as_ptr().cast::<u8>(), to, bytes) };
         Ok(())
     }
@@ -302,7 +334,8 @@ impl Output {
         while left > 0 {
             // Not `File::read_at`, which wants a `&mut [u8]`.
             // SAFETY: `pointer` has checked that `left` bytes of writable memory begin at `to`, which stays
-            // exported while `self` lives. The kernel writes to no other memory.
+            // exported while `self` lives. The kernel writes to no other memory. That no other thread uses these
+            // bytes meanwhile is relied on and cannot be checked: see `Output`.
             let read = unsafe { libc::pread(file.as_raw_fd(), to.cast(), left, offset) };
             match usize::try_from(read) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
@@ -322,7 +355,7 @@ impl Output {
         Ok(())
     }
 
-    /// Address of byte `start`, if `len` bytes from there on are part of the memory.
+    /// Return the address of byte `start`; an error unless `len` bytes from there on are part of the memory.
     fn pointer(&self, start: usize, len: usize) -> io::Result<*mut u8> {
         if start.checked_add(len).is_none_or(|end| end > self.len()) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the output buffer is too short"));
@@ -339,7 +372,7 @@ fn contiguous(values: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
     Ok(buffer)
 }
 
-/// Little-endian numbers, one after another, as `bytes`.
+/// Return `bytes` with little-endian numbers, one after another.
 pub(crate) fn packed<const N: usize>(
     py: Python<'_>,
     numbers: impl ExactSizeIterator<Item = [u8; N]>,

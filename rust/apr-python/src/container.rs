@@ -73,18 +73,18 @@ impl Container {
             .map(|opened| Self { path, keys, opened })
     }
 
-    /// Which form of the format it is, in words.
+    /// Return the name of the form of the format that the file has.
     #[getter]
     fn form(&self) -> &'static str {
         self.opened.form().name()
     }
 
-    /// The header of a version 1 file; None for the other forms.
+    /// Return the header of a version 1 file; None for the other forms.
     fn v1_header(&self, py: Python<'_>) -> Option<V1Header> {
         self.opened.v1().map(|v1| V1Header::new(py, &v1.header))
     }
 
-    /// Who signed a version 1 file; None if nobody did, and for the other forms.
+    /// Return the signer of a version 1 file; None if the file is not signed or has another form.
     #[getter]
     fn signer(&self, py: Python<'_>) -> Option<V1Signer> {
         self.opened.v1()?.signer.as_ref().map(|signer| V1Signer::new(py, signer))
@@ -96,7 +96,7 @@ impl Container {
         self.opened.v1().is_some_and(Opened::is_locked)
     }
 
-    /// The payload of a version 1 file, decrypted and decompressed; empty for the other forms.
+    /// Return the decrypted and decompressed payload of a version 1 file; empty for the other forms.
     fn payload<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyBytes>> {
         let Some(v1) = self.opened.v1() else { return Ok(PyBytes::new(py, &[])) };
         let packed = py.detach(|| v1.packed(self.opened.source())).map_err(|error| self.raise(py, error))?;
@@ -105,53 +105,58 @@ impl Container {
         })
     }
 
-    /// The header; None for a version 1 file, whose header is `v1_header`.
+    /// Return the header; None for a version 1 file, which has a `v1_header` instead.
     fn header(&self, py: Python<'_>) -> Option<Header> {
         Header::new(py, self.opened.form())
     }
 
-    /// The metadata's JSON text, read and checked now.
+    /// Read and check the metadata and return their JSON text.
     fn metadata<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyString>> {
         let text = py.detach(|| self.opened.metadata()).map_err(|error| self.raise(py, error))?;
         Ok(PyString::new(py, &text))
     }
 
-    /// The JSON text of one key's value; None where the metadata do not have it.
+    /// Return the JSON text of the value of one key; None if the metadata do not have the key.
     fn member(&self, py: Python<'_>, key: &str) -> PyResult<Option<String>> {
         py.detach(|| self.opened.member(key)).map_err(|error| self.raise(py, error))
     }
 
-    /// Length of the file.
+    /// Return the length of the file in bytes.
     #[getter]
     fn size(&self) -> u64 {
         self.contents().size
     }
 
-    /// The CRC32 that the footer holds.
+    /// Return the CRC32 in the footer; None if the file has no footer.
     #[getter]
     fn footer(&self) -> Option<u32> {
         self.contents().footer.map(|(_, crc)| crc)
     }
 
-    /// The tensors' names in index order.
+    /// Return the names of the tensors in the order of the index.
     fn names<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
         PyTuple::new(py, self.contents().tensors.names().collect::<Vec<_>>())
     }
 
-    /// (dtype, shape, nbytes, offset from the start of the file) of a tensor; None where there is none.
+    /// Return dtype, shape, nbytes and offset in the file of a tensor; None if there is no tensor of this name.
     fn info<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyTuple>>> {
         let Some(tensor) = self.contents().tensor(name) else { return Ok(None) };
         let shape = PyTuple::new(py, &tensor.dims)?;
         (tensor.dtype.name(), shape, tensor.nbytes, tensor.offset).into_pyobject(py).map(Some)
     }
 
-    /// A tensor on the file's pages as a `DLPack` capsule; None where its values are not there as they are:
-    /// empty, tied, quantized.
+    /// Return a tensor on pages from `map` as a `DLPack` capsule; None if the tensor is empty, tied, quantized or
+    /// not aligned to the size of its values.
     fn dlpack(&self, py: Python<'_>, name: &str, pages: &Mapping) -> PyResult<Option<Py<PyAny>>> {
+        if !pages.is_of(&self.path) {
+            return Err(PyValueError::new_err(format!(
+                "the pages for tensor {name:?} belong to another file"
+            )));
+        }
         pages.dlpack(py, &self.find(name)?)
     }
 
-    /// The tensor whose bytes are this one's values: itself, or the embedding for an empty head.
+    /// Return the name of the tensor that stores the values of this one: itself, or the embedding for a tied head.
     fn stored(&self, py: Python<'_>, name: &str) -> PyResult<String> {
         self.contents()
             .stored(self.find(name)?)
@@ -159,7 +164,7 @@ impl Container {
             .map_err(|error| raise(py, &error, &self.path))
     }
 
-    /// Map the file's pages; of what was unpacked, the memory that holds it.
+    /// Map the pages of the file. For a file that had to be unpacked, return the memory that it was unpacked into.
     fn map(&self, py: Python<'_>) -> PyResult<Mapping> {
         let image = py.detach(|| self.opened.image()).map_err(|error| self.raise(py, error))?;
         let file = match image {
@@ -175,13 +180,14 @@ impl Container {
         Ok(Mapping::of_file(pages, file, self.path.clone()))
     }
 
-    /// Fill writable C-contiguous buffers with the file's bytes, each from its offset on, in parallel.
+    /// Read bytes of the file into writable C-contiguous buffers, each from its offset on, in parallel.
     fn read(&self, py: Python<'_>, parts: Vec<(u64, Bound<'_, PyAny>)>) -> PyResult<()> {
         let parts = parts
             .iter()
             .map(|(offset, values)| Ok((*offset, Output::new(values)?)))
             .collect::<PyResult<Vec<_>>>()?;
-        // Cut first, then shared out: many small tensors are read in parallel, and so is one large tensor.
+        // Segments, not buffers, are what threads share: this reads many small tensors in parallel, and also one
+        // large tensor.
         let segments: Vec<_> = parts
             .iter()
             .flat_map(|(offset, out)| {
@@ -224,7 +230,7 @@ impl Container {
         .map_err(|error| self.raise(py, error))
     }
 
-    /// Check what opening leaves out: the metadata, and the footer against every byte before it.
+    /// Check what opening does not: the metadata, and the CRC32 in the footer.
     fn check_rest(&self, py: Python<'_>) -> PyResult<()> {
         watched(py, no_progress, |watch| {
             self.opened.metadata()?;
@@ -233,8 +239,8 @@ impl Container {
         .map_err(|error| self.raise(py, error))
     }
 
-    /// Check the file anew, from its first byte to its last. `on_progress` is called with the bytes read so
-    /// far; what it raises ends the check.
+    /// Check the whole file again. `on_progress` is called with the number of bytes read so far; an exception that
+    /// it raises ends the check.
     fn verify(&self, py: Python<'_>, on_progress: Option<Py<PyAny>>) -> PyResult<Findings> {
         let source = self.opened.source();
         let findings = watched(py, report_to(on_progress), |watch| {
@@ -254,14 +260,14 @@ impl Container {
         self.contents().tensor(name).ok_or_else(|| PyKeyError::new_err(name.to_owned()))
     }
 
-    /// The exception for an error of reading what was checked when the file was opened.
+    /// Return the exception for an error in a part that was valid when the file was opened.
     fn raise(&self, py: Python<'_>, error: Error) -> PyErr {
         raise(py, &cut_short(self.opened.source(), self.contents().size, error), &self.path)
     }
 }
 
-/// Check the file at `path` from its first byte to its last. `on_progress` is called with the bytes read so
-/// far; an exception that it raises ends the check.
+/// Check the whole file at `path`. `on_progress` is called with the number of bytes read so far; an exception that it
+/// raises ends the check.
 #[pyfunction]
 #[pyo3(signature = (path, on_progress=None, password=None, recipient_key=None, trusted_key=None))]
 fn verify_file(
@@ -280,7 +286,7 @@ fn verify_file(
     Findings::new(py, findings)
 }
 
-/// What a caller gave to open a file; what is wrong with it is said without showing it.
+/// Return the keys that a caller passed. Errors do not show them, because they are secret.
 fn keys(password: Option<&str>, recipient_key: Option<&[u8]>, trusted_key: Option<&[u8]>) -> PyResult<Keys> {
     let of_32 = |what: &str, key: &[u8]| {
         <[u8; 32]>::try_from(key)
@@ -298,13 +304,13 @@ fn keys(password: Option<&str>, recipient_key: Option<&[u8]>, trusted_key: Optio
     Ok(Keys { unlock, trusted })
 }
 
-/// Bytes that a tensor takes as written.
+/// Return the number of bytes that a tensor takes in a file.
 #[pyfunction]
 fn nbytes(dtype: &str, shape: Vec<u64>) -> PyResult<u64> {
-    let found = Dtype::from_name(dtype).ok_or_else(|| {
+    let known = Dtype::from_name(dtype).ok_or_else(|| {
         PyValueError::new_err(format!("unknown dtype {dtype:?}; use one of {}", dtype_names()))
     })?;
-    found
+    known
         .nbytes(&shape)
         .ok_or_else(|| PyValueError::new_err(format!("the product of the dims {shape:?} is out of range")))
 }
@@ -313,7 +319,7 @@ fn dtype_names() -> String {
     Dtype::ALL.map(Dtype::name).join(", ")
 }
 
-/// Where a [`Writer`] writes to.
+/// The destination of a [`Writer`].
 enum Out {
     File(AtomicFile),
     Memory(Vec<u8>),
@@ -335,8 +341,8 @@ impl io::Write for Out {
     }
 }
 
-/// Writes a file beside its target and puts it in the target's place when it is whole; without a path,
-/// into memory.
+/// Writes a file under a temporary name and renames it to its target when it is complete. Without a path, writes to
+/// memory.
 #[pyclass(frozen, module = "apr._core")]
 struct Writer {
     path: PathBuf,
@@ -359,19 +365,19 @@ impl Writer {
         Ok(Self { path, state: Mutex::new(Some(writer)) })
     }
 
-    /// Write the next bytes of the tensor that is due; they are due in name order.
+    /// Write the next bytes of the current tensor. Tensors come in the order of their names.
     fn part(&self, py: Python<'_>, values: &Bound<'_, PyAny>) -> PyResult<()> {
         let values = Input::new(values)?;
         py.detach(|| self.with(|writer| writer.part_from(values.len() as u64, &mut values.reader())))
             .map_err(|error| raise(py, &error, &self.path))
     }
 
-    /// The tensor that is due has all its bytes; the next one is due.
+    /// End the current tensor, which must have all its bytes, and go to the next one.
     fn end(&self, py: Python<'_>) -> PyResult<()> {
         self.with(write::Writer::end).map_err(|error| raise(py, &error, &self.path))
     }
 
-    /// Write the footer, flush to disk and take the target's place; or give the bytes.
+    /// Write the footer, flush the file to disk and rename it to its target; or return the bytes.
     fn finish<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let finished = py.detach(|| {
             match self.take().ok_or_else(closed)?.finish()? {
@@ -381,10 +387,13 @@ impl Writer {
             Ok(None)
         });
         let memory = finished.map_err(|error| raise(py, &error, &self.path))?;
+        // This copies the file. Without the copy, the `bytes` object would be allocated before the first tensor and
+        // filled through a raw pointer while Python could already see it: a second writer and more unsafe code, for
+        // files that are small enough to be kept in memory anyway.
         Ok(memory.map(|memory| PyBytes::new(py, &memory)))
     }
 
-    /// Remove what was written. Nothing, after `finish`.
+    /// Remove what was written. After `finish`, do nothing.
     fn abort(&self) {
         drop(self.take());
     }
@@ -404,7 +413,7 @@ impl Writer {
     }
 }
 
-/// Writes a file whose tensors become known one by one.
+/// Writes a file whose tensors are not known in advance.
 #[pyclass(frozen, module = "apr._core")]
 struct StreamWriter {
     path: PathBuf,
@@ -419,7 +428,7 @@ impl StreamWriter {
         Ok(Self { path, state: Mutex::new(Some(stream)) })
     }
 
-    /// Write one tensor, whole.
+    /// Write one complete tensor.
     fn add(
         &self,
         py: Python<'_>,
@@ -437,7 +446,7 @@ impl StreamWriter {
         .map_err(|error| raise(py, &error, &self.path))
     }
 
-    /// Write the file, flush it to disk and take the target's place.
+    /// Complete the file, flush it to disk and rename it to its target.
     fn finish(&self, py: Python<'_>, metadata: &str, flags: u16) -> PyResult<()> {
         py.detach(|| {
             let stream = self.lock().take().ok_or_else(closed)?;
@@ -446,7 +455,7 @@ impl StreamWriter {
         .map_err(|error| raise(py, &error, &self.path))
     }
 
-    /// Remove what was written. Nothing, after `finish`.
+    /// Remove what was written. After `finish`, do nothing.
     fn abort(&self, py: Python<'_>) {
         py.detach(|| drop(self.lock().take()));
     }
@@ -458,7 +467,7 @@ impl StreamWriter {
     }
 }
 
-/// What errors name in place of a path.
+/// The path that errors show for a file in memory.
 const IN_MEMORY: &str = "<bytes>";
 
 fn closed() -> Error {
@@ -475,7 +484,7 @@ fn start(
         .into_iter()
         .map(|(name, dtype, dims)| spec(name, &dtype, dims))
         .collect::<apr_format::Result<Vec<_>>>()?;
-    // Laid out before the file is made: what cannot be written leaves no trace.
+    // The layout comes before the file, so that invalid tensors leave no file behind.
     let layout = Layout::new(specs, metadata, flags)?;
     let out = if let Some(path) = path {
         Out::File(AtomicFile::create(path)?)
