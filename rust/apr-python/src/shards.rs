@@ -88,12 +88,15 @@ impl ShardRow {
     }
 }
 
+/// Bytes of the largest memory that is kept between reads. A batch of training takes less than 1 MiB; one large read, as
+/// of a whole held-out part, must not keep its memory for the rest of the run.
+const MAX_SPARE: usize = 16 << 20;
+
 /// A shard directory as one stream of ids.
 #[pyclass(frozen, module = "apr._core")]
 struct TokenStream {
     stream: Stream,
-    /// Memory that the last call read into, for the next one: a training run asks for the same size each
-    /// time.
+    /// Memory of an earlier read, kept for the next one because a training run reads the same size each time.
     spare: Mutex<Vec<u8>>,
 }
 
@@ -121,7 +124,10 @@ impl TokenStream {
 }
 
 impl TokenStream {
-    /// Read without the GIL into memory of this call alone, then copy it to Python's.
+    /// Read without the GIL into memory of this call alone, then copy it to `out`.
+    ///
+    /// Safe Rust reads into a `&mut [u8]`, which must not be memory that Python can access. The copy takes about
+    /// 1.6 of 5.5 µs for a cached read of 64 KiB, and 29 of 66 µs for 1 MiB.
     fn fill(
         &self,
         py: Python<'_>,
@@ -133,7 +139,9 @@ impl TokenStream {
             bytes.resize(out.len(), 0);
             let result = read(&mut bytes)
                 .and_then(|()| out.write(0, &bytes).map_err(|error| Failure { shard: 0, error }));
-            *self.spare() = bytes;
+            if bytes.capacity() <= MAX_SPARE {
+                *self.spare() = bytes;
+            }
             result
         })
         .map_err(|failure| self.raise(py, failure))
