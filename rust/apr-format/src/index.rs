@@ -58,7 +58,7 @@ impl Tensor {
 
     /// Append the entry as version 2 stores it. Its offset must count from the start of the data.
     pub(crate) fn write(&self, out: &mut Vec<u8>) {
-        // Whoever made the tensor has checked that name and dimensions are within their limits.
+        // The constructors of tensors check that name and dimensions are within their limits.
         out.extend(u16::try_from(self.name.len()).unwrap_or(u16::MAX).to_le_bytes());
         out.extend(self.name.as_bytes());
         out.push(self.dtype.id());

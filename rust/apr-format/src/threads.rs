@@ -6,7 +6,7 @@
 //!
 //! A handler that runs at each fork (`pthread_atfork`, or Python's `os.register_at_fork`) would not do.
 //! Between `fork` and the end of the handler a child may only call what is safe in a signal handler, which
-//! starting threads is not; most children never need threads; and forks made by C code do not run Python's
+//! starting threads is not; most children never need threads; and forks by C code do not run Python's
 //! handlers. Comparing the process id at each use catches every fork and costs one system call.
 
 use std::{process, sync::OnceLock};

@@ -106,8 +106,8 @@ pub fn footer(source: &(impl Source + ?Sized), contents: &Contents) -> Result<Op
 }
 
 /// Return the check of the metadata from the result of reading them.
-pub(crate) fn metadata(found: Result<impl AsRef<str>>) -> io::Result<Check> {
-    match found {
+pub(crate) fn metadata(text: Result<impl AsRef<str>>) -> io::Result<Check> {
+    match text {
         Ok(json) => Ok(passed(Part::Metadata, format!("{} bytes of JSON", json.as_ref().len()))),
         Err(Error { rule: Rule::Io(error), .. }) => Err(error),
         Err(error) => Ok(failed(Part::Metadata, &error)),

@@ -14,8 +14,7 @@ use libfuzzer_sys::{
 
 /// The largest number of values.
 const MOST: u64 = 2_000;
-/// The largest number of values of an input that asks for a large tensor: more than three of the tasks that the work is
-/// divided into.
+/// The largest number of values of a large tensor. It takes more than three tasks.
 const MOST_OF_LARGE: u64 = 100_000;
 
 #[derive(Debug, Arbitrary)]
@@ -62,7 +61,7 @@ fuzz_target!(init: on_this_thread(), |input: Input| {
     assert!(beyond.is_err());
 });
 
-/// Compute one value as the description of the format has it, sharing nothing between values.
+/// Compute one value from the description of the format alone.
 fn value(bytes: &[u8], tensor: &Tensor, at: usize) -> f32 {
     let block = |values: usize, size: usize| {
         let (block, within) = match tensor.dims.as_slice() {

@@ -1,4 +1,4 @@
-//! Check that any bytes open, with every rule of the format kept, or give an error of one line.
+//! Check that arbitrary bytes either open as a valid file or give an error of one line.
 #![no_main]
 
 use apr_format_fuzz::{check, on_this_thread, sign};
@@ -6,7 +6,7 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(init: on_this_thread(), |bytes: &[u8]| {
     check(bytes);
-    // Few mutations keep the checksums correct, so the bytes are checked with correct ones as well.
+    // Most mutations break a checksum, which would hide the other checks. So correct the checksums and check again.
     let mut signed = bytes.to_vec();
     sign(&mut signed);
     check(&signed);

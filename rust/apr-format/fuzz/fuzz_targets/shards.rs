@@ -1,4 +1,4 @@
-//! The scan of any bytes as a shard is what a plain loop over the ids finds.
+//! Compare the scan of a shard of arbitrary bytes with a plain loop over the ids.
 #![no_main]
 
 use std::{collections::HashMap, io};
@@ -14,11 +14,11 @@ use libfuzzer_sys::{
 struct Input<'a> {
     limit: u32,
     hash: bool,
-    /// Bits that an id may have: at most 11, and 14 where it is above 250. The table for the 22 of the largest
-    /// vocabulary takes milliseconds.
+    /// Chooses the bits of an id: up to 11, or 14 for a value above 250. The table for the 22 bits of the largest
+    /// vocabulary would take milliseconds per input.
     bits: u8,
     torn: u8,
-    /// How often the ids come, where it is above 250: then more than the scan reads at a time.
+    /// Above 250, the ids are repeated until the shard is longer than one read of the scan.
     repeat: u8,
     ids: &'a [u8],
 }

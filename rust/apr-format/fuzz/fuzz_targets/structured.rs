@@ -40,7 +40,7 @@ struct Entry {
     id: u8,
     dims: Vec<u8>,
     flat: bool,
-    /// Steps of 64 bytes before it that belong to no tensor.
+    /// Size of the unused space before the tensor, in units of 64 bytes.
     gap: u8,
 }
 

@@ -225,7 +225,7 @@ impl Metadata<'_> {
         };
         let mut map: Map<_, _> =
             entries.iter().map(|(key, value)| ((*key).to_owned(), value.json())).collect();
-        // Those of the input would describe other tensors.
+        // The values of the input would describe other tensors.
         map.remove("tensor_shapes");
         map.remove("custom");
         if !shapes.is_empty() && custom {

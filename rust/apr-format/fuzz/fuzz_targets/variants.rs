@@ -25,7 +25,7 @@ struct Input<'a> {
 #[derive(Debug, Arbitrary)]
 struct Shape {
     dims: Vec<u8>,
-    /// Bytes before it that belong to no tensor. The data of this form need not be aligned.
+    /// Size of the unused space before the tensor, in bytes. This form does not require alignment.
     gap: u8,
 }
 

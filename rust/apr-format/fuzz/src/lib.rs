@@ -21,10 +21,10 @@ use apr_format::{
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 
-/// The largest tensor that is dequantized, in values. A q8 tensor of a gigabyte would only be slow.
+/// The number of values of the largest tensor that is dequantized. Larger ones take longer and test nothing more.
 const MOST: u64 = 1 << 20;
 
-/// Let the thread of the fuzzer do the work of rayon. Handing over the work takes longer than the work itself.
+/// Run the tasks of rayon on the thread of the fuzzer. Sending tasks this small to other threads takes longer.
 ///
 /// # Panics
 /// If it is called twice.
@@ -102,7 +102,7 @@ pub fn check_with(bytes: &[u8], keys: &Keys) -> Option<Valid> {
     Some(Valid { header: header?.clone(), contents: contents.clone(), metadata: metadata? })
 }
 
-/// Check that the message is one line and that it has a place, which an error about a key need not have.
+/// Check that the message is one line, and that it names a place unless it is about a key.
 fn check_error(error: &Error, is_about_keys: bool) {
     let line = error.to_string();
     assert!(!line.contains(['\n', '\r']), "{line:?}");
@@ -110,7 +110,7 @@ fn check_error(error: &Error, is_about_keys: bool) {
     assert!(error.part().is_some(), "{line}");
 }
 
-/// Read the metadata. Check that another JSON parser reads what passes, and that the report has what does not.
+/// Read the metadata. Check that another JSON parser accepts valid ones, and that the report names an error in others.
 fn read_metadata(container: &Container<&[u8]>, findings: &Findings) -> Option<String> {
     let check = findings.checks.iter().find(|check| check.part == Part::Metadata);
     let passed = check.expect("the metadata's check").passed;
@@ -207,7 +207,7 @@ pub fn stored<'a>(bytes: &'a [u8], tensor: &Entry) -> &'a [u8] {
 pub fn round_trip(bytes: &[u8], file: &Valid) {
     let Valid { header, contents, metadata } = file;
     let dims = |entry: &Entry| entry.dims().collect::<Vec<_>>();
-    // A tied head and flat K-quants are read, but written in another form.
+    // The reader accepts tied heads and flat K-quants, but the writer stores them in another form.
     let kept = |entry: &Entry| entry.dtype.nbytes(&dims(entry)) == Some(entry.nbytes);
     let spec = |entry: Entry| Spec { name: entry.name.into(), dtype: entry.dtype, dims: dims(&entry) };
     let specs: Vec<_> = contents.tensors.entries().filter(kept).map(spec).collect();
@@ -232,7 +232,7 @@ pub fn round_trip(bytes: &[u8], file: &Valid) {
     }
 }
 
-/// Correct the checksums of header and footer, so that a mutation is found by the check that it is meant for.
+/// Correct the checksums of header and footer, so that a mutation reaches the check that it is meant for.
 pub fn sign(bytes: &mut [u8]) {
     if let Some(header) = bytes.first_chunk::<64>() {
         let checksum = apr_format::internal::v2::header::checksum(header);

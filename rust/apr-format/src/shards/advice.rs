@@ -28,7 +28,7 @@ mod system {
     pub use Advice::{Random, Sequential};
 }
 
-/// The file will be read from its start to its end, so the kernel may read further ahead.
+/// Tell the kernel that the file will be read from start to end, so that it reads further ahead.
 pub(super) fn sequential(file: &File) {
     #[cfg(target_os = "linux")]
     system::advise_all(file, system::Sequential);
@@ -36,7 +36,7 @@ pub(super) fn sequential(file: &File) {
     let _ = file;
 }
 
-/// The file will be read at random places, so reading ahead of them would be wasted.
+/// Tell the kernel that the file will be read at random places, so that it does not read ahead.
 pub(super) fn random(file: &File) {
     #[cfg(target_os = "linux")]
     system::advise_all(file, system::Random);

@@ -13,7 +13,7 @@ pub(super) struct Histogram {
     /// Counts since the last flush. Its length is above every id seen so far that a vocabulary can have. 32
     /// bits take half the cache of 64; 16 bits are slower to add to.
     table: Vec<u32>,
-    /// How many ids were counted since the last flush.
+    /// The number of ids that were counted since the last flush.
     pending: usize,
     counts: Vec<u64>,
 }
@@ -45,7 +45,7 @@ impl Histogram {
         highest
     }
 
-    /// The sums of several histograms: one for each id below `limit`, up to the highest id that occurs.
+    /// Return the sums of several histograms: one for each id below `limit`, up to the highest id that occurs.
     pub(super) fn merged(all: impl IntoIterator<Item = Self>, limit: u32) -> Vec<u64> {
         let mut sums: Vec<u64> = Vec::new();
         for mut one in all {

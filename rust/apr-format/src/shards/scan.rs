@@ -176,7 +176,7 @@ impl Scanner<'_> {
     }
 }
 
-/// Index, counted from byte `start`, and value of the first id at or above `limit`.
+/// Return the index, counted from byte `start`, and the value of the first id at or above `limit`.
 fn first_at_or_above(
     limit: u32,
     shard: &(impl Source + ?Sized),
@@ -187,9 +187,9 @@ fn first_at_or_above(
     for offset in (start..end).step_by(PIECE) {
         read_piece(shard, offset, end, &mut piece)?;
         let ids = piece.as_chunks().0.iter().map(|id| u32::from_le_bytes(*id));
-        let found = ((offset - start) / 4..).zip(ids).find(|&(_, id)| id >= limit);
-        if found.is_some() {
-            return Ok(found);
+        let out_of_range = ((offset - start) / 4..).zip(ids).find(|&(_, id)| id >= limit);
+        if out_of_range.is_some() {
+            return Ok(out_of_range);
         }
     }
     Ok(None)
@@ -202,7 +202,7 @@ fn read_piece(shard: &(impl Source + ?Sized), offset: u64, end: u64, piece: &mut
 }
 
 impl ShardScan {
-    /// The scan of this part and the next part of a shard.
+    /// Return the scan of this part of a shard and the next part together.
     fn followed_by(mut self, next: Self) -> Self {
         let shifted = next.first_out_of_range.map(|(index, id)| (self.tokens + index, id));
         self.first_out_of_range = self.first_out_of_range.or(shifted);

@@ -16,7 +16,7 @@ use std::{
 
 use super::advice;
 
-/// How many files stay open: half of 1,024, the usual limit of a process.
+/// The largest number of open files: half of 1,024, the usual limit of a process.
 const MAX_OPEN: usize = 512;
 /// Bytes of an id.
 const ID_SIZE: u64 = 4;
@@ -82,7 +82,7 @@ impl Stream {
         self.paths.get(shard).map(PathBuf::as_path)
     }
 
-    /// The size in bytes that a shard was listed with.
+    /// Return the size in bytes that a shard was listed with.
     #[must_use]
     pub fn nbytes(&self, shard: usize) -> u64 {
         let at = |i: usize| self.starts.get(i).copied().unwrap_or(0);
@@ -118,7 +118,7 @@ impl Stream {
         late.into_iter().try_for_each(|span| self.fill(span))
     }
 
-    /// The parts of shards that hold the ids from `start` on.
+    /// Return the parts of shards that hold the ids from `start` on.
     fn spans<'a>(&self, start: u64, out: &'a mut [u8]) -> Result<Vec<Span<'a>>, Failure> {
         let ids = out.len() as u64 / ID_SIZE;
         if start.checked_add(ids).is_none_or(|end| end > self.tokens()) {

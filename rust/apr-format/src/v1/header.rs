@@ -169,7 +169,7 @@ impl Header {
         self.flags & flags::SIGNED != 0
     }
 
-    /// Where the payload starts.
+    /// Return the offset of the payload.
     #[must_use]
     pub fn payload_offset(&self) -> u64 {
         SIZE + u64::from(self.metadata_size)
@@ -181,7 +181,7 @@ impl Header {
         self.payload_offset() + u64::from(self.payload_size)
     }
 
-    /// Where the CRC32 is.
+    /// Return the offset of the CRC32.
     #[must_use]
     pub fn footer_offset(&self) -> u64 {
         self.payload_end() + if self.is_signed() { SIGNATURE_SIZE } else { 0 }

@@ -109,7 +109,7 @@ fn check_signature(source: &(impl Source + ?Sized), header: &Header, keys: &Keys
     Ok(Some(Signer { public_key: *public_key, is_trusted: keys.trusted.is_some() }))
 }
 
-/// The error for a read that returned fewer bytes than requested, which [`read_vec`] does not do.
+/// Return the error for a read of too few bytes, which [`read_vec`] does not return.
 fn unread() -> Error {
     std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into()
 }
