@@ -388,8 +388,7 @@ impl Writer {
         });
         let memory = finished.map_err(|error| raise(py, &error, &self.path))?;
         // This copies the file. Without the copy, the `bytes` object would be allocated before the first tensor and
-        // filled through a raw pointer while Python could already see it: a second writer and more unsafe code, for
-        // files that are small enough to be kept in memory anyway.
+        // filled through a raw pointer: a second writer and more unsafe code, for files that fit in memory anyway.
         Ok(memory.map(|memory| PyBytes::new(py, &memory)))
     }
 
