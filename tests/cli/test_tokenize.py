@@ -44,7 +44,7 @@ def test_a_directory_becomes_shards(encode, tmp_path, capsys):
     assert encode() == 0
     captured = capsys.readouterr()
     assert captured.out.startswith(f"{tmp_path / 'out'}: ")
-    assert "of 6 documents in 1 shard" in captured.out
+    assert "from 6 documents in 1 shard" in captured.out
     assert captured.err == ""
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert [Path(name).name for name in manifest["input_files"]] == [f"m{i}.py" for i in range(6)]
@@ -278,7 +278,7 @@ def test_decode_with_another_vocabulary_is_refused(encode, tmp_path, capsys):
     assert main([*argv, "--output", str(tmp_path / "small")]) == 0
     argv = ["tokenize", "decode", str(tmp_path / "out"), "--tokenizer", str(tmp_path / "small")]
     assert main([*argv, "--tokens", "2000"]) == 2
-    assert "tokenizer_sha256" in capsys.readouterr().err
+    assert "SHA-256" in capsys.readouterr().err
 
 
 def test_decode_locates_an_id_that_is_not_in_the_vocabulary(encode, tmp_path, capsys):
@@ -306,9 +306,9 @@ def test_counts_of_one_are_singular(tmp_path, capsys):
     argv = ["tokenize", "encode", "--tokenizer", str(TOKENIZER), "--output", str(tmp_path / "out")]
     argv += ["--corpus", str(tmp_path), "--pattern", "*.txt"]
     assert main(argv) == 0
-    assert "out: 1 token of 2 documents in 1 shard, from 0 bytes" in capsys.readouterr().out
+    assert "out: 1 token from 2 documents in 1 shard, from 0 bytes" in capsys.readouterr().out
     assert main([*argv, "--resume"]) == 0
-    assert "out: 1 token of 2 documents in 1 shard, already complete" in capsys.readouterr().out
+    assert "out: 1 token from 2 documents in 1 shard, already complete" in capsys.readouterr().out
     assert main(["repair-manifest", str(tmp_path / "out")]) == 0
     assert "1 shard, 1 token," in capsys.readouterr().out
 

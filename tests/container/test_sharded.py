@@ -202,7 +202,7 @@ REFUSED = {
     ),
     "a file that it lacks": (
         lambda index: [index["weight_map"].pop(name) for name in "ac"] and None,
-        "2 files.*1",
+        "shard_count 2.*1 files",
     ),
 }
 
@@ -230,7 +230,7 @@ SHARDING = {
     "nothing": (None, "sharding"),
     "text": ("one of two", "sharding"),
     "no count": ({"shard_index": 1}, "None"),
-    "another count": ({"shard_count": 3, "shard_index": 1}, "3 files.*2"),
+    "another count": ({"shard_count": 3, "shard_index": 1}, "shard_count 3.*2 files"),
     "a count that is true": ({"shard_count": True, "shard_index": 1}, "True"),
     "no place": ({"shard_count": 2}, "shard_index"),
     "a place before the first": ({"shard_count": 2, "shard_index": -1}, "shard_index"),
