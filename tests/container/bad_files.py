@@ -42,7 +42,7 @@ CASES = {
     "safetensors": (SAFETENSORS, "UnsupportedError", None, 0, "safetensors"),
     "zip": (zipped(), "UnsupportedError", None, 0, "zip"),
     "pickle": (pickled(), "UnsupportedError", None, 0, "pickle"),
-    "zeros": (bytes(100), "UnsupportedError", None, 0, "zero"),
+    "zeros": (bytes(100), "UnsupportedError", None, 0, "null bytes"),
     "bundle": (b"APBUNDLE" + bytes(100), "UnsupportedError", None, 0, "bundle"),
     "header checksum": (WRONG_HEADER_CRC, "ChecksumError", None, 40, "checksum"),
     "version 3": (forge(version=(3, 0)), "UnsupportedError", None, 4, "3.0"),

@@ -138,7 +138,8 @@ def _collect(contracts: Iterable[Contract], root: Path) -> set[str]:
     named = {word for c in contracts for f in c.falsifiers for word in f.test.split() if word.endswith(".py")}
     files = sorted(name for name in named if (root / name).is_file())
     # The project's own options may contain -q; a second one makes pytest print only counts.
-    options = ["--collect-only", "-q", "-o", "addopts=", "--rootdir", str(root)]
+    # importlib, because modules of several folders may have the same name.
+    options = ["--collect-only", "-q", "-o", "addopts=", "--import-mode=importlib", "--rootdir", str(root)]
     command = [sys.executable, "-m", "pytest", *options, *files]
     # A module that cannot be imported makes pytest fail. Its tests are then not collected, which `_binding`
     # reports for each promise.
