@@ -48,7 +48,7 @@ impl Contents {
     /// Return the tensor of this name.
     #[must_use]
     pub fn tensor(&self, name: &str) -> Option<Tensor> {
-        self.tensors.get(name)
+        self.tensors.get(name).map(|entry| entry.to_tensor())
     }
 
     /// Return the JSON text of the metadata, checked. `source` must be what the file was opened from.

@@ -155,12 +155,12 @@ impl Index {
         self.starts.iter().filter_map(|&start| self.entry(start))
     }
 
-    /// Return the tensor of this name.
+    /// Return the entry of this name.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<Tensor> {
+    pub fn get(&self, name: &str) -> Option<Entry<'_>> {
         let key = |&start: &usize| self.entry(start).map(|entry| entry.name);
         let position = self.starts.binary_search_by_key(&Some(name), key).ok()?;
-        self.entry(*self.starts.get(position)?).map(|entry| entry.to_tensor())
+        self.entry(*self.starts.get(position)?)
     }
 
     /// Return the entry that starts at a byte. It is never `None`: all entries were checked or written here.
@@ -196,7 +196,8 @@ pub struct Entry<'a> {
 
 impl Entry<'_> {
     /// Return the dimensions; none for a scalar.
-    pub fn dims(&self) -> impl Iterator<Item = u64> {
+    #[must_use]
+    pub fn dims(&self) -> impl ExactSizeIterator<Item = u64> {
         self.dims.iter().map(|dim| u64::from_le_bytes(*dim))
     }
 

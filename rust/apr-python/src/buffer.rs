@@ -16,7 +16,7 @@ use std::{
 
 use apr_format::{
     Error,
-    internal::{dtype::Dtype, index::Tensor, mapping::Mapping as Pages},
+    internal::{dtype::Dtype, index::Entry, mapping::Mapping as Pages},
 };
 use pyo3::{
     buffer::{Element, PyUntypedBuffer},
@@ -58,26 +58,28 @@ impl Mapping {
     /// Return a tensor on the pages as a `DLPack` capsule, which torch turns into a tensor in a fifth of the
     /// time of `torch.frombuffer` and `view`. `None` if the values are quantized, empty, or not aligned to
     /// their size.
-    pub(crate) fn dlpack(&self, py: Python<'_>, tensor: &Tensor) -> PyResult<Option<Py<PyAny>>> {
-        let aligned = tensor.dtype.itemsize().is_some_and(|size| tensor.offset.is_multiple_of(size));
-        let Some(element) = element(tensor.dtype).filter(|_| aligned && tensor.nbytes > 0) else {
+    pub(crate) fn dlpack(&self, py: Python<'_>, entry: &Entry<'_>) -> PyResult<Option<Py<PyAny>>> {
+        let Some(element) = element(entry.dtype).filter(|_| entry.nbytes > 0) else { return Ok(None) };
+        let itemsize = u64::from(element.bits / 8);
+        if !entry.offset.is_multiple_of(itemsize) {
             return Ok(None);
-        };
+        }
         self.check_length(py)?;
-        let start = usize::try_from(tensor.offset)?;
-        let end = usize::try_from(tensor.offset.saturating_add(tensor.nbytes))?;
-        if end > self.pages.len() || tensor.dtype.nbytes(&tensor.dims) != Some(tensor.nbytes) {
+        let nbytes = entry.dims().try_fold(itemsize, u64::checked_mul);
+        let start = usize::try_from(entry.offset)?;
+        let end = usize::try_from(entry.offset.saturating_add(entry.nbytes))?;
+        if end > self.pages.len() || nbytes != Some(entry.nbytes) {
             return Err(PyValueError::new_err(format!(
                 "tensor {:?} does not fit the pages: {} bytes at byte {start} of {}, with shape {:?}",
-                tensor.name,
-                tensor.nbytes,
+                entry.name,
+                entry.nbytes,
                 self.pages.len(),
-                tensor.dims,
+                entry.dims().collect::<Vec<_>>(),
             )));
         }
-        let shape = tensor.dims.iter().map(|&dim| i64::try_from(dim)).collect::<Result<_, _>>()?;
+        let shape = entry.dims().map(i64::try_from).collect::<Result<_, _>>()?;
         // SAFETY: `nbytes` is the product of the dimensions and the size of an element, and all of these bytes
-        // lie within the pages: both were just compared, whichever reader produced the tensor. `start` is a
+        // lie within the pages: both were just compared, whichever reader produced the entry. `start` is a
         // multiple of the size of an element, and pages begin at a multiple of the page size.
         unsafe { dlpack::capsule(py, Arc::clone(&self.pages), element, shape, start) }.map(Some)
     }
@@ -353,6 +355,19 @@ impl Output {
             }
         }
         Ok(())
+    }
+
+    /// Read `len` bytes of a file into the memory from byte `start` on, if they are in the page cache. Return whether
+    /// they were; if not, the content of the memory is unspecified.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn read_cached(&self, start: usize, len: usize, file: &File, offset: u64) -> bool {
+        let (Ok(to), Ok(offset)) = (self.pointer(start, len), libc::off_t::try_from(offset)) else {
+            return false;
+        };
+        let part = libc::iovec { iov_base: to.cast(), iov_len: len };
+        // SAFETY: as in `read_file`; `part` lives until the call returns.
+        let read = unsafe { libc::preadv2(file.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) };
+        usize::try_from(read) == Ok(len)
     }
 
     /// Return the address of byte `start`; an error unless `len` bytes from there on are part of the memory.

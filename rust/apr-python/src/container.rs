@@ -140,9 +140,9 @@ impl Container {
 
     /// Return dtype, shape, nbytes and offset in the file of a tensor; None if there is no tensor of this name.
     fn info<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Option<Bound<'py, PyTuple>>> {
-        let Some(tensor) = self.contents().tensor(name) else { return Ok(None) };
-        let shape = PyTuple::new(py, &tensor.dims)?;
-        (tensor.dtype.name(), shape, tensor.nbytes, tensor.offset).into_pyobject(py).map(Some)
+        let Some(entry) = self.contents().tensors.get(name) else { return Ok(None) };
+        let shape = PyTuple::new(py, entry.dims())?;
+        (entry.dtype.name(), shape, entry.nbytes, entry.offset).into_pyobject(py).map(Some)
     }
 
     /// Return a tensor on pages from `map` as a `DLPack` capsule; None if the tensor is empty, tied, quantized or
@@ -153,7 +153,8 @@ impl Container {
                 "the pages for tensor {name:?} belong to another file"
             )));
         }
-        pages.dlpack(py, &self.find(name)?)
+        let entry = self.contents().tensors.get(name);
+        pages.dlpack(py, &entry.ok_or_else(|| PyKeyError::new_err(name.to_owned()))?)
     }
 
     /// Return the name of the tensor that stores the values of this one: itself, or the embedding for a tied head.
@@ -220,10 +221,13 @@ impl Container {
             let image = self.opened.image()?;
             let tasks = (0..count).step_by(quant::TASK).collect();
             threads::try_map(tasks, |first| {
-                // Into memory of this thread, which stays in its core's cache, and from there to Python's.
-                let mut values = vec![0.0_f32; quant::TASK.min(count - first)];
-                quant::dequantize(&image, &tensor, start.saturating_add(first as u64), &mut values)?;
-                Ok(out.write(first * ITEM, &values)?)
+                let mut at = first * ITEM;
+                let task = quant::TASK.min(count - first);
+                quant::decode(&image, &tensor, start.saturating_add(first as u64), task, |values| {
+                    out.write(at, values)?;
+                    at += size_of_val(values);
+                    Ok(())
+                })
             })
             .map(|_: Vec<()>| ())
         })

@@ -3,10 +3,9 @@
 
 use std::{
     fmt::Write,
-    io::ErrorKind,
-    mem,
+    fs::File,
+    io::{self, ErrorKind},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use apr_format::{
@@ -14,7 +13,7 @@ use apr_format::{
     internal::shards::{
         order,
         scan::{self, MAX_VOCAB, ScanOptions, ShardScan},
-        stream::{Failure, Stream},
+        stream::{Failure, Stream, Target},
     },
 };
 use pyo3::{
@@ -88,17 +87,9 @@ impl ShardRow {
     }
 }
 
-/// Bytes of the largest memory that is kept between reads. A batch of training takes less than 1 MiB; one large read, as
-/// of a whole held-out part, must not keep its memory for the rest of the run.
-const MAX_SPARE: usize = 16 << 20;
-
 /// A shard directory as one stream of ids.
 #[pyclass(frozen, module = "apr._core")]
-struct TokenStream {
-    stream: Stream,
-    /// Memory of an earlier read, kept for the next one because a training run reads the same size each time.
-    spare: Mutex<Vec<u8>>,
-}
+struct TokenStream(Stream);
 
 #[pymethods]
 impl TokenStream {
@@ -106,60 +97,48 @@ impl TokenStream {
     fn new(shards: Vec<(PathBuf, u64)>) -> PyResult<Self> {
         let stream =
             Stream::new(shards).ok_or_else(|| PyValueError::new_err("the shards have too many ids"))?;
-        Ok(Self { stream, spare: Mutex::default() })
+        Ok(Self(stream))
     }
 
     /// Fill a writable C-contiguous buffer with little-endian u32 ids from `start` on.
     fn read(&self, py: Python<'_>, start: u64, out: &Bound<'_, PyAny>) -> PyResult<()> {
-        let out = Output::new(out)?;
-        self.fill(py, &out, |bytes| self.stream.read(start, bytes))
+        let mut out = Output::new(out)?;
+        py.detach(|| self.0.read(start, &mut out)).map_err(|failure| self.raise(py, failure))
     }
 
     /// Fill rows of a writable C-contiguous u32 buffer with ids, each row from its start on.
     fn gather(&self, py: Python<'_>, starts: Vec<u64>, out: &Bound<'_, PyAny>) -> PyResult<()> {
-        let out = Output::new(out)?;
-        let row = out.len().checked_div(starts.len()).unwrap_or(0).max(1);
-        self.fill(py, &out, |bytes| self.stream.gather(&starts, row, bytes))
+        let mut out = Output::new(out)?;
+        let row = out.len().checked_div(starts.len()).unwrap_or(0);
+        py.detach(|| self.0.gather(&starts, row, &mut out)).map_err(|failure| self.raise(py, failure))
     }
 }
 
 impl TokenStream {
-    /// Read without the GIL into memory of this call alone, then copy it to `out`.
-    ///
-    /// Safe Rust reads into a `&mut [u8]`, which must not be memory that Python can access. The copy takes about
-    /// 1.6 of 5.5 µs for a cached read of 64 KiB, and 29 of 66 µs for 1 MiB.
-    fn fill(
-        &self,
-        py: Python<'_>,
-        out: &Output,
-        read: impl FnOnce(&mut [u8]) -> Result<(), Failure> + Send,
-    ) -> PyResult<()> {
-        py.detach(|| {
-            let mut bytes = mem::take(&mut *self.spare());
-            bytes.resize(out.len(), 0);
-            let result = read(&mut bytes)
-                .and_then(|()| out.write(0, &bytes).map_err(|error| Failure { shard: 0, error }));
-            if bytes.capacity() <= MAX_SPARE {
-                *self.spare() = bytes;
-            }
-            result
-        })
-        .map_err(|failure| self.raise(py, failure))
-    }
-
-    fn spare(&self) -> MutexGuard<'_, Vec<u8>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn raise(&self, py: Python<'_>, failure: Failure) -> PyErr {
         let Failure { shard, error } = failure;
-        let path = self.stream.path(shard).unwrap_or(Path::new(""));
+        let path = self.0.path(shard).unwrap_or(Path::new(""));
         if error.kind() == ErrorKind::UnexpectedEof
             && let Ok(metadata) = path.metadata()
         {
-            return raise(py, &Error::cut_short(self.stream.nbytes(shard), metadata.len()), path);
+            return raise(py, &Error::cut_short(self.0.nbytes(shard), metadata.len()), path);
         }
         os_error(py, &error, path)
+    }
+}
+
+impl Target for Output {
+    fn nbytes(&self) -> usize {
+        self.len()
+    }
+
+    fn fill(&mut self, start: usize, len: usize, file: &File, offset: u64) -> io::Result<()> {
+        self.read_file(start, len, file, offset)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn fill_now(&mut self, start: usize, len: usize, file: &File, offset: u64) -> bool {
+        self.read_cached(start, len, file, offset)
     }
 }
 

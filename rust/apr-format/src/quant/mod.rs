@@ -30,16 +30,43 @@ pub fn dequantize(
     start: u64,
     out: &mut [f32],
 ) -> Result<()> {
-    if start.checked_add(out.len() as u64).is_none_or(|end| end > tensor.count()) {
+    let tasks = out.chunks_mut(TASK).enumerate().collect();
+    threads::try_map(tasks, |(task, out)| {
+        let start = start.saturating_add((task * TASK) as u64);
+        let mut rest = &mut out[..];
+        decode(source, tensor, start, rest.len(), |values| {
+            let (place, later) = std::mem::take(&mut rest).split_at_mut(values.len());
+            place.copy_from_slice(values);
+            rest = later;
+            Ok(())
+        })
+    })
+    .map(|_: Vec<()>| ())
+}
+
+/// Pass `count` values of a quantized tensor to `write`, a block at a time and in order, beginning with its value
+/// `start`. This runs on the calling thread.
+///
+/// # Errors
+/// Those of [`dequantize`], and those of `write`.
+pub fn decode(
+    source: &(impl Source + ?Sized),
+    tensor: &Tensor,
+    start: u64,
+    count: usize,
+    write: impl FnMut(&[f32]) -> Result<()>,
+) -> Result<()> {
+    if start.checked_add(count as u64).is_none_or(|end| end > tensor.count()) {
         let what =
-            format!("cannot read {} values from index {start}: the tensor has {}", out.len(), tensor.count());
+            format!("cannot read {count} values from index {start}: the tensor has {}", tensor.count());
         return Err(Error::invalid(what).of_tensor(&tensor.name));
     }
     match tensor.dtype {
-        Dtype::Q4 => in_blocks(source, tensor, start, out, blocks::q4),
-        Dtype::Q4K => in_blocks(source, tensor, start, out, blocks::q4_k),
-        Dtype::Q6K => in_blocks(source, tensor, start, out, blocks::q6_k),
-        Dtype::Q8 => q8(source, tensor, start, out),
+        Dtype::Q4 | Dtype::Q4K | Dtype::Q6K | Dtype::Q8 if count == 0 => Ok(()),
+        Dtype::Q4 => in_blocks(source, tensor, start, count, blocks::q4, write),
+        Dtype::Q4K => in_blocks(source, tensor, start, count, blocks::q4_k, write),
+        Dtype::Q6K => in_blocks(source, tensor, start, count, blocks::q6_k, write),
+        Dtype::Q8 => q8(source, tensor, start, count, write),
         other => {
             let what = format!("{other} is not a quantized dtype");
             Err(Error::invalid(what).of_tensor(&tensor.name))
@@ -63,8 +90,9 @@ fn in_blocks<const N: usize, const B: usize>(
     source: &(impl Source + ?Sized),
     tensor: &Tensor,
     start: u64,
-    out: &mut [f32],
-    decode: impl Fn(&[u8; B]) -> [f32; N] + Sync,
+    count: usize,
+    decode: impl Fn(&[u8; B]) -> [f32; N],
+    mut write: impl FnMut(&[f32]) -> Result<()>,
 ) -> Result<()> {
     let row = tensor.padded_columns().filter(|row| *row > 0);
     let place = |value: u64| {
@@ -75,43 +103,42 @@ fn in_blocks<const N: usize, const B: usize>(
         let rest = usize::try_from(row - column).unwrap_or(usize::MAX);
         Place { block, within, run: rest.min(N - within) }
     };
-    let tasks = out.chunks_mut(TASK).enumerate().collect();
-    threads::try_map(tasks, |(task, mut values)| {
-        let mut at = start + (task * TASK) as u64;
-        let first = place(at).block;
-        let blocks = place(at + values.len() as u64 - 1).block - first + 1;
-        // In bounds: the size of the tensor was checked against its dims and the file when it was opened.
-        let stored = read_vec(source, tensor.offset + first * B as u64, blocks * B as u64)?;
-        for block in stored.as_chunks::<B>().0 {
-            let Place { within, run, .. } = place(at);
-            let (now, later) = values.split_at_mut(run.min(values.len()));
-            now.copy_from_slice(&decode(block)[within..within + now.len()]);
-            at += now.len() as u64;
-            values = later;
-        }
-        Ok(())
-    })
-    .map(|_: Vec<()>| ())
+    let first = place(start).block;
+    let blocks = place(start + count as u64 - 1).block - first + 1;
+    // In bounds: the size of the tensor was checked against its dims and the file when it was opened.
+    let stored = read_vec(source, tensor.offset + first * B as u64, blocks * B as u64)?;
+    let mut done = 0;
+    for block in stored.as_chunks::<B>().0 {
+        let Place { within, run, .. } = place(start + done as u64);
+        let run = run.min(count - done);
+        write(&decode(block)[within..within + run])?;
+        done += run;
+    }
+    Ok(())
 }
 
 /// Decode q8: one f32 scale for the whole tensor, then an i8 for each value.
-fn q8(source: &(impl Source + ?Sized), tensor: &Tensor, start: u64, out: &mut [f32]) -> Result<()> {
-    if out.is_empty() {
-        return Ok(());
-    }
+fn q8(
+    source: &(impl Source + ?Sized),
+    tensor: &Tensor,
+    start: u64,
+    count: usize,
+    mut write: impl FnMut(&[f32]) -> Result<()>,
+) -> Result<()> {
+    /// Values that are decoded at a time; the dtype itself has no blocks.
+    const RUN: usize = 256;
     let mut scale = [0; 4];
     source.read_at(tensor.offset, &mut scale)?;
     let scale = f32::from_le_bytes(scale);
-    let tasks = out.chunks_mut(TASK).enumerate().collect();
-    threads::try_map(tasks, |(task, values)| {
-        let at = tensor.offset + Q8_SCALE + start + (task * TASK) as u64;
-        let stored = read_vec(source, at, values.len() as u64)?;
-        for (value, &byte) in values.iter_mut().zip(&stored) {
+    let stored = read_vec(source, tensor.offset + Q8_SCALE + start, count as u64)?;
+    let mut values = [0.0; RUN];
+    for bytes in stored.chunks(RUN) {
+        for (value, &byte) in values.iter_mut().zip(bytes) {
             *value = f32::from(byte.cast_signed()) * scale;
         }
-        Ok(())
-    })
-    .map(|_: Vec<()>| ())
+        write(&values[..bytes.len()])?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

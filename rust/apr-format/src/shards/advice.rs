@@ -4,12 +4,9 @@ use std::fs::File;
 
 #[cfg(target_os = "linux")]
 mod system {
-    use std::{fs::File, io::IoSliceMut, num::NonZero};
+    use std::{fs::File, num::NonZero};
 
-    use rustix::{
-        fs::{Advice, fadvise},
-        io::{ReadWriteFlags, preadv2},
-    };
+    use rustix::fs::{Advice, fadvise};
 
     pub fn advise_all(file: &File, advice: Advice) {
         let _ = fadvise(file, 0, None, advice);
@@ -17,12 +14,6 @@ mod system {
 
     pub fn will_need(file: &File, offset: u64, length: usize) {
         let _ = fadvise(file, offset, NonZero::new(length as u64), Advice::WillNeed);
-    }
-
-    pub fn read_now(file: &File, bytes: &mut [u8], offset: u64) -> bool {
-        let length = bytes.len();
-        let read = preadv2(file, &mut [IoSliceMut::new(bytes)], offset, ReadWriteFlags::NOWAIT);
-        read == Ok(length)
     }
 
     pub use Advice::{Random, Sequential};
@@ -50,16 +41,4 @@ pub(super) fn will_need(file: &File, offset: u64, length: usize) {
     system::will_need(file, offset, length);
     #[cfg(not(target_os = "linux"))]
     let _ = (file, offset, length);
-}
-
-/// Fill `bytes` if they are in the page cache. Return whether they were; if not, the content of `bytes` is
-/// unspecified.
-pub(super) fn read_now(file: &File, bytes: &mut [u8], offset: u64) -> bool {
-    #[cfg(target_os = "linux")]
-    return system::read_now(file, bytes, offset);
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = (file, bytes, offset);
-        false
-    }
 }

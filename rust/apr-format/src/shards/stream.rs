@@ -37,11 +37,44 @@ struct OpenFiles {
     order: VecDeque<usize>,
 }
 
-/// A part of a shard, and the memory to read it into.
-struct Span<'a> {
+/// Memory that ids are read into.
+///
+/// A trait, because memory of Python must not be borrowed as a `&mut [u8]`: the bindings read into it through a raw
+/// pointer.
+pub trait Target {
+    /// Length in bytes.
+    fn nbytes(&self) -> usize;
+
+    /// Fill `len` bytes from byte `start` on with the bytes of a file from `offset` on.
+    ///
+    /// # Errors
+    /// The operating system's; `UnexpectedEof` if the file is too short.
+    fn fill(&mut self, start: usize, len: usize, file: &File, offset: u64) -> io::Result<()>;
+
+    /// Fill the bytes as [`Target::fill`] does, if they are in the page cache. Return whether they were; if not,
+    /// the content of the memory is unspecified.
+    fn fill_now(&mut self, _start: usize, _len: usize, _file: &File, _offset: u64) -> bool {
+        false
+    }
+}
+
+impl Target for [u8] {
+    fn nbytes(&self) -> usize {
+        self.len()
+    }
+
+    fn fill(&mut self, start: usize, len: usize, file: &File, offset: u64) -> io::Result<()> {
+        let bytes = self.get_mut(start..).and_then(|rest| rest.get_mut(..len));
+        file.read_exact_at(bytes.ok_or(io::ErrorKind::InvalidInput)?, offset)
+    }
+}
+
+/// A part of a shard, and where it goes in the memory to fill.
+struct Span {
     shard: usize,
     offset: u64,
-    bytes: &'a mut [u8],
+    start: usize,
+    len: usize,
 }
 
 /// An error of reading, and the shard that it is about.
@@ -93,8 +126,8 @@ impl Stream {
     ///
     /// # Errors
     /// The operating system's, with the shard; `InvalidInput` if the ids are not all in the stream.
-    pub fn read(&self, start: u64, out: &mut [u8]) -> Result<(), Failure> {
-        self.spans(start, out)?.into_iter().try_for_each(|span| self.fill(span))
+    pub fn read(&self, start: u64, out: &mut (impl Target + ?Sized)) -> Result<(), Failure> {
+        self.spans(start, 0, out.nbytes())?.into_iter().try_for_each(|span| self.fill(&span, out))
     }
 
     /// Fill rows of `row` bytes in `out`, one after another, with ids from each start on.
@@ -104,49 +137,54 @@ impl Stream {
     ///
     /// # Errors
     /// The operating system's, with the shard; `InvalidInput` if the ids are not all in the stream.
-    pub fn gather(&self, starts: &[u64], row: usize, out: &mut [u8]) -> Result<(), Failure> {
+    pub fn gather(
+        &self,
+        starts: &[u64],
+        row: usize,
+        out: &mut (impl Target + ?Sized),
+    ) -> Result<(), Failure> {
         let mut late = Vec::new();
-        for (&start, row) in starts.iter().zip(out.chunks_exact_mut(row.max(1))) {
-            for span in self.spans(start, row)? {
+        for (&start, place) in starts.iter().zip((0..out.nbytes()).step_by(row.max(1))) {
+            for span in self.spans(start, place, row)? {
                 let file = self.file(span.shard).map_err(|error| Failure { shard: span.shard, error })?;
-                if !advice::read_now(&file, span.bytes, span.offset) {
-                    advice::will_need(&file, span.offset, span.bytes.len());
+                if !out.fill_now(span.start, span.len, &file, span.offset) {
+                    advice::will_need(&file, span.offset, span.len);
                     late.push(span);
                 }
             }
         }
-        late.into_iter().try_for_each(|span| self.fill(span))
+        late.iter().try_for_each(|span| self.fill(span, out))
     }
 
-    /// Return the parts of shards that hold the ids from `start` on.
-    fn spans<'a>(&self, start: u64, out: &'a mut [u8]) -> Result<Vec<Span<'a>>, Failure> {
-        let ids = out.len() as u64 / ID_SIZE;
+    /// Return the parts of shards that hold the ids from `start` on, for `len` bytes of memory from byte `place` on.
+    fn spans(&self, start: u64, mut place: usize, len: usize) -> Result<Vec<Span>, Failure> {
+        let ids = len as u64 / ID_SIZE;
         if start.checked_add(ids).is_none_or(|end| end > self.tokens()) {
             return Err(Failure { shard: 0, error: io::ErrorKind::InvalidInput.into() });
         }
         // The last shard that starts at or before `start`.
         let mut shard = self.starts.partition_point(|&begin| begin <= start).saturating_sub(1);
         let mut at = start;
-        let mut rest = out;
+        let mut left = len;
         let mut spans = Vec::with_capacity(1);
-        while !rest.is_empty() {
+        while left > 0 {
             let end = self.starts.get(shard + 1).copied().unwrap_or(u64::MAX);
             let available = usize::try_from((end - at).saturating_mul(ID_SIZE)).unwrap_or(usize::MAX);
-            let (bytes, later) = rest.split_at_mut(available.min(rest.len()));
+            let len = available.min(left);
             let begin = self.starts.get(shard).copied().unwrap_or(0);
-            let offset = (at - begin) * ID_SIZE;
-            at += bytes.len() as u64 / ID_SIZE;
-            spans.push(Span { shard, offset, bytes });
-            rest = later;
+            spans.push(Span { shard, offset: (at - begin) * ID_SIZE, start: place, len });
+            at += len as u64 / ID_SIZE;
+            place += len;
+            left -= len;
             shard += 1;
         }
         Ok(spans)
     }
 
-    fn fill(&self, span: Span<'_>) -> Result<(), Failure> {
-        let Span { shard, offset, bytes } = span;
-        let read = self.file(shard).and_then(|file| file.read_exact_at(bytes, offset));
-        read.map_err(|error| Failure { shard, error })
+    fn fill(&self, span: &Span, out: &mut (impl Target + ?Sized)) -> Result<(), Failure> {
+        let file = self.file(span.shard);
+        let read = file.and_then(|file| out.fill(span.start, span.len, &file, span.offset));
+        read.map_err(|error| Failure { shard: span.shard, error })
     }
 
     fn file(&self, shard: usize) -> io::Result<Arc<File>> {
@@ -202,12 +240,12 @@ mod tests {
         for start in 0..=10 {
             for end in start..=10 {
                 let mut out = vec![0; (end - start) as usize * 4];
-                stream.read(u64::from(start), &mut out).unwrap();
+                stream.read(u64::from(start), out.as_mut_slice()).unwrap();
                 assert_eq!(out, ids(start..end));
             }
         }
-        assert!(stream.read(8, &mut [0; 12]).is_err());
-        assert!(stream.read(u64::MAX, &mut [0; 4]).is_err());
+        assert!(stream.read(8, &mut [0; 12][..]).is_err());
+        assert!(stream.read(u64::MAX, &mut [0; 4][..]).is_err());
     }
 
     #[test]
@@ -217,7 +255,7 @@ mod tests {
         let stream = shards(directory.path(), &vec![1; count as usize]);
         for start in (0..count).chain((0..count).rev()) {
             let mut out = [0; 4];
-            stream.read(u64::from(start), &mut out).unwrap();
+            stream.read(u64::from(start), out.as_mut_slice()).unwrap();
             assert_eq!(out, start.to_le_bytes());
         }
         let open = stream.open.lock().unwrap();
@@ -230,12 +268,12 @@ mod tests {
         let stream = shards(directory.path(), &[3, 1, 1, 5000]);
         let starts = [4000, 0, 2, 4999, 2];
         let mut out = vec![0; starts.len() * 24];
-        stream.gather(&starts, 24, &mut out).unwrap();
+        stream.gather(&starts, 24, out.as_mut_slice()).unwrap();
         for (start, row) in starts.into_iter().zip(out.chunks(24)) {
             let start = u32::try_from(start).unwrap();
             assert_eq!(row, ids(start..start + 6));
         }
-        assert!(stream.gather(&[0, 5000], 24, &mut out).is_err());
+        assert!(stream.gather(&[0, 5000], 24, out.as_mut_slice()).is_err());
     }
 
     #[test]
@@ -243,9 +281,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let stream = shards(directory.path(), &[4, 4]);
         std::fs::write(directory.path().join("shard-00001.bin"), ids(4..6)).unwrap();
-        let failure = stream.read(2, &mut [0; 24]).unwrap_err();
+        let failure = stream.read(2, &mut [0; 24][..]).unwrap_err();
         assert_eq!((failure.shard, failure.error.kind()), (1, io::ErrorKind::UnexpectedEof));
-        let failure = stream.gather(&[0, 6], 8, &mut [0; 16]).unwrap_err();
+        let failure = stream.gather(&[0, 6], 8, &mut [0; 16][..]).unwrap_err();
         assert_eq!((failure.shard, failure.error.kind()), (1, io::ErrorKind::UnexpectedEof));
         assert_eq!(stream.nbytes(1), 16);
     }
