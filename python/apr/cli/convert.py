@@ -67,6 +67,8 @@ class Command:
     """Write several files of at most this size, such as 2GB, 500MiB, or a number of bytes."""
     no_tokenizer: bool = False
     """Leave out the tokenizer."""
+    allow_mismatch: bool = False
+    """Write the model even if its tensors are not those that its configuration describes."""
     force: bool = False
     """Replace an existing target directory if it holds only files that a conversion writes."""
     json: bool = False
@@ -80,6 +82,7 @@ class Command:
             keep_quantized=self.keep_quantized,
             max_shard_size=None if self.max_shard_size is None else _parse_size(self.max_shard_size),
             tokenizer=not self.no_tokenizer,
+            allow_mismatch=self.allow_mismatch,
             force=self.force,
         )
         with progress_bar() as bar:

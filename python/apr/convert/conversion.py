@@ -12,7 +12,9 @@ from apr.convert import from_apr, from_gguf, from_hf, from_safetensors, to_apr, 
 from apr.convert.directory import replacing_directory
 from apr.convert.plan import ConvertOptions, Layout, Plan, make_plan
 from apr.convert.stream import ModelStream, OnTensor, split_into_shards
-from apr.errors import FormatError
+from apr.errors import FormatError, RefusedError, WeightsError
+from apr.model.config import ModelConfig
+from apr.model.match import mismatch
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -79,6 +81,7 @@ def convert(
         model = from_hf.read(plan.source, tokenizer=options.tokenizer)
     else:
         model = from_safetensors.read(plan.source)
+    model = _checked(plan, model)
     # Before any tensor is read: Python reads NaN and lone surrogates from JSON, but .apr cannot store them.
     try:
         encode(model.metadata)
@@ -86,6 +89,26 @@ def convert(
         raise FormatError(f"{plan.source}: {error}", path=plan.source) from None
     tensors = [tensor.cast(options.dtype) for tensor in model.tensors]
     return _write(plan, replace(model, tensors=tensors), on_tensor)
+
+
+def _checked(plan: Plan, model: ModelStream) -> ModelStream:
+    """Check that the tensors are the parameters of the decoder in the metadata.
+
+    Found here, a missing tensor costs a minute. Found by training, it costs a conversion and an upload.
+    """
+    try:
+        config = ModelConfig.from_metadata(model.metadata)
+    except RefusedError:  # several files of tensors without a configuration, or a model that apr cannot train
+        return model
+    problem = mismatch(config, {tensor.spec.name: tensor.spec.shape for tensor in model.tensors})
+    if problem is None:
+        return model
+    if not plan.options.allow_mismatch:
+        raise WeightsError(
+            f"{plan.source}: the tensors do not match the model in its configuration: {problem}; to write "
+            "them anyway, pass --allow-mismatch"
+        )
+    return replace(model, notes=(*model.notes, f"the tensors do not match the model: {problem}"))
 
 
 def _convert_apr(plan: Plan, on_tensor: OnTensor | None) -> Conversion:

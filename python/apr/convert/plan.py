@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SourceFormat = Literal["apr", "gguf", "hf", "safetensors"]
 APR_INDEX = f"model{INDEX_SUFFIX}"
+# The configuration of a PEFT adapter (LoRA and others).
+_ADAPTER = "adapter_config.json"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 # The limit of the safetensors package. A file with a longer header is something else.
 _MAX_SAFETENSORS_HEADER = 100_000_000
@@ -47,6 +49,8 @@ class ConvertOptions:
     """Bytes of tensors per file, for targets of several files. None means 5 GB."""
     tokenizer: bool = True
     """Whether to include the tokenizer."""
+    allow_mismatch: bool = False
+    """Whether to write a model whose tensors are not those that its configuration describes."""
     force: bool = False
     """Whether to replace an existing target directory. It must hold only files that conversions write."""
 
@@ -83,6 +87,12 @@ def make_plan(source: Path, target: Path, options: ConvertOptions) -> Plan:
 def _source_format(source: Path) -> SourceFormat:
     """Return the format of the source, from its bytes and not from its name."""
     if source.is_dir():
+        if (source / _ADAPTER).exists() and not any(source.glob("model*.safetensors")):
+            raise UnsupportedError(
+                f"{source}: a PEFT adapter, not a model; merge it into its base model with PEFT: "
+                'AutoPeftModelForCausalLM.from_pretrained("…").merge_and_unload().save_pretrained("…")',
+                path=source,
+            )
         if (source / CONFIG).exists():
             return "hf"
         if any(source.glob("*.apr")):
