@@ -18,8 +18,8 @@ from apr.model import ModelConfig
 from apr.model.families import FAMILIES
 
 LOGITS, GRADIENTS = 1e-5, 1e-4  # relative, float32
-# Over the families and three seeds, our error was 0.86 to 1.10 times that of transformers. Both round alike, in
-# another order.
+# Over the families and three seeds, our error was 0.86 to 1.10 times that of transformers. Both round alike,
+# but in another order.
 BF16_NOISE = 1.1
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
