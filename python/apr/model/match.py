@@ -67,7 +67,7 @@ def match_names(config: ModelConfig, file: TensorFile) -> Match:
 def permuted_heads(config: ModelConfig, source: str, parameter: str) -> int | None:
     """Return the number of heads whose rows a tensor has in GGUF's order, or None for transformers' order.
 
-    GGUF converters permute the rows of q and k projections of some families. Nothing in a file tells but names.
+    GGUF converters permute the rows of q and k projections of some families. Only the names tell.
     """
     # `rope_type` ought to say it, but importers write 0 (adjacent pairs) for transformers' order too.
     if source == parameter or not FAMILIES[config.family].gguf_permuted:
