@@ -83,7 +83,7 @@ def test_encoders_are_refused_by_name(name):
 
 
 def test_other_decoders_and_no_architecture_are_refused():
-    assert "'gemma2'" in refused(hf_model_type="gemma2")
+    assert "'mamba2'" in refused(hf_model_type="mamba2")
     assert "architecture" in refused(architecture=None)
 
 
@@ -93,12 +93,12 @@ def test_other_decoders_and_no_architecture_are_refused():
         ({"mlp_bias": True}, "mlp_bias"),
         ({"use_sliding_window": True, "sliding_window": 128}, "sliding-window"),
         ({"sliding_window": 128}, "sliding-window"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding-window"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
         ({"num_experts": 8}, "num_experts"),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "linear"),
+        ({"rope_scaling": {"rope_type": "mrope", "factor": 4.0}}, "mrope"),
+        ({"rope_scaling": {"type": "linear"}}, "factor"),
         ({"rope_scaling": {"rope_type": "default", "type": "linear"}}, "'linear'"),
         ({"rope_scaling": {"factor": 8.0}}, "rope_type"),
         (

@@ -183,9 +183,11 @@ def test_a_position_does_not_depend_on_later_ones():
 
 def test_too_many_layers_are_refused_before_any_is_built(tmp_path, data):
     import apr
-    from apr.errors import WeightsError
+    from apr.errors import RefusedError, WeightsError
     from apr.model import Decoder
 
-    apr.stamp(data / "aprender-0.72" / "qwen2_untied_f32.apr", {"num_layers": 10**9}, tmp_path / "m.apr")
-    with pytest.raises(WeightsError, match="num_layers"):
-        Decoder.from_apr(tmp_path / "m.apr")
+    for num_layers, error in ((10**9, RefusedError), (9999, WeightsError)):
+        path = tmp_path / f"{num_layers}.apr"
+        apr.stamp(data / "aprender-0.72" / "qwen2_untied_f32.apr", {"num_layers": num_layers}, path)
+        with pytest.raises(error, match="num_layers"):
+            Decoder.from_apr(path)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from apr.container.metadata import HF_TOKENIZER
@@ -26,7 +27,8 @@ from apr.convert.plan import SAFETENSORS_INDEX
 from apr.convert.stream import ModelStream, TensorStream, read_json_object, same_values
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
 from apr.model.config import ModelConfig
-from apr.model.names import EMBEDDING, HEAD
+from apr.model.families import FAMILIES
+from apr.model.names import EMBEDDING, HEAD, fused_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,9 +57,13 @@ def read(directory: Path, *, tokenizer: bool) -> ModelStream:
     config = read_json_object(directory / CONFIG)
     tensors = [tensor for tensor in _read_weights(directory) if not tensor.spec.name.endswith(_BUFFERS)]
     head_present = any(tensor.spec.name == HEAD for tensor in tensors)
-    metadata, notes = _model_metadata(directory, config, head_present=head_present)
-    if metadata.get("tie_word_embeddings"):
-        tensors = _without_tied_head(directory, tensors)
+    model, problem = _read_config(config, head_present=head_present)
+    metadata = _model_metadata(directory, config, model)
+    notes = () if problem is None else (f"the model is stored, but apr cannot train it: {problem}",)
+    if model is not None:
+        tensors = _split(model, tensors)
+        if model.tie_word_embeddings:
+            tensors = _without_tied_head(directory, tensors)
     metadata |= {
         "original_format": "safetensors",
         "param_count": sum(tensor.numel for tensor in tensors),
@@ -86,10 +92,27 @@ def _read_weights(directory: Path) -> list[TensorStream]:
     raise FileNotFoundError(2, f"the directory has neither {WEIGHTS} nor {SAFETENSORS_INDEX}", str(directory))
 
 
-def _model_metadata(
-    directory: Path, config: dict[str, Any], *, head_present: bool
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the metadata that describe the model, and notes for the user."""
+def _read_config(config: dict[str, Any], *, head_present: bool) -> tuple[ModelConfig | None, str | None]:
+    """Return the decoder's configuration, or why apr cannot train the model."""
+    try:
+        model = ModelConfig.from_hf(config, head_present=head_present)
+    except RefusedError as error:
+        return None, str(error)
+    # Both have a decoder's configuration, but other tensors.
+    expected = FAMILIES[model.family].class_name
+    if (class_name := _class_name(config)) not in {None, expected}:
+        return None, f"the model is a {class_name}, not a {expected}"
+    if config.get("quantization_config") is not None:
+        return None, "config.json has a quantization_config"
+    return model, None
+
+
+def _class_name(config: dict[str, Any]) -> str | None:
+    classes = config.get("architectures")
+    return classes[0] if isinstance(classes, list) and classes else None
+
+
+def _model_metadata(directory: Path, config: dict[str, Any], model: ModelConfig | None) -> dict[str, Any]:
     model_type = config.get("model_type")
     metadata = {
         "model_type": model_type,
@@ -99,31 +122,40 @@ def _model_metadata(
         "data_source": None,
         "data_license": None,
     }
-    classes = config.get("architectures")
-    class_name = classes[0] if isinstance(classes, list) and classes else None
-    problem = None
-    try:
-        sizes = ModelConfig.from_metadata(config, head_present=head_present).to_metadata()
-    except RefusedError as error:
-        problem = str(error)
-    else:
-        # Both have a decoder's configuration, but other tensors.
-        if class_name not in {None, sizes["hf_architecture"]}:
-            problem = f"the model is a {class_name}, not a {sizes['hf_architecture']}"
-        elif config.get("quantization_config") is not None:
-            problem = "config.json has a quantization_config"
-    if problem is None:
-        return metadata | sizes, ()
+    if model is not None:
+        return metadata | model.to_metadata()
     # A model that apr cannot train is stored all the same: it can be inspected and converted back.
-    metadata |= {"architecture": model_type, "hf_architecture": class_name, "hf_model_type": model_type}
-    return metadata, (f"the model is stored, but apr cannot train it: {problem}",)
+    return metadata | {
+        "architecture": model_type,
+        "hf_architecture": _class_name(config),
+        "hf_model_type": model_type,
+    }
+
+
+def _split(model: ModelConfig, tensors: list[TensorStream]) -> list[TensorStream]:
+    """Split the projections that transformers stores as one tensor. `to_hf` joins them again."""
+    fused, result = fused_parts(model), []
+    for tensor in tensors:
+        parts = fused.get(tensor.spec.name, {})
+        if sum(parts.values()) != tensor.spec.shape[0]:  # another tensor, or one of another size
+            result.append(tensor)
+            continue
+        start = 0
+        for name, rows in parts.items():
+            result.append(tensor.rows(name, start, start + rows))
+            start += rows
+    return result
 
 
 def _without_tied_head(directory: Path, tensors: list[TensorStream]) -> list[TensorStream]:
     by_name = {tensor.spec.name: tensor for tensor in tensors}
     head, embedding = by_name.get(HEAD), by_name.get(EMBEDDING)
-    if head is None or embedding is None:
+    if head is None:
         return tensors
+    if embedding is None:
+        # Stored under the name of the head alone, which transformers reads too.
+        renamed = replace(head, spec=replace(head.spec, name=EMBEDDING))
+        return [renamed if tensor is head else tensor for tensor in tensors]
     if not same_values(head, embedding):
         raise WeightsError(
             f"{directory}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}; "

@@ -58,6 +58,24 @@ class TensorStream:
 
         return TensorStream(replace(self.spec, dtype=dtype), rounded)
 
+    def rows(self, name: str, start: int, stop: int) -> TensorStream:
+        """Return rows `start` to `stop` as a tensor of their own. Rows before them are read and skipped."""
+        row = prod(self.spec.shape[1:])
+        first, last = start * row, stop * row
+
+        def chunks() -> Iterator[NDArray[Any]]:
+            at = 0
+            for chunk in self.chunks():
+                values = chunk.reshape(-1)
+                part = values[max(0, first - at) : max(0, last - at)]
+                if part.size:
+                    yield part
+                at += values.size
+                if at >= last:
+                    return
+
+        return TensorStream(replace(self.spec, name=name, shape=(stop - start, *self.spec.shape[1:])), chunks)
+
     def with_progress(self, done: int, total: int, on_tensor: OnTensor | None) -> TensorStream:
         """Return the tensor with a call of `on_tensor` before it is read."""
         if on_tensor is None:
@@ -160,6 +178,18 @@ def stream_values(file: TensorFile, name: str) -> TensorStream:
             yield stored.flat(start, stop)
 
     return TensorStream(TensorSpec(name, dtype, stored.shape), chunks)
+
+
+def joined(name: str, parts: Sequence[TensorStream]) -> TensorStream:
+    """Return one tensor with the rows of several, one after another."""
+    rows = sum(part.spec.shape[0] for part in parts)
+
+    def chunks() -> Iterator[NDArray[Any]]:
+        for part in parts:
+            yield from part.chunks()
+
+    first = parts[0].spec
+    return TensorStream(replace(first, name=name, shape=(rows, *first.shape[1:])), chunks)
 
 
 def same_values(a: TensorStream, b: TensorStream) -> bool:

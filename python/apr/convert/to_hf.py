@@ -29,6 +29,7 @@ from apr.convert.stream import (
     ModelStream,
     TensorStream,
     chunk_ranges,
+    joined,
     same_values,
     split_into_shards,
     stream_values,
@@ -37,8 +38,9 @@ from apr.errors import FormatError, RefusedError, UnsupportedError, WeightsError
 from apr.files import write_atomically, write_json
 from apr.gguf.names import unpermute
 from apr.model.config import ModelConfig, names_family
+from apr.model.families import FAMILIES
 from apr.model.match import match_names, permuted_heads
-from apr.model.names import EMBEDDING, HEADS, TRAINING_PREFIX, parameter_shapes
+from apr.model.names import EMBEDDING, HEADS, TRAINING_PREFIX, fused_parts, parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -142,6 +144,12 @@ def _as_hf(file: TensorFile) -> ModelStream:
         for source in file
         if source in parameters
     ]
+    by_name = {tensor.spec.name: tensor for tensor in tensors}
+    for fused, parts in fused_parts(config).items():
+        pieces = [by_name[name] for name in parts]
+        # At the place of the first one.
+        tensors[tensors.index(pieces[0])] = joined(fused, pieces)
+        tensors = [tensor for tensor in tensors if tensor not in pieces]
     quantized = sum(1 for source in parameters if file.info(source).dtype.startswith("q"))
     notes = (f"{quantized} quantized tensors were written as float32",) if quantized else ()
     return ModelStream(_config_json(config, file.metadata, kept), tensors, notes)
@@ -171,14 +179,14 @@ def _config_json(config: ModelConfig, metadata: Mapping[str, Any], kept: object)
     original = kept if isinstance(kept, dict) else {}
     try:
         head_present = not config.tie_word_embeddings
-        if ModelConfig.from_metadata(original, head_present=head_present) == config:
+        if ModelConfig.from_hf(original, head_present=head_present) == config:
             return dict(original)
     except RefusedError:
         pass
-    sizes = config.to_metadata()
+    family, switches = FAMILIES[config.family], config.switches()
     # Later entries win: defaults, then what config.json had, then what the metadata say now.
     result: dict[str, Any] = {
-        "hidden_act": "silu",
+        family.activation_key: family.activation,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
@@ -186,7 +194,7 @@ def _config_json(config: ModelConfig, metadata: Mapping[str, Any], kept: object)
         **{key: metadata.get(key, metadata.get(f"tokenizer.{key}")) for key in _TOKEN_IDS},
         # transformers 5 keeps rope_theta in rope_parameters, where it would contradict the one below.
         **{key: value for key, value in original.items() if key != "rope_parameters"},
-        "architectures": [sizes["hf_architecture"]],
+        "architectures": [family.class_name],
         "model_type": config.family,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
@@ -197,12 +205,10 @@ def _config_json(config: ModelConfig, metadata: Mapping[str, Any], kept: object)
         "head_dim": config.head_dim,
         "max_position_embeddings": config.max_position_embeddings,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": sizes.get("rope_scaling"),
         "tie_word_embeddings": config.tie_word_embeddings,
+        "rope_scaling": None,
+        **switches,
     }
-    if config.family == "llama":
-        result["attention_bias"] = config.attention_bias
     return result
 
 

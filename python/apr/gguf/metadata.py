@@ -16,12 +16,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# Parameters of Llama 3's rope scaling, the same in all published models. llama.cpp's converter keeps the
-# factors that follow from them, but not the parameters; the files of `apr` have keys for them. The largest
-# factor differs between models and is read from the factors.
-_LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1.0, 4.0, 8192
-LOW_FACTOR, HIGH_FACTOR = "rope.scaling.low_freq_factor", "rope.scaling.high_freq_factor"
-ORIGINAL_CONTEXT = "rope.scaling.original_context_length"
+# Parameters of Llama 3's rope scaling, the same in all published models. GGUF keeps the factors that follow
+# from them, but not the parameters. The largest factor differs between models and is read from the file.
+_LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1, 4, 8192
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, object]:
@@ -120,20 +117,11 @@ def _rope_scaling(file: GgufFile) -> dict[str, object] | None:
     if stored.source.tensor_type.name == "F32":
         factors = stored.values(0, prod(stored.shape))
     factor, head_dim = float(factors.max(initial=0.0)), _head_dim(file)
-    low = _shortest(file.number(LOW_FACTOR)) if file.has(LOW_FACTOR) else _LLAMA3_LOW
-    high = _shortest(file.number(HIGH_FACTOR)) if file.has(HIGH_FACTOR) else _LLAMA3_HIGH
-    context = file.size(ORIGINAL_CONTEXT) if file.has(ORIGINAL_CONTEXT) else _LLAMA3_CONTEXT
     if not (
         1 < factor < float("inf")
-        and 0 < low < high
         and len(factors) == head_dim // 2
         # room for the rounding of float32 in the converters
-        and np.allclose(
-            factors,
-            llama3_factors(_rope_theta(file), head_dim, factor, low, high, context),
-            rtol=1e-5,
-            atol=0,
-        )
+        and np.allclose(factors, _llama3_factors(_rope_theta(file), head_dim, factor), rtol=1e-5, atol=0)
     ):
         file.refuse(
             f"the factors in {ROPE_FACTORS} do not match a supported rope scaling (only llama3 is)",
@@ -142,34 +130,23 @@ def _rope_scaling(file: GgufFile) -> dict[str, object] | None:
     return {
         "rope_type": "llama3",
         "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": context,
+        "low_freq_factor": float(_LLAMA3_LOW),
+        "high_freq_factor": float(_LLAMA3_HIGH),
+        "original_max_position_embeddings": _LLAMA3_CONTEXT,
     }
 
 
-def llama3_factors(
-    theta: float, head_dim: int, factor: float, low: float, high: float, context: int
-) -> NDArray[np.float32]:
-    """Return Llama 3's divisors of the rotary frequencies: [head_dim / 2] (https://arxiv.org/abs/2407.21783).
-
-    Args:
-        theta: the base of the frequencies.
-        head_dim: the number of values that are rotated in a head.
-        factor: the divisor of frequencies that turn less than `low` times within `context` positions.
-        low: the number of turns up to which the divisor is `factor`.
-        high: the number of turns from which it is 1. In between, it is interpolated.
-        context: the number of positions that the model was first trained with.
-    """
-    # A hostile theta may overflow. The result is then only compared, so that it may be anything.
+def _llama3_factors(theta: float, head_dim: int, factor: float) -> NDArray[np.float32]:
+    """Return the divisors of the rotary frequencies (https://arxiv.org/abs/2407.21783)."""
+    # A hostile theta may overflow. The result is only compared, so that it may be anything.
     with np.errstate(all="ignore"):
         wavelengths = (
             2 * np.pi * np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
         )
-        smooth = (context / wavelengths - low) / (high - low)
+        smooth = (_LLAMA3_CONTEXT / wavelengths - _LLAMA3_LOW) / (_LLAMA3_HIGH - _LLAMA3_LOW)
         factors = 1 / ((1 - smooth) / np.float32(factor) + smooth)
-    factors[wavelengths < context / high] = 1
-    factors[wavelengths > context / low] = factor
+    factors[wavelengths < _LLAMA3_CONTEXT / _LLAMA3_HIGH] = 1
+    factors[wavelengths > _LLAMA3_CONTEXT / _LLAMA3_LOW] = factor
     return factors.astype(np.float32)
 
 

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 
 # GGUF `general.architecture`: transformers' class
 FAMILIES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-# Architectures that llama.cpp rotates in adjacent pairs of values, transformers in the two halves of a head.
-# The rows of q and k change their order between the two, in both directions.
-PERMUTED = frozenset({"llama"})
 
 _TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -34,9 +31,6 @@ _BLOCK_NAMES = {
     "ffn_norm": "post_attention_layernorm",
 }
 _BLOCK = re.compile(r"blk\.(\d+)\.(\w+)\.(weight|bias)")
-_HF_TOP_NAMES = {ours: theirs for theirs, ours in _TOP_NAMES.items()}
-_HF_BLOCK_NAMES = {ours: theirs for theirs, ours in _BLOCK_NAMES.items()}
-_LAYER = re.compile(r"model\.layers\.(\d+)\.([\w.]+)\.(weight|bias)")
 
 
 def hf_name(name: str) -> str | None:
@@ -47,31 +41,6 @@ def hf_name(name: str) -> str | None:
     if match is None or match[2] not in _BLOCK_NAMES:
         return None
     return f"model.layers.{match[1]}.{_BLOCK_NAMES[match[2]]}.{match[3]}"
-
-
-def gguf_name(name: str) -> str | None:
-    """Return the GGUF name of a transformers tensor, or None if neither family has such a tensor."""
-    if name in _HF_TOP_NAMES:
-        return _HF_TOP_NAMES[name]
-    match = _LAYER.fullmatch(name)
-    if match is None or match[2] not in _HF_BLOCK_NAMES:
-        return None
-    return f"blk.{match[1]}.{_HF_BLOCK_NAMES[match[2]]}.{match[3]}"
-
-
-def permute(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Put the rows of a q or k projection in the order of adjacent pairs, the inverse of `unpermute`.
-
-    Args:
-        rows: [heads * head_dim, ...] in transformers' order.
-        heads: the number of attention heads for q, of KV heads for k.
-
-    Returns:
-        A new array of the same shape; row (h, 2i + j) holds row (h, j * head_dim/2 + i) of `rows`.
-    """
-    head_dim = rows.shape[0] // heads
-    halves = rows.reshape(heads, 2, head_dim // 2, *rows.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(rows.shape)
 
 
 def unpermute(rows: NDArray[Any], heads: int) -> NDArray[Any]:

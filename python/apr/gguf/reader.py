@@ -11,7 +11,7 @@ import numpy as np
 
 from apr.container.dtypes import NUMPY
 from apr.errors import FormatError, UnsupportedError
-from apr.gguf.names import FAMILIES, PERMUTED, hf_name, unpermute
+from apr.gguf.names import FAMILIES, hf_name, unpermute
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -205,7 +205,7 @@ class GgufFile:
                 names += " …"
             self.refuse(f"the tensors {names} are not part of a {self.architecture} decoder", unknown[0])
         heads_of: dict[str, int] = {}
-        if self.architecture in PERMUTED:
+        if self.architecture == "llama":  # converters leave the rows of Qwen2 in transformers' order
             heads_of = {"q_proj": self.size("attention.head_count"), "k_proj": self.kv_heads}
         for source in sources:
             if source.name == ROPE_FACTORS:

@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from apr.errors import RefusedError
-from apr.model.metadata import canonical, same_value
+from apr.model.families import FAMILIES, Activation, Family, NormKind, Norms, QkNorm
+from apr.model.layers import FULL, SLIDING, LayerKind, read_layers
+from apr.model.metadata import canonical, check_positive, integer, number, positive
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-Family = Literal["llama", "qwen2"]
-
-# In lower case. Metadata name a family by transformers' `model_type` or by its class.
-_FAMILIES: dict[str, Family] = {
-    "llama": "llama",
-    "llamaforcausallm": "llama",
-    "qwen2": "qwen2",
-    "qwen2forcausallm": "qwen2",
+# Metadata name a family by transformers' `model_type` or by its class; compared in lower case.
+_NAMES = {name: name for name in FAMILIES} | {
+    family.class_name.lower(): name for name, family in FAMILIES.items()
 }
-_CLASSES: dict[Family, str] = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM"}
-# Parts of names. They decide only the wording: what is not in _FAMILIES is refused in any case.
-_ENCODERS = (
-    "bert",
-    "roberta",
-    "electra",
-    "mpnet",
-    "deberta",
-    "albert",
-    "t5",
-    "bart",
-    "whisper",
-    "clip",
-    "vit",
-)
+# Parts of names, with what they mean. They decide only the wording: what is not in _NAMES is refused anyway.
+_KINDS = {
+    "an encoder": ("bert", "roberta", "electra", "mpnet", "albert"),
+    "an encoder and decoder": ("t5", "bart", "whisper"),
+    "a vision or multimodal model": ("clip", "vit", "vl", "vision", "llava", "conditionalgeneration"),
+    "a mixture of experts": ("moe", "mixtral", "deepseek", "gpt_oss", "dbrx"),
+    "a hybrid with other layers than attention": (
+        "mamba", "hybrid", "jamba", "bamba", "zamba", "lfm2", "falcon_h1", "nemotron_h", "qwen3_next",
+        "qwen3_5",
+    ),
+}  # fmt: skip
+# Multimodal wrappers and the family of their text part.
+_TEXT_PARTS = {"gemma3": "gemma3_text", "gemma3forconditionalgeneration": "gemma3_text"}
 # In this order, because older writers set `architecture` to LlamaForCausalLM for every model.
 _FAMILY_KEYS = ("hf_model_type", "hf_architecture", "architecture", "model_type")
 # Values that writers use when they do not know the family.
@@ -51,25 +46,15 @@ _INTEGERS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """Llama 3's scaling of rotary frequencies (https://arxiv.org/abs/2407.21783, transformers' `llama3`)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """Everything that determines a decoder's parameters and its forward pass.
 
-    Fields have the names of the metadata keys. Sizes are numbers of elements. `attention_bias` gives a Llama
-    biases on the q, k, v and o projections; a Qwen2 always has them on q, k and v.
+    Sizes have the names of the metadata keys and are numbers of elements.
     """
 
-    family: Family
+    family: str
+    """A key of `apr.model.families.FAMILIES`."""
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -78,11 +63,22 @@ class ModelConfig:
     head_dim: int
     intermediate_size: int
     max_position_embeddings: int
-    rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
-    attention_bias: bool = False
-    rope_scaling: RopeScaling | None = None
+    layers: tuple[LayerKind, ...]
+    """The kind of each layer."""
+    qkv_bias: bool = False
+    o_bias: bool = False
+    attention_scale: float
+    """The factor of the scores, before a softcap."""
+    attention_softcap: float | None = None
+    """Scores become cap * tanh(score / cap)."""
+    final_softcap: float | None = None
+    """The same for logits."""
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    """The factor of what attention and MLP add to the residual stream."""
+    logits_divisor: float = 1.0
 
     def __post_init__(self) -> None:
         for key in (*_INTEGERS, "head_dim"):
@@ -92,24 +88,40 @@ class ModelConfig:
             raise RefusedError(
                 f"num_heads is {self.num_heads}, which is not a multiple of num_kv_heads, {self.num_kv_heads}"
             )
-        if self.head_dim % 2:
-            # Rotary embeddings rotate pairs of elements.
-            raise RefusedError(f"head_dim is {self.head_dim}; it must be even")
-        for key in ("rope_theta", "rms_norm_eps"):
-            # False for NaN too, which Python reads from JSON.
-            if not 0 < getattr(self, key) < float("inf"):
-                raise RefusedError(f"{key} is {getattr(self, key)}; it must be a positive, finite number")
+        for layer in self.layers:
+            if layer.rope is not None and (layer.rope.dim % 2 or layer.rope.dim < 2):
+                # Rotary embeddings rotate pairs of elements.
+                what = "head_dim" if layer.rope.dim == self.head_dim else "the rotated part of head_dim"
+                raise RefusedError(f"{what} is {layer.rope.dim}; it must be even")
+        for key in ("rms_norm_eps", "attention_scale", "embedding_multiplier", "residual_multiplier"):
+            check_positive(key, getattr(self, key))
+        for key in ("attention_softcap", "final_softcap", "logits_divisor"):
+            if getattr(self, key) is not None:
+                check_positive(key, getattr(self, key))
 
     @property
-    def qkv_bias(self) -> bool:
-        """Whether the q, k and v projections have biases."""
-        # The tensors of a file never decide this. A public trainer saved Qwen2.5-0.5B without its 72 biases,
-        # and a loader that believes such a file trains another model.
-        return self.family == "qwen2" or self.attention_bias
+    def norms(self) -> Norms:
+        """The names of a layer's norms."""
+        return FAMILIES[self.family].norms
+
+    @property
+    def norm_kind(self) -> NormKind:
+        """How norms apply their weights."""
+        return FAMILIES[self.family].norm_kind
+
+    @property
+    def qk_norm(self) -> QkNorm | None:
+        """What the norms of queries and keys normalize; None without such norms."""
+        return FAMILIES[self.family].qk_norm
+
+    @property
+    def activation(self) -> Activation:
+        """The function of the MLP's gate."""
+        return FAMILIES[self.family].activation
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any], *, head_present: bool | None = None) -> ModelConfig:
-        """Read the configuration from the metadata of an `.apr` file, or from transformers' config.json.
+        """Read the configuration from the metadata of an `.apr` file.
 
         Args:
             metadata: keys in any of the known spellings.
@@ -117,34 +129,79 @@ class ModelConfig:
                 metadata do not contain `tie_word_embeddings`, the head is tied if this is False.
 
         Raises:
-            RefusedError: the model is not a Llama or Qwen2 decoder, has a feature that is not supported,
+            RefusedError: the model is not a supported decoder, has a feature that is not supported,
                 lacks a size, or two spellings contradict each other.
         """
         facts = canonical(metadata)
-        family = _family(facts)
+        name = _family(facts)
+        family = FAMILIES[name]
         _refuse_features(facts, family)
-        numbers = {key: _integer(facts, key) for key in _INTEGERS}
-        theta, scaling = _rope(facts)
-        head_dim = _integer(facts, "head_dim") if "head_dim" in facts else _default_head_dim(numbers)
+        numbers = {key: integer(facts, key) for key in _INTEGERS}
+        head_dim = integer(facts, "head_dim") if "head_dim" in facts else _default_head_dim(numbers)
+        bias = family.biases == "always qkv" or (
+            family.biases != "none" and facts.get("attention_bias") is True
+        )
+        switches: dict[str, Any] = {}
+        if family.softcaps:
+            switches["attention_softcap"] = _optional(facts, "attn_logit_softcapping")
+            switches["final_softcap"] = _optional(facts, "final_logit_softcapping")
+        if family.scaled_embedding:
+            switches["embedding_multiplier"] = numbers["hidden_size"] ** 0.5
+        scale = head_dim**-0.5
+        if family.query_scalar:
+            scale = positive(facts, "query_pre_attn_scalar") ** -0.5
+        if family.multipliers:
+            scale = positive(facts, "attention_multiplier")
+            switches["embedding_multiplier"] = positive(facts, "embedding_multiplier")
+            switches["residual_multiplier"] = positive(facts, "residual_multiplier")
+            switches["logits_divisor"] = positive(facts, "logits_scaling")
         return cls(
-            family=family,
+            family=name,
             **numbers,
             head_dim=head_dim,
-            rope_theta=theta,
-            rms_norm_eps=_number(facts, "rms_norm_eps"),
+            rms_norm_eps=number(facts, "rms_norm_eps"),
             tie_word_embeddings=_tied(facts, head_present=head_present),
-            # The switch is Llama's alone. In Qwen2, q, k and v always have biases and o never has one.
-            attention_bias=family == "llama" and facts.get("attention_bias") is True,
-            rope_scaling=scaling,
+            layers=read_layers(facts, family, numbers, head_dim),
+            # The tensors of a file never decide this. A public trainer saved Qwen2.5-0.5B without its 72
+            # biases, and a loader that believes such a file trains another model.
+            qkv_bias=bias,
+            o_bias=bias and family.biases == "qkvo",
+            attention_scale=scale,
+            **switches,
         )
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], *, head_present: bool | None = None) -> ModelConfig:
+        """Read the configuration from transformers' config.json. Missing keys have the defaults of its class.
+
+        Args:
+            config: the contents of config.json.
+            head_present: as in `from_metadata`.
+
+        Raises:
+            RefusedError: as `from_metadata`.
+        """
+        try:
+            family = FAMILIES[_family(canonical(config))]
+        except RefusedError:
+            return cls.from_metadata(config, head_present=head_present)  # raises the same error
+        filled = {**family.defaults, **config}
+        if isinstance(config.get("rope_parameters"), dict) and "rope_theta" not in config:
+            for key in ("rope_theta", "rope_local_base_freq"):
+                filled.pop(key, None)
+            filled["rope_parameters"] = _with_default_thetas(config["rope_parameters"], family)
+        # transformers' rule for a null.
+        if filled.get("num_key_value_heads") is None:
+            filled["num_key_value_heads"] = filled.get("num_attention_heads")
+        return cls.from_metadata(filled, head_present=head_present)
 
     def to_metadata(self) -> dict[str, Any]:
         """Return metadata from which `from_metadata` restores an equal configuration."""
         # One spelling of each size. A public runtime drops all metadata if a key and its alias are both
         # there.
-        metadata: dict[str, Any] = {
+        return {
             "architecture": self.family,
-            "hf_architecture": _CLASSES[self.family],
+            "hf_architecture": FAMILIES[self.family].class_name,
             "hf_model_type": self.family,
             "hidden_size": self.hidden_size,
             "num_layers": self.num_layers,
@@ -154,20 +211,85 @@ class ModelConfig:
             "vocab_size": self.vocab_size,
             "intermediate_size": self.intermediate_size,
             "max_position_embeddings": self.max_position_embeddings,
-            "rope_theta": self.rope_theta,
             "rope_type": 2,  # the ecosystem's number for pairs (i, i + head_dim / 2)
             "rms_norm_eps": self.rms_norm_eps,
             "tie_word_embeddings": self.tie_word_embeddings,
+            **self.switches(),
         }
-        if self.family == "llama":
-            metadata["attention_bias"] = self.attention_bias
-        if self.rope_scaling is not None:
-            scaling = self.rope_scaling
-            metadata["rope_scaling"] = {
-                "rope_type": "llama3",
-                **{name: getattr(scaling, name) for name in scaling.__slots__},
+
+    def switches(self) -> dict[str, Any]:
+        """Return what the metadata and transformers' config.json spell alike: all but names and sizes."""
+        family = FAMILIES[self.family]
+        result: dict[str, Any] = {}
+        if family.biases in {"qkv", "qkvo"}:
+            result["attention_bias"] = self.qkv_bias
+        if family.query_scalar:
+            scalar = self.attention_scale**-2
+            # Whole in published models. The inverse of the square root is not exact.
+            result["query_pre_attn_scalar"] = (
+                round(scalar) if round(scalar) ** -0.5 == self.attention_scale else scalar
+            )
+        if family.softcaps:
+            result["attn_logit_softcapping"] = self.attention_softcap
+            result["final_logit_softcapping"] = self.final_softcap
+        if family.multipliers:
+            result["attention_multiplier"] = self.attention_scale
+            result["embedding_multiplier"] = self.embedding_multiplier
+            result["residual_multiplier"] = self.residual_multiplier
+            result["logits_scaling"] = self.logits_divisor
+        if family.activation != "silu":
+            result[family.activation_key] = family.activation
+        return result | self._rope_facts(family) | self._window_facts(family)
+
+    def _window_facts(self, family: Family) -> dict[str, Any]:
+        if family.windows == "none":
+            return {}
+        window = next((kind.window for kind in self.layers if kind.window is not None), None)
+        result: dict[str, Any] = {"sliding_window": window}
+        if family.window_switch:
+            result["use_sliding_window"] = window is not None
+        if family.windows == "without rope":
+            result["no_rope_layers"] = [int(kind.rope is not None) for kind in self.layers]
+        if family.windows == "pattern" or (family.windows != "all" and window is not None):
+            result["layer_types"] = [FULL if kind.window is None else SLIDING for kind in self.layers]
+        return result if window is not None or family.windows != "upper" else {}
+
+    def _rope_facts(self, family: Family) -> dict[str, Any]:
+        ropes = {
+            (FULL if kind.window is None else SLIDING): kind.rope
+            for kind in self.layers
+            if kind.rope is not None
+        }
+        rope = ropes.get(FULL) or ropes.get(SLIDING)
+        if rope is None:
+            return {}
+        result: dict[str, Any] = {"rope_theta": rope.theta}
+        if family.fraction:
+            result["partial_rotary_factor"] = rope.dim / self.head_dim
+        if rope.scaling is not None:
+            result["rope_scaling"] = rope.scaling.to_metadata()
+        if self.family == "phi3" and rope.scaling is not None:
+            # transformers reads Phi-3's from here, and takes 4096 if it is missing.
+            result["original_max_position_embeddings"] = rope.scaling.original_max_position_embeddings
+        if family.rope_per_type:
+            # As transformers 5 has it. Older versions read the keys above, and for Gemma the local theta.
+            result["rope_parameters"] = {
+                kind: {"rope_theta": part.theta}
+                | ({"rope_type": "default"} if part.scaling is None else part.scaling.to_metadata())
+                for kind, part in ropes.items()
             }
-        return metadata
+            if "rope_local_base_freq" in family.defaults and SLIDING in ropes:
+                result["rope_local_base_freq"] = ropes[SLIDING].theta
+        return result
+
+
+def _with_default_thetas(parameters: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Return `rope_parameters` with the class's theta where config.json has none."""
+    defaults = {FULL: family.defaults["rope_theta"]}
+    defaults[SLIDING] = family.defaults.get("rope_local_base_freq", defaults[FULL])
+    if not parameters.keys() & defaults.keys():
+        return {"rope_theta": defaults[FULL], **parameters}
+    return {kind: {"rope_theta": theta, **(parameters.get(kind) or {})} for kind, theta in defaults.items()}
 
 
 def names_family(metadata: Mapping[str, Any]) -> bool:
@@ -179,30 +301,38 @@ def _is_name(value: object) -> TypeGuard[str]:
     return isinstance(value, str) and value.lower() not in _PLACEHOLDERS
 
 
-def _family(facts: dict[str, Any]) -> Family:
+def _family(facts: dict[str, Any]) -> str:
     for key in _FAMILY_KEYS:
         value = facts.get(key)
         if not _is_name(value):
             continue
-        family = _FAMILIES.get(value.lower())
+        family = _NAMES.get(value.lower())
         if family is not None:
             return family
-        kind = "an encoder" if any(name in value.lower() for name in _ENCODERS) else "not supported"
-        raise RefusedError(f"{key} is {value!r}, which is {kind}; apr supports Llama and Qwen2 decoders")
+        if text_part := _TEXT_PARTS.get(value.lower()):
+            raise RefusedError(
+                f"{key} is {value!r}, a multimodal model; apr supports only its text part, {text_part}"
+            )
+        kind = next(
+            (kind for kind, parts in _KINDS.items() if any(part in value.lower() for part in parts)), None
+        )
+        what = f"is {kind}" if kind else "is not supported"
+        raise RefusedError(f"{key} is {value!r}, which {what}; supported decoders: {', '.join(FAMILIES)}")
     raise RefusedError(f"the metadata has no architecture; set one of {', '.join(_FAMILY_KEYS)}")
 
 
 def _refuse_features(facts: dict[str, Any], family: Family) -> None:
-    # Qwen2's configurations contain a `sliding_window` that is off unless `use_sliding_window` is set.
-    # Mistral, which GGUF files call llama, has no such switch: its window is on if it is there.
-    sliding = facts.get("use_sliding_window") or (family == "llama" and facts.get("sliding_window"))
-    layers = facts.get("layer_types")
+    activation = facts.get(family.activation_key, family.activation)
+    # GGUF calls Mistral llama; and a window has no switch in either.
+    sliding = family is FAMILIES["llama"] and facts.get("sliding_window")
     features = {
         "mlp_bias": facts.get("mlp_bias"),
-        "sliding-window attention": sliding or (isinstance(layers, list) and "sliding_attention" in layers),
-        "mixture of experts (num_experts)": facts.get("num_experts"),
-        f"hidden_act {facts.get('hidden_act')!r}": facts.get("hidden_act", "silu") != "silu",
-        "partial rotary embeddings (partial_rotary_factor)": any(
+        "sliding-window attention": sliding,
+        "mixture of experts (num_experts)": facts.get("num_experts") or facts.get("num_local_experts"),
+        "bidirectional attention (use_bidirectional_attention)": facts.get("use_bidirectional_attention"),
+        f"{family.activation_key} {activation!r}": activation != family.activation,
+        "partial rotary embeddings (partial_rotary_factor)": not family.fraction
+        and any(
             isinstance(part, dict) and part.get("partial_rotary_factor", 1) != 1
             for part in (facts, facts.get("rope_parameters"), facts.get("rope_scaling"))
         ),
@@ -210,34 +340,6 @@ def _refuse_features(facts: dict[str, Any], family: Family) -> None:
     for feature, present in features.items():
         if present:
             raise RefusedError(f"the model has {feature}, which is not supported")
-
-
-def _integer(facts: dict[str, Any], key: str) -> int:
-    value = _fact(facts, key)
-    # bool is a subclass of int, but true is not a size.
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RefusedError(f"{key} is {value!r}, which is not a whole number")
-    return value
-
-
-def _number(facts: dict[str, Any], key: str) -> float:
-    value = _fact(facts, key)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RefusedError(f"{key} is {value!r}, which is not a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise RefusedError(f"{key} is too large for a float") from None
-
-
-def _fact(facts: dict[str, Any], key: str) -> object:
-    """Return the value of a key. Some importers write sizes also under `model.KEY`, which must then agree."""
-    value, again = facts.get(key), facts.get(f"model.{key}")
-    if value is None:
-        raise RefusedError(f"the metadata has no {key}, which is needed to build the model")
-    if again is not None and not same_value(value, again):
-        raise RefusedError(f"the metadata is inconsistent: {key} is {value!r}, but model.{key} is {again!r}")
-    return value
 
 
 def _default_head_dim(numbers: dict[str, int]) -> int:
@@ -249,58 +351,8 @@ def _default_head_dim(numbers: dict[str, int]) -> int:
     return hidden // heads
 
 
-def _rope(facts: dict[str, Any]) -> tuple[float, RopeScaling | None]:
-    """Return theta and the scaling of rotary frequencies. transformers 5 keeps both in `rope_parameters`."""
-    # The number `rope_type` beside these is not read. The ecosystem's importer writes 0 (adjacent pairs) over
-    # weights in transformers' order; the tensor names decide, in `permuted_heads`.
-    parameters = facts.get("rope_parameters") or {}
-    scaling = facts.get("rope_scaling") or {}
-    if not isinstance(parameters, dict) or not isinstance(scaling, dict):
-        raise RefusedError("rope_parameters and rope_scaling must be objects")
-    merged = {**facts}
-    theta = parameters.get("rope_theta")
-    if theta is not None:
-        merged.setdefault("rope_theta", theta)
-        if not same_value(merged["rope_theta"], theta):
-            raise RefusedError(
-                f"the metadata is inconsistent: rope_theta is {merged['rope_theta']!r}, but "
-                f"rope_parameters.rope_theta is {theta!r}"
-            )
-    for key in parameters.keys() & scaling.keys():
-        if not same_value(parameters[key], scaling[key]):
-            raise RefusedError(
-                f"the metadata is inconsistent: rope_parameters.{key} is {parameters[key]!r}, but "
-                f"rope_scaling.{key} is {scaling[key]!r}"
-            )
-    return _number(merged, "rope_theta"), _scaling({**parameters, **scaling})
-
-
-def _scaling(facts: dict[str, Any]) -> RopeScaling | None:
-    # transformers renamed `type` to `rope_type`. Files have one of them or both.
-    kind, again = (facts.get(key) for key in ("rope_type", "type"))
-    if kind is not None and again is not None and kind != again:
-        raise RefusedError(f"the metadata is inconsistent: rope_type is {kind!r}, but type is {again!r}")
-    kind = kind or again or "default"
-    if kind == "default":
-        if facts.get("factor") not in (None, 1, 1.0):
-            raise RefusedError(
-                f"rope scaling has factor {facts['factor']!r} but no rope_type; only llama3 is supported"
-            )
-        return None
-    if kind != "llama3":
-        raise RefusedError(f"rope scaling has type {kind!r}; only llama3 is supported")
-    original = facts.get("original_max_position_embeddings")
-    if isinstance(original, bool) or not isinstance(original, int):
-        raise RefusedError(
-            f"rope_scaling.original_max_position_embeddings is {original!r}, which is not a whole number"
-        )
-    factor, low, high = (_number(facts, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    if not (factor > 0 and 0 < low < high and original > 0):
-        raise RefusedError(
-            f"rope_scaling is not valid: factor {factor}, low_freq_factor {low}, high_freq_factor {high}, "
-            f"original_max_position_embeddings {original}"
-        )
-    return RopeScaling(factor, low, high, original)
+def _optional(facts: dict[str, Any], key: str) -> float | None:
+    return None if facts.get(key) is None else positive(facts, key)
 
 
 def _tied(facts: dict[str, Any], *, head_present: bool | None) -> bool:

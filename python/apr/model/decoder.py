@@ -1,9 +1,9 @@
-"""The decoder: one module for Qwen2 and Llama, with transformers' parameter names."""
+"""The decoder: one module for every family, with transformers' parameter names."""
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Self
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
@@ -11,16 +11,39 @@ from torch import Tensor, nn
 
 from apr.container.load import load
 from apr.errors import RefusedError
+from apr.model.attention import Mask, attend, window_mask
 from apr.model.config import ModelConfig
+from apr.model.families import FAMILIES
 from apr.model.fill import fill, has_head
 from apr.model.names import check_layers
+from apr.model.rotary import rotary_tables, rotate
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from os import PathLike
+
+    from apr.model.cache import KvCache
+    from apr.model.families import Activation
+    from apr.model.layers import LayerKind
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+}
+
+
+class View(NamedTuple):
+    """What the layers of one kind need to know of the positions of a batch."""
+
+    cos: Tensor | None
+    """Cosines of the rotary angles, float32 [T, rotated elements]; None without rotary positions."""
+    sin: Tensor | None
+    mask: Mask
+    """Which positions each position attends to; None for itself and all before it."""
 
 
 class Decoder(nn.Module):
-    """A causal language model of the Qwen2 or Llama family.
+    """A causal language model of one of the families in `apr.model.families`.
 
     A tied head has no parameter of its own: `model.embed_tokens.weight` is used twice. `from_apr` loads a
     model from a file; `empty` creates one without values.
@@ -32,8 +55,9 @@ class Decoder(nn.Module):
         self.model = Body(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        # Not a buffer: `to(dtype)` would round it to bfloat16, and `to_empty` would leave it without values.
-        self._rotary: tuple[Tensor, Tensor] | None = None
+        # By length and device. Kept, because a captured CUDA graph goes on reading them. Not buffers, which
+        # `to(dtype)` would round to bfloat16 and `to_empty` would leave without values.
+        self._views: dict[tuple[int, torch.device], dict[LayerKind, View]] = {}
 
     @classmethod
     def from_apr(
@@ -51,7 +75,7 @@ class Decoder(nn.Module):
 
         Raises:
             AprError: the file is not valid.
-            RefusedError: the metadata do not describe a Llama or Qwen2 decoder.
+            RefusedError: the metadata do not describe a supported decoder.
             WeightsError: the tensors do not match the model or are not trained weights; the message names
                 them.
         """
@@ -79,32 +103,45 @@ class Decoder(nn.Module):
         """The output projection: [V, hidden_size]."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def forward(self, input_ids: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: KvCache | None = None) -> Tensor:
         """Compute the logits of the next token at each position.
 
         Args:
             input_ids: int64 [B, T], each below `config.vocab_size`.
+            cache: keys and values of the positions before these; the new ones are appended.
 
         Returns:
             Logits [B, T, V] in the model's dtype, or in the autocast dtype under autocast.
         """
-        return F.linear(self.hidden(input_ids), self.head_weight)
+        return self.logits(self.hidden(input_ids, cache))
 
-    def hidden(self, input_ids: Tensor) -> Tensor:
-        """Compute the normalized last hidden state, the input of the head: [B, T, hidden_size]."""
-        cos, sin = self._rotary_tables(input_ids.shape[1], input_ids.device)
-        hidden: Tensor = self.model(input_ids, cos, sin)
-        return hidden
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Compute logits [..., V] from what `hidden` returns."""
+        return softcapped(F.linear(hidden, self.head_weight), self.config.final_softcap)
 
-    def _rotary_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines, float32 [T, head_dim], kept for the longest T so far."""
-        tables = self._rotary
-        if tables is None or tables[0].shape[0] < length or tables[0].device != device:
-            positions = torch.arange(length, dtype=torch.float32, device=device)
-            angles = torch.outer(positions, rotary_frequencies(self.config).to(device))
-            angles = torch.cat((angles, angles), dim=-1)
-            self._rotary = tables = angles.cos(), angles.sin()
-        return tables[0][:length], tables[1][:length]
+    def hidden(self, input_ids: Tensor, cache: KvCache | None = None) -> Tensor:
+        """Compute the input of the head, the normalized last hidden state: [B, T, hidden_size]."""
+        start = 0 if cache is None else cache.length
+        views = self._views_of(start, input_ids.shape[1], input_ids.device)
+        hidden: Tensor = self.model(input_ids, [views[kind] for kind in self.config.layers], cache)
+        if cache is not None:
+            cache.length += input_ids.shape[1]
+        # Granite divides logits. Here it is done before the head: training never holds all logits at once.
+        return hidden if self.config.logits_divisor == 1 else hidden / self.config.logits_divisor
+
+    def _views_of(self, start: int, length: int, device: torch.device) -> dict[LayerKind, View]:
+        """Return the view of each kind of layer for the positions `start` to `start + length`."""
+        if start == 0 and (length, device) in self._views:
+            return self._views[length, device]
+        views = {}
+        for kind in dict.fromkeys(self.config.layers):
+            cos = sin = None
+            if kind.rope is not None:
+                cos, sin = rotary_tables(kind.rope, start, length, device)
+            views[kind] = View(cos, sin, window_mask(kind.window, start, length, device))
+        if start == 0:
+            self._views[length, device] = views
+        return views
 
 
 class Body(nn.Module):
@@ -113,97 +150,133 @@ class Body(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.norm = norm(config, config.hidden_size)
+        self._multiplier = config.embedding_multiplier
+        self._rounds_multiplier = FAMILIES[config.family].scaled_embedding
 
-    def forward(self, input_ids: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, views: list[View], cache: KvCache | None = None) -> Tensor:
         """Compute the normalized last hidden state [B, T, hidden_size] of ids [B, T]."""
         x = self.embed_tokens(input_ids)
-        for layer in self.layers:
-            x = layer(x, cos, sin)
+        if self._multiplier != 1:
+            # Gemma was trained with sqrt(hidden_size) in bfloat16: 50.75 for 2560, not 50.6.
+            rounded = torch.tensor(self._multiplier, dtype=x.dtype).item()
+            x = x * (rounded if self._rounds_multiplier else self._multiplier)
+        for layer, view in zip(self.layers, views, strict=True):
+            x = layer(x, view, cache)
         out: Tensor = self.norm(x)
         return out
 
 
 class Layer(nn.Module):
-    """Attention and MLP, each applied to the normalized residual stream and added to it."""
+    """Attention and MLP, each added to the residual stream, with norms before them, after them or both."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        names = self._norms = config.norms
+        # In the order of the forward pass, in which weights are drawn and checkpoints store optimizer state.
+        self._add_norm(names.before_attention, config)
+        self.self_attn = Attention(config, index)
+        self._add_norm(names.after_attention, config)
+        self._add_norm(names.before_mlp, config)
         self.mlp = Mlp(config)
+        self._add_norm(names.after_mlp, config)
+        self._multiplier = config.residual_multiplier
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, view: View, cache: KvCache | None = None) -> Tensor:
         """Map [B, T, hidden_size] to the same shape."""
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        names = self._norms
+        attended = self.self_attn(self._normed(names.before_attention, x), view, cache)
+        x = self._added(x, self._normed(names.after_attention, attended))
+        return self._added(x, self._normed(names.after_mlp, self.mlp(self._normed(names.before_mlp, x))))
+
+    def _add_norm(self, name: str | None, config: ModelConfig) -> None:
+        if name is not None:
+            self.add_module(name, norm(config, config.hidden_size))
+
+    def _normed(self, name: str | None, x: Tensor) -> Tensor:
+        out: Tensor = x if name is None else getattr(self, name)(x)
         return out
+
+    def _added(self, x: Tensor, branch: Tensor) -> Tensor:
+        return x + (branch if self._multiplier == 1 else branch * self._multiplier)
 
 
 class Attention(nn.Module):
     """Causal grouped-query attention with rotary position embeddings."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
+        self._index = index
+        self._head_dim = config.head_dim
+        self._rope = config.layers[index].rope
+        self._scale, self._softcap = config.attention_scale, config.attention_softcap
+        self._qk_norm = config.qk_norm
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
         self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=config.o_bias)
+        if config.qk_norm is not None:
+            by_head = config.qk_norm == "head"
+            self.q_norm = norm(config, config.head_dim if by_head else width)
+            self.k_norm = norm(config, config.head_dim if by_head else kv_width)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Map [B, T, hidden_size] to the same shape. A position sees itself and the positions before it."""
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        # With enable_gqa, k and v are not repeated in memory for each head of their group.
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    def forward(self, x: Tensor, view: View, cache: KvCache | None = None) -> Tensor:
+        """Map [B, T, hidden_size] to the same shape. A position sees itself and positions before it."""
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self._qk_norm == "projection":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (part.unflatten(-1, (-1, self._head_dim)) for part in (q, k, v))
+        if self._qk_norm == "head":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if self._rope is not None and view.cos is not None and view.sin is not None:
+            q, k = (rotate(part, view.cos, view.sin, interleaved=self._rope.interleaved) for part in (q, k))
+        if cache is not None:
+            k, v = cache.append(self._index, k, v)
+        mixed = attend(q, k, v, view.mask, self._scale, self._softcap)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
 
 class Mlp(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202)."""
+    """A gated MLP: down(act(gate(x)) * up(x)) (https://arxiv.org/abs/2002.05202)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self._activation = _ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, T, hidden_size] to the same shape."""
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))
         return out
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions to [B, heads, T, head_dim], where element i pairs with i + head_dim / 2.
+class Float32Norm(nn.Module):
+    """An RMSNorm that applies its weight, plus an offset, in float32 and rounds once."""
 
-    The computation is in float32 and rounded once, because a cosine in bfloat16 is off by up to 0.4 %.
-    """
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x * cos + turned * sin).to(x.dtype)
+    def __init__(self, width: int, eps: float, offset: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
+        self._eps, self._offset = eps, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last dimension of [..., width]."""
+        weight = self.weight.float() + self._offset
+        return F.rms_norm(x.float(), weight.shape, weight, self._eps).to(x.dtype)
 
 
-def rotary_frequencies(config: ModelConfig) -> Tensor:
-    """Return theta^(-2i / head_dim) with Llama 3's scaling, radians per position: float32 [head_dim / 2]."""
-    # The same operations as in transformers, so that both round alike.
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
-    frequencies = 1.0 / config.rope_theta**exponents
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    wavelengths = 2 * math.pi / frequencies
-    # Frequencies with long waves are divided by `factor`, short waves stay, and in between it is interpolated
-    # (https://arxiv.org/abs/2407.21783; transformers calls it llama3).
-    turns = scaling.original_max_position_embeddings / wavelengths
-    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    smooth = smooth.clamp(0, 1)
-    return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+def norm(config: ModelConfig, width: int) -> nn.Module:
+    """Create a norm of the family's kind."""
+    if config.norm_kind == "plain":
+        return nn.RMSNorm(width, eps=config.rms_norm_eps)
+    return Float32Norm(width, config.rms_norm_eps, 1.0 if config.norm_kind == "one-plus" else 0.0)
+
+
+def softcapped(x: Tensor, cap: float | None) -> Tensor:
+    """Return cap * tanh(x / cap), or `x` without a cap (https://arxiv.org/abs/2408.00118, section 2)."""
+    return x if cap is None else cap * torch.tanh(x / cap)

@@ -80,7 +80,7 @@ def fresh_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]
     """Yield the name and the initial float32 values of each parameter. The same seed gives the same values.
 
     Matrices and the embedding are drawn from a normal distribution with standard deviation 0.02, or
-    0.02 / sqrt(2 x layers) if they write to the residual stream, as in GPT-2. Norms are 1 and biases 0.
+    0.02 / sqrt(2 x layers) if they write to the residual stream, as in GPT-2. Norms scale by 1; biases are 0.
     """
     from apr.model.decoder import Decoder
 
@@ -92,7 +92,9 @@ def fresh_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]
         shapes = {name: parameter.shape for name, parameter in Decoder(config).named_parameters()}
     for name, shape in shapes.items():
         if len(shape) == 1:
-            yield name, torch.full(shape, 0.0 if name.endswith(".bias") else 1.0)
+            # Gemma's norms multiply by 1 + weight.
+            is_zero = name.endswith(".bias") or config.norm_kind == "one-plus"
+            yield name, torch.full(shape, 0.0 if is_zero else 1.0)
             continue
         std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else _STD
         yield name, torch.normal(0.0, std, shape, generator=generator)

@@ -6,17 +6,27 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from apr.errors import WeightsError
-from apr.gguf.names import PERMUTED, hf_name
+from apr.gguf.names import hf_name
+from apr.model.families import FAMILIES
 from apr.model.names import HEAD, HEADS, TRAINING_PREFIX, check_layers, parameter_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from apr.container.tensor_file import TensorFile
     from apr.model.config import ModelConfig
 
 # Names that an error lists.
 _MAX_LISTED = 8
+# What wrappers put before the names of a model's tensors, and what to do about it.
+_PREFIXES = {
+    "_orig_mod.": "torch.compile adds; save the state dict of the model that was compiled (model._orig_mod)",
+    "module.": "DistributedDataParallel adds; save the state dict of the model inside (model.module)",
+    "_fsdp_wrapped_module.": "FSDP adds; save a full state dict",
+    "base_model.model.": "PEFT adds; merge the adapter first (merge_and_unload) and save the result",
+    "model.language_model.": "multimodal models add; apr supports only their text part",
+    "language_model.": "multimodal models add; apr supports only their text part",
+}
 
 
 @dataclass(frozen=True)
@@ -48,32 +58,44 @@ def match_names(config: ModelConfig, file: TensorFile) -> Match:
             )
         sources[parameter] = name
     head_copy = sources.pop(HEAD, None) if config.tie_word_embeddings else None
-    _check(file, sources, parameter_shapes(config))
+    problem = mismatch(config, {name: file.info(source).shape for name, source in sources.items()})
+    if problem is not None:
+        raise WeightsError(f"{file.path}: the tensors do not match the model in the metadata: {problem}")
     return Match(sources, head_copy)
 
 
 def permuted_heads(config: ModelConfig, source: str, parameter: str) -> int | None:
     """Return the number of heads whose rows a tensor has in GGUF's order, or None for transformers' order.
 
-    GGUF converters permute the rows of Llama's q and k projections. Nothing in a file says so but the names.
+    GGUF converters permute the rows of q and k projections of some families. Only the names tell.
     """
     # `rope_type` ought to say it, but importers write 0 (adjacent pairs) for transformers' order too.
-    if source == parameter or config.family not in PERMUTED:
+    if source == parameter or not FAMILIES[config.family].gguf_permuted:
         return None
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
     return heads.get(parameter.split(".")[-2])
 
 
-def _check(file: TensorFile, sources: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
-    # All problems are in one error. A loader that filled only what it found once lost all biases silently.
-    missing = [name for name in shapes if name not in sources]
-    unexpected = [source for name, source in sources.items() if name not in shapes]
-    wrong = []
-    for name, expected in shapes.items():
-        shape = file.info(sources[name]).shape if name in sources else expected
+def mismatch(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """Return how tensors differ from the parameters of a decoder, or None if they match.
+
+    Args:
+        config: the decoder's configuration.
+        shapes: the shape of each tensor, by the parameter's name in transformers.
+    """
+    # All problems are in one message. A loader that filled only what it found once lost all biases silently.
+    expected = parameter_shapes(config)
+    missing = [name for name in expected if name not in shapes]
+    unexpected = [name for name in shapes if name not in expected]
+    wrong = [
+        f"{name} has shape {list(shapes[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
         # Some writers store vectors as matrices with one row.
-        if shape != expected and not (len(expected) == 1 and shape == (1, *expected)):
-            wrong.append(f"{sources[name]} has shape {list(shape)}, expected {list(expected)}")
+        if name in shapes and shapes[name] not in ({shape, (1, *shape)} if len(shape) == 1 else {shape})
+    ]
+    for prefix, origin in _PREFIXES.items():
+        if unexpected and all(name.startswith(prefix) for name in unexpected):
+            return f"the tensor names start with {prefix!r}, which {origin}"
     problems = []
     if missing:
         problems.append(f"missing tensors ({len(missing)}): {listed(missing)}")
@@ -81,10 +103,7 @@ def _check(file: TensorFile, sources: dict[str, str], shapes: dict[str, tuple[in
         problems.append(f"unexpected tensors ({len(unexpected)}): {listed(unexpected)}")
     if wrong:
         problems.append(listed(wrong))
-    if problems:
-        raise WeightsError(
-            f"{file.path}: the tensors do not match the model in the metadata: {'; '.join(problems)}"
-        )
+    return "; ".join(problems) or None
 
 
 def listed(names: Sequence[str]) -> str:

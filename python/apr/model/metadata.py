@@ -79,3 +79,59 @@ def same_value(a: object, b: object) -> bool:
         except (struct.error, OverflowError):
             return False
     return a == b
+
+
+def integer(facts: Mapping[str, Any], key: str) -> int:
+    """Return a whole number.
+
+    Raises:
+        RefusedError: the key is missing, or its value is not a whole number.
+    """
+    value = _fact(facts, key)
+    # bool is a subclass of int, but true is not a size.
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RefusedError(f"{key} is {value!r}, which is not a whole number")
+    return value
+
+
+def number(facts: Mapping[str, Any], key: str) -> float:
+    """Return a number.
+
+    Raises:
+        RefusedError: the key is missing, or its value is not a number.
+    """
+    value = _fact(facts, key)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RefusedError(f"{key} is {value!r}, which is not a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise RefusedError(f"{key} is too large for a float") from None
+
+
+def _fact(facts: Mapping[str, Any], key: str) -> object:
+    """Return the value of a key. Some importers write sizes also under `model.KEY`, which must then agree."""
+    value, again = facts.get(key), facts.get(f"model.{key}")
+    if value is None:
+        raise RefusedError(f"the metadata has no {key}, which is needed to build the model")
+    if again is not None and not same_value(value, again):
+        raise RefusedError(f"the metadata is inconsistent: {key} is {value!r}, but model.{key} is {again!r}")
+    return value
+
+
+def positive(facts: Mapping[str, Any], key: str) -> float:
+    """Return a positive, finite number.
+
+    Raises:
+        RefusedError: the key is missing, or its value is another one.
+    """
+    value = number(facts, key)
+    check_positive(key, value)
+    return value
+
+
+def check_positive(key: str, value: float) -> None:
+    """Refuse a value that is not a positive, finite number."""
+    # False for NaN too, which Python reads from JSON.
+    if not 0 < value < float("inf"):
+        raise RefusedError(f"{key} is {value}; it must be a positive, finite number")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from apr.errors import WeightsError
+from apr.model.families import FAMILIES
 
 if TYPE_CHECKING:
     from apr.model.config import ModelConfig
@@ -39,13 +40,40 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"{at}.self_attn.{name}_proj.weight"] = (rows, hidden)
             if config.qkv_bias:
                 shapes[f"{at}.self_attn.{name}_proj.bias"] = (rows,)
+            if config.qk_norm is not None and name != "v":
+                shapes[f"{at}.self_attn.{name}_norm.weight"] = (
+                    config.head_dim if config.qk_norm == "head" else rows,
+                )
         shapes[f"{at}.self_attn.o_proj.weight"] = (hidden, queries)
-        if config.attention_bias:
+        if config.o_bias:
             shapes[f"{at}.self_attn.o_proj.bias"] = (hidden,)
         shapes[f"{at}.mlp.gate_proj.weight"] = shapes[f"{at}.mlp.up_proj.weight"] = (inner, hidden)
         shapes[f"{at}.mlp.down_proj.weight"] = (hidden, inner)
-        shapes[f"{at}.input_layernorm.weight"] = shapes[f"{at}.post_attention_layernorm.weight"] = (hidden,)
+        for norm in config.norms:
+            if norm is not None:
+                shapes[f"{at}.{norm}.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)
     return shapes
+
+
+def fused_parts(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """Return the tensors that transformers stores for several parameters of the decoder.
+
+    Returns:
+        For each such tensor, the names of the parameters and their numbers of rows, in the order of the rows.
+    """
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    rows = {
+        "qkv_proj": {"q_proj": queries, "k_proj": keys, "v_proj": keys},
+        "gate_up_proj": {"gate_proj": config.intermediate_size, "up_proj": config.intermediate_size},
+    }
+    modules = {"qkv_proj": "self_attn", "gate_up_proj": "mlp"}
+    return {
+        f"model.layers.{layer}.{modules[name]}.{name}.weight": {
+            f"model.layers.{layer}.{modules[name]}.{part}.weight": count for part, count in rows[name].items()
+        }
+        for layer in range(config.num_layers)
+        for name in FAMILIES[config.family].fused
+    }

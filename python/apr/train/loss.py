@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from apr.model.decoder import softcapped
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -41,7 +43,7 @@ def token_losses(model: Decoder, ids: Tensor) -> Tensor:
     losses = []
     for first in range(0, len(targets), rows):
         part = slice(first, first + rows)
-        logits = F.linear(hidden[part], model.head_weight).float()
+        logits = model.logits(hidden[part]).float()
         losses.append(F.cross_entropy(logits, targets[part], reduction="none"))
     return torch.cat(losses)
 
@@ -75,6 +77,7 @@ def add_gradients(model: Decoder, ids: Tensor, tokens: int, *, softmax: Softmax 
         The sum of the losses divided by `tokens`, in nats, float64 [].
     """
     head, targets = model.head_weight, ids[:, 1:].flatten()
+    cap = model.config.final_softcap
     hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
     kind, dtype = hidden.device.type, hidden.dtype
     if torch.is_autocast_enabled(kind):
@@ -88,10 +91,13 @@ def add_gradients(model: Decoder, ids: Tensor, tokens: int, *, softmax: Softmax 
         rows = rows_at_a_time(model.config.vocab_size, ids.device)
         for first in range(0, len(targets), rows):
             part = slice(first, first + rows)
-            log_probability, gradient = softmax(F.linear(inputs[part], weight), targets[part], tokens)
+            logits = softcapped(F.linear(inputs[part], weight), cap)
+            log_probability, gradient = softmax(logits, targets[part], tokens)
             # p - 1 at the target, as expm1 of log p: exp(log p) - 1 loses all digits where p is close to 1.
             at_target = torch.expm1(log_probability).div_(tokens)
             gradient.scatter_(-1, targets[part, None], at_target[:, None].to(dtype))
+            if cap is not None:
+                gradient.mul_(1 - (logits / cap).square())  # of cap * tanh(x / cap)
             total -= log_probability.sum(dtype=torch.float64)
             torch.mm(gradient, weight, out=hidden_grad[part])
             product = gradient.T @ inputs[part]

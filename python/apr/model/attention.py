@@ -1,0 +1,104 @@
+"""Attention over all positions before, or over a window of them, by the fastest kernel that can."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Mask: TypeAlias = "Tensor | BlockMask | None"
+"""Which keys each query attends to: bool [T, S], blocks of a fused kernel, or None for all up to its own."""
+
+
+def window_mask(window: int | None, start: int, length: int, device: torch.device) -> Mask:
+    """Return the mask for queries at positions `start` to `start + length` over keys from position 0 on.
+
+    Args:
+        window: the number of positions that a query attends to, its own included; None for all.
+        start: the number of keys before the first query, which a cache holds.
+        length: the number of queries.
+        device: where the mask is used. On CUDA, windows over many queries are blocks of a fused kernel.
+    """
+    keys = start + length
+    bites = window is not None and keys > window
+    if not bites and (start == 0 or length == 1):
+        return None
+    if device.type == "cuda" and length > 1:
+        return _blocks(window if bites else None, start, length, device)
+    queries = torch.arange(start, keys, device=device)[:, None]
+    positions = torch.arange(keys, device=device)
+    mask = positions <= queries
+    return mask & (positions > queries - window) if bites and window is not None else mask
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softcap: float | None) -> Tensor:
+    """Return the mean of values, weighted by the softmax of scaled scores.
+
+    Args:
+        q: [B, heads, T, head_dim].
+        k: [B, kv_heads, S, head_dim]; each of its heads serves heads / kv_heads heads of `q`.
+        v: as `k`.
+        mask: as `window_mask` returns it. None: query i attends to the keys up to S - T + i.
+        scale: the factor of the scores.
+        softcap: if set, scores become softcap * tanh(score / softcap).
+
+    Returns:
+        [B, heads, T, head_dim].
+    """
+    if isinstance(mask, BlockMask) or (softcap is not None and q.is_cuda and q.shape[2] > 1):
+        return _flex(q, k, v, mask, scale, softcap)
+    if softcap is None:
+        # With enable_gqa, k and v are not repeated in memory for each head of their group. A single query
+        # sees all keys.
+        causal = mask is None and q.shape[2] > 1
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
+        )
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * scale / softcap)
+    if mask is None and q.shape[2] > 1:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(
+            k.shape[2] - q.shape[2]
+        )
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    # transformers' order: softmax in float32, rounded before the product.
+    return torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype) @ v
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softcap: float | None) -> Tensor:
+    """Run the kernel that torch generates. It holds no [T, S] tensor and skips the blocks outside windows."""
+    if isinstance(mask, Tensor):
+        raise TypeError("a fused kernel needs a BlockMask")
+    if mask is None:
+        mask = _blocks(None, k.shape[2] - q.shape[2], q.shape[2], q.device)
+
+    capped = None if softcap is None else partial(_capped, softcap)
+    return _compiled()(q, k, v, block_mask=mask, scale=scale, enable_gqa=True, score_mod=capped)
+
+
+def _capped(softcap: float, score: Tensor, *_: Tensor) -> Tensor:
+    return softcap * torch.tanh(score / softcap)
+
+
+@lru_cache(maxsize=8)
+def _blocks(window: int | None, start: int, length: int, device: torch.device) -> BlockMask:
+    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = key <= query + start
+        return seen if window is None else seen & (key > query + start - window)
+
+    return create_block_mask(visible, None, None, length, start + length, device=str(device))
+
+
+@lru_cache(maxsize=1)
+def _compiled() -> Callable[..., Tensor]:
+    # Without compilation, it would hold all scores.
+    return torch.compile(flex_attention, dynamic=False)
