@@ -18,7 +18,9 @@ def transformers_model(ours: Decoder) -> PreTrainedModel:
     Every parameter is a copy of ours. A tied head stays tied.
     """
     config = ours.config
-    assert config.rope_scaling is None, "the presets have no rope scaling"
+    (rope,) = {layer.rope for layer in config.layers}
+    assert rope is not None, "the presets have rotary positions"
+    assert rope.scaling is None, "the presets have no rope scaling"
     kind, model = {"qwen2": (Qwen2Config, Qwen2ForCausalLM), "llama": (LlamaConfig, LlamaForCausalLM)}[
         config.family
     ]
@@ -31,7 +33,7 @@ def transformers_model(ours: Decoder) -> PreTrainedModel:
             num_key_value_heads=config.num_kv_heads,
             intermediate_size=config.intermediate_size,
             max_position_embeddings=config.max_position_embeddings,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            rope_parameters={"rope_type": "default", "rope_theta": rope.theta},
             rms_norm_eps=config.rms_norm_eps,
             tie_word_embeddings=config.tie_word_embeddings,
             attn_implementation="sdpa",

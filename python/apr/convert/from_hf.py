@@ -57,7 +57,7 @@ def read(directory: Path, *, tokenizer: bool) -> ModelStream:
     config = read_json_object(directory / CONFIG)
     tensors = [tensor for tensor in _read_weights(directory) if not tensor.spec.name.endswith(_BUFFERS)]
     head_present = any(tensor.spec.name == HEAD for tensor in tensors)
-    model, problem = _read_config(config, head_present=head_present)
+    model, problem = read_config(config, head_present=head_present)
     metadata = _model_metadata(directory, config, model)
     notes = () if problem is None else (f"the model is stored, but apr cannot train it: {problem}",)
     if model is not None:
@@ -92,7 +92,7 @@ def _read_weights(directory: Path) -> list[TensorStream]:
     raise FileNotFoundError(2, f"the directory has neither {WEIGHTS} nor {SAFETENSORS_INDEX}", str(directory))
 
 
-def _read_config(config: dict[str, Any], *, head_present: bool) -> tuple[ModelConfig | None, str | None]:
+def read_config(config: dict[str, Any], *, head_present: bool) -> tuple[ModelConfig | None, str | None]:
     """Return the decoder's configuration, or why apr cannot train the model."""
     try:
         model = ModelConfig.from_hf(config, head_present=head_present)

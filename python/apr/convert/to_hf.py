@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from apr.container.metadata import HF_TOKENIZER
 from apr.convert import to_safetensors
 from apr.convert.directory import replacing_directory
+from apr.convert.from_hf import read_config
 from apr.convert.hf_files import (
     BASE64,
     CONFIG,
@@ -120,7 +121,8 @@ def _as_hf(file: TensorFile) -> ModelStream:
     try:
         config = ModelConfig.from_metadata(file.metadata, head_present=head_present)
     except RefusedError as error:
-        if not isinstance(kept, dict):
+        # A kept configuration that is a decoder's was valid once: the metadata were changed since.
+        if not isinstance(kept, dict) or read_config(kept, head_present=head_present)[0] is not None:
             raise type(error)(
                 f"{file.path}: {error}; to convert the tensors alone, choose a target that ends in "
                 ".safetensors, or pass --max-shard-size"

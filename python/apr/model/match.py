@@ -58,7 +58,8 @@ def match_names(config: ModelConfig, file: TensorFile) -> Match:
             )
         sources[parameter] = name
     head_copy = sources.pop(HEAD, None) if config.tie_word_embeddings else None
-    problem = mismatch(config, {name: file.info(source).shape for name, source in sources.items()})
+    shapes = {name: file.info(source).shape for name, source in sources.items()}
+    problem = mismatch(config, shapes, sources)
     if problem is not None:
         raise WeightsError(f"{file.path}: the tensors do not match the model in the metadata: {problem}")
     return Match(sources, head_copy)
@@ -76,19 +77,23 @@ def permuted_heads(config: ModelConfig, source: str, parameter: str) -> int | No
     return heads.get(parameter.split(".")[-2])
 
 
-def mismatch(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+def mismatch(
+    config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], sources: Mapping[str, str] | None = None
+) -> str | None:
     """Return how tensors differ from the parameters of a decoder, or None if they match.
 
     Args:
         config: the decoder's configuration.
         shapes: the shape of each tensor, by the parameter's name in transformers.
+        sources: the names that the tensors have in the file, for the message; by default the same.
     """
+    stored = sources or {name: name for name in shapes}
     # All problems are in one message. A loader that filled only what it found once lost all biases silently.
     expected = parameter_shapes(config)
     missing = [name for name in expected if name not in shapes]
-    unexpected = [name for name in shapes if name not in expected]
+    unexpected = [stored[name] for name in shapes if name not in expected]
     wrong = [
-        f"{name} has shape {list(shapes[name])}, expected {list(shape)}"
+        f"{stored[name]} has shape {list(shapes[name])}, expected {list(shape)}"
         for name, shape in expected.items()
         # Some writers store vectors as matrices with one row.
         if name in shapes and shapes[name] not in ({shape, (1, *shape)} if len(shape) == 1 else {shape})

@@ -102,7 +102,8 @@ def rope_facts(facts: Mapping[str, Any], layer_type: str) -> dict[str, Any]:
             )
     theta, stated = parameters.get("rope_theta"), facts.get("rope_theta")
     # With several kinds of layers, the one beside them is that of full attention.
-    if layer_type == "full_attention" and None not in {theta, stated} and not same_value(theta, stated):
+    differ = theta is not None and stated is not None and not same_value(theta, stated)
+    if layer_type == "full_attention" and differ:
         raise RefusedError(
             f"the metadata is inconsistent: rope_theta is {stated!r}, but {at}.rope_theta is {theta!r}"
         )
