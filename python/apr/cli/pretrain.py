@@ -28,7 +28,7 @@ from apr.train.rundir import CONFIG
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """Train a Qwen2 or Llama decoder on token shards, from a model file or from scratch.
+    """Train a decoder on token shards, from a model file or from scratch.
 
     Example: apr pretrain --init model.apr --dataset shards --run-dir runs/first --num-steps 500
     """
