@@ -75,7 +75,8 @@ def write(
 ) -> ModelStream:
     """Write the model of an .apr file as a directory that transformers loads.
 
-    Training state and a copy of a tied embedding are left out. Projections that transformers fuses are joined.
+    Training state and a copy of a tied embedding are left out. Projections that transformers fuses are
+    joined.
     GGUF's names and its row order of the q and k projections are translated. Quantized tensors are written as
     float32.
 
