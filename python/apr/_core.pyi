@@ -167,6 +167,25 @@ def verify_file(
 def nbytes(dtype: str, shape: Sequence[int]) -> int: ...
 def quantize(dtype: str, values: Buffer) -> bytes: ...
 
+# checksums
+
+@final
+class Checksums:
+    @property
+    def size(self) -> int: ...
+    @property
+    def parts(self) -> tuple[int, ...]: ...
+    @property
+    def rest(self) -> int: ...
+    @property
+    def whole(self) -> int: ...
+
+def checksums(
+    path: str | PathLike[str],
+    parts: Sequence[tuple[int, int]],
+    on_progress: Callable[[int], object] | None,
+) -> Checksums: ...
+
 # shards
 
 @final
