@@ -12,11 +12,12 @@ import numpy as np
 from apr.container.dtypes import NUMPY
 from apr.errors import FormatError, UnsupportedError
 from apr.gguf.names import FAMILIES, hf_name, unpermute
+from apr.gguf.structure import read_structure
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    from gguf import GGMLQuantizationType, GGUFReader, ReaderField, ReaderTensor
+    from gguf import GGMLQuantizationType, ReaderTensor
     from numpy.typing import NDArray
 
 # Types that .apr stores as they are; every other one is dequantized to float32.
@@ -124,12 +125,11 @@ class GgufFile:
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
-        reader = _open(self.path)
-        # The package's letter for the byte order of this machine; S is the other one. Without this check a
-        # big-endian file became noise.
-        if reader.byte_order != "I":
+        structure = read_structure(self.path)
+        # Without this check a big-endian file became noise.
+        if not structure.little_endian:
             self.refuse("a big-endian GGUF file is not supported")
-        self.fields = {key: _contents(self.path, field) for key, field in reader.fields.items()}
+        self.fields = structure.fields
         if "general.architecture" not in self.fields:
             raise FormatError(f"{self.path}: GGUF key general.architecture is missing", path=self.path)
         self.architecture = str(self.fields["general.architecture"])
@@ -140,7 +140,7 @@ class GgufFile:
         self._refuse_features()
         self.tensors: dict[str, GgufTensor] = {}
         self.rope_factors: GgufTensor | None = None
-        self._add_tensors(reader.tensors)
+        self._add_tensors(structure.tensors)
 
     def refuse(self, problem: str, tensor: str | None = None) -> NoReturn:
         """Raise the error for something that is valid GGUF but not supported."""
@@ -212,7 +212,7 @@ class GgufFile:
                 shape = tuple(map(int, source.shape))
                 self.rope_factors = GgufTensor(ROPE_FACTORS, "f32", shape, self.path, source, None)
                 continue
-            if not _is_readable(source.tensor_type):
+            if not is_readable(source.tensor_type):
                 self.refuse(
                     f"{source.name} has the unsupported GGML type {source.tensor_type.name}", source.name
                 )
@@ -229,32 +229,7 @@ class GgufFile:
             self.tensors[name] = GgufTensor(name, dtype, shape, self.path, source, heads)
 
 
-def _open(path: Path) -> GGUFReader:
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise FormatError(f"{path}: not a GGUF file (it starts with {magic!r})", path=path, offset=0)
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(path)
-    # The package has no error class of its own: these are what it raises on damaged files.
-    except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
-        raise FormatError(f"{path}: invalid GGUF file: {error}", path=path) from error
-
-
-def _contents(path: Path, field: ReaderField) -> Any:  # noqa: ANN401  (whatever GGUF holds)
-    try:
-        return field.contents()
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"{path}: GGUF key {field.name}: invalid UTF-8 ({error.reason})",
-            path=path,
-            offset=int(field.offset),
-        ) from None
-
-
-def _is_readable(kind: GGMLQuantizationType) -> bool:
+def is_readable(kind: GGMLQuantizationType) -> bool:
     """Whether .apr stores the type as it is, or the gguf package can dequantize it."""
     from gguf import GGML_QUANT_SIZES, dequantize
 
