@@ -1,5 +1,6 @@
 """A model of any format is opened by its bytes, and a directory by what is in it."""
 
+import os
 import shutil
 
 import numpy as np
@@ -68,3 +69,12 @@ def test_an_index_lists_the_tensors_of_all_files(tmp_path, run):
     code, out, _ = run("tensors", index, "--filter", "*.1.*")
     assert (code, len(out.splitlines())) == (0, 4)
     assert "model-00002-of-00002.safetensors" in out
+
+
+@pytest.mark.parametrize("command", ["inspect", "tensors", "verify", "seal"])
+@pytest.mark.parametrize("name", ["pipe.apr", "pipe.safetensors", "pipe.gguf"])
+def test_a_named_pipe_is_refused_without_waiting_for_a_writer(command, name, tmp_path, run):
+    os.mkfifo(tmp_path / name)
+    code, out, err = run(command, tmp_path / name)
+    assert (code, out) == (7, "")
+    assert str(tmp_path / name) in err

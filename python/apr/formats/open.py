@@ -101,6 +101,9 @@ def format_of(path: Path) -> Format | None:
         return "safetensors"
     if path.name.endswith(INDEX_SUFFIX):
         return "apr"
+    # Opening a named pipe would wait for a writer.
+    if path.exists() and not path.is_file():
+        return None
     with path.open("rb") as file:
         start = file.read(9)
     if start[:4] == b"GGUF":
