@@ -45,7 +45,7 @@ def test_sizes_and_tokenizer_are_kept(model, tmp_path):
     [
         ("bert", {}, "'bert'"),
         ("llama", {"block_count": None}, "llama.block_count is missing"),
-        ("llama", {"rope.scaling.type": "yarn"}, "rope scaling 'yarn'"),
+        ("llama", {"rope.scaling.type": "ntk"}, "rope scaling 'ntk'"),
         ("llama", {"expert_count": 8}, "mixture of experts"),
         ("llama", {"vocab_size": 9}, "token_embd.weight has 8 rows"),
         ("llama", {"rope.dimension_count": 32}, "partial rotary"),
