@@ -74,6 +74,40 @@ def test_transformers_loads_it_with_the_same_logits(model, tmp_path, run):
     assert AutoTokenizer.from_pretrained(tmp_path, gguf_file="m.gguf")(text)["input_ids"] == ids
 
 
+# What transformers does not read from GGUF has its default: head sizes, Gemma's scale and windows.
+GEMMA = {
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 64,
+    "tie_word_embeddings": True,
+    "rope_scaling": None,
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("llama", {"head_dim": 32, "num_key_value_heads": 1, "rope_theta": 500000.0}),
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 128}),
+        ("mistral", {"sliding_window": None}),
+        ("gemma2", GEMMA),
+        ("gemma3_text", {**GEMMA, "num_hidden_layers": 7, "sliding_window_pattern": 6}),
+    ],
+)
+def test_transformers_loads_each_family_that_it_knows(family, changes, tmp_path, run):
+    import torch
+    from tests.convert.models import logits
+    from transformers import AutoModelForCausalLM
+
+    source = tiny(tmp_path, family, **changes)
+    assert run("convert", source, tmp_path / "m.gguf", "--no-check")[0] == 0
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="m.gguf", dtype=torch.float32)
+    original = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.float32)
+    expected = logits(original.eval())
+    assert torch.allclose(logits(theirs.eval()), expected, atol=1e-4 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("model", ["from_gguf_llama_untied", "from_gguf_llama_tied", "from_gguf_qwen2_tied"])
 def test_files_of_the_importer_keep_their_weights(model, tmp_path, run):
     import torch
@@ -148,7 +182,10 @@ def tiny(tmp_path, family="llama", tokenizer=True, **changes):
     }
     directory = tmp_path / "hf"
     transformers_model(family, **sizes | changes).save_pretrained(directory)
-    if tokenizer:
+    if tokenizer is not True and tokenizer:
+        tokenizer.save(str(directory / "tokenizer.json"))
+        (directory / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    elif tokenizer:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(IMPORTED / "hf_llama_tied" / name, directory)
     return convert(directory, tmp_path / "tiny.apr").target
@@ -450,3 +487,14 @@ def test_windows_in_other_layers_are_refused(tmp_path, run):
     code, _, errors = run("convert", source, tmp_path / "m.gguf")
     assert code == 5
     assert "windows" in errors
+
+
+@pytest.mark.usefixtures("llama_cpp")
+@pytest.mark.parametrize("kind", ["sentencepiece", "qwen2", "llama-bpe", "gpt-4o", "tekken"])
+def test_llama_cpp_gives_texts_the_same_ids(kind, tmp_path, run):
+    from tests.convert.test_gguf_tokenizer import trained
+
+    source = tiny(tmp_path, tokenizer=trained(kind), vocab_size=600)
+    code, out, errors = run("convert", source, tmp_path / "m.gguf", "--check", "--json")
+    assert code == 0, errors
+    assert json.loads(out)["llama_cpp"]["same_ids"] == 8

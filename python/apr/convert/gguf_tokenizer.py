@@ -77,25 +77,47 @@ def tokenizer_keys(metadata: Mapping[str, Any], rows: int) -> tuple[dict[str, ob
 
 def _from_lists(metadata: Mapping[str, Any], rows: int) -> tuple[dict[str, object], tuple[str, ...]] | str:
     """Return the keys of a tokenizer that came from a GGUF file, or why they cannot be written."""
-    keys: dict[str, object] = {}
     kind = metadata.get("tokenizer.model") or metadata.get("tokenizer.model_type") or "gpt2"
-    keys["tokenizer.ggml.model"] = "gpt2" if str(kind).lower() == "bpe" else str(kind)
+    keys: dict[str, Any] = {"tokenizer.ggml.model": "gpt2" if str(kind).lower() == "bpe" else str(kind)}
     for key, value in metadata.items():
         name = key.removeprefix("tokenizer.")
-        if name == key or name in _NOT_IN_GGUF or not isinstance(value, (bool, int, float, str, list)):
-            continue
-        keys[f"tokenizer.ggml.{_RENAMED.get(name, name)}"] = value
-    tokens: Any = keys["tokenizer.ggml.tokens"]
+        if name != key and name not in _NOT_IN_GGUF and _fits_gguf(value):
+            keys.setdefault(f"tokenizer.ggml.{_RENAMED.get(name, name)}", value)
+    tokens = metadata[VOCABULARY]
+    if not all(isinstance(token, str) for token in tokens):
+        return "tokenizer.vocabulary contains a value that is not a string"
     if len(tokens) > rows:
         return _too_many(len(tokens), rows)
+    merges = metadata.get("tokenizer.merges")
+    if isinstance(merges, list) and all(isinstance(merge, list) for merge in merges):
+        keys["tokenizer.ggml.merges"] = [" ".join(map(str, merge)) for merge in merges]
     missing = rows - len(tokens)
-    keys["tokenizer.ggml.tokens"] = tokens + [f"[PAD{id_}]" for id_ in range(len(tokens), rows)]
-    types: Any = keys.get("tokenizer.ggml.token_type", [_NORMAL] * len(tokens))
-    keys["tokenizer.ggml.token_type"] = types + [_UNUSED] * missing
-    if "tokenizer.ggml.scores" in keys:
-        scores: Any = keys["tokenizer.ggml.scores"]
-        keys["tokenizer.ggml.scores"] = [float(score) for score in scores] + [_NO_MERGE_SCORE] * missing
+    keys["tokenizer.ggml.tokens"] = [*tokens, *(f"[PAD{id_}]" for id_ in range(len(tokens), rows))]
+    for name, default, padding in (("token_type", _NORMAL, _UNUSED), ("scores", None, _NO_MERGE_SCORE)):
+        values = keys.get(f"tokenizer.ggml.{name}", default and [default] * len(tokens))
+        if values is None:
+            continue
+        kinds = (int,) if name == "token_type" else (int, float)
+        is_list = isinstance(values, list) and len(values) == len(tokens)
+        if not is_list or not all(isinstance(value, kinds) for value in values):
+            return f"tokenizer.{name} does not have a number for each of the {len(tokens)} tokens"
+        keys[f"tokenizer.ggml.{name}"] = [*map(type(padding), values), *[padding] * missing]
     return keys, ()
+
+
+def _fits_gguf(value: object) -> bool:
+    """Whether a GGUF key can hold a value of JSON."""
+    if isinstance(value, list):
+        kinds = {type(item) for item in value}
+        # An array has one type, and its whole numbers are of 32 bits with a sign.
+        return (
+            len(kinds) == 1
+            and kinds <= {bool, int, float, str}
+            and (kinds != {int} or all(-(2**31) <= item < 2**31 for item in value))
+        )
+    if isinstance(value, int) and not isinstance(value, bool):
+        return 0 <= value < 2**32
+    return isinstance(value, (bool, float, str))
 
 
 def _from_json(
