@@ -256,6 +256,19 @@ CONFIGURATIONS = {
     "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4}),
     "exaone4, windows": ("exaone4", {"num_hidden_layers": 64, "initializer_range": 0.1}),
     "glm4": ("glm4", {"head_dim": 32}),
+    "smollm3, yarn": ("smollm3", {"rope_parameters": YARN}),
+    "olmo2, yarn": ("olmo2", {"rope_parameters": YARN}),
+    "gemma2, linear": (
+        "gemma2",
+        {"tie_word_embeddings": True, "query_pre_attn_scalar": 16, "rope_parameters": LINEAR},
+    ),
+    "granite, llama3": ("granite", {"rope_parameters": LLAMA3}),
+    "granite, yarn": ("granite", {"rope_parameters": YARN}),
+    "exaone4, llama3": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 4, "rope_parameters": LLAMA3},
+    ),
+    "glm4, yarn": ("glm4", {"rope_parameters": {**YARN, "partial_rotary_factor": 0.5}}),
     "glm4, biases": ("glm4", {"attention_bias": True}),
 }
 
@@ -498,3 +511,62 @@ def test_llama_cpp_gives_texts_the_same_ids(kind, tmp_path, run):
     code, out, errors = run("convert", source, tmp_path / "m.gguf", "--check", "--json")
     assert code == 0, errors
     assert json.loads(out)["llama_cpp"]["same_ids"] == 8
+
+
+@pytest.mark.usefixtures("llama_cpp")
+def test_large_files_are_not_compared_with_llama_cpp_unless_asked_to(tmp_path, run, monkeypatch):
+    from apr.convert import check_gguf
+
+    source = tiny(tmp_path)
+    for limit, says in (("_MAX_SIZE", "GB"), ("_MEMORY_SHARE", "memory")):
+        with monkeypatch.context() as patch:
+            patch.setattr(check_gguf, limit, 1e-9)
+            code, out, _ = run("convert", source, tmp_path / "m.gguf", "--json")
+            result = json.loads(out)
+            assert (code, result["llama_cpp"]) == (0, None)
+            assert any("--check" in note and says in note for note in result["notes"])
+            code, out, _ = run("convert", source, tmp_path / "m.gguf", "--check", "--json")
+            assert json.loads(out)["llama_cpp"] is not None
+
+
+def test_without_llama_cpp_a_note_says_so_and_check_is_unavailable(tmp_path, run, monkeypatch):
+    from apr.convert import check_gguf
+
+    monkeypatch.setattr(check_gguf, "find_spec", lambda _: None)
+    source = tiny(tmp_path)
+    code, _, errors = run("convert", source, tmp_path / "m.gguf")
+    assert code == 0
+    assert "xllamacpp" in errors
+    (tmp_path / "m.gguf").unlink()
+    assert run("convert", source, tmp_path / "m.gguf", "--check")[0] == 9
+    assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.usefixtures("llama_cpp")
+def test_a_file_that_llama_cpp_cannot_load_is_not_written(tmp_path, run, monkeypatch):
+    from apr.convert import gguf_families
+
+    original = gguf_families.architecture_keys
+
+    def without_heads(config):
+        keys, notes = original(config)
+        return {key: value for key, value in keys.items() if key != "attention.head_count"}, notes
+
+    monkeypatch.setattr("apr.convert.to_gguf.architecture_keys", without_heads)
+    code, _, errors = run("convert", tiny(tmp_path), tmp_path / "m.gguf", "--check")
+    assert code == 5
+    assert "cannot run" in errors
+    assert not (tmp_path / "m.gguf").exists()
+
+
+@pytest.mark.usefixtures("llama_cpp")
+def test_a_model_in_several_files_is_compared_with_llama_cpp(tmp_path, run):
+    source = tiny(tmp_path)
+    index = tmp_path / "several" / "model.apr.index.json"
+    assert run("convert", source, index, "--max-shard-size", "200KB")[0] == 0
+    code, out, errors = run("convert", index, tmp_path / "m.gguf", "--check", "--json")
+    assert code == 0, errors
+    assert json.loads(out)["llama_cpp"]["same_token"] >= 127
+    assert run("convert", source, tmp_path / "one.gguf", "--no-check")[0] == 0
+    # The name is that of the model, and the tensors are in the order of the decoder.
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "one.gguf").read_bytes()

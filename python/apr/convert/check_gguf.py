@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
+from math import prod
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 # Files below this size are compared without being asked to. SmolLM2-135M in q8_0 has 0.14 GB, and takes 26 s
 # of processor time.
 _MAX_SIZE = 2_000_000_000
+# The share of the machine's memory that a comparison takes without being asked to.
+_MEMORY_SHARE = 0.5
 # Sums in another order decide near ties otherwise. With a wrong order of rows, a wrong scale or a wrong
 # frequency, the two agree at a few percent of the positions.
 _LEAST_AGREEMENT = 0.99
@@ -105,6 +109,14 @@ def reason_to_skip(model: GgufModel, *, wanted: bool | None) -> str | None:
     size = sum(tensor.nbytes for tensor in model.tensors)
     if wanted is None and size >= _MAX_SIZE:
         return f"the file takes {size / 1e9:.1f} GB; pass --check to compare it all the same"
+    # The weights in float32, here and in llama.cpp.
+    needed = 8 * sum(prod(tensor.shape) for tensor in model.tensors)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if wanted is None and needed > memory * _MEMORY_SHARE:
+        return (
+            f"it takes {needed / 1e9:.1f} GB of the {memory / 1e9:.1f} GB of memory; pass --check to compare "
+            "it all the same"
+        )
     return None
 
 
@@ -205,6 +217,7 @@ def _ask(
         "top": _TOP,
         "plain": next((id_ for id_, token in enumerate(tokens) if token.isascii() and token.isalpha()), 0),
         "texts": TEXTS,
+        "parent": os.getpid(),
     }
     child = subprocess.run(
         [sys.executable, "-m", "apr.convert.llama_cpp"],

@@ -24,8 +24,8 @@ def main() -> None:
 
     The request has `path`; `prompts`, lists of ids; `first`, the shortest prefix of each that is continued;
     `top`, the number of most likely next tokens to report; `plain`, the id of any token that is whole UTF-8;
-    and `texts` to tokenize. The answer has `top`, for each prompt a list with the [id, log probability] of
-    the most likely tokens after each prefix; and `ids`, those of each text.
+    `texts` to tokenize; and `parent`, the process that asks. The answer has `top`, for each prompt a list
+    with the [id, log probability] of the most likely tokens after each prefix; and `ids`, those of each text.
     """
     request: dict[str, Any] = json.load(sys.stdin)
     # The library prints to both streams. Standard output must hold the answer alone.
@@ -69,6 +69,8 @@ def _server(request: dict[str, Any]) -> Any:  # noqa: ANN401 (the package has no
 
 def _top(server: Any, prefix: list[int], request: dict[str, Any]) -> list[tuple[int, float]]:  # noqa: ANN401
     """Return the most likely tokens after a prefix, with their log probabilities."""
+    if os.getppid() != request["parent"]:  # it was killed, and nobody waits for the answer
+        os._exit(1)
     result = server.handle_completions(
         {
             "prompt": prefix,
