@@ -94,15 +94,34 @@ def test_evaluation_is_transformers_own(converted, theirs, tmp_path, capsys):
     assert 1.0 < ours["val_loss"] < 3.0
 
 
-def test_llama_cpp_agrees_about_the_gguf_file(converted, tmp_path, capsys):
+def test_200_greedy_tokens_are_transformers_own(converted, theirs):
+    import torch
+
+    import apr
+    from apr.model import Decoder
+
+    model = Decoder.from_apr(converted)
+    theirs.generation_config.eos_token_id = None
+    for prompt in ([504, 3575, 282, 4649, 314], list(range(100, 164))):
+        ids = torch.tensor([prompt])
+        expected = theirs.generate(
+            ids, max_new_tokens=200, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(ids)
+        )
+        (result,) = apr.generate(model, prompt, max_tokens=200)
+        assert result.ids == expected[0, len(prompt) :].tolist()
+
+
+def test_a_chat_is_transformers_own(gguf, converted, run):
     import json
 
-    from apr.cli import main
+    from transformers import AutoTokenizer
 
-    pytest.importorskip("xllamacpp", reason="needs llama.cpp: uv pip install xllamacpp")
-    target = tmp_path / "smollm2.gguf"
-    assert main(["convert", str(converted), str(target), "--dtype", "q8_0", "--check", "--json"]) == 0
-    agreement = json.loads(capsys.readouterr().out)["llama_cpp"]
-    assert agreement["same_token"] == agreement["positions"] == 128
-    assert agreement["largest_difference"] < 1e-3
-    assert agreement["same_ids"] == 8
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    code, out, _ = run("generate", converted, "--chat", "--prompt", messages[0]["content"], "--json")
+    result = json.loads(out)
+    assert code == 0
+    assert result["prompt_ids"] == expected
+    assert "Paris" in result["text"]
+    assert result["finish"] == "stop"

@@ -18,6 +18,7 @@ _EXTRA = {
     "safetensors": "convert",
     "pyarrow": "data",
     "tokenizers": "data",
+    "jinja2": "train",
     "matplotlib": "train",
     "pynvml": "train",
     "torch": "train",

@@ -12,7 +12,6 @@ from apr.cli.main import COMMANDS
 MISSPELLED = {
     "inspect": ("--quik", "--quick"),
     "tensors": ("--stat", "--stats"),
-    "seal": ("--jsn", "--json"),
     "verify": ("--jsn", "--json"),
     "diff": ("--atoll", "--atol"),
     "stamp": ("--outt", "--out"),
@@ -22,6 +21,7 @@ MISSPELLED = {
     "repair-manifest": ("--dry-rum", "--dry-run"),
     "pretrain": ("--datset", "--dataset"),
     "evaluate": ("--vol-tokens", "--val-tokens"),
+    "generate": ("--temprature", "--temperature"),
     "contracts lint": ("--strict-test-bindings", "--strict-test-binding"),
 }
 

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "inspect": ("apr.cli.inspect", "show what a model file contains: architecture, parameters, dtypes"),
     "tensors": ("apr.cli.tensors", "list the tensors of a file"),
-    "verify": ("apr.cli.verify", "check model files: .apr, safetensors and GGUF"),
-    "seal": ("apr.cli.seal", "record checksums of model files, for apr verify"),
-    "diff": ("apr.cli.diff", "compare the metadata and tensors of two files of any format"),
+    "verify": ("apr.cli.verify", "check every byte of model files"),
+    "diff": ("apr.cli.diff", "compare the metadata and tensors of two files"),
     "stamp": ("apr.cli.stamp", "change the metadata of a file"),
     "convert": ("apr.cli.convert", "convert GGUF, safetensors and transformers models to .apr, and back"),
     "init": ("apr.cli.init", "create a model file with random weights"),
@@ -35,6 +34,7 @@ COMMANDS = {
     "repair-manifest": ("apr.cli.repair_manifest", "rebuild the manifest of a shard directory"),
     "pretrain": ("apr.cli.pretrain", "train a model from a file or from scratch"),
     "evaluate": ("apr.cli.evaluate", "measure the loss of a model file on token shards"),
+    "generate": ("apr.cli.generate", "continue a text, or answer in a chat, with a model file"),
     "contracts": ("apr.cli.contracts", "check whether a training run met the requirements in a YAML file"),
 }
 

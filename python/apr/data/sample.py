@@ -49,11 +49,7 @@ class Sample:
 
 
 def draw_sample(
-    corpus: Corpus,
-    encode_texts: EncodeTexts,
-    normalization: Normalization,
-    start: Place,
-    stop: Place | None = None,
+    corpus: Corpus, encode_texts: EncodeTexts, normalization: Normalization, start: Place
 ) -> Sample:
     """Read and encode some documents of a corpus.
 
@@ -62,7 +58,6 @@ def draw_sample(
         encode_texts: returns the ids of each text.
         normalization: the Unicode form of the texts.
         start: where `batches` begin. Of standard input, the sample is taken from there.
-        stop: where they end; None is the end of the corpus.
 
     Raises:
         FormatError, OSError: a file of the corpus cannot be read.
@@ -103,7 +98,7 @@ def draw_sample(
     return Sample(
         documents=tuple(chain.from_iterable(texts_of_files)),
         ids=list(chain.from_iterable(ids_of_files)),
-        batches=corpus.batches(start, stop),
+        batches=corpus.batches(start),
         tokens=round(tokens * scale),
         total_documents=round(count * scale),
     )

@@ -121,12 +121,29 @@ def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -
 
         with apr.load(path) as model:
             metadata = model.metadata
-        files = metadata.get(HF_TOKENIZER)
-        if isinstance(files, dict) and isinstance(files.get("tokenizer.json"), str):
-            config = _json_object(path, str(files.get("tokenizer_config.json", "{}")).encode())
-            return _from_json(path, files["tokenizer.json"].encode(), config, eos_token)
-        return _from_metadata(path, metadata, eos_token)
+        return tokenizer_from_metadata(path, metadata, eos_token=eos_token)
     return _from_file(path, eos_token)
+
+
+def tokenizer_from_metadata(
+    path: str | PathLike[str], metadata: Mapping[str, Any], *, eos_token: str | None = None
+) -> LoadedTokenizer:
+    """Rebuild the tokenizer that the metadata of a model file contain.
+
+    Args:
+        path: the file, as errors name it.
+        metadata: its metadata.
+        eos_token: as in `load_tokenizer`.
+
+    Raises:
+        FormatError, UnsupportedError, UsageError: as `load_tokenizer`.
+    """
+    path = Path(path)
+    files = metadata.get(HF_TOKENIZER)
+    if isinstance(files, dict) and isinstance(files.get("tokenizer.json"), str):
+        config = _json_object(path, str(files.get("tokenizer_config.json", "{}")).encode())
+        return _from_json(path, files["tokenizer.json"].encode(), config, eos_token)
+    return _from_metadata(path, metadata, eos_token)
 
 
 def _from_file(path: Path, eos_token: str | None) -> LoadedTokenizer:

@@ -54,17 +54,27 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softcap: f
     """
     if isinstance(mask, BlockMask) or (softcap is not None and q.is_cuda and q.shape[2] > 1):
         return _flex(q, k, v, mask, scale, softcap)
+    if q.shape[2] == 1:
+        # The heads of a group become the queries of their one head of keys: nothing is repeated in memory.
+        grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+        return _plain(grouped, k, v, mask, scale, softcap, causal=False).reshape(q.shape)
+    return _plain(q, k, v, mask, scale, softcap, causal=mask is None)
+
+
+def _plain(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, softcap: float | None, *, causal: bool
+) -> Tensor:
+    """Run torch's own attention, or the product of all scores where it has no softcap."""
     if softcap is None:
-        # With enable_gqa, k and v are not repeated in memory for each head of their group. A single query
-        # sees all keys.
-        causal = mask is None and q.shape[2] > 1
+        # With enable_gqa, k and v are not repeated in memory for each head of their group.
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=True
         )
     group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    if group > 1:
+        k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * scale / softcap)
-    if mask is None and q.shape[2] > 1:
+    if causal:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(
             k.shape[2] - q.shape[2]
         )

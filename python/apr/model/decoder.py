@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
@@ -11,18 +11,19 @@ from torch import Tensor, nn
 
 from apr.container.load import load
 from apr.errors import RefusedError
-from apr.model.attention import Mask, attend, window_mask
+from apr.model.attention import attend
 from apr.model.config import ModelConfig
 from apr.model.families import FAMILIES
 from apr.model.fill import fill, has_head
 from apr.model.names import check_layers
-from apr.model.rotary import rotary_tables, rotate
+from apr.model.positions import View, views
+from apr.model.rotary import rotate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
 
-    from apr.model.cache import KvCache
+    from apr.model.cache import CapturedCache, KvCache
     from apr.model.families import Activation
     from apr.model.layers import LayerKind
 
@@ -30,16 +31,6 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
 }
-
-
-class View(NamedTuple):
-    """What the layers of one kind need to know of the positions of a batch."""
-
-    cos: Tensor | None
-    """Cosines of the rotary angles, float32 [T, rotated elements]; None without rotary positions."""
-    sin: Tensor | None
-    mask: Mask
-    """Which positions each position attends to; None for itself and all before it."""
 
 
 class Decoder(nn.Module):
@@ -103,7 +94,7 @@ class Decoder(nn.Module):
         """The output projection: [V, hidden_size]."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def forward(self, input_ids: Tensor, cache: KvCache | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: KvCache | CapturedCache | None = None) -> Tensor:
         """Compute the logits of the next token at each position.
 
         Args:
@@ -119,29 +110,20 @@ class Decoder(nn.Module):
         """Compute logits [..., V] from what `hidden` returns."""
         return softcapped(F.linear(hidden, self.head_weight), self.config.final_softcap)
 
-    def hidden(self, input_ids: Tensor, cache: KvCache | None = None) -> Tensor:
+    def hidden(self, input_ids: Tensor, cache: KvCache | CapturedCache | None = None) -> Tensor:
         """Compute the input of the head, the normalized last hidden state: [B, T, hidden_size]."""
-        start = 0 if cache is None else cache.length
-        views = self._views_of(start, input_ids.shape[1], input_ids.device)
-        hidden: Tensor = self.model(input_ids, [views[kind] for kind in self.config.layers], cache)
+        length, device = input_ids.shape[1], input_ids.device
         if cache is not None:
-            cache.length += input_ids.shape[1]
+            kinds = cache.views(length)
+        elif (length, device) in self._views:
+            kinds = self._views[length, device]
+        else:
+            kinds = self._views[length, device] = views(self.config.layers, 0, length, device)
+        hidden: Tensor = self.model(input_ids, [kinds[kind] for kind in self.config.layers], cache)
+        if cache is not None:
+            cache.length += length
         # Granite divides logits. Here it is done before the head: training never holds all logits at once.
         return hidden if self.config.logits_divisor == 1 else hidden / self.config.logits_divisor
-
-    def _views_of(self, start: int, length: int, device: torch.device) -> dict[LayerKind, View]:
-        """Return the view of each kind of layer for the positions `start` to `start + length`."""
-        if start == 0 and (length, device) in self._views:
-            return self._views[length, device]
-        views = {}
-        for kind in dict.fromkeys(self.config.layers):
-            cos = sin = None
-            if kind.rope is not None:
-                cos, sin = rotary_tables(kind.rope, start, length, device)
-            views[kind] = View(cos, sin, window_mask(kind.window, start, length, device))
-        if start == 0:
-            self._views[length, device] = views
-        return views
 
 
 class Body(nn.Module):
@@ -155,7 +137,9 @@ class Body(nn.Module):
         self._multiplier = config.embedding_multiplier
         self._rounds_multiplier = FAMILIES[config.family].scaled_embedding
 
-    def forward(self, input_ids: Tensor, views: list[View], cache: KvCache | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, views: list[View], cache: KvCache | CapturedCache | None = None
+    ) -> Tensor:
         """Compute the normalized last hidden state [B, T, hidden_size] of ids [B, T]."""
         x = self.embed_tokens(input_ids)
         if self._multiplier != 1:
@@ -183,7 +167,7 @@ class Layer(nn.Module):
         self._add_norm(names.after_mlp, config)
         self._multiplier = config.residual_multiplier
 
-    def forward(self, x: Tensor, view: View, cache: KvCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: View, cache: KvCache | CapturedCache | None = None) -> Tensor:
         """Map [B, T, hidden_size] to the same shape."""
         names = self._norms
         attended = self.self_attn(self._normed(names.before_attention, x), view, cache)
@@ -222,7 +206,7 @@ class Attention(nn.Module):
             self.q_norm = norm(config, config.head_dim if by_head else width)
             self.k_norm = norm(config, config.head_dim if by_head else kv_width)
 
-    def forward(self, x: Tensor, view: View, cache: KvCache | None = None) -> Tensor:
+    def forward(self, x: Tensor, view: View, cache: KvCache | CapturedCache | None = None) -> Tensor:
         """Map [B, T, hidden_size] to the same shape. A position sees itself and positions before it."""
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self._qk_norm == "projection":
@@ -235,6 +219,8 @@ class Attention(nn.Module):
             q, k = (rotate(part, view.cos, view.sin, interleaved=self._rope.interleaved) for part in (q, k))
         if cache is not None:
             k, v = cache.append(self._index, k, v)
+            if view.last is not None:
+                k, v = k[:, :, -view.last :], v[:, :, -view.last :]
         mixed = attend(q, k, v, view.mask, self._scale, self._softcap)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out

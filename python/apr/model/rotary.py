@@ -24,6 +24,25 @@ def rotary_tables(rope: Rope, start: int, length: int, device: torch.device) -> 
     return angles.cos() * factor, angles.sin() * factor
 
 
+def rotary_rows(rope: Rope, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the tables of positions 0 to `length`, each as a pass that ends with it computes it.
+
+    They differ from those of one pass over all positions where frequencies depend on the length of the input.
+
+    Returns:
+        Cosines and sines, float32 [length, rope.dim].
+    """
+    scaling = rope.scaling
+    depends = scaling is not None and scaling.rope_type in {"dynamic", "longrope"}
+    context = (scaling.original_max_position_embeddings or 0) if scaling is not None and depends else length
+    parts = [rotary_tables(rope, 0, min(length, context), device)]
+    if length > context and scaling is not None and scaling.rope_type == "longrope":
+        parts.append(rotary_tables(rope, context, length - context, device))
+    else:
+        parts += [rotary_tables(rope, position, 1, device) for position in range(context, length)]
+    return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool) -> Tensor:
     """Rotate the pairs of elements of [B, heads, T, head_dim] that `cos` and `sin` cover; the others stay.
 

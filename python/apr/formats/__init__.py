@@ -1,1 +1,0 @@
-"""Model files of every format: open, list, compare, check and seal `.apr`, safetensors and GGUF files."""
