@@ -94,6 +94,20 @@ def test_evaluation_is_transformers_own(converted, theirs, tmp_path, capsys):
     assert 1.0 < ours["val_loss"] < 3.0
 
 
+def test_llama_cpp_agrees_about_the_gguf_file(converted, tmp_path, capsys):
+    import json
+
+    from apr.cli import main
+
+    pytest.importorskip("xllamacpp", reason="needs llama.cpp: uv pip install xllamacpp")
+    target = tmp_path / "smollm2.gguf"
+    assert main(["convert", str(converted), str(target), "--dtype", "q8_0", "--check", "--json"]) == 0
+    agreement = json.loads(capsys.readouterr().out)["llama_cpp"]
+    assert agreement["same_token"] == agreement["positions"] == 128
+    assert agreement["largest_difference"] < 1e-3
+    assert agreement["same_ids"] == 8
+
+
 def test_200_greedy_tokens_are_transformers_own(converted, theirs):
     import torch
 

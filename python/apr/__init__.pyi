@@ -1,7 +1,6 @@
 from apr._core import __version__ as __version__
 from apr.compat.safe_open import safe_open as safe_open
 from apr.container.diff import Diff as Diff
-from apr.container.diff import diff as diff
 from apr.container.file import AprFile as AprFile
 from apr.container.header import Header as Header
 from apr.container.header import TensorInfo as TensorInfo
@@ -18,7 +17,6 @@ from apr.container.save import save as save
 from apr.container.sharded import ShardedFile as ShardedFile
 from apr.container.stamp import stamp as stamp
 from apr.container.tensor_file import TensorFile as TensorFile
-from apr.container.verify import verify as verify
 from apr.container.writer import Writer as Writer
 from apr.errors import AprError as AprError
 from apr.errors import ChecksumError as ChecksumError
@@ -27,6 +25,10 @@ from apr.errors import FormatError as FormatError
 from apr.errors import SignatureError as SignatureError
 from apr.errors import TruncatedError as TruncatedError
 from apr.errors import UnsupportedError as UnsupportedError
+from apr.formats.diff import diff as diff
+from apr.formats.inspect import inspect as inspect
+from apr.formats.seal import Seal as Seal
+from apr.formats.seal import seal as seal
+from apr.formats.verify import verify as verify
 from apr.model.generate import Generated as Generated
 from apr.model.generate import generate as generate
-from apr.model.inspect import inspect as inspect

@@ -54,6 +54,16 @@ def replacing(path: AnyPath) -> Iterator[BinaryIO]:
         target.abort()  # does nothing after `commit`
 
 
+def path_of(file: BinaryIO) -> Path:
+    """Return a path under which this and other processes can open a file that has no name, on Linux.
+
+    It is valid as long as the file is open in this process.
+    """
+    from pathlib import Path
+
+    return Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+
+
 def sync_directory(path: AnyPath) -> None:
     """Flush a directory to the disk, so that renames in it survive a power failure."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

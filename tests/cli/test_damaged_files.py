@@ -12,6 +12,9 @@ from apr.cli import main
 def test_commands_print_one_line_and_exit_4(command, case, tmp_path, capsys):
     path = tmp_path / "bad.apr"
     path.write_bytes(CASES[case][0])
+    if case == "safetensors":
+        assert main([command, str(path)]) == 0  # not damaged: these commands read it, and apr.load does not
+        return
     if case in OF_METADATA and command != "inspect":
         # It opens: the tensors are listed, and verify shows the check that failed.
         assert main([command, str(path)]) == (5 if command == "verify" else 0)

@@ -12,6 +12,7 @@ from apr.cli.main import COMMANDS
 MISSPELLED = {
     "inspect": ("--quik", "--quick"),
     "tensors": ("--stat", "--stats"),
+    "seal": ("--jsn", "--json"),
     "verify": ("--jsn", "--json"),
     "diff": ("--atoll", "--atol"),
     "stamp": ("--outt", "--out"),

@@ -17,7 +17,20 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-KINDS = ["gpt-2", "smollm", "qwen2", "llama-bpe"]
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PATTERNS = {
+    "qwen2": SPLIT % r"\p{N}",
+    "qwen3.5": (SPLIT % r"\p{N}")
+    .replace(r"]?\p{L}+", r"]?[\p{L}\p{M}]+")
+    .replace(r"\s\p{L}", r"\s\p{L}\p{M}"),
+    "llama-bpe": SPLIT % r"\p{N}{1,3}",
+    "o200k": O200K,
+}
+KINDS = ["gpt-2", "smollm", *PATTERNS]
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -33,13 +46,12 @@ def tokenizer(request):
         cuts = [pre_tokenizers.Digits(individual_digits=True), byte_level(add_prefix_space=False)]
         made.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     else:
-        pattern = Regex(SPLIT % (r"\p{N}" if request.param == "qwen2" else r"\p{N}{1,3}"))
         cuts = [
-            pre_tokenizers.Split(pattern, "isolated"),
+            pre_tokenizers.Split(Regex(PATTERNS[request.param]), "isolated"),
             byte_level(add_prefix_space=False, use_regex=False),
         ]
         made.pre_tokenizer = pre_tokenizers.Sequence(cuts)
-    if request.param == "qwen2":
+    if request.param.startswith("qwen"):
         made.normalizer = normalizers.NFC()
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
@@ -93,6 +105,50 @@ PIECES = st.sampled_from([
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists(PIECES, max_size=14).map(
     "".join
 )
+
+
+def check_pieces(tokenizer, encoder, text):
+    """Where a text is cut. Ids show that only if tokens reach across the wrong cut."""
+    expected = [text[start:end] for _, (start, end) in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+    found = encoder.pieces(text)
+    if found != expected:
+        wrong = next(n for n, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1])
+        near = slice(max(0, wrong - 3), wrong + 3)
+        pytest.fail(f"{found[near]} and not {expected[near]}")
+
+
+@given(TEXT)
+def test_any_text_is_cut_where_the_library_cuts_it(tokenizer, encoder, text):
+    check_pieces(tokenizer, encoder, text)
+
+
+# Beside letters, numbers, white space, punctuation, contractions, and itself.
+CONTEXTS = "{0}b{0} 1{0}2 {0} !{0}. {0}{0}x\n{0}'{0} A{0}A{0}a{0}\r\n {0}/\u0301{0}'s\t{0}\u00a0{0}中{0}s'{0}"
+
+
+@pytest.mark.parametrize("step", [41, pytest.param(1, marks=pytest.mark.long)])
+def test_every_character_is_cut_as_the_library_does(step, tokenizer, encoder):
+    """Including those that Unicode has not assigned yet: another version of Unicode is noticed here."""
+    codes = [*range(0x800), *range(0x800, sys.maxunicode + 1, step)]
+    characters = [chr(code) for code in codes if not 0xD800 <= code < 0xE000]
+    for start in range(0, len(characters), 500):
+        check_pieces(tokenizer, encoder, "\n".join(map(CONTEXTS.format, characters[start : start + 500])))
+
+
+def test_the_unicode_versions_of_the_library_are_those_that_the_encoder_has():
+    """An upgrade that classifies a character in another way changes ids: then the encoder must change too."""
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import Digits, Split
+
+    def is_digit(code):
+        return len(Digits(individual_digits=True).pre_tokenize_str(f"a{chr(code)}")) == 2
+
+    def is_number(code):
+        return len(Split(Regex(r"\p{N}"), "isolated").pre_tokenize_str(f"a{chr(code)}")) == 2
+
+    # U+10D40 is a digit since Unicode 16, U+11DE0 since Unicode 17. Patterns have 16, `Digits` has 17.
+    assert [is_digit(0x10D40), is_digit(0x11DE0)] == [True, True]
+    assert [is_number(0x10D40), is_number(0x11DE0)] == [True, False]
 
 
 @given(st.lists(TEXT, max_size=5))
@@ -173,6 +229,23 @@ def test_truncation_and_padding_of_a_file_are_ignored(tokenizer):
     other.enable_padding(length=9)
     text = "a longer text than three tokens hold"
     assert ids_of(Encoder(other.to_str(), 1), [text]) == ids_of(Encoder(tokenizer.to_str(), 1), [text])
+
+
+def test_bytes_that_are_not_in_the_vocabulary_are_left_out_as_in_the_library(tokenizer):
+    from tokenizers import Tokenizer
+
+    # SmolLM2's vocabulary lacks seven bytes.
+    spec = json.loads(tokenizer.to_str())
+    # Byte 4.
+    del spec["model"]["vocab"]["Ą"]
+    other = Tokenizer.from_str(json.dumps(spec))
+    other.encode_special_tokens = True
+    check(other, Encoder(other.to_str(), 1), ["a\x04b", "\x04", "x" * 40 + "\x04", "plain"])
+
+
+def test_texts_that_are_not_normalized_have_the_ids_of_the_library(tokenizer, encoder):
+    marks = "\u0301\u0327\u0323\u0340\u1161\u11a8\u09be\u0dcf"
+    check(tokenizer, encoder, [f"{a} e{m}{n}x{a}{m} {n}" for a in "eÅ가क" for m in marks for n in marks])
 
 
 def test_an_invalid_tokenizer_is_refused():

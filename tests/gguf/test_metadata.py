@@ -45,7 +45,7 @@ def test_sizes_and_tokenizer_are_kept(model, tmp_path):
     [
         ("bert", {}, "'bert'"),
         ("llama", {"block_count": None}, "llama.block_count is missing"),
-        ("llama", {"rope.scaling.type": "yarn"}, "rope scaling 'yarn'"),
+        ("llama", {"rope.scaling.type": "ntk"}, "rope scaling 'ntk'"),
         ("llama", {"expert_count": 8}, "mixture of experts"),
         ("llama", {"vocab_size": 9}, "token_embd.weight has 8 rows"),
         ("llama", {"rope.dimension_count": 32}, "partial rotary"),
@@ -101,3 +101,45 @@ def test_rope_factors_of_llama_3_become_rope_scaling(factor, head_dim, tmp_path)
         tmp_path / "m.gguf", tensors=[*EMBEDDING, ("rope_freqs.weight", factors.astype("<f4"))], **keys
     )
     assert convert(source, tmp_path / "m.apr") == 4
+
+
+@pytest.mark.parametrize(
+    ("keys", "scaling"),
+    [
+        ({"rope.scale_linear": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        ({"rope.scaling.factor": 2.5}, {"rope_type": "linear", "factor": 2.5}),
+        ({"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 2.0}, None),
+        ({"rope.scale_linear": 1.0}, None),
+        ({"rope.scaling.factor": 0.0}, None),
+    ],
+)
+def test_a_factor_without_a_type_is_linear_scaling(keys, scaling, tmp_path):
+    import apr
+    from apr.model import ModelConfig
+
+    source = write_gguf(tmp_path / "m.gguf", **keys)
+    assert convert(source, tmp_path / "m.apr", "--allow-mismatch") == 0
+    with apr.load(tmp_path / "m.apr") as file:
+        assert file.metadata.get("rope_scaling") == scaling
+        read = ModelConfig.from_metadata(file.metadata).layers[0].rope.scaling
+    assert (None if read is None else read.factor) == (None if scaling is None else scaling["factor"])
+
+
+def test_a_list_of_windows_shorter_than_the_layers_is_refused(tmp_path, capsys):
+    import gguf
+
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "olmo2")
+    for key in ("block_count", "context_length", "embedding_length", "feed_forward_length"):
+        writer.add_uint32(f"olmo2.{key}", 4)
+    writer.add_uint32("olmo2.attention.head_count", 1)
+    writer.add_float32("olmo2.attention.layer_norm_rms_epsilon", 1e-5)
+    writer.add_uint32("olmo2.attention.sliding_window", 8)
+    writer.add_array("olmo2.attention.sliding_window_pattern", [True, False])
+    writer.add_tensor("token_embd.weight", np.ones((8, 4), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert convert(tmp_path / "m.gguf", tmp_path / "m.apr") == 4
+    assert "sliding_window_pattern" in capsys.readouterr().err

@@ -51,3 +51,20 @@ def test_quantized_values_are_the_gguf_packages_own_bit_for_bit(kind, tmp_path):
                 for half in range(2):
                     ours, theirs = q[head * 64 + half * 32 + pair], expected[head * 64 + 2 * pair + half]
                     assert ours.tobytes() == theirs.tobytes()
+
+
+def test_permuted_rows_come_back():
+    from apr.gguf.names import permute, unpermute
+
+    rows = np.arange(24 * 5).reshape(24, 5)
+    assert np.array_equal(unpermute(permute(rows, 3), 3), rows)
+    # Row 2i + j of a head is transformers' row j * 4 + i.
+    assert permute(rows, 3)[:, 0].reshape(3, 8)[1].tolist() == [5 * (8 + r) for r in (0, 4, 1, 5, 2, 6, 3, 7)]
+
+
+def test_each_gguf_name_comes_back():
+    from apr.gguf.names import gguf_name, hf_name
+
+    for name in ("token_embd.weight", "output.weight", "blk.11.attn_q.bias", "blk.0.ffn_norm.weight"):
+        assert gguf_name(hf_name(name)) == name
+    assert gguf_name("model.layers.0.mlp.experts.0.weight") is None

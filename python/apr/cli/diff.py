@@ -11,22 +11,26 @@ from typing import Annotated
 import tyro
 
 from apr.cli._console import console, printable
-from apr.container.diff import diff
 from apr.errors import EXIT_REFUSED, UsageError
+from apr.formats.diff import diff
 from apr.options import Unset
 
 
 @dataclass(frozen=True)
 class Command:
-    """Compare two files: metadata, tensor names, dtypes, shapes and values.
+    """Compare two models: metadata, tensor names, dtypes, shapes and values.
+
+    Between two formats, each tensor is compared under its name in transformers, with GGUF's order of rows
+    undone, and by its values whatever the dtype. For each layer the largest difference is shown, absolute and
+    relative: the norm of a tensor's differences over the norm of its values in the first file.
 
     The exit code is 0 if the files are the same, and 5 if they differ.
 
-    Example: apr diff before.apr after.apr --atol 1e-6
+    Example: apr diff model.gguf SmolLM2-135M/ --atol 1e-2
     """
 
     a: Annotated[Path, tyro.conf.Positional]
-    """The first .apr file, or the index or directory of a model in several files."""
+    """The first .apr, safetensors or GGUF file, or the index or directory of a model in several files."""
     b: Annotated[Path, tyro.conf.Positional]
     """The second one."""
     atol: Annotated[float | None, Unset("values must be equal bit for bit")] = None

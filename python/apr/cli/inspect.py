@@ -12,7 +12,8 @@ from rich.filesize import decimal
 
 from apr.cli._console import console, printable, show, table
 from apr.cli._keys import KeyFlags
-from apr.model.inspect import inspect
+from apr.files import json_text
+from apr.formats.inspect import inspect
 
 # Characters of a metadata value on one line. A tokenizer's vocabulary would fill the screen; --json prints
 # all.
@@ -30,7 +31,7 @@ class Command(KeyFlags):
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The .apr file, or the index or directory of a model in several files."""
+    """The .apr, safetensors or GGUF file, or the index or directory of a model in several files."""
     quick: bool = False
     """Skip the checksum over all bytes, which takes the time to read the file."""
     json: bool = False
@@ -40,7 +41,8 @@ class Command(KeyFlags):
         """Print the facts about the file."""
         facts = inspect(self.file, verify="structure" if self.quick else "full", **self.keys())
         if self.json:
-            print(json.dumps(facts))
+            # GGUF's keys may hold NaN, which JSON has not.
+            print(json_text(facts))
             return 0
         path = printable(str(self.file))
         if facts["valid"]:
@@ -59,17 +61,22 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     flags += [f"bit {bit} (unknown)" for bit in facts["unknown_flags"]]
     dtypes = [f"{dtype} ({count})" for dtype, count in facts["dtypes"].items()]
     rows = [
-        ("format", f"{facts['format']} (version {facts['version']}), a {facts['kind']}"),
+        ("format", f"{_format(facts)}, a {facts['kind']}"),
         ("size", f"{decimal(facts['size_bytes'])} ({facts['size_bytes']:,} bytes)"),
         ("architecture", _architecture(facts)),
         ("parameters", f"{facts['param_count']:,} in {facts['tensor_count']} tensors"),
         ("dtypes", ", ".join(dtypes) or "none"),
-        ("flags", ", ".join(flags) or "none"),
     ]
+    # safetensors and GGUF have no flags.
+    if facts["flags"]:
+        rows.append(("flags", ", ".join(flags) or "none"))
     if facts["v1"]:
         rows += _v1_rows(facts["v1"])
     footer = {True: "correct", False: "WRONG", None: "not checked"}[facts["checksum_valid"]]
-    if facts["files"]:
+    if not facts["format"].startswith("APR"):
+        files = f"{len(facts['files'])} files, " if facts["files"] else ""
+        rows.append(("checksum", f"{files}none stored: the bytes cannot be verified without apr seal"))
+    elif facts["files"]:
         rows.append(("files", f"{len(facts['files'])}, footer checksums {footer}"))
     else:
         header, stored = facts["header_checksum"], facts["footer_checksum"]
@@ -81,6 +88,12 @@ def _rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("reserved", f"not zero: {facts['reserved']}"))
     rows.append(("metadata", f"{len(facts['metadata'])} keys"))
     return rows + [(f"  {key}", _shortened(value)) for key, value in facts["metadata"].items()]
+
+
+def _format(facts: dict[str, Any]) -> str:
+    if facts["version"] is None:
+        return str(facts["format"])
+    return f"{facts['format']} (version {facts['version']})"
 
 
 def _v1_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:

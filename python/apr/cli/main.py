@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 COMMANDS = {
     "inspect": ("apr.cli.inspect", "show what a model file contains: architecture, parameters, dtypes"),
     "tensors": ("apr.cli.tensors", "list the tensors of a file"),
-    "verify": ("apr.cli.verify", "check every byte of model files"),
-    "diff": ("apr.cli.diff", "compare the metadata and tensors of two files"),
+    "verify": ("apr.cli.verify", "check model files: .apr, safetensors and GGUF"),
+    "seal": ("apr.cli.seal", "record checksums of model files, for apr verify"),
+    "diff": ("apr.cli.diff", "compare the metadata and tensors of two files of any format"),
     "stamp": ("apr.cli.stamp", "change the metadata of a file"),
     "convert": ("apr.cli.convert", "convert GGUF, safetensors and transformers models to .apr, and back"),
     "init": ("apr.cli.init", "create a model file with random weights"),

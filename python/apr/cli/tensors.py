@@ -13,7 +13,7 @@ import tyro
 from apr.cli._console import listing, printable
 from apr.cli._keys import KeyFlags
 from apr.container.header import TensorInfo
-from apr.container.load import load
+from apr.formats.open import open_model
 
 _STATS = ("min", "max", "mean", "std", "nan", "inf")
 
@@ -56,7 +56,7 @@ class Command(KeyFlags):
     """
 
     file: Annotated[Path, tyro.conf.Positional]
-    """The .apr file, or the index or directory of a model in several files."""
+    """The .apr, safetensors or GGUF file, or the index or directory of a model in several files."""
     filter: str = "*"
     """List only names that match this glob pattern."""
     stats: bool = False
@@ -67,9 +67,9 @@ class Command(KeyFlags):
 
     def run(self) -> int:
         """Print a row for each tensor."""
-        with load(self.file, **self.keys()) as file:
+        with open_model(self.file, **self.keys()) as file:
             rows = [
-                _Row(file.info(name), Path(file.file_of(name).path).name if file.is_sharded else None)
+                _Row(file.info(name), Path(file.path_of(name)).name if file.is_sharded else None)
                 for name in file
                 if fnmatchcase(name, self.filter)
             ]

@@ -1,4 +1,4 @@
-"""`apr tokenize`: train a vocabulary, encode a corpus to token shards, print the text of shards."""
+"""`apr tokenize`: train a vocabulary, encode a corpus to token shards, join parts, print text of shards."""
 
 from __future__ import annotations
 
@@ -168,6 +168,53 @@ class Encode(EncodeOptions):
 
 
 @dataclass(frozen=True)
+class Merge:
+    """Join the parts of an encoding: the same shards as if one run had encoded the whole corpus.
+
+    Example: apr tokenize merge part-1 part-2 part-3 --output shards
+    """
+
+    parts: Annotated[tuple[Path, ...], tyro.conf.Positional, Metavar("PART [PART ...]")]
+    """The directories that `apr tokenize encode --part I/N` wrote, all of them, in any order."""
+    output: Path
+    """Directory for the shards."""
+    resume: Annotated[bool, Flag] = False
+    """Resume a merge that was interrupted."""
+    force: Annotated[bool, Flag] = False
+    """Replace shards that are already in the output directory."""
+    json: Annotated[bool, Flag] = False
+    """Print one JSON object to standard output."""
+
+    def run(self) -> int:
+        """Merge, print a summary, and return the exit code."""
+        from apr.data.merge import merge_parts
+
+        with _progress_bar("merging") as update, _exit_on_sigterm():
+            report = merge_parts(
+                self.parts,
+                self.output,
+                resume=self.resume,
+                force=self.force,
+                on_progress=lambda written, total: update(written, total, lambda _: ""),
+            )
+        manifest = report.manifest
+        if self.json:
+            print(json.dumps(manifest))
+            return 0
+        contents = (
+            f"{self.output}: {counted(manifest['total_tokens'], 'token')} from "
+            f"{counted(manifest.get('total_documents') or 0, 'document')} in "
+            f"{counted(manifest['shard_count'], 'shard')}, from {counted(len(self.parts), 'part')}"
+        )
+        if report.complete_before:
+            print(f"{contents}, already complete")
+        else:
+            speed = report.nbytes / 1e9 / max(report.seconds, 1e-9)
+            print(f"{contents}, in {report.seconds:.1f} s ({speed:.2f} GB/s)")
+        return 0
+
+
+@dataclass(frozen=True)
 class Decode:
     """Print the text of shards.
 
@@ -259,6 +306,8 @@ def _summary(report: EncodeReport, output: Path) -> str:
         f"{counted(manifest.get('total_documents') or 0, 'document')} in "
         f"{counted(manifest['shard_count'], 'shard')}"
     )
+    if "part" in manifest:
+        contents = f"{contents} (part {manifest['part']})"
     if report.complete_before:
         return f"{contents}, already complete"
     speed = report.text_bytes / 1e6 / max(report.seconds, 1e-9)
@@ -368,5 +417,6 @@ Command = (
     | Annotated[Encode, tyro.conf.subcommand("encode")]
     # The same command under its name in other tools of the ecosystem.
     | Annotated[Encode, tyro.conf.subcommand("encode-corpus")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Decode, tyro.conf.subcommand("decode")]
 )

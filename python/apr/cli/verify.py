@@ -1,4 +1,4 @@
-"""`apr verify`: check every byte of model files."""
+"""`apr verify`: check model files of any format."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import tyro
 from apr.cli._console import console, printable, progress_bar, show, table
 from apr.cli._keys import KeyFlags
 from apr.container.report import Report
-from apr.container.verify import verify
 from apr.errors import EXIT_NOT_VALID, EXIT_REFUSED, UsageError, exit_code, message
+from apr.formats.verify import verify
 
 if TYPE_CHECKING:
     from apr.container.legacy.keys import Keys
@@ -24,12 +24,16 @@ _MARKS = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("-", "yel
 
 @dataclass(frozen=True)
 class Command(KeyFlags):
-    """Check every byte of model files: header, metadata, index, tensor bounds, and the CRC32 of the file.
+    """Check model files. Of an .apr file every byte: header, metadata, index, tensor bounds, and the CRC32.
+
+    safetensors and GGUF files store no checksum. Their structure is checked: header, dtypes, sizes, bounds,
+    overlaps, and an index against its files. After `apr seal`, every byte of any file is checked against
+    apr-seal.json, and the report names the tensors that changed.
 
     For a signed file, the report shows whether a trusted key made the signature, or only the key stored in
     the file itself. The payload of an encrypted file is checked if its key is given.
 
-    A file without a footer checksum passes, and its report shows that its bytes cannot be verified. The exit
+    A file without a checksum passes, and its report shows that its bytes cannot be verified. The exit
     code is 3 for a missing file, 4 for a file that cannot be opened, 5 if a check failed, and the highest of
     these for several files.
 
@@ -37,14 +41,15 @@ class Command(KeyFlags):
     """
 
     files: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE…")]
-    """The .apr files. An index or a directory stands for all files of the model."""
+    """The .apr, safetensors or GGUF files. An index or a directory stands for all files of the model, and
+    apr-seal.json for all files that it lists."""
     json: bool = False
     """Print one JSON object to standard output."""
 
     def run(self) -> int:
         """Print the report of each file."""
         if not self.files:
-            raise UsageError("no file given; pass at least one .apr file")
+            raise UsageError("no file given; pass at least one model file")
         rows, code, keys = [], 0, self.keys()
         for file in self.files:
             try:
@@ -58,8 +63,11 @@ class Command(KeyFlags):
             rows.append(report.to_dict())
             if not report.opened:
                 code = max(code, EXIT_NOT_VALID)
-                reason = report.checks[-1].detail
-                print(f"apr verify: error: {printable(f'{file}: {reason}')}", file=sys.stderr)
+                # The part that keeps the file from opening comes last; the checks of a seal follow it.
+                broken = [check for check in report.checks if check.name != "seal"] or report.checks
+                sealed = [check for check in report.checks if check.name == "seal" and not check.passed]
+                for check in dict.fromkeys([broken[-1], *sealed]):
+                    print(f"apr verify: error: {printable(f'{file}: {check.detail}')}", file=sys.stderr)
                 continue
             code = max(code, 0 if report.ok else EXIT_REFUSED)
             if not self.json:

@@ -6,11 +6,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from apr.container.tensor_file import TensorFile
+    from apr.container.model_file import ModelFile
 
 
 def container_facts(
-    file: TensorFile, path: str, *, verify: Literal["structure", "full"] = "full"
+    file: ModelFile, path: str, *, verify: Literal["structure", "full"] = "full"
 ) -> dict[str, Any]:
     """Describe an opened file, including one whose checksum is wrong.
 
@@ -34,7 +34,7 @@ def container_facts(
         checksum_valid = None
     return {
         "file": path,
-        "files": [part.path for part in file.files] if file.is_sharded else None,
+        "files": list(file.file_paths) if file.is_sharded else None,
         "valid": all(check.passed is not False for check in checks),
         "format": file.form,
         "tensor_count": len(infos),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Self, TypeVar, overload
+from typing import TYPE_CHECKING, TypeVar, overload
+
+from apr.container.model_file import ModelFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from os import PathLike
-    from types import TracebackType
 
     import numpy as np
     import torch
@@ -29,7 +30,7 @@ _COMPARED_NAMES = 1000
 _LONGEST_COMPARED_NAME = 256
 
 
-class TensorFile(Mapping[str, "torch.Tensor"]):
+class TensorFile(ModelFile, Mapping[str, "torch.Tensor"]):
     """An opened model: a read-only mapping from tensor names to tensors. `apr.load` returns one.
 
     The subclass depends on the file: `AprFile` for one file, `ShardedFile` for a model in several files,
@@ -42,7 +43,7 @@ class TensorFile(Mapping[str, "torch.Tensor"]):
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = os.fspath(path)
+        super().__init__(path)
         # A pickle must open the same file in a process that has another working directory.
         self._absolute = os.path.abspath(self._path)  # noqa: PTH100 (takes a third of Path's time)
 
@@ -135,16 +136,6 @@ class TensorFile(Mapping[str, "torch.Tensor"]):
         """
 
     @property
-    def path(self) -> str:
-        """The path that was opened, as it was given."""
-        return self._path
-
-    @property
-    def is_sharded(self) -> bool:
-        """Whether the tensors are spread over several files."""
-        return False
-
-    @property
     def files(self) -> tuple[TensorFile, ...]:
         """The files that hold the tensors: this one, or those of a model in several files."""
         return (self,)
@@ -157,6 +148,19 @@ class TensorFile(Mapping[str, "torch.Tensor"]):
         """
         self.info(name)
         return self
+
+    @property
+    def file_paths(self) -> tuple[str, ...]:
+        """The paths of the files that hold the tensors."""
+        return tuple(file.path for file in self.files)
+
+    def path_of(self, name: str) -> str:
+        """Return the path of the file that holds a tensor.
+
+        Raises:
+            KeyError: the file has no tensor of this name; the message suggests similar names.
+        """
+        return self.file_of(name).path
 
     @property
     @abstractmethod
@@ -175,22 +179,8 @@ class TensorFile(Mapping[str, "torch.Tensor"]):
 
     @property
     @abstractmethod
-    def form(self) -> str:
-        """The form of the format, such as "APR v2" or "APR1 JSON"."""
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """The size of the file in bytes; of several files, of all together."""
-
-    @property
-    @abstractmethod
     def footer(self) -> int | None:
         """The CRC32 that is stored at the end; None without one, and for a model in several files."""
-
-    @abstractmethod
-    def header_facts(self) -> dict[str, object]:
-        """Return what `apr.inspect` shows of the header: version, checksums, flags, reserved bytes, v1."""
 
     @abstractmethod
     def verify(self) -> Report:
@@ -207,14 +197,6 @@ class TensorFile(Mapping[str, "torch.Tensor"]):
             UnsupportedError: a version 1 file that does not describe its payload as tensors.
             DecryptionError: an encrypted version 1 file that was opened without its key.
         """
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self._absolute,)

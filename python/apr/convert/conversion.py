@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apr.container.load import load
 from apr.container.metadata import encode
-from apr.convert import from_apr, from_gguf, from_hf, from_safetensors, to_apr, to_hf, to_safetensors
+from apr.convert import (
+    check_gguf,
+    from_apr,
+    from_gguf,
+    from_hf,
+    from_safetensors,
+    to_apr,
+    to_gguf,
+    to_hf,
+    to_safetensors,
+)
 from apr.convert.directory import replacing_directory
 from apr.convert.plan import ConvertOptions, Layout, Plan, make_plan
 from apr.convert.stream import ModelStream, OnTensor, split_into_shards
 from apr.errors import FormatError, RefusedError, WeightsError
+from apr.gguf.reader import ROPE_TENSORS
 from apr.model.config import ModelConfig
 from apr.model.match import mismatch
 
 if TYPE_CHECKING:
     from os import PathLike
+
+    from apr.container.tensor_file import TensorFile
 
 # Bytes of tensors per file, as `save_pretrained` of transformers 4 splits them (50 GB in transformers 5).
 _SHARD_SIZE = 5_000_000_000
@@ -37,6 +51,8 @@ class Conversion:
     """Size of the file, or of all files in the directory."""
     notes: tuple[str, ...] = ()
     """What the user should know about the conversion, one line each."""
+    agreement: check_gguf.Agreement | None = None
+    """How far llama.cpp agrees with `apr` about a GGUF file; None if they were not compared."""
 
 
 def convert(
@@ -48,7 +64,8 @@ def convert(
 ) -> Conversion:
     """Convert a model to another format. The target appears complete or not at all.
 
-    The name of the target determines what is written. A name that ends in .apr or .safetensors is one file.
+    The name of the target determines what is written. A name that ends in .apr, .safetensors or .gguf is one
+    file; a GGUF file is written from an .apr file.
     `model.apr.index.json` or `model.safetensors.index.json` is several files in that directory. Any other
     name is a directory. From an .apr source it becomes a transformers model; if the metadata name no
     architecture and `max_shard_size` is set, several safetensors files. From other sources it becomes several
@@ -60,12 +77,15 @@ def convert(
         source: a GGUF, safetensors or .apr file, a transformers directory, or the index of several files.
         target: the file or directory to write.
         options: how to convert.
-        on_tensor: called with (name, number of tensors done, number of tensors) before each tensor is read.
+        on_tensor: called with (name, number of tensors done, number of tensors) before each tensor is read,
+            and once more before a GGUF file is compared with llama.cpp.
 
     Raises:
         UsageError: the formats cannot be converted directly, or an option does not apply to them.
         RefusedError: the target directory exists and `force` is not set, it holds more than a model, another
-            conversion is writing to it, or the metadata do not describe a model.
+            conversion is writing to it, the metadata do not describe a model, llama.cpp cannot run the model,
+            or it disagrees with `apr` about the GGUF file.
+        UnavailableError: `check` is set, but the package xllamacpp is not installed.
         FormatError: the source is invalid.
         UnsupportedError: the source has something that the target cannot store.
         WeightsError: the tensors are not those of the model that the metadata describe.
@@ -87,7 +107,7 @@ def convert(
         encode(model.metadata)
     except (TypeError, ValueError) as error:
         raise FormatError(f"{plan.source}: {error}", path=plan.source) from None
-    tensors = [tensor.cast(options.dtype) for tensor in model.tensors]
+    tensors = [tensor.cast(options.float_dtype) for tensor in model.tensors]
     return _write(plan, replace(model, tensors=tensors), on_tensor)
 
 
@@ -115,19 +135,46 @@ def _convert_apr(plan: Plan, on_tensor: OnTensor | None) -> Conversion:
     # All bytes are verified first. The target gets checksums of its own, which would hide any damage.
     with load(plan.source, verify="full") as file:
         file.require_tensors()
+        if plan.layout is Layout.GGUF:
+            return _write_gguf(plan, file, on_tensor)
         tensors_alone = plan.options.max_shard_size is not None and not to_hf.is_described(file.metadata)
         if plan.layout is not Layout.DIRECTORY or tensors_alone:
             return _write(plan, from_apr.read(file, plan), on_tensor)
         model = to_hf.write(
             file,
             plan.target,
-            dtype=plan.options.dtype,
+            dtype=plan.options.float_dtype,
             max_shard_size=plan.options.max_shard_size or _SHARD_SIZE,
             tokenizer=plan.options.tokenizer,
             force=plan.options.force,
             on_tensor=on_tensor,
         )
     return _conversion(plan, model)
+
+
+def _write_gguf(plan: Plan, file: TensorFile, on_tensor: OnTensor | None) -> Conversion:
+    """Write a GGUF file, and compare it with llama.cpp before it gets its name."""
+    options = plan.options
+    model = to_gguf.read(file, dtype=options.dtype, tokenizer=options.tokenizer)
+    skipped = check_gguf.reason_to_skip(model, wanted=options.check)
+    agreements: list[check_gguf.Agreement] = []
+
+    def compare(path: Path) -> None:
+        if on_tensor is not None:
+            on_tensor("comparing with llama.cpp", len(model.tensors), len(model.tensors))
+        agreements.append(check_gguf.compare(path, model, file, target=plan.target))
+
+    before_commit = compare if skipped is None else None
+    to_gguf.write(model, plan.target, on_tensor=on_tensor, before_commit=before_commit)
+    return Conversion(
+        source=plan.source,
+        target=plan.target,
+        tensors=len(model.tensors),
+        parameters=sum(prod(tensor.shape) for tensor in model.tensors if tensor.name not in ROPE_TENSORS),
+        nbytes=plan.target.stat().st_size,
+        notes=model.notes if not skipped else (*model.notes, f"not compared with llama.cpp: {skipped}"),
+        agreement=agreements[0] if agreements else None,
+    )
 
 
 def _write(plan: Plan, model: ModelStream, on_tensor: OnTensor | None) -> Conversion:

@@ -6,9 +6,13 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from apr.container.save import TensorSpec
-from apr.convert.stream import ModelStream, TensorStream, chunk_ranges
+from apr.convert.stream import ModelStream, TensorStream, chunk_ranges, same_values, split_fused
+from apr.errors import RefusedError
 from apr.gguf.metadata import model_metadata
+from apr.gguf.names import STORED_HEADS
 from apr.gguf.reader import GgufFile
+from apr.model.config import ModelConfig
+from apr.model.names import EMBEDDING, HEAD, fused_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,8 +27,12 @@ if TYPE_CHECKING:
 _SAME_BYTES = {"Q4_K": "q4_k", "Q6_K": "q6_k"}
 
 
+# Tensors that are split into several, of which only the values can be cut.
+_FUSED = ("qkv_proj.weight", "gate_up_proj.weight")
+
+
 def read(path: Path, *, keep_quantized: bool, tokenizer: bool) -> ModelStream:
-    """Read a GGUF file of the Llama or Qwen2 family.
+    """Read a GGUF file of one of the families in `apr.gguf.names`.
 
     Quantized tensors are dequantized to float32, with the same bits as the gguf package gives.
 
@@ -44,13 +52,29 @@ def read(path: Path, *, keep_quantized: bool, tokenizer: bool) -> ModelStream:
         if tokenizer or not key.startswith("tokenizer.")
     }
     tensors = [_stream(tensor, keep_quantized=keep_quantized) for tensor in file.tensors.values()]
-    return ModelStream(metadata, tensors)
+    try:
+        fused = fused_parts(ModelConfig.from_metadata(metadata))
+    except RefusedError:  # an incomplete file, which is checked later
+        fused = {}
+    if file.architecture in STORED_HEADS:
+        tensors = _without_tied_head(metadata, tensors)
+    return ModelStream(metadata, split_fused(tensors, fused))
+
+
+def _without_tied_head(metadata: dict[str, Any], tensors: list[TensorStream]) -> list[TensorStream]:
+    """Leave out a head that is equal to the embedding: llama.cpp needs it as a tensor even if it is tied."""
+    by_name = {tensor.spec.name: tensor for tensor in tensors}
+    head, embedding = by_name.get(HEAD), by_name.get(EMBEDDING)
+    if head is None or embedding is None or not same_values(head, embedding):
+        return tensors
+    metadata |= {"tie_word_embeddings": True, "param_count": metadata["param_count"] - head.numel}
+    return [tensor for tensor in tensors if tensor is not head]
 
 
 def _stream(tensor: GgufTensor, *, keep_quantized: bool) -> TensorStream:
     # Norms and biases are used whole and are small; they are never kept quantized.
     kept = None
-    if keep_quantized and len(tensor.shape) > 1:
+    if keep_quantized and len(tensor.shape) > 1 and not tensor.name.endswith(_FUSED):
         kept = _SAME_BYTES.get(tensor.source.tensor_type.name)
     read_range = tensor.values if kept is None else tensor.stored
 

@@ -24,7 +24,7 @@ from apr.convert.hf_files import (
     WEIGHTS,
 )
 from apr.convert.plan import SAFETENSORS_INDEX
-from apr.convert.stream import ModelStream, TensorStream, read_json_object, same_values
+from apr.convert.stream import ModelStream, TensorStream, read_json_object, same_values, split_fused
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
 from apr.model.config import ModelConfig
 from apr.model.families import FAMILIES
@@ -61,7 +61,7 @@ def read(directory: Path, *, tokenizer: bool) -> ModelStream:
     metadata = _model_metadata(directory, config, model)
     notes = () if problem is None else (f"the model is stored, but apr cannot train it: {problem}",)
     if model is not None:
-        tensors = _split(model, tensors)
+        tensors = split_fused(tensors, fused_parts(model))
         if model.tie_word_embeddings:
             tensors = _without_tied_head(directory, tensors)
     metadata |= {
@@ -130,21 +130,6 @@ def _model_metadata(directory: Path, config: dict[str, Any], model: ModelConfig 
         "hf_architecture": _class_name(config),
         "hf_model_type": model_type,
     }
-
-
-def _split(model: ModelConfig, tensors: list[TensorStream]) -> list[TensorStream]:
-    """Split the projections that transformers stores as one tensor. `to_hf` joins them again."""
-    fused, result = fused_parts(model), []
-    for tensor in tensors:
-        parts = fused.get(tensor.spec.name, {})
-        if sum(parts.values()) != tensor.spec.shape[0]:  # another tensor, or one of another size
-            result.append(tensor)
-            continue
-        start = 0
-        for name, rows in parts.items():
-            result.append(tensor.rows(name, start, start + rows))
-            start += rows
-    return result
 
 
 def _without_tied_head(directory: Path, tensors: list[TensorStream]) -> list[TensorStream]:

@@ -24,10 +24,11 @@ import numpy as np
 from apr.container.dtypes import NUMPY
 from apr.container.save import TensorSpec
 from apr.convert.stream import ModelStream, TensorStream, chunk_ranges, read_json_object
-from apr.errors import FormatError, UnsupportedError
+from apr.errors import FormatError, TruncatedError, UnsupportedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from io import BufferedReader
 
     from numpy.typing import NDArray
 
@@ -42,6 +43,15 @@ DTYPES = {
     "I8": "i8",
     "U8": "u8",
 }
+# Bits of a value of each dtype of the format, as the safetensors package 0.8 lists them.
+_BITS = {
+    **dict.fromkeys(("F4",), 4),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("I16", "U16", "F16", "BF16"), 16),
+    **dict.fromkeys(("I32", "U32", "F32"), 32),
+    **dict.fromkeys(("C64", "F64", "I64", "U64"), 64),
+}
 METADATA = "__metadata__"
 # A metadata key whose value lists the keys that hold JSON. safetensors stores only texts, so that without the
 # list the number 3 and the text "3" would look the same.
@@ -52,13 +62,40 @@ _MAX_HEADER = 100_000_000
 _SHOWN_ENTRY = 120
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A tensor's entry in the header; `start` and `stop` are bytes from the end of the header."""
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor's entry in the header, whose shape and bytes fit each other.
 
-    spec: TensorSpec
-    start: int
-    stop: int
+    Attributes:
+        name: the tensor's name.
+        dtype: the dtype as safetensors spells it.
+        shape: the dimensions.
+        offset: the first byte, counted from the start of the file.
+        nbytes: the number of bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What the header of a file lists.
+
+    Attributes:
+        texts: the metadata.
+        entries: the tensors, in the order of their bytes. They follow one another without a gap.
+        header_size: the bytes before the first tensor.
+        size: the bytes of the file.
+    """
+
+    texts: dict[str, str]
+    entries: list[Entry]
+    header_size: int
+    size: int
 
 
 def read(path: Path) -> ModelStream:
@@ -78,7 +115,21 @@ def read_file(path: Path) -> tuple[dict[str, str], list[TensorStream]]:
 
     Raises:
         FormatError: the structure of the file is invalid.
+        TruncatedError: the file ends before its tensors do.
         UnsupportedError: a tensor has a dtype that .apr does not store.
+        OSError: the file cannot be read.
+    """
+    contents = read_contents(path)
+    return contents.texts, [_stream(path, entry) for entry in contents.entries]
+
+
+def read_contents(path: Path) -> Contents:
+    """Read and check the header of a file, with tensors of any dtype.
+
+    Raises:
+        FormatError: the structure of the file is invalid.
+        TruncatedError: the file ends before its tensors do.
+        UnsupportedError: a tensor has an unknown dtype.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -87,29 +138,33 @@ def read_file(path: Path) -> tuple[dict[str, str], list[TensorStream]]:
     texts = header.pop(METADATA, None) or {}
     if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
         raise FormatError(f"{path}: {METADATA} is not an object of strings", path=path)
-    entries = [_parse_entry(path, name, entry) for name, entry in header.items()]
+    entries = [_parse_entry(path, name, entry, values_start) for name, entry in header.items()]
     # By both ends: a tensor without values starts at the same byte as the one after it.
-    entries.sort(key=lambda entry: (entry.start, entry.stop))
-    tensors, end = [], 0
+    entries.sort(key=lambda entry: (entry.offset, entry.offset + entry.nbytes))
+    end = values_start
     for entry in entries:
         # Bytes between or below two tensors could hide anything; the safetensors package refuses them too.
-        if entry.start != end:
+        if entry.offset != end:
             raise FormatError(
-                f"{path}: {entry.spec.name} starts at byte {entry.start} of the data, but the tensor "
-                f"before it ends at {end}",
+                f"{path}: {entry.name} starts at byte {entry.offset - values_start} of the data, but the "
+                f"tensor before it ends at {end - values_start}",
                 path=path,
-                tensor=entry.spec.name,
-                offset=values_start + entry.start,
+                tensor=entry.name,
+                offset=entry.offset,
             )
-        end = entry.stop
-        tensors.append(_stream(path, entry.spec, values_start + entry.start))
-    if values_start + end != size:
+        end += entry.nbytes
+        if end > size:
+            raise TruncatedError(
+                f"{path}: {entry.name} ends at byte {end}, but the file ends at byte {size}; copy it again",
+                path=path,
+                tensor=entry.name,
+                offset=size,
+            )
+    if end != size:
         raise FormatError(
-            f"{path}: the tensors end at byte {values_start + end}, but the file ends at byte {size}",
-            path=path,
-            offset=size,
+            f"{path}: the tensors end at byte {end}, but the file ends at byte {size}", path=path, offset=end
         )
-    return texts, tensors
+    return Contents(texts, entries, values_start, size)
 
 
 def read_several(index: Path) -> tuple[dict[str, str], list[TensorStream]]:
@@ -119,7 +174,26 @@ def read_several(index: Path) -> tuple[dict[str, str], list[TensorStream]]:
 
     Raises:
         FormatError: a file is invalid, is not in the directory of the index, or does not match it.
+        TruncatedError: a file ends before its tensors do.
         UnsupportedError: a tensor has a dtype that .apr does not store.
+        OSError: a file cannot be read.
+    """
+    files = read_index(index)
+    texts: dict[str, str] = {}
+    tensors: list[TensorStream] = []
+    for path, contents in files.items():
+        texts = contents.texts | texts
+        tensors += [_stream(path, entry) for entry in contents.entries]
+    return texts, tensors
+
+
+def read_index(index: Path) -> dict[Path, Contents]:
+    """Read an index and the headers of the files that it names, in name order.
+
+    Raises:
+        FormatError: a file is invalid, is not in the directory of the index, or does not match it.
+        TruncatedError: a file ends before its tensors do.
+        UnsupportedError: a tensor has an unknown dtype.
         OSError: a file cannot be read.
     """
     weight_map = read_json_object(index).get("weight_map")
@@ -127,26 +201,25 @@ def read_several(index: Path) -> tuple[dict[str, str], list[TensorStream]]:
         raise FormatError(
             f"{index}: weight_map must be an object that maps tensor names to file names", path=index
         )
-    texts: dict[str, str] = {}
-    tensors: dict[str, TensorStream] = {}
+    files: dict[Path, Contents] = {}
     home: dict[str, str] = {}
     for file_name in sorted(set(weight_map.values())):
         # A name with a directory in it could reach any file of the machine.
         if Path(file_name).name != file_name or not (index.parent / file_name).is_file():
             raise FormatError(f"{index}: {file_name!r} is not a file in this directory", path=index)
-        file_texts, file_tensors = read_file(index.parent / file_name)
-        texts = file_texts | texts
-        for tensor in file_tensors:
-            name = tensor.spec.name
-            if name in tensors:
+        contents = files[index.parent / file_name] = read_contents(index.parent / file_name)
+        for entry in contents.entries:
+            if entry.name in home:
                 raise FormatError(
-                    f"{index}: {name} is in two files, {home[name]} and {file_name}", path=index, tensor=name
+                    f"{index}: {entry.name} is in two files, {home[entry.name]} and {file_name}",
+                    path=index,
+                    tensor=entry.name,
                 )
-            tensors[name], home[name] = tensor, file_name
+            home[entry.name] = file_name
     for name, file_name in weight_map.items():
         if home.get(name) != file_name:
             raise FormatError(f"{index}: {name} is not in {file_name}", path=index, tensor=name)
-    return texts, list(tensors.values())
+    return files
 
 
 def from_texts(texts: Mapping[str, str]) -> dict[str, Any]:
@@ -189,25 +262,30 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any],
     return header, 8 + length
 
 
-def _parse_entry(path: Path, name: str, entry: object) -> _Entry:
+def _parse_entry(path: Path, name: str, entry: object, values_start: int) -> Entry:
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
-    if not (_is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2):
+    if not (isinstance(dtype, str) and _is_sizes(shape) and _is_sizes(offsets) and len(offsets) == 2):
         shown = repr(entry)[:_SHOWN_ENTRY]
         raise FormatError(f"{path}: {name} has an invalid header entry: {shown}", path=path, tensor=name)
-    if dtype not in DTYPES:
+    if dtype not in _BITS:
         raise UnsupportedError(
-            f"{path}: {name} has dtype {dtype}; .apr stores {', '.join(DTYPES)}", path=path, tensor=name
-        )
-    start, stop = offsets
-    needed = prod(shape) * NUMPY[DTYPES[dtype]].itemsize
-    if stop - start != needed:
-        raise FormatError(
-            f"{path}: {name} has {stop - start} bytes, but {dtype} {shape} needs {needed}",
+            f"{path}: {name} has the unknown dtype {dtype[:_SHOWN_ENTRY]!r}; known are {', '.join(_BITS)}",
             path=path,
             tensor=name,
         )
-    return _Entry(TensorSpec(name, DTYPES[dtype], tuple(shape)), start, stop)
+    start, stop = offsets
+    needed, odd_bits = divmod(prod(shape) * _BITS[dtype], 8)
+    if odd_bits or stop - start != needed:
+        # A product of forged dimensions can have more digits than Python prints.
+        bytes_needed = "no whole number of them" if odd_bits else min(needed, 1 << 64)
+        raise FormatError(
+            f"{path}: {name} has {stop - start} bytes, but {dtype} {str(shape)[:_SHOWN_ENTRY]} needs "
+            f"{bytes_needed}",
+            path=path,
+            tensor=name,
+        )
+    return Entry(name, dtype, tuple(shape), values_start + start, needed)
 
 
 def _is_sizes(value: object) -> TypeGuard[list[int]]:
@@ -215,20 +293,40 @@ def _is_sizes(value: object) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
-def _stream(path: Path, spec: TensorSpec, offset: int) -> TensorStream:
+def _stream(path: Path, entry: Entry) -> TensorStream:
+    if entry.dtype not in DTYPES:
+        raise UnsupportedError(
+            f"{path}: {entry.name} has dtype {entry.dtype}; .apr stores {', '.join(DTYPES)}",
+            path=path,
+            tensor=entry.name,
+        )
+    spec = TensorSpec(entry.name, DTYPES[entry.dtype], entry.shape)
+
     def chunks() -> Iterator[NDArray[Any]]:
         dtype = NUMPY[spec.dtype]
         with path.open("rb") as file:
-            file.seek(offset)
             for start, stop in chunk_ranges(prod(spec.shape)):
-                values: NDArray[Any] = np.empty(stop - start, dtype)
-                if file.readinto(values.view(np.uint8).data) != values.nbytes:
-                    raise FormatError(
-                        f"{path}: {spec.name}: the file was truncated while it was read",
-                        path=path,
-                        tensor=spec.name,
-                        offset=offset + start * dtype.itemsize,
-                    )
-                yield values
+                yield read_values(file, entry, dtype, start, stop)
 
     return TensorStream(spec, chunks)
+
+
+def read_values(
+    file: BufferedReader, entry: Entry, dtype: np.dtype[Any], start: int, stop: int
+) -> NDArray[Any]:
+    """Read values `start` to `stop` of a tensor in row-major order, as a one-dimensional array of `dtype`.
+
+    Raises:
+        TruncatedError: the file was cut short since its header was read.
+    """
+    values: NDArray[Any] = np.empty(stop - start, dtype)
+    at = entry.offset + start * dtype.itemsize
+    file.seek(at)
+    if file.readinto(values.view(np.uint8).data) != values.nbytes:
+        raise TruncatedError(
+            f"{file.name}: {entry.name}: the file was truncated while it was read",
+            path=file.name,
+            tensor=entry.name,
+            offset=at,
+        )
+    return values

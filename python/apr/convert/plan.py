@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from apr.container.shard_index import INDEX_SUFFIX
 from apr.convert.directory import check_replaceable
 from apr.convert.hf_files import CONFIG
+from apr.convert.stream import FloatDtype
 from apr.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from apr.convert.stream import FloatDtype
+    from apr.gguf.writer import GgufDtype
 
 SourceFormat = Literal["apr", "gguf", "hf", "safetensors"]
 APR_INDEX = f"model{INDEX_SUFFIX}"
@@ -31,6 +32,7 @@ class Layout(Enum):
     APR_SHARDS = "several .apr"
     SAFETENSORS = ".safetensors"
     SAFETENSORS_SHARDS = "several .safetensors"
+    GGUF = ".gguf"
     DIRECTORY = "directory"
 
 
@@ -38,10 +40,11 @@ class Layout(Enum):
 class ConvertOptions:
     """How to convert. The flags of `apr convert` have the same names."""
 
-    dtype: FloatDtype | None = None
+    dtype: GgufDtype | None = None
     """The dtype to store floating-point tensors in, including dequantized ones. None keeps them as stored,
     and dequantizes to f32 where the target cannot store a quantized tensor or the source is GGUF. The state
-    of a training run is never cast."""
+    of a training run is never cast. q8_0, q4_0, q4_1, q5_0 and q5_1 are only for .gguf targets; in those,
+    norms and biases are always f32."""
     keep_quantized: bool = False
     """Keep quantized tensors as stored, whatever `dtype` is; of a GGUF source, those in q4_k and q6_k. Only
     for .apr targets."""
@@ -53,6 +56,14 @@ class ConvertOptions:
     """Whether to write a model whose tensors are not those that its configuration describes."""
     force: bool = False
     """Whether to replace an existing target directory. It must hold only files that conversions write."""
+    check: bool | None = None
+    """Whether to compare a .gguf target with llama.cpp before it is written. None compares if the file takes
+    less than 2 GB and the package xllamacpp is installed."""
+
+    @property
+    def float_dtype(self) -> FloatDtype | None:
+        """`dtype` for a target that is not a .gguf file. `make_plan` refuses the others there."""
+        return cast("FloatDtype | None", self.dtype)
 
 
 @dataclass(frozen=True)
@@ -136,7 +147,7 @@ def _layout(target: Path) -> tuple[Layout, Path]:
     if target.name.endswith(".index.json"):
         raise UsageError(f"{target}: an index must be named {APR_INDEX} or {SAFETENSORS_INDEX}")
     if target.suffix == ".gguf":
-        raise UsageError(f"{target}: writing GGUF files is not supported")
+        return Layout.GGUF, target.parent
     return Layout.DIRECTORY, target
 
 
@@ -145,7 +156,13 @@ def _check(plan: Plan) -> None:
     source, target, options, layout = plan.source, plan.target, plan.options, plan.layout
     from_apr = plan.source_format == "apr"
     to_safetensors = layout in {Layout.SAFETENSORS, Layout.SAFETENSORS_SHARDS}
-    to_one_file = layout in {Layout.APR, Layout.SAFETENSORS}
+    to_one_file = layout in {Layout.APR, Layout.SAFETENSORS, Layout.GGUF}
+    if options.dtype not in {None, *get_args(FloatDtype)} and layout is not Layout.GGUF:
+        raise UsageError(f"{target}: --dtype {options.dtype} needs a target that ends in .gguf")
+    if options.check is not None and layout is not Layout.GGUF:
+        raise UsageError(f"{target}: --check and --no-check need a target that ends in .gguf")
+    if options.keep_quantized and layout is Layout.GGUF:
+        raise UsageError(f"{target}: --keep-quantized needs an .apr target; use --dtype for a .gguf target")
     if options.keep_quantized and (to_safetensors or plan.source_format not in {"gguf", "apr"}):
         raise UsageError("--keep-quantized needs a GGUF or .apr source and an .apr target")
     if not options.tokenizer and (plan.source_format == "safetensors" or to_safetensors):
@@ -154,11 +171,11 @@ def _check(plan: Plan) -> None:
         raise UsageError(f"--max-shard-size is {options.max_shard_size}; it must be at least 1 byte")
     if options.max_shard_size is not None and to_one_file:
         raise UsageError(f"{target}: --max-shard-size writes several files; choose a directory as target")
-    if not from_apr and to_safetensors:
+    if not from_apr and (to_safetensors or layout is Layout.GGUF):
         raise UsageError(
             f"{target}: cannot convert {source} to this format directly; convert it to .apr first"
         )
-    if layout is Layout.APR and target.exists() and target.samefile(source):
+    if to_one_file and target.exists() and target.samefile(source):
         raise UsageError(f"{target}: the target is the source; choose another target")
     if layout is Layout.DIRECTORY and not from_apr and options.max_shard_size is None:
         raise UsageError(

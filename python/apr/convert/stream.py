@@ -15,7 +15,7 @@ from apr.container.save import TensorSpec
 from apr.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -178,6 +178,28 @@ def stream_values(file: TensorFile, name: str) -> TensorStream:
             yield stored.flat(start, stop)
 
     return TensorStream(TensorSpec(name, dtype, stored.shape), chunks)
+
+
+def split_fused(
+    tensors: Sequence[TensorStream], fused: Mapping[str, Mapping[str, int]]
+) -> list[TensorStream]:
+    """Split the projections that other formats store as one tensor. `joined` is the inverse.
+
+    Args:
+        tensors: the tensors of a file.
+        fused: the names and rows of the parts of each fused tensor, as `fused_parts` returns them.
+    """
+    result = []
+    for tensor in tensors:
+        parts = fused.get(tensor.spec.name, {})
+        if sum(parts.values()) != tensor.spec.shape[0]:  # another tensor, or one of another size
+            result.append(tensor)
+            continue
+        start = 0
+        for name, rows in parts.items():
+            result.append(tensor.rows(name, start, start + rows))
+            start += rows
+    return result
 
 
 def joined(name: str, parts: Sequence[TensorStream]) -> TensorStream:

@@ -15,7 +15,8 @@ import os
 import sys
 import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from apr.data.corpus_files import STDIN, CorpusFile, list_corpus_files
@@ -60,7 +61,7 @@ class Place(NamedTuple):
     file: int = 0
     """Files before it."""
     number: int = 0
-    """Lines or rows of its file before it."""
+    """Lines or rows of its file before it; within a part that begins inside of a file, lines of the part."""
     offset: int = 0
     """Bytes of its file before it, after decompression; 0 for rows."""
 
@@ -88,6 +89,18 @@ class Batch:
             return Place(file + 1)
         length = sum(map(len, self.stored[:count])) if self.format == "jsonl" else 0
         return Place(file, number + count, offset + length)
+
+    def before(self, stop: Place) -> int:
+        """Return how many of the documents begin before a place."""
+        if self.format == "text":
+            return min(len(self.stored), max(0, stop.file - self.first.file))
+        if self.first.file != stop.file:
+            return len(self.stored) if self.first.file < stop.file else 0
+        if self.format == "jsonl":
+            starts = accumulate(map(len, self.stored), initial=self.first.offset)
+            return sum(1 for _, at in zip(self.stored, starts, strict=False) if at < stop.offset)
+        rows = 1 if self.format == "skipped" else len(self.stored)
+        return min(rows, max(0, stop.number - self.first.number))
 
 
 class Corpus:
@@ -124,6 +137,8 @@ class Corpus:
         if self.roots.count(STDIN) > 1:
             raise UsageError("standard input (-) is given twice, but can be read only once")
         self.content_field = content_field
+        self.lines_from = START
+        """Where lines are counted from in the names of documents: the start of a part inside of a file."""
         self._batch_bytes = BATCH_BYTES if batch_bytes is None else batch_bytes
         self.files = [
             file
@@ -154,14 +169,27 @@ class Corpus:
         rows = [(os.fsdecode(file.path), file.nbytes, file.mtime_ns) for file in self.files]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
-    def batches(self, start: Place = START) -> Iterator[Batch]:
+    def batches(self, start: Place = START, stop: Place | None = None) -> Iterator[Batch]:
         """Yield all documents from a place on. What is before it is skipped without parsing if possible.
+
+        Args:
+            start: where the first document begins.
+            stop: where the first document begins that is not yielded; None is the end.
 
         Raises:
             FormatError: a compressed or Parquet file is damaged.
             RefusedError: a JSON lines file ends before the place.
             OSError: reading failed within a file. A file that cannot be opened is skipped.
         """
+        for batch in self._batches(start):
+            count = len(batch.stored) if stop is None else batch.before(stop)
+            if count:
+                yield batch if count == len(batch.stored) else replace(batch, stored=batch.stored[:count])
+            if count < len(batch.stored):
+                return
+
+    def _batches(self, start: Place) -> Iterator[Batch]:
+        """Yield all documents from a place on."""
         read = sum(file.nbytes for file in self.files[: start.file])
         texts: list[Path] = []
         texts_bytes = 0
@@ -196,6 +224,8 @@ class Corpus:
             except OSError as error:
                 return Skipped(str(stored), f"cannot be read: {error.strerror}")
         name = f"{self.files[batch.first.file].path}:{batch.first.number + n + 1}"
+        if self.lines_from.offset and batch.first.file == self.lines_from.file:
+            name += f" (counted from byte {self.lines_from.offset})"
         if batch.format == "jsonl":
             return _line(name, stored, self.content_field) if stored.strip() else None
         if stored is None:
@@ -398,6 +428,22 @@ def _parquet_batches(
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise FormatError(f"{name}: not a readable Parquet file: {error}", path=name) from None
+
+
+def parquet_rows(file: CorpusFile, field: str) -> int | None:
+    """Return the rows of a Parquet file; None without the text column, or if it cannot be read."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file.path) as table:
+            if field not in table.schema_arrow.names or not _is_text(table.schema_arrow.field(field).type):
+                return None
+            rows: int = table.metadata.num_rows
+            return rows
+    except (pa.ArrowException, OSError):
+        # Reported when its documents are read.
+        return None
 
 
 def _column_values(table: Any, field: str, first_row: int) -> Iterator[bytes | None]:  # noqa: ANN401 (pyarrow)

@@ -19,6 +19,7 @@ import numpy as np
 
 from apr._core import Encoder
 from apr.data.corpus import START, Batch, Corpus, Document, Place, Skipped
+from apr.data.corpus_part import parse_part, part_range
 from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.listing import ID_DTYPE
 from apr.data.manifest import MANIFEST, SCHEMA, Manifest, ShardRow, write_manifest
@@ -133,20 +134,19 @@ def encode_corpus(
         # The tokenizer is tried on the corpus before anything is removed or written.
         sample = encoding.sample(encoding.position.place)
         check_round_trip(tokenizer, sample)
+        encoding.name_digits = name_digits(sample.tokens, options.shard_tokens)
+        # A resumed encoding keeps the width of its names: one directory with two widths is refused by every
+        # reader.
+        if rows:
+            encoding.name_digits = len(rows[0]["name"]) - len("shard-.bin")
         clear_output(options.output, keep=earlier is not None)
         if earlier is None:
             # Before the first shard, so that a directory that is left by a kill says what it is, and the same
             # command then starts over without a flag.
             write_manifest(options.output, encoding.manifest([], encoding.position))
-        # A resumed encoding keeps the width of its names: one directory with two widths is refused by every
-        # reader.
-        if rows:
-            digits = len(rows[0]["name"]) - len("shard-.bin")
-        else:
-            digits = name_digits(sample.tokens, options.shard_tokens)
-        with ShardWriter(options.output, rows, digits, encoding.manifest) as writer:
+        with ShardWriter(options.output, rows, encoding.name_digits, encoding.manifest) as writer:
             encoding.run(sample.batches, writer, on_progress)
-        if not writer.rows:
+        if not writer.rows and encoding.part is None:
             # The manifest of no shards would make the next call refuse a directory in which there is nothing
             # to lose.
             (options.output / MANIFEST).unlink()
@@ -169,6 +169,8 @@ class _Encoding:
     started: float = field(default_factory=time.monotonic)
     position: CorpusPosition = field(default_factory=CorpusPosition)
     """The position after the open shard."""
+    name_digits: int = 0
+    """Digits of the numbers in shard names."""
     skipped: list[Skipped] = field(default_factory=list)
     """The first documents that were skipped."""
     skipped_files: set[str] = field(default_factory=set)
@@ -180,8 +182,14 @@ class _Encoding:
     _closed_documents: int = 0
     _open: list[NDArray[np.uint32]] = field(default_factory=list)
     _open_tokens: int = 0
+    _open_lengths: list[NDArray[np.int64]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.part = None if self.options.part is None else parse_part(self.options.part)
+        self._range = None if self.part is None else part_range(self.corpus, self.part)
+        if self._range is not None:
+            self.position = CorpusPosition(self._range.start)
+            self.corpus.lines_from = self._range.start
         policy, eos_id = self.options.eos_policy, self.tokenizer.eos_id
         self._eos_before = eos_id if policy == "between" else None
         self._eos_after = eos_id if policy == "after" else None
@@ -218,7 +226,8 @@ class _Encoding:
 
     def sample(self, start: Place) -> Sample:
         """Return a sample of the corpus, with its batches from a place on."""
-        return draw_sample(self.corpus, self._encode_texts, self.options.normalization, start)
+        stop = None if self._range is None else self._range.stop
+        return draw_sample(self.corpus, self._encode_texts, self.options.normalization, start, stop)
 
     def run(
         self, batches: Iterator[Batch], writer: ShardWriter, on_progress: Callable[[Progress], None]
@@ -251,7 +260,10 @@ class _Encoding:
         from apr import __version__
 
         options = self.options
-        eos_count = {"none": 0, "between": max(0, position.documents - 1), "after": position.documents}
+        # A part has an end of text before its first document too: it does not know whether others are before
+        # it.
+        between = position.documents if self.part else max(0, position.documents - 1)
+        eos_count = {"none": 0, "between": between, "after": position.documents}
         manifest: Manifest = {
             "schema": SCHEMA,
             "complete": complete,
@@ -281,6 +293,14 @@ class _Encoding:
             "producer_version": f"apr {__version__}",
             "shards": list(rows),
         }
+        if self._range is not None:
+            manifest["part"] = str(self.part)
+            manifest["part_range"] = {
+                "start": list(self._range.start),
+                "stop": list(self._range.stop),
+                "corpus_files": self.corpus.fingerprint(),
+                "name_digits": self.name_digits,
+            }
         # Only while it is unfinished: the fingerprint covers file times, and a complete manifest must be the
         # same for the same corpus.
         if not complete:
@@ -343,7 +363,8 @@ class _Encoding:
         is_document = counts >= 0
         # Documents that are still rejected have a count of -1.
         np.maximum(counts, 0, out=counts)
-        if self._eos_before is not None and not self.position.documents and is_document.any():
+        is_first = self.part is None and not self.position.documents
+        if self._eos_before is not None and is_first and is_document.any():
             # No end of text before the first document of all.
             ids = ids[1:]
             counts[is_document.argmax()] -= 1
@@ -357,6 +378,8 @@ class _Encoding:
             # Slices, not copies: the shard is written part by part, and its ids are in memory once.
             self._open.append(ids[taken : ends[stop - 1]])
             self._open_tokens += int(ends[stop - 1]) - taken
+            if self.part is not None:
+                self._open_lengths.append(counts[start:stop][is_document[start:stop]])
             self.position = CorpusPosition(
                 batch.after(stop),
                 self.position.documents + int(is_document[start:stop].sum()),
@@ -370,8 +393,8 @@ class _Encoding:
         # Last, because the callback may raise KeyboardInterrupt: the state is consistent by now.
         on_progress(
             Progress(
-                read=batch.read,
-                total=self.corpus.nbytes,
+                read=batch.read - (self._range.read_before if self._range else 0),
+                total=self._range.nbytes if self._range else self.corpus.nbytes,
                 text=self.text_bytes,
                 encoded=self._encoded,
                 documents=self.position.documents,
@@ -411,7 +434,9 @@ class _Encoding:
             self.skipped.append(item)
 
     def _close_shard(self, writer: ShardWriter) -> None:
-        writer.write(self._open, self.position.documents - self._closed_documents, self.position)
+        documents = self.position.documents - self._closed_documents
+        lengths = np.concatenate(self._open_lengths).astype("<u8") if self._open_lengths else None
+        writer.write(self._open, documents, self.position, lengths)
         self._closed_tokens += self._open_tokens
         self._closed_documents = self.position.documents
-        self._open, self._open_tokens = [], 0
+        self._open, self._open_tokens, self._open_lengths = [], 0, []

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge
 
 from apr.data.corpus import Corpus
+from apr.data.corpus_part import parse_part
 from apr.data.sample import Normalization  # noqa: TC001 (the same)
 from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
 from apr.errors import OptionsError, UsageError
@@ -47,6 +48,9 @@ class EncodeOptions:
     """Unicode normalization form that is applied to the text."""
     shard_tokens: Annotated[int, Ge(1)] = 10_000_000
     """Shard size in tokens. A shard ends after the document that reaches this size."""
+    part: Annotated[str | None, Metavar("I/N"), Unset("the whole corpus")] = None
+    """Encode only part I of N, for encoding on several machines. The parts have about the same number of
+    bytes; join them with `apr tokenize merge`."""
     workers: Annotated[int | None, Ge(1), Alias("--num-workers"), Unset("one per CPU core")] = None
     """Number of threads. The shards are the same for any number."""
     strict: bool = False
@@ -60,6 +64,11 @@ class EncodeOptions:
         problems = check_options(self)
         if self.resume and self.force:
             problems.append(UsageError("--resume cannot be used with --force; resume, or start over"))
+        if self.part is not None:
+            try:
+                parse_part(self.part)
+            except UsageError as error:
+                problems.append(error)
         if problems:
             raise OptionsError(problems)
 

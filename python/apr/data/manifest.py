@@ -86,6 +86,11 @@ class Manifest(TypedDict, total=False):
     shard_tokens: int
     """The option `--shard-tokens`."""
     producer_version: str
+    part: str
+    """I/N if these are the shards of one part of a corpus, which `apr tokenize merge` joins."""
+    part_range: dict[str, Any]
+    """Of a part: the places where it starts and stops, the digits of a whole encoding's shard names, and the
+    SHA-256 of the corpus' file list."""
     shards: list[ShardRow]
     progress: Progress
     """Present only while `complete` is false."""

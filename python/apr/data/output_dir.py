@@ -15,6 +15,7 @@ from apr.data.corpus import START
 from apr.data.corpus_files import STDIN
 from apr.data.listing import ID_SIZE, SHARD_NAME, list_shards
 from apr.data.manifest import MANIFEST, SHARD_WRITERS, check_manifest, is_count, read_manifest, shard_rows
+from apr.data.shard_writer import LENGTHS_SUFFIX
 from apr.errors import FormatError, RefusedError
 
 if TYPE_CHECKING:
@@ -24,14 +25,22 @@ if TYPE_CHECKING:
     from apr.data.corpus import Corpus
     from apr.data.manifest import ShardRow
 
-# The temporary name of a shard while it is written.
-_HALF_WRITTEN = re.compile(r"^\.shard-[0-9]{4,6}\.bin\.[0-9a-f]{8}\.[0-9]+-[0-9]+\.apr-tmp$")
+# The temporary name of a shard, or of its lengths, while it is written.
+_HALF_WRITTEN = re.compile(r"^\.shard-[0-9]{4,6}\.(bin|lengths)\.[0-9a-f]{8}\.[0-9]+-[0-9]+\.apr-tmp$")
 # Characters of a value in an error; a list of files may be long.
 _MAX_SHOWN = 120
 # Files that an error names.
 _MAX_NAMED = 3
 # Two encodings are the same if these keys and `progress.options` are equal.
-_SAME = ("tokenizer_sha256", "eos_policy", "eos_token_id", "content_field", "normalization", "corpus_roots")
+_SAME = (
+    "tokenizer_sha256",
+    "eos_policy",
+    "eos_token_id",
+    "content_field",
+    "normalization",
+    "corpus_roots",
+    "part",
+)
 # A complete encoding has no `progress`. Of these keys, the ones that it records are compared: older versions
 # recorded none of them.
 _SAME_IF_RECORDED = ("input_files", "input_bytes", "shard_tokens")
@@ -126,7 +135,8 @@ def check_same_encoding(
             f"{output}: cannot resume: {key} was {_shortened(before.get(key))} and is now "
             f"{_shortened(now.get(key))}; use the same options, or --force to start over"
         )
-    if is_complete:
+    # A part of few documents may have no shard.
+    if is_complete and recorded.get("shards") != []:
         differences = check_manifest(recorded, list_shards(output))
         if differences:
             raise RefusedError(
@@ -194,7 +204,7 @@ def check_kept_shards(output: Path, rows: Sequence[ShardRow]) -> None:
     """
     # hashlib releases the interpreter's lock, so threads hash several shards at a time.
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(_sha256, [output / row["name"] for row in rows])
+        digests = pool.map(file_sha256, [output / row["name"] for row in rows])
         for row, digest in zip(rows, digests, strict=True):
             path = output / row["name"]
             if digest is None:
@@ -224,6 +234,8 @@ def clear_output(output: Path, *, keep: bool) -> None:
     doomed = [] if keep else _shard_paths(output)
     temporary = (path for path in output.glob(".*.apr-tmp") if _HALF_WRITTEN.match(path.name))
     doomed += [path for path in temporary if not path.is_dir()]
+    if not keep:
+        doomed += [path for path in output.glob(f"shard-*{LENGTHS_SUFFIX}") if not path.is_dir()]
     if not keep:
         # First, so that a kill in between does not leave a manifest without its shards.
         (output / MANIFEST).unlink(missing_ok=True)
@@ -334,7 +346,8 @@ def _others(names: list[str]) -> str:
     return f" ({len(names)} files, also {', '.join(names[1:_MAX_NAMED])}{more})"
 
 
-def _sha256(path: Path) -> str | None:
+def file_sha256(path: Path) -> str | None:
+    """Return the SHA-256 of a file; None if it is missing."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

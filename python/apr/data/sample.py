@@ -49,7 +49,11 @@ class Sample:
 
 
 def draw_sample(
-    corpus: Corpus, encode_texts: EncodeTexts, normalization: Normalization, start: Place
+    corpus: Corpus,
+    encode_texts: EncodeTexts,
+    normalization: Normalization,
+    start: Place,
+    stop: Place | None = None,
 ) -> Sample:
     """Read and encode some documents of a corpus.
 
@@ -58,6 +62,7 @@ def draw_sample(
         encode_texts: returns the ids of each text.
         normalization: the Unicode form of the texts.
         start: where `batches` begin. Of standard input, the sample is taken from there.
+        stop: where they end; None is the end of the corpus.
 
     Raises:
         FormatError, OSError: a file of the corpus cannot be read.
@@ -98,7 +103,7 @@ def draw_sample(
     return Sample(
         documents=tuple(chain.from_iterable(texts_of_files)),
         ids=list(chain.from_iterable(ids_of_files)),
-        batches=corpus.batches(start),
+        batches=corpus.batches(start, stop),
         tokens=round(tokens * scale),
         total_documents=round(count * scale),
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from apr.data.corpus import START, Place
 from apr.data.manifest import write_manifest
 from apr.errors import RefusedError
-from apr.files import replacing
+from apr.files import replacing, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 # Names have five digits. An estimate of more shards than this gets six, because it may be too low.
 _SIX_DIGITS_FROM = 90_000
+
+
+LENGTHS_SUFFIX = ".lengths"
+
+
+def lengths_path(directory: Path, shard: str) -> Path:
+    """Return the file beside a part's shard with the number of ids of each document, as 64-bit integers."""
+    return directory / (shard.removesuffix(".bin") + LENGTHS_SUFFIX)
 
 
 def name_digits(estimated_tokens: int | None, shard_tokens: int) -> int:
@@ -68,13 +76,20 @@ class ShardWriter:
         # One thread, so that shards and manifests are written in order.
         self._thread = ThreadPoolExecutor(1, "shards")
 
-    def write(self, parts: Sequence[NDArray[np.uint32]], documents: int, position: CorpusPosition) -> None:
+    def write(
+        self,
+        parts: Sequence[NDArray[np.uint32]],
+        documents: int,
+        position: CorpusPosition,
+        lengths: NDArray[np.uint64] | None = None,
+    ) -> None:
         """Start to write the next shard, after waiting for the one before.
 
         Args:
             parts: the ids, uint32, in order.
             documents: documents that end in this shard.
             position: the position in the corpus after this shard.
+            lengths: the number of ids of each document, uint64, to be kept beside the shard.
 
         Raises:
             OSError: an earlier shard could not be written.
@@ -89,7 +104,8 @@ class ShardWriter:
                 "increase --shard-tokens"
             )
         self._submitted += 1
-        self._last = self._thread.submit(self._write, f"shard-{number}.bin", parts, documents, position)
+        name = f"shard-{number}.bin"
+        self._last = self._thread.submit(self._write, name, parts, documents, position, lengths)
 
     def wait(self) -> None:
         """Wait until every submitted shard is on the disk.
@@ -101,8 +117,16 @@ class ShardWriter:
             self._last.result()
 
     def _write(
-        self, name: str, parts: Sequence[NDArray[np.uint32]], documents: int, position: CorpusPosition
+        self,
+        name: str,
+        parts: Sequence[NDArray[np.uint32]],
+        documents: int,
+        position: CorpusPosition,
+        lengths: NDArray[np.uint64] | None,
     ) -> None:
+        if lengths is not None:
+            # First: a shard never stands without its lengths.
+            write_atomically(lengths_path(self._output, name), lengths.data)
         # Hashed on the way to the disk, so that no shard is read again for its hash.
         digest = hashlib.sha256()
         with replacing(self._output / name) as file:

@@ -61,6 +61,11 @@ class ShardDir:
                 f"{self.path}: the encoding was interrupted; use apr tokenize encode --resume, "
                 f"or keep these shards with apr repair-manifest {self.path}"
             )
+        if "part" in self.manifest and not unfinished:
+            raise RefusedError(
+                f"{self.path}: part {self.manifest['part']} of an encoding; join all parts with "
+                "apr tokenize merge"
+            )
         self._starts = [0, *accumulate(shard.tokens for shard in self.shards)]
         self._opened: tuple[int, TokenStream] | None = None
 

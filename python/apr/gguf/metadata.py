@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-from math import prod
+from math import isclose, log, prod, sqrt
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from apr.errors import FormatError
 from apr.gguf.names import FAMILIES
-from apr.gguf.reader import ROPE_FACTORS, GgufFile
+from apr.gguf.reader import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS, WINDOWED, GgufFile
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from numpy.typing import NDArray
 
-# Parameters of Llama 3's rope scaling, the same in all published models. GGUF keeps the factors that follow
-# from them, but not the parameters. The largest factor differs between models and is read from the file.
-_LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1, 4, 8192
+# Parameters of Llama 3's rope scaling, the same in all published models. llama.cpp's converter keeps the
+# factors that follow from them, but not the parameters; the files of `apr` have keys for them. The largest
+# factor differs between models and is read from the factors.
+_LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1.0, 4.0, 8192
+LOW_FACTOR, HIGH_FACTOR = "rope.scaling.low_freq_factor", "rope.scaling.high_freq_factor"
+ORIGINAL_CONTEXT, ATTENTION_FACTOR = "rope.scaling.original_context_length", "rope.scaling.attn_factor"
+# Granite's multipliers, by GGUF's keys.
+_GRANITE = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
+# The EXAONE 4 with windows, by its number of layers.
+_EXAONE_WINDOWED = 64
 
 
 def read_metadata(path: str | PathLike[str]) -> dict[str, object]:
@@ -39,8 +51,13 @@ def model_metadata(file: GgufFile) -> dict[str, object]:
         UnsupportedError: a rotary embedding that is not supported.
     """
     arch, scaling = file.architecture, _rope_scaling(file)
+    family, class_name = arch, FAMILIES[arch]
+    if arch == "gemma3":
+        family = "gemma3_text"
+    if arch == "olmo2" and _window(file):
+        family, class_name = "olmo3", "Olmo3ForCausalLM"
     metadata: dict[str, object] = {
-        "model_type": arch,
+        "model_type": family,
         "name": file.fields.get("general.name", file.path.stem),
         # The ecosystem's writer stores these three even if they are null.
         "license": file.fields.get("general.license"),
@@ -48,9 +65,9 @@ def model_metadata(file: GgufFile) -> dict[str, object]:
         "data_license": None,
         "original_format": "gguf",
         "param_count": sum(prod(tensor.shape) for tensor in file.tensors.values()),
-        "architecture": arch,
-        "hf_architecture": FAMILIES[arch],
-        "hf_model_type": arch,
+        "architecture": family,
+        "hf_architecture": class_name,
+        "hf_model_type": family,
         "hidden_size": file.size("embedding_length"),
         "num_layers": file.size("block_count"),
         "num_heads": file.size("attention.head_count"),
@@ -64,12 +81,88 @@ def model_metadata(file: GgufFile) -> dict[str, object]:
         "rms_norm_eps": _shortest(file.number("attention.layer_norm_rms_epsilon")),
         # GGUF has no key for it: a tied model has no output.weight.
         "tie_word_embeddings": "lm_head.weight" not in file.tensors,
+        # Nor for this. Qwen2 does not read it: it always has biases.
+        "attention_bias": any(name.endswith("q_proj.bias") for name in file.tensors),
     }
+    if arch == "qwen2":
+        del metadata["attention_bias"]
     if scaling is not None:
         metadata["rope_scaling"] = scaling
-    if arch == "llama":  # GGUF has no key for it
-        metadata["attention_bias"] = any(name.endswith("q_proj.bias") for name in file.tensors)
-    return metadata | _tokenizer_metadata(file.fields)
+    return metadata | _switches(file, scaling) | _tokenizer_metadata(file.fields)
+
+
+def _switches(file: GgufFile, scaling: dict[str, object] | None) -> dict[str, object]:
+    """Return what only some architectures have, as transformers' config.json spells it."""
+    arch, layers = file.architecture, file.size("block_count")
+    result: dict[str, object] = {}
+    if arch in WINDOWED:
+        window = _window(file)
+        result["sliding_window"] = window or None
+        if window:
+            result["layer_types"] = _layer_types(file, layers)
+    if arch == "phi3":
+        # llama.cpp's converter writes 0 for a model without windows.
+        result["sliding_window"] = _window(file) or None
+    if arch in {"phi3", "glm4"} and file.has("rope.dimension_count"):
+        result["partial_rotary_factor"] = file.size("rope.dimension_count") / _head_dim(file)
+    if arch == "smollm3":
+        # llama.cpp has it in its code, and not in the file.
+        result["no_rope_layers"] = [int((index + 1) % 4 != 0) for index in range(layers)]
+    if arch in {"gemma2", "gemma3"}:
+        # In llama.cpp's code too: the largest model scales by the width of the hidden state.
+        largest = layers == {"gemma2": 46, "gemma3": 62}[arch]
+        hidden, heads = file.size("embedding_length"), file.size("attention.head_count")
+        result["query_pre_attn_scalar"] = hidden // heads if largest else _head_dim(file)
+        result["hidden_activation"] = "gelu_pytorch_tanh"
+    if arch == "gemma2":
+        for key, default in (("attn_logit_softcapping", 50.0), ("final_logit_softcapping", 30.0)):
+            result[key] = _shortest(file.number(key)) if file.has(key) else default
+    if arch == "granite":
+        for key, name in _GRANITE.items():
+            result[name] = _shortest(file.number(key)) if file.has(key) else 1.0
+        if not file.has("attention.scale"):
+            result["attention_multiplier"] = _head_dim(file) ** -0.5
+    if arch in {"gemma3", "olmo2"} and _window(file):
+        theta = _rope_theta(file)
+        local = 10000.0 if arch == "gemma3" else theta
+        if file.has("rope.freq_base_swa"):
+            local = _shortest(file.number("rope.freq_base_swa"))
+        result["rope_parameters"] = {
+            "full_attention": {"rope_theta": theta, **(scaling or {"rope_type": "default"})},
+            "sliding_attention": {"rope_theta": local, "rope_type": "default"},
+        }
+        if arch == "gemma3":
+            result["rope_local_base_freq"] = local
+    if scaling is not None and arch == "phi3":
+        result["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
+    return result
+
+
+def _window(file: GgufFile) -> int:
+    """Return the size of the sliding windows; 0 without windows."""
+    # llama.cpp's code for EXAONE 4 goes by the number of layers and has a default; for Gemma 2 too.
+    if file.architecture == "exaone4" and file.size("block_count") != _EXAONE_WINDOWED:
+        return 0
+    if not file.has("attention.sliding_window"):
+        return 4096 if file.architecture in {"exaone4", "gemma2"} else 0
+    return int(file.number("attention.sliding_window"))
+
+
+def _layer_types(file: GgufFile, layers: int) -> list[str]:
+    """Return the type of each layer, as transformers names them."""
+    stated = file.fields.get(f"{file.architecture}.attention.sliding_window_pattern")
+    if isinstance(stated, list):
+        if len(stated) < layers:
+            raise FormatError(
+                f"{file.path}: {file.architecture}.attention.sliding_window_pattern has {len(stated)} "
+                f"entries for {layers} layers",
+                path=file.path,
+            )
+        sliding = [bool(flag) for flag in stated[:layers]]
+    else:
+        period = file.size("attention.sliding_window_pattern") if stated else WINDOWED[file.architecture]
+        sliding = [(index + 1) % period != 0 for index in range(layers)]
+    return ["sliding_attention" if flag else "full_attention" for flag in sliding]
 
 
 def _vocab_size(file: GgufFile) -> int:
@@ -94,7 +187,8 @@ def _head_dim(file: GgufFile) -> int:
         head_dim = file.size("attention.key_length")
     else:
         head_dim = file.size("embedding_length") // file.size("attention.head_count")
-    for key in ("attention.value_length", "rope.dimension_count"):
+    partial = file.architecture in {"phi3", "glm4"}
+    for key in ("attention.value_length", *(() if partial else ("rope.dimension_count",))):
         if file.has(key) and file.size(key) != head_dim:
             file.refuse(
                 f"{file.architecture}.{key} is {file.size(key)}, but heads have {head_dim} dimensions: "
@@ -109,19 +203,80 @@ def _rope_theta(file: GgufFile) -> float:
 
 
 def _rope_scaling(file: GgufFile) -> dict[str, object] | None:
-    """Return Llama 3's rope scaling if the factors in the file follow from its published parameters."""
-    stored = file.rope_factors
-    if stored is None:
+    """Return the scaling of rotary frequencies as transformers spells it, or None."""
+    if ROPE_FACTORS in file.rope_factors:
+        return _llama3_scaling(file)
+    kind = file.fields.get(f"{file.architecture}.rope.scaling.type", "linear")
+    if LONG_FACTORS in file.rope_factors or kind == "longrope":
+        return _longrope_scaling(file)
+    # Files from before the type had a key have the factor alone, under either name; it is linear, as in
+    # llama.cpp.
+    key = "rope.scaling.factor" if file.has("rope.scaling.factor") else "rope.scale_linear"
+    factor = _shortest(file.number(key)) if file.has(key) else 1.0
+    if kind == "none" or factor in {0.0, 1.0}:  # 0 counts as 1 in llama.cpp
         return None
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": factor}
+    scaling: dict[str, object] = {"rope_type": "yarn", "factor": factor}
+    scaling["original_max_position_embeddings"] = (
+        file.size(ORIGINAL_CONTEXT) if file.has(ORIGINAL_CONTEXT) else file.size("context_length")
+    )
+    for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
+        if file.has(f"rope.scaling.{theirs}"):
+            scaling[ours] = _shortest(file.number(f"rope.scaling.{theirs}"))
+    if file.has(ATTENTION_FACTOR):
+        own = yarn_attention_factor(factor)
+        scaling["attention_factor"] = _shortest(file.number(ATTENTION_FACTOR) * own)
+    return scaling
+
+
+def _longrope_scaling(file: GgufFile) -> dict[str, object]:
+    """Return LongRoPE's scaling from its two tensors."""
+    factors = {}
+    for key, name in (("short_factor", SHORT_FACTORS), ("long_factor", LONG_FACTORS)):
+        stored = file.rope_factors.get(name)
+        if stored is None or stored.source.tensor_type.name != "F32":
+            file.refuse(f"LongRoPE needs the tensor {name} in F32", name)
+        factors[key] = [_shortest(value) for value in stored.values(0, prod(stored.shape)).tolist()]
+    scaling: dict[str, object] = {"rope_type": "longrope", **factors}
+    context = file.size("context_length")
+    original = file.size(ORIGINAL_CONTEXT) if file.has(ORIGINAL_CONTEXT) else context
+    scaling["original_max_position_embeddings"] = original
+    if file.has(ATTENTION_FACTOR):
+        attention, extension = file.number(ATTENTION_FACTOR), context / original
+        # transformers' own formula gives more digits than GGUF has (https://arxiv.org/abs/2402.13753).
+        suggested = sqrt(1 + log(extension) / log(original)) if extension > 1 < original else 1.0
+        if not isclose(attention, suggested, rel_tol=1e-6):
+            scaling["attention_factor"] = _shortest(attention)
+    return scaling
+
+
+def yarn_attention_factor(factor: float) -> float:
+    """Return YaRN's factor of cosines and sines (https://arxiv.org/abs/2309.00071, equation 22)."""
+    return 0.1 * log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _llama3_scaling(file: GgufFile) -> dict[str, object]:
+    """Return Llama 3's scaling if the factors in the file follow from its parameters."""
+    stored = file.rope_factors[ROPE_FACTORS]
     factors: NDArray[Any] = np.zeros(0)
     if stored.source.tensor_type.name == "F32":
         factors = stored.values(0, prod(stored.shape))
     factor, head_dim = float(factors.max(initial=0.0)), _head_dim(file)
+    low = _shortest(file.number(LOW_FACTOR)) if file.has(LOW_FACTOR) else _LLAMA3_LOW
+    high = _shortest(file.number(HIGH_FACTOR)) if file.has(HIGH_FACTOR) else _LLAMA3_HIGH
+    context = file.size(ORIGINAL_CONTEXT) if file.has(ORIGINAL_CONTEXT) else _LLAMA3_CONTEXT
     if not (
         1 < factor < float("inf")
+        and 0 < low < high
         and len(factors) == head_dim // 2
         # room for the rounding of float32 in the converters
-        and np.allclose(factors, _llama3_factors(_rope_theta(file), head_dim, factor), rtol=1e-5, atol=0)
+        and np.allclose(
+            factors,
+            llama3_factors(_rope_theta(file), head_dim, factor, low, high, context),
+            rtol=1e-5,
+            atol=0,
+        )
     ):
         file.refuse(
             f"the factors in {ROPE_FACTORS} do not match a supported rope scaling (only llama3 is)",
@@ -130,23 +285,34 @@ def _rope_scaling(file: GgufFile) -> dict[str, object] | None:
     return {
         "rope_type": "llama3",
         "factor": factor,
-        "low_freq_factor": float(_LLAMA3_LOW),
-        "high_freq_factor": float(_LLAMA3_HIGH),
-        "original_max_position_embeddings": _LLAMA3_CONTEXT,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": context,
     }
 
 
-def _llama3_factors(theta: float, head_dim: int, factor: float) -> NDArray[np.float32]:
-    """Return the divisors of the rotary frequencies (https://arxiv.org/abs/2407.21783)."""
-    # A hostile theta may overflow. The result is only compared, so that it may be anything.
+def llama3_factors(
+    theta: float, head_dim: int, factor: float, low: float, high: float, context: int
+) -> NDArray[np.float32]:
+    """Return Llama 3's divisors of the rotary frequencies: [head_dim / 2] (https://arxiv.org/abs/2407.21783).
+
+    Args:
+        theta: the base of the frequencies.
+        head_dim: the number of values that are rotated in a head.
+        factor: the divisor of frequencies that turn less than `low` times within `context` positions.
+        low: the number of turns up to which the divisor is `factor`.
+        high: the number of turns from which it is 1. In between, it is interpolated.
+        context: the number of positions that the model was first trained with.
+    """
+    # A hostile theta may overflow. The result is then only compared, so that it may be anything.
     with np.errstate(all="ignore"):
         wavelengths = (
             2 * np.pi * np.float32(theta) ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
         )
-        smooth = (_LLAMA3_CONTEXT / wavelengths - _LLAMA3_LOW) / (_LLAMA3_HIGH - _LLAMA3_LOW)
+        smooth = (context / wavelengths - low) / (high - low)
         factors = 1 / ((1 - smooth) / np.float32(factor) + smooth)
-    factors[wavelengths < _LLAMA3_CONTEXT / _LLAMA3_HIGH] = 1
-    factors[wavelengths > _LLAMA3_CONTEXT / _LLAMA3_LOW] = factor
+    factors[wavelengths < context / high] = 1
+    factors[wavelengths > context / low] = factor
     return factors.astype(np.float32)
 
 

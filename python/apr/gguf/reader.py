@@ -1,4 +1,4 @@
-"""The keys and tensors of a GGUF file of the Llama or Qwen2 family, read with the `gguf` package."""
+"""The keys and tensors of a GGUF file of one of the families in `names`, read with the `gguf` package."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ import numpy as np
 
 from apr.container.dtypes import NUMPY
 from apr.errors import FormatError, UnsupportedError
-from apr.gguf.names import FAMILIES, hf_name, unpermute
+from apr.gguf.names import FAMILIES, ONE_PLUS, PERMUTED, hf_name, unpermute
+from apr.gguf.structure import read_structure
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    from gguf import GGMLQuantizationType, GGUFReader, ReaderField, ReaderTensor
+    from gguf import GGMLQuantizationType, ReaderTensor
     from numpy.typing import NDArray
 
 # Types that .apr stores as they are; every other one is dequantized to float32.
 _PLAIN_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16", "F64": "f64"}
-# Factors of Llama 3's rotary frequencies: a tensor in GGUF, metadata in .apr.
+# Divisors of rotary frequencies: tensors in GGUF, metadata in .apr. Llama 3's:
 ROPE_FACTORS = "rope_freqs.weight"
+# LongRoPE's, for long and for short inputs.
+LONG_FACTORS, SHORT_FACTORS = "rope_factors_long.weight", "rope_factors_short.weight"
+ROPE_TENSORS = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})
+# The kinds of rotary scaling that the key rope.scaling.type names. Llama 3's is in tensors alone.
+_SCALINGS = frozenset({"none", "linear", "yarn", "longrope"})
+# Architectures with windows in llama.cpp: every n-th layer attends to all positions, the others to a window.
+WINDOWED = {"olmo2": 4, "gemma2": 2, "gemma3": 6, "exaone4": 4}
 # A message names no more of the tensors that have no place in the model.
 _NAMED_IN_MESSAGE = 5
 
@@ -46,6 +54,8 @@ class GgufTensor:
     path: Path
     source: ReaderTensor
     heads: int | None
+    shift: bool = False
+    """Whether GGUF holds 1 + weight, of which `values` returns the weight."""
 
     @property
     def unit(self) -> int:
@@ -62,6 +72,10 @@ class GgufTensor:
         Raises:
             FormatError: the file was cut short since it was opened.
         """
+        values = self._values(start, stop)
+        return (values.astype(np.float32) - 1).astype(values.dtype) if self.shift else values
+
+    def _values(self, start: int, stop: int) -> NDArray[Any]:
         from gguf import dequantize
 
         stored = self.stored(start, stop)
@@ -115,21 +129,20 @@ class GgufFile:
         architecture: the key `general.architecture`, a key of `FAMILIES`.
         fields: all keys with their values.
         tensors: the tensors by their transformers names, without the rotary factors.
-        rope_factors: the tensor with Llama 3's rotary factors, or None.
+        rope_factors: the tensors with divisors of rotary frequencies, by their names in `ROPE_TENSORS`.
 
     Raises:
         FormatError: the file is not a valid GGUF file.
-        UnsupportedError: a family, a feature or a tensor that a Llama or Qwen2 decoder does not have.
+        UnsupportedError: a family, a feature or a tensor that decoders of `apr` do not have.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
-        reader = _open(self.path)
-        # The package's letter for the byte order of this machine; S is the other one. Without this check a
-        # big-endian file became noise.
-        if reader.byte_order != "I":
+        structure = read_structure(self.path)
+        # Without this check a big-endian file became noise.
+        if not structure.little_endian:
             self.refuse("a big-endian GGUF file is not supported")
-        self.fields = {key: _contents(self.path, field) for key, field in reader.fields.items()}
+        self.fields = structure.fields
         if "general.architecture" not in self.fields:
             raise FormatError(f"{self.path}: GGUF key general.architecture is missing", path=self.path)
         self.architecture = str(self.fields["general.architecture"])
@@ -139,8 +152,8 @@ class GgufFile:
             )
         self._refuse_features()
         self.tensors: dict[str, GgufTensor] = {}
-        self.rope_factors: GgufTensor | None = None
-        self._add_tensors(reader.tensors)
+        self.rope_factors: dict[str, GgufTensor] = {}
+        self._add_tensors(structure.tensors)
 
     def refuse(self, problem: str, tensor: str | None = None) -> NoReturn:
         """Raise the error for something that is valid GGUF but not supported."""
@@ -187,10 +200,12 @@ class GgufFile:
     def _refuse_features(self) -> None:
         arch = self.architecture
         scaling = self.fields.get(f"{arch}.rope.scaling.type", "none")
+        windows = arch in WINDOWED or arch == "phi3"
         features = {
-            f"rope scaling {scaling!r}": scaling != "none",
+            f"rope scaling {scaling!r}": scaling not in _SCALINGS,
             "mixture of experts": bool(self.fields.get(f"{arch}.expert_count")),
-            "sliding-window attention": bool(self.fields.get(f"{arch}.attention.sliding_window")),
+            "sliding-window attention": not windows
+            and bool(self.fields.get(f"{arch}.attention.sliding_window")),
             "a model split over several files": self.fields.get("split.count", 1) != 1,
         }
         for feature, present in features.items():
@@ -198,25 +213,28 @@ class GgufFile:
                 self.refuse(f"{feature} is not supported in GGUF files")
 
     def _add_tensors(self, sources: list[ReaderTensor]) -> None:
-        unknown = [s.name for s in sources if hf_name(s.name) is None and s.name != ROPE_FACTORS]
+        arch = self.architecture
+        unknown = [s.name for s in sources if hf_name(s.name, arch) is None and s.name not in ROPE_TENSORS]
         if unknown:
             names = ", ".join(unknown[:_NAMED_IN_MESSAGE])
             if len(unknown) > _NAMED_IN_MESSAGE:
                 names += " …"
             self.refuse(f"the tensors {names} are not part of a {self.architecture} decoder", unknown[0])
         heads_of: dict[str, int] = {}
-        if self.architecture == "llama":  # converters leave the rows of Qwen2 in transformers' order
+        if self.architecture in PERMUTED:
             heads_of = {"q_proj": self.size("attention.head_count"), "k_proj": self.kv_heads}
         for source in sources:
-            if source.name == ROPE_FACTORS:
+            if source.name in ROPE_TENSORS:
                 shape = tuple(map(int, source.shape))
-                self.rope_factors = GgufTensor(ROPE_FACTORS, "f32", shape, self.path, source, None)
+                self.rope_factors[source.name] = GgufTensor(
+                    source.name, "f32", shape, self.path, source, None
+                )
                 continue
-            if not _is_readable(source.tensor_type):
+            if not is_readable(source.tensor_type):
                 self.refuse(
                     f"{source.name} has the unsupported GGML type {source.tensor_type.name}", source.name
                 )
-            name = str(hf_name(source.name))
+            name = str(hf_name(source.name, arch))
             shape = tuple(int(n) for n in reversed(source.shape))  # GGUF lists the fastest dimension first
             heads = next((n for part, n in heads_of.items() if f".{part}." in name), None)
             if heads is not None and shape[0] % (2 * heads):
@@ -226,35 +244,11 @@ class GgufFile:
                     tensor=source.name,
                 )
             dtype = _PLAIN_TYPES.get(source.tensor_type.name, "f32")
-            self.tensors[name] = GgufTensor(name, dtype, shape, self.path, source, heads)
+            shift = arch in ONE_PLUS and name.endswith("norm.weight")
+            self.tensors[name] = GgufTensor(name, dtype, shape, self.path, source, heads, shift)
 
 
-def _open(path: Path) -> GGUFReader:
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise FormatError(f"{path}: not a GGUF file (it starts with {magic!r})", path=path, offset=0)
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(path)
-    # The package has no error class of its own: these are what it raises on damaged files.
-    except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
-        raise FormatError(f"{path}: invalid GGUF file: {error}", path=path) from error
-
-
-def _contents(path: Path, field: ReaderField) -> Any:  # noqa: ANN401  (whatever GGUF holds)
-    try:
-        return field.contents()
-    except UnicodeDecodeError as error:
-        raise FormatError(
-            f"{path}: GGUF key {field.name}: invalid UTF-8 ({error.reason})",
-            path=path,
-            offset=int(field.offset),
-        ) from None
-
-
-def _is_readable(kind: GGMLQuantizationType) -> bool:
+def is_readable(kind: GGMLQuantizationType) -> bool:
     """Whether .apr stores the type as it is, or the gguf package can dequantize it."""
     from gguf import GGML_QUANT_SIZES, dequantize
 

@@ -45,8 +45,6 @@ class Family:
     """transformers' class."""
     gguf: str
     """The architecture's name in GGUF files."""
-    gguf_permuted: bool = False
-    """Whether llama.cpp's converter reorders the rows of q and k: its code rotates neighbors there."""
     norms: Norms = _BEFORE
     norm_kind: NormKind = "plain"
     qk_norm: QkNorm | None = None
@@ -106,7 +104,6 @@ FAMILIES: dict[str, Family] = {
     "llama": Family(
         class_name="LlamaForCausalLM",
         gguf="llama",
-        gguf_permuted=True,
         biases="qkvo",
         defaults=_defaults(32000, 4096, 11008, 32, 32, None),
     ),
@@ -136,7 +133,6 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(
         class_name="MistralForCausalLM",
         gguf="llama",
-        gguf_permuted=True,
         windows="all",
         defaults=_defaults(
             32000, 4096, 14336, 32, 32, 8, max_position_embeddings=131072, sliding_window=4096
@@ -145,7 +141,6 @@ FAMILIES: dict[str, Family] = {
     "smollm3": Family(
         class_name="SmolLM3ForCausalLM",
         gguf="smollm3",
-        gguf_permuted=True,
         biases="qkvo",
         windows="without rope",
         no_rope="listed",
@@ -222,7 +217,6 @@ FAMILIES: dict[str, Family] = {
     "granite": Family(
         class_name="GraniteForCausalLM",
         gguf="granite",
-        gguf_permuted=True,
         biases="qkvo",
         multipliers=True,
         defaults=_defaults(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from apr.errors import WeightsError
-from apr.gguf.names import hf_name
+from apr.gguf.names import PERMUTED, hf_name
 from apr.model.families import FAMILIES
 from apr.model.names import HEAD, HEADS, TRAINING_PREFIX, check_layers, parameter_shapes
 
@@ -71,7 +71,7 @@ def permuted_heads(config: ModelConfig, source: str, parameter: str) -> int | No
     GGUF converters permute the rows of q and k projections of some families. Only the names tell.
     """
     # `rope_type` ought to say it, but importers write 0 (adjacent pairs) for transformers' order too.
-    if source == parameter or not FAMILIES[config.family].gguf_permuted:
+    if source == parameter or FAMILIES[config.family].gguf not in PERMUTED:
         return None
     heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}
     return heads.get(parameter.split(".")[-2])

@@ -1,25 +1,33 @@
 //! Text to token ids, in parallel. The ids are those of the `tokenizers` library.
 //!
-//! Byte-level BPE with the pre-tokenizers of GPT-2, `SmolLM2`, Qwen2 and Llama 3 has a fast path: the text is
-//! split without copies, and a bounded cache of each thread has the ids of pieces that occurred before.
+//! Byte-level BPE with the pre-tokenizers of GPT-2, `SmolLM2`, Qwen2 and Qwen3, Llama 3 (`cl100k_base`) and
+//! `o200k_base` has a fast path: the text is split by hand-written code without copies, a bounded cache of each
+//! thread has the ids of pieces that occurred before, and new pieces are merged with a table of pairs.
 //! Everything else goes through the library.
 #![deny(unsafe_code)]
 
 mod cache;
+mod classes;
+mod merge;
 mod split;
 mod stored;
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    borrow::Cow,
+    convert::Infallible,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use cache::Cache;
+use merge::{Merges, letter};
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 use serde_json::Value;
 use split::{Kind, Splitter, parts};
 pub use stored::Stored;
-use tokenizers::{Model, ModelWrapper, Tokenizer};
+use tokenizers::{Model, ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 /// Bytes of a long text that one thread encodes at a time. One file of 100 MB would otherwise keep a single
@@ -94,11 +102,13 @@ pub struct Encoder {
 /// The fast path of a tokenizer.
 struct Fast {
     splitter: Splitter,
-    /// Whether the tokenizer normalizes to NFC. A text in another form then goes through the library.
+    /// `None` if the model's vocabulary or merges are not of the usual form: the library then merges.
+    merges: Option<Merges>,
+    /// Whether the tokenizer normalizes to NFC.
     nfc: bool,
     /// Tokens that the library looks for before it splits a text. A text with one of them goes through the
     /// library.
-    added: Vec<String>,
+    added: Added,
     /// Whether a long text may be encoded in parts: no added token can reach across the end of a part.
     in_parts: bool,
     /// One cache for each thread, so that no thread waits for another.
@@ -122,14 +132,16 @@ impl Encoder {
         let fast = Kind::of(&spec).map(|kind| {
             let added: Vec<&Value> = added_tokens(&spec).collect();
             let text = |token: &&Value| Some(token.get("content")?.as_str()?.to_owned());
+            let nfc = spec.pointer("/normalizer/type").is_some();
             Fast {
-                splitter: Splitter::new(kind),
-                nfc: spec.pointer("/normalizer/type").is_some(),
+                splitter: Splitter::new(kind, nfc),
+                merges: spec.get("model").and_then(Merges::of),
+                nfc,
                 in_parts: added.iter().all(|token| {
                     token.get("rstrip") != Some(&Value::Bool(true))
                         && text(token).is_none_or(|text| !text.contains(char::is_whitespace))
                 }),
-                added: added.iter().filter_map(text).collect(),
+                added: Added::new(added.iter().filter_map(text).collect()),
                 caches: (0..threads.max(1)).map(|_| Mutex::default()).collect(),
             }
         });
@@ -140,6 +152,20 @@ impl Encoder {
     #[must_use]
     pub fn is_fast(&self) -> bool {
         self.fast.is_some()
+    }
+
+    /// Return the pieces that the fast path merges, for comparing them with the library's pre-tokenizer. `None`
+    /// without a fast path.
+    #[must_use]
+    pub fn pieces<'a>(&self, text: &'a str) -> Option<Vec<&'a str>> {
+        let mut pieces = Vec::new();
+        let mut start = 0;
+        let split: Result<(), Infallible> = self.fast.as_ref()?.splitter.split(text, |end| {
+            pieces.push(&text[start..end]);
+            start = end;
+            Ok(())
+        });
+        split.ok().map(|()| pieces)
     }
 
     /// Let calls of `encode`, those that run and later ones, end soon with [`Error::Stopped`].
@@ -196,37 +222,85 @@ impl Encoder {
         if self.stopped.load(Ordering::Relaxed) {
             return Err(Error::Stopped);
         }
-        match (&self.fast, self.tokenizer.get_model()) {
-            (Some(fast), ModelWrapper::BPE(model)) if fast.takes(text) => {
-                let thread = rayon::current_thread_index().unwrap_or(0) % fast.caches.len();
-                let mut cache = fast.caches[thread].lock().unwrap_or_else(PoisonError::into_inner);
-                let mut ids = Vec::with_capacity(text.len() / 3);
-                fast.splitter.split(text, |piece| {
-                    cache.get(piece, &mut ids, |letters| {
-                        let tokens =
-                            model.tokenize(letters).map_err(|error| Error::Tokenizer(error.to_string()))?;
-                        Ok(tokens.into_iter().map(|token| token.id))
-                    })
-                })?;
-                Ok(ids)
-            }
-            _ => {
-                let encoding = self.tokenizer.encode_fast(text, false);
-                encoding
-                    .map(|encoding| encoding.get_ids().to_vec())
-                    .map_err(|error| Error::Tokenizer(error.to_string()))
-            }
+        let wrong = |error: tokenizers::Error| Error::Tokenizer(error.to_string());
+        if let (Some(fast), ModelWrapper::BPE(model)) = (&self.fast, self.tokenizer.get_model())
+            && let Some(text) = fast.normalized(text, self.tokenizer.get_normalizer()).map_err(wrong)?
+        {
+            let thread = rayon::current_thread_index().unwrap_or(0) % fast.caches.len();
+            let mut cache = fast.caches[thread].lock().unwrap_or_else(PoisonError::into_inner);
+            let library = |piece: &[u8], ids: &mut Vec<u32>| {
+                let letters: String = piece.iter().map(|byte| letter(*byte)).collect();
+                let tokens = model.tokenize(&letters).map_err(wrong)?;
+                ids.extend(tokens.into_iter().map(|token| token.id));
+                Ok(())
+            };
+            let (bytes, merges) = (text.as_bytes(), fast.merges.as_ref());
+            cache.clear();
+            fast.splitter.split(&text, |end| cache.add(bytes, end, merges, library))?;
+            cache.look_up(bytes, merges, library)?;
+            return Ok(cache.take());
         }
+        let encoding = self.tokenizer.encode_fast(text, false);
+        encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(wrong)
     }
 }
 
 impl Fast {
-    fn takes(&self, text: &str) -> bool {
-        (!self.nfc || text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes)
-            && !self
-                .added
-                .iter()
-                .any(|token| memchr::memmem::find(text.as_bytes(), token.as_bytes()).is_some())
+    /// Return the text as the library splits it; `None` if it contains an added token, for which the library
+    /// looks before and after it normalizes.
+    fn normalized<'a>(
+        &self,
+        text: &'a str,
+        normalizer: Option<&NormalizerWrapper>,
+    ) -> Result<Option<Cow<'a, str>>, tokenizers::Error> {
+        if self.added.is_in(text.as_bytes()) {
+            return Ok(None);
+        }
+        let is_nfc = || text.is_ascii() || self.splitter.classes.is_nfc(text.as_bytes());
+        let Some(normalizer) = normalizer.filter(|_| self.nfc && !is_nfc()) else {
+            return Ok(Some(text.into()));
+        };
+        if is_nfc_quick(text.chars()) == IsNormalized::Yes {
+            return Ok(Some(text.into()));
+        }
+        // The library's own normalizer, whose tables are of an older Unicode.
+        let mut string = NormalizedString::from(text);
+        normalizer.normalize(&mut string)?;
+        let text = string.get().to_owned();
+        Ok((!self.added.is_in(text.as_bytes())).then(|| text.into()))
+    }
+}
+
+/// Added tokens that a text may contain.
+struct Added {
+    tokens: Vec<String>,
+    /// The first bytes of all tokens, if there are at most three different ones: a single pass then finds where
+    /// a token may begin. Qwen2.5 has fourteen tokens, and all of them begin with `<`.
+    first: Option<[u8; 3]>,
+}
+
+impl Added {
+    fn new(mut tokens: Vec<String>) -> Self {
+        // The library looks for no empty token.
+        tokens.retain(|token| !token.is_empty());
+        let mut first: Vec<u8> = tokens.iter().filter_map(|token| token.bytes().next()).collect();
+        first.sort_unstable();
+        first.dedup();
+        let first = match *first {
+            [a] => Some([a, a, a]),
+            [a, b] => Some([a, b, b]),
+            [a, b, c] => Some([a, b, c]),
+            _ => None,
+        };
+        Self { tokens, first }
+    }
+
+    fn is_in(&self, text: &[u8]) -> bool {
+        if let Some([a, b, c]) = self.first {
+            return memchr::memchr3_iter(a, b, c, text)
+                .any(|at| self.tokens.iter().any(|token| text[at..].starts_with(token.as_bytes())));
+        }
+        self.tokens.iter().any(|token| memchr::memmem::find(text, token.as_bytes()).is_some())
     }
 }
 

@@ -53,6 +53,11 @@ impl Encoder {
         self.inner.is_fast()
     }
 
+    /// Return the pieces of a text that the fast path merges; None without a fast path.
+    fn pieces<'a>(&self, text: &'a str) -> Option<Vec<&'a str>> {
+        self.inner.pieces(text)
+    }
+
     /// Encode strings, without the ids around them.
     fn encode(&self, py: Python<'_>, texts: Vec<PyBackedStr>) -> PyResult<Encoded> {
         self.run(py, &texts.iter().map(|text| Stored::Text(text)).collect::<Vec<_>>(), Ends::default())
@@ -87,11 +92,15 @@ impl Encoder {
     fn run(&self, py: Python<'_>, texts: &[Stored<'_>], ends: Ends) -> PyResult<Encoded> {
         let encoded = py.detach(|| self.inner.encode(texts, ends));
         let encoded = encoded.map_err(|error| to_python(&error))?;
-        // In pieces of several texts, whose sum is their length: `flatten` does not know it.
         let ids = PyBytes::new_with(py, 4 * encoded.len(), |bytes| {
-            let places = bytes.as_chunks_mut::<4>().0.iter_mut();
-            for (place, id) in places.zip(encoded.ids.iter().flatten()) {
-                *place = id.to_le_bytes();
+            let mut places = bytes.as_chunks_mut::<4>().0;
+            // One vector after another: over all of them at once, each id would be copied by itself.
+            for ids in &encoded.ids {
+                let (these, rest) = places.split_at_mut(ids.len());
+                for (place, id) in these.iter_mut().zip(ids) {
+                    *place = id.to_le_bytes();
+                }
+                places = rest;
             }
             Ok(())
         })?;

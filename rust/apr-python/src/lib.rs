@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 
 mod atomic;
 mod buffer;
+mod checksums;
 mod container;
 mod encode;
 mod errors;
@@ -27,6 +28,7 @@ mod watch;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     atomic::register(module)?;
+    checksums::register(module)?;
     container::register(module)?;
     findings::register(module)?;
     header::register(module)?;

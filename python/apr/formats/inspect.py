@@ -1,4 +1,4 @@
-"""`apr.inspect`: what a model file is, as a dictionary."""
+"""`apr.inspect`: what a model file of any format is, as a dictionary."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Literal
 
 from apr.container.inspect import container_facts
-from apr.container.load import load
+from apr.formats.foreign import ForeignFile
+from apr.formats.open import open_model
 from apr.model.metadata import spellings
 from apr.model.names import HEADS, TRAINING_PREFIX
 
@@ -31,9 +32,9 @@ def inspect(
     """Describe a file. Every file that opens is described, including one whose checksum is wrong.
 
     Args:
-        path: the file; or, for a model in several files, its index or directory.
+        path: an .apr, safetensors or GGUF file; or, for a model in several files, its index or directory.
         verify: "full" reads every byte to decide `checksum_valid`; "structure" leaves it None.
-        keys: `password`, `recipient_key` and `trusted_key` as in `apr.load`.
+        keys: `password`, `recipient_key` and `trusted_key` as in `apr.load`; for an .apr file alone.
 
     Returns:
         A dictionary that `json.dumps` accepts:
@@ -41,13 +42,14 @@ def inspect(
         - `file`: the path; `files`: the paths of a model in several files, else None.
         - `valid`: whether no check failed; `checksum_valid`: whether the footer matches, None if there is no
           footer or it was not checked.
-        - `format`: the form of the format, such as "APR v2"; `version`: such as "2.0".
+        - `format`: the form of the format, such as "APR v2", "safetensors" or "GGUF"; `version`: such as
+          "2.0", None for safetensors, which has none.
         - `kind`: "model", "checkpoint" or "shard".
         - `tensor_count`, `param_count`, `size_bytes`; `dtypes`: the number of tensors of each dtype.
         - `architecture`, `num_layers`, `num_heads`, `num_kv_heads`, `hidden_size`, `vocab_size`: from the
-          metadata, None if they do not contain them.
+          metadata, for safetensors from the config.json of the directory; None if they do not contain them.
         - `header_checksum`, `footer_checksum`: as stored, in hexadecimal; None if there is none and for
-          several files.
+          several files. safetensors and GGUF have none, and neither flags nor reserved bytes.
         - `flags`: each named flag and whether it is set; `unknown_flags`: the set bits without a name;
           `reserved`: the reserved bytes in hexadecimal, None if all are zero.
         - `v1`: None, or for version 1 `model_type`, `compression`, `quality`, `payload_size` (stored bytes),
@@ -59,10 +61,10 @@ def inspect(
         AprError: the file does not open; the error has the path, tensor and byte.
         OSError: the file cannot be opened or read.
     """
-    with load(path, **keys) as file:
+    with open_model(path, **keys) as file:
         facts = container_facts(file, os.fspath(path), verify=verify)
         infos = [file.info(name) for name in file]
-        metadata = file.metadata
+        metadata = file.config if isinstance(file, ForeignFile) else file.metadata
         is_shard = not file.is_sharded and bool(facts["flags"].get("sharded"))
     if any(info.name.startswith(TRAINING_PREFIX) for info in infos):
         kind = "checkpoint"
