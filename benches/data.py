@@ -1,6 +1,9 @@
 """Compare the data path with named peers in one run; one function per row.
 
-    python benches/data.py [ROW …] [--megabytes N]
+    python benches/data.py [ROW …] [--megabytes N] [--tokenizer PATH …] [--validate DIR]
+
+`encode` and `parts` use the Python files of this interpreter, or with `--validate` the text files of a
+directory of your own. gigatoken is compared if it is installed; it is not needed for anything else.
 
 Files are in a temporary directory (set TMPDIR to choose the disk), the page cache is warm, and the sides of a
 row take turns. Figures are medians.
@@ -20,7 +23,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,23 +37,32 @@ SMOLLM2 = Path(__file__).parents[1] / "demo/cache/SmolLM2-135M-Instruct.Q4_1.ggu
 VOCABULARY = 49_152
 # Texts in one call of the peer: the fastest of several sizes that we tried, a few MB.
 PEER_BATCH = 512
+ROUNDS = 3
 
 
-def encode(directory: Path, megabytes: float) -> None:
-    """Encode files to flushed shards and a manifest; the peer is `encode_batch_fast` in memory."""
+def encode(directory: Path, options: argparse.Namespace) -> None:
+    """Encode files to flushed shards and a manifest, and in memory; the peers encode in memory."""
+    corpus, nbytes = text_files(directory / "corpus", options)
+    sources = options.tokenizer or [
+        SMOLLM2 if SMOLLM2.exists() else trained(corpus, directory / "vocabulary")
+    ]
+    for source in sources:
+        encode_with(Path(source), directory, corpus, nbytes)
+
+
+def encode_with(source: Path, directory: Path, corpus: Path, nbytes: int) -> None:
+    """Encode with one vocabulary, and compare the ids."""
     import numpy as np
     from tokenizers import Tokenizer
 
+    from apr._core import Encoder
     from apr.data.encode import encode_corpus as to_shards
     from apr.data.encode_options import EncodeOptions
     from apr.data.tokenizers import load_tokenizer
 
-    corpus, nbytes = python_source(directory / "corpus", megabytes)
-    texts = [path.read_text(encoding="utf-8") for path in sorted(corpus.iterdir())]
-    source = SMOLLM2 if SMOLLM2.exists() else trained(corpus, directory / "vocabulary")
-    loaded = load_tokenizer(source)
+    texts = [path.read_bytes() for path in sorted(corpus.iterdir())]
     as_json = directory / "tokenizer.json"
-    loaded.tokenizer.save(str(as_json))
+    load_tokenizer(source).tokenizer.save(str(as_json))
     options = EncodeOptions(
         corpus=(str(corpus),), tokenizer=as_json, output=directory / "shards", eos_policy="none", force=True
     )
@@ -59,16 +71,106 @@ def encode(directory: Path, megabytes: float) -> None:
 
     def batches() -> Iterator[list[Encoding]]:
         for n in range(0, len(texts), PEER_BATCH):
-            yield peer.encode_batch_fast(texts[n : n + PEER_BATCH], add_special_tokens=False)
+            batch = [text.decode() for text in texts[n : n + PEER_BATCH]]
+            yield peer.encode_batch_fast(batch, add_special_tokens=False)
 
-    # The peer only encodes: its ids are dropped.
-    seconds = taking_turns([lambda: to_shards(options), lambda: deque(batches(), maxlen=0)], rounds=3)
+    # A new encoder each time: its cache is empty, as that of gigatoken's new tokenizer is.
+    content = as_json.read_text(encoding="utf-8")
+    encoders = iter([Encoder(content, CORES) for _ in range(ROUNDS)])
+
+    def in_memory() -> None:
+        next(encoders).encode_values(texts)
+
+    sides: dict[str, Callable[[], object]] = {
+        "ours, to shards": lambda: to_shards(options),
+        "ours, in memory": in_memory,
+        "tokenizers": lambda: deque(batches(), maxlen=0),
+    }
+    others: list[Any] = []
+    try:
+        import gigatoken
+
+        others = [gigatoken.Tokenizer.from_json(content) for _ in range(ROUNDS)]
+        unused = iter(others)
+        sides["gigatoken"] = lambda: next(unused).encode_batch(texts)
+    except ImportError:
+        print("encode: gigatoken is not installed; it is left out")
+    except RuntimeError as error:
+        print(f"encode: gigatoken cannot read {source.name}: {str(error).splitlines()[0]}")
+    wall, cpu = zip(*taking_turns_with_cpu(list(sides.values()), ROUNDS), strict=True)
     stream = np.concatenate([np.fromfile(shard, "<u4") for shard in sorted(options.output.glob("*.bin"))])
-    ids = [np.array(encoding.ids, "<u4") for batch in batches() for encoding in batch]
-    if not np.array_equal(stream, np.concatenate(ids)):
+    ids = np.concatenate([np.array(encoding.ids, "<u4") for batch in batches() for encoding in batch])
+    if not np.array_equal(stream, ids):
         sys.exit("encode: the ids differ from those of tokenizers")
-    what = f"encode {nbytes / 1e6:.0f} MB of {len(texts):,} files, {source.name}, same {len(stream):,} ids"
-    row(what, "tokenizers in memory", [nbytes / 1e6 / took for took in seconds], "MB/s", at_least=0.95)
+    what = f"{nbytes / 1e6:.0f} MB of {len(texts):,} files, {source.name}"
+    print(f"encode {what}: {len(stream):,} ids as tokenizers")
+    for name, wall_seconds, cpu_seconds in zip(sides, wall, cpu, strict=True):
+        rate, speed = nbytes / 1e6 / cpu_seconds, nbytes / 1e6 / wall_seconds
+        print(f"    {name:<16}{rate:8.1f} MB per CPU-second {speed:8.1f} MB/s", flush=True)
+    by_name = dict(zip(sides, cpu, strict=True))
+    ours = by_name["ours, in memory"]
+    print(f"    in memory {by_name['tokenizers'] / ours:.1f} x tokenizers (target at least 25)", end="")
+    if others:
+        import awkward
+
+        theirs = awkward.to_numpy(awkward.flatten(others[0].encode_batch(texts)))
+        more = "the same ids" if np.array_equal(theirs, ids) else f"{len(theirs) - len(ids):+,} ids"
+        print(
+            f", {by_name['gigatoken'] / ours:.2f} x gigatoken (target at least 0.8), which has {more}", end=""
+        )
+    print(flush=True)
+
+
+def parts(directory: Path, options: argparse.Namespace) -> None:
+    """Encode in four parts, one after another, and join them; the peer is one run, and `cp` with `sha256`."""
+    from apr.data.encode import encode_corpus as to_shards
+    from apr.data.encode_options import EncodeOptions
+    from apr.data.merge import merge_parts
+
+    corpus, nbytes = text_files(directory / "corpus", options)
+    source = (
+        options.tokenizer or [SMOLLM2 if SMOLLM2.exists() else trained(corpus, directory / "vocabulary")]
+    )[0]
+
+    def run(name: str, part: str | None = None) -> Path:
+        output = directory / name
+        to_shards(
+            EncodeOptions((str(corpus),), Path(source), output, shard_tokens=1_000_000, part=part, force=True)
+        )
+        return output
+
+    made = [directory / f"part-{n}" for n in range(1, 5)]
+    sides: list[Callable[[], object]] = [
+        lambda: run("whole"),
+        lambda: [run(path.name, f"{n}/4") for n, path in enumerate(made, start=1)],
+        lambda: merge_parts(made, directory / "merged", force=True),
+    ]
+    whole, in_parts, merging = taking_turns(sides, rounds=3)
+    shards = sorted((directory / "whole").glob("*.bin"))
+    if any(shard.read_bytes() != (directory / "merged" / shard.name).read_bytes() for shard in shards):
+        sys.exit("parts: the joined shards differ from those of one run")
+    size = sum(shard.stat().st_size for shard in shards)
+    print(f"encode {nbytes / 1e6:.0f} MB in 4 parts on this machine, and join them: the shards of one run")
+    print(f"    one run {whole:.2f} s, the parts one after another {in_parts:.2f} s", flush=True)
+    print(
+        f"    merge {size / 1e9 / merging:.2f} GB/s, with checks of both and fsync (target at least 1)",
+        flush=True,
+    )
+
+
+def text_files(corpus: Path, options: argparse.Namespace) -> tuple[Path, int]:
+    """Write the files of the corpus; return their size."""
+    if options.validate is None:
+        return python_source(corpus, options.megabytes)
+    corpus.mkdir()
+    size = 0
+    for n, path in enumerate(sorted(Path(options.validate).rglob("*"))):
+        if path.is_file() and is_text(content := path.read_bytes()):
+            (corpus / f"{n:07}").write_bytes(content)
+            size += len(content)
+        if size >= options.megabytes * 1e6:
+            break
+    return corpus, size
 
 
 def python_source(corpus: Path, megabytes: float) -> tuple[Path, int]:
@@ -99,6 +201,11 @@ def is_text(content: bytes) -> bool:
         return False
 
 
+def default_tokenizer(corpus: Path, directory: Path) -> Path:
+    """Return SmolLM2's tokenizer, or a trained one."""
+    return SMOLLM2 if SMOLLM2.exists() else trained(corpus, directory / "vocabulary")
+
+
 def trained(corpus: Path, output: Path) -> Path:
     """Train a vocabulary of the size of SmolLM2's."""
     from apr.data.corpus import Corpus
@@ -119,6 +226,20 @@ def taking_turns(sides: list[Callable[[], object]], rounds: int) -> list[float]:
     return [statistics.median(seconds) for seconds in taken]
 
 
+def taking_turns_with_cpu(sides: list[Callable[[], object]], rounds: int) -> list[tuple[float, float]]:
+    """Return the median seconds and CPU-seconds of each side. They take turns."""
+    taken: list[list[tuple[float, float]]] = [[] for _ in sides]
+    for _ in range(rounds):
+        for act, seconds in zip(sides, taken, strict=True):
+            start, cpu = time.perf_counter(), time.process_time()
+            act()
+            seconds.append((time.perf_counter() - start, time.process_time() - cpu))
+    return [
+        (statistics.median(wall for wall, _ in seconds), statistics.median(cpu for _, cpu in seconds))
+        for seconds in taken
+    ]
+
+
 def row(what: str, peer: str, speeds: list[float], unit: str, *, at_least: float) -> None:
     """Print our speed, the peer's, the ratio and its target."""
     ours, theirs = speeds
@@ -126,7 +247,7 @@ def row(what: str, peer: str, speeds: list[float], unit: str, *, at_least: float
     print(f"{ours / theirs:.2f} x (target at least {at_least})", flush=True)
 
 
-def repair_manifest(directory: Path, _megabytes: float) -> None:
+def repair_manifest(directory: Path, _options: argparse.Namespace) -> None:
     """Write the manifest of 228 sparse shards of 10 M tokens; the peer is an idle interpreter."""
     for number in range(228):
         with (directory / f"shard-{number:05}.bin").open("wb") as shard:
@@ -168,7 +289,7 @@ def zipfian(directory: Path, shards: int, vocabulary: int = 151_936) -> int:
     return shards * 40_000_000
 
 
-def verify(directory: Path, _megabytes: float) -> None:
+def verify(directory: Path, _options: argparse.Namespace) -> None:
     """Scan as `--verify` does: without hashes against a parallel read, with them against `hashlib`."""
     from apr.data.listing import list_shards
     from apr.data.scan import scan_shards
@@ -204,7 +325,7 @@ def verify(directory: Path, _megabytes: float) -> None:
         row(what, peer, [nbytes / 1e9 / took for took in seconds], "GB/s", at_least=target)
 
 
-def loader(directory: Path, _megabytes: float) -> None:
+def loader(directory: Path, _options: argparse.Namespace) -> None:
     """Load batches of 16 x 1024 int64 ids in random order; the peer is a loader as in nanoGPT."""
     import numpy as np
     import torch
@@ -238,7 +359,13 @@ def loader(directory: Path, _megabytes: float) -> None:
     print(f"    {speeds[0]:.0f} M tokens/s (target at least 200)", flush=True)
 
 
-ROWS = {"encode": encode, "repair_manifest": repair_manifest, "verify": verify, "loader": loader}
+ROWS = {
+    "encode": encode,
+    "parts": parts,
+    "repair_manifest": repair_manifest,
+    "verify": verify,
+    "loader": loader,
+}
 
 
 def main() -> None:
@@ -250,13 +377,17 @@ def main() -> None:
     parser.add_argument(
         "--megabytes", type=float, default=100, help="size of the corpus to encode (default: 100)"
     )
+    parser.add_argument(
+        "--tokenizer", nargs="+", help="vocabularies to encode with (default: SmolLM2's, or a trained one)"
+    )
+    parser.add_argument("--validate", metavar="DIR", help="encode the text files of this directory")
     options = parser.parse_args()
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"unknown row {', '.join(sorted(unknown))}; the rows are {', '.join(ROWS)}")
     print(f"{CORES} cores, Python {sys.version.split()[0]}")
     for name in options.rows or ROWS:
         with tempfile.TemporaryDirectory() as directory:
-            ROWS[name](Path(directory), options.megabytes)
+            ROWS[name](Path(directory), options)
 
 
 if __name__ == "__main__":
