@@ -23,6 +23,37 @@ def stored(tmp_path):
     return Container(path)
 
 
+@pytest.mark.parametrize(("buffers", "held"), [(1, 0), (2, 1), (6, 2), (3, 2)])
+def test_a_ring_passes_on_every_byte_in_order(stored, tmp_path, buffers, held):
+    content = (tmp_path / "m.apr").read_bytes()
+    size = 600_001
+    ring = [np.zeros(size, np.uint8) for _ in range(buffers)]
+    parts = [(start, min(size, len(content) - start)) for start in range(0, len(content), size)]
+    passed_on = []
+
+    def use(part):
+        # Those that are held are still as they were read.
+        for number in range(max(0, part - held), part + 1):
+            start, length = parts[number]
+            if number == part or number > part - held:
+                assert ring[number % buffers][:length].tobytes() == content[start : start + length]
+        passed_on.append(part)
+
+    stored.read_ring(parts, ring, held, 100_000, use)
+    assert passed_on == list(range(len(parts)))
+
+
+def test_a_ring_ends_at_the_first_error(stored):
+    ring = [np.zeros(100, np.uint8) for _ in range(3)]
+    with pytest.raises(ZeroDivisionError):
+        stored.read_ring([(0, 100)] * 50, ring, 1, 10, lambda _: 1 / 0)
+    with pytest.raises(OSError, match=r"m\.apr"):
+        stored.read_ring([(0, 100), (stored.size - 5, 100)], ring, 1, 10, lambda _: None)
+    for held, segment in ((3, 10), (1, 0)):
+        with pytest.raises(ValueError, match="ring"):
+            stored.read_ring([(0, 10)], ring, held, segment, lambda _: None)
+
+
 def offset(container, name):
     return container.info(name)[3]
 

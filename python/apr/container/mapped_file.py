@@ -106,7 +106,13 @@ class MappedFile(TensorFile):
 
         if isinstance(names, str):
             raise TypeError(f"names must be a list of names, not a string; pass [{names!r}]")
-        stored = {name: self._stored(name) for name in (self if names is None else names)}
+        wanted = list(self if names is None else names)
+        try:
+            entries = self._container.stored_entries(wanted)
+        except (KeyError, TypeError, UnicodeEncodeError):  # not in the file, not a str, a lone surrogate
+            missing = next(name for name in wanted if name not in self)
+            raise self._missing(missing) from None
+        stored = {name: TensorInfo(*entry) for name, entry in zip(wanted, entries, strict=True)}
         return to_device(self._container, stored, device, dtype)
 
     def info(self, name: str) -> TensorInfo:

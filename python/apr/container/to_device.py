@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import gc
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from apr.container.devices import parse_device
 from apr.container.torch_dtypes import TORCH, empty
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from apr._core import Container
     from apr.container.header import TensorInfo
 
-# Page-locked buffers on the way to a GPU: while one is copied to the GPU, the next is filled. Locking pages
-# is slow (a second for a gigabyte), so there are few, and torch's allocator keeps them for the next call.
-_BUFFERS, _BUFFER_BYTES = 2, 32 << 20
+# Page-locked buffers on the way to a GPU: while some are copied to it, the others are filled. Few and small:
+# locking pages is slow (a second for a gigabyte), and 32 MiB stay in the processor's cache, so that what is
+# read from the page cache goes to the GPU without a second trip through memory. torch's allocator keeps them
+# for the next call.
+_BUFFERS, _BUFFER_BYTES = 4, 8 << 20
+# Bytes that a thread reads at a time: all threads share a buffer.
+_SEGMENT_BYTES = 512 << 10
+# Buffers whose copies may be under way at a time; the rest of the ring is being filled.
+_COPIED_AT_A_TIME = 1
+# Tensors smaller than this share an allocation and a copy with their neighbors in the file, of at most a
+# buffer's size. 18,867 copies of 100 kB would take longer than their bytes.
+_SMALL_BYTES = 1 << 20
+# Allocations of neighbors are a multiple of this, so that they can be viewed as any dtype.
+_ALIGNMENT = 64
+# Bytes between two tensors that are copied along instead of beginning another copy.
+_GAP_BYTES = 4096
 
 
 def to_device(
@@ -49,7 +65,7 @@ def to_device(
     infos = {info.name: info for info in stored.values()}
     plain = [info for info in infos.values() if info.dtype in TORCH]
     if target.type == "cuda":
-        tensors = _read_through_pinned(container, plain, target)
+        tensors = _read_to_gpu(container, plain, target)
     else:
         tensors = {info.name: empty(info.shape, TORCH[info.dtype]) for info in plain}
         container.read([(info.offset, _bytes_of(tensors[info.name]).numpy().data) for info in plain])
@@ -58,13 +74,24 @@ def to_device(
             tensors[name] = empty(info.shape, torch.float32)
             container.dequantize(name, 0, tensors[name].view(-1).numpy().data)
     for name, values in tensors.items():
-        # On a GPU, the stored bytes cross the bus and are converted there.
-        tensors[name] = values.to(target, dtype if values.is_floating_point() else None)
+        wanted = dtype if dtype is not None and values.is_floating_point() else values.dtype
+        if values.device != target or values.dtype != wanted:
+            # On a GPU, the stored bytes cross the bus and are converted there.
+            tensors[name] = values.to(target, wanted)
     return {name: tensors[info.name] for name, info in stored.items()}
 
 
 def _bytes_of(values: torch.Tensor) -> torch.Tensor:
     return values.view(-1).view(torch.uint8)
+
+
+@dataclass
+class _Region:
+    """Consecutive bytes of the file that become one allocation: a large tensor, or small neighbors."""
+
+    start: int
+    stop: int
+    infos: list[TensorInfo]
 
 
 @dataclass
@@ -74,76 +101,136 @@ class _Chunk:
     Attributes:
         start: the first byte in the file.
         stop: the byte after the last.
-        pieces: the parts of tensors in it, as (tensor, first byte within the tensor, first byte within the
-            chunk, bytes).
+        copies: the copies from it, as (number of the region, first byte within the region, first byte within
+            the chunk, bytes).
     """
 
     start: int
     stop: int
-    pieces: list[tuple[str, int, int, int]]
+    copies: list[tuple[int, int, int, int]] = field(default_factory=list)
 
 
-class _Buffer:
-    """A page-locked buffer, its counterpart on the device, and an event for the end of the copies from it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.host = torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=True)
-        # One copy per chunk instead of one per tensor: a model may have 18,867 small ones.
-        self.device = torch.empty(_BUFFER_BYTES, dtype=torch.uint8, device=device)
-        self.copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-
-
-def _read_through_pinned(
+def _read_to_gpu(
     container: Container, infos: list[TensorInfo], device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """Read plain tensors to a GPU: a chunk of the file at a time through page-locked memory.
+    """Read plain tensors to a GPU, a chunk of the file at a time through page-locked memory."""
+    regions = _regions(infos)
+    chunks = _chunks(regions)
+    with torch.cuda.device(device), _collector_paused():
+        tensors = {info.name: torch.empty(info.shape, dtype=TORCH[info.dtype], device=device)
+                   for info in infos if not info.nbytes}  # fmt: skip
+        memory = [_allocate(region, tensors, device) for region in regions]
+        # No more buffers than chunks: a small file locks few pages.
+        ring = [
+            torch.empty(_BUFFER_BYTES, dtype=torch.uint8, pin_memory=True)
+            for _ in range(min(_BUFFERS, len(chunks)))
+        ]
+        copied = [torch.cuda.Event() for _ in ring]  # type: ignore[no-untyped-call]
+        held = min(_COPIED_AT_A_TIME, len(ring) - 1)
 
-    While one chunk is copied to the GPU, a thread reads the next.
-    """
-    tensors = {info.name: torch.empty(info.shape, dtype=TORCH[info.dtype], device=device) for info in infos}
-    targets = {name: _bytes_of(values) for name, values in tensors.items()}
-    chunks = _chunks(infos)
-    # No more buffers than chunks: a small file locks few pages.
-    ring = deque(_Buffer(device) for _ in chunks[:_BUFFERS])
+        def copy(number: int) -> None:
+            place = number % len(ring)
+            for region, first, at, size in chunks[number].copies:
+                memory[region][first : first + size].copy_(ring[place][at : at + size], non_blocking=True)
+            copied[place].record()
+            if number >= held:
+                # Its buffer is filled again when this returns.
+                copied[(number - held) % len(ring)].synchronize()
 
-    def read(chunk: _Chunk) -> _Buffer:
-        buffer = ring[0]
-        ring.rotate(-1)
-        buffer.copied.synchronize()  # the copies of the chunk before must have left the buffer
-        container.read([(chunk.start, buffer.host[: chunk.stop - chunk.start].numpy().data)])
-        return buffer
-
-    # One thread is enough: a read is parallel in itself, and does not hold the interpreter's lock.
-    with torch.cuda.device(device), ThreadPoolExecutor(1) as reader:
-        pending = deque(reader.submit(read, chunk) for chunk in chunks[:1])
-        for number, chunk in enumerate(chunks, 1):
-            buffer = pending.popleft().result()
-            pending.extend(reader.submit(read, following) for following in chunks[number : number + 1])
-            nbytes = chunk.stop - chunk.start
-            buffer.device[:nbytes].copy_(buffer.host[:nbytes], non_blocking=True)
-            # One kernel for many tensors: a kernel each would take longer than the copies of small ones.
-            # torch has no public name for it.
-            torch._foreach_copy_(
-                [targets[name][first : first + size] for name, first, _, size in chunk.pieces],
-                [buffer.device[at : at + size] for _, _, at, size in chunk.pieces],
+        try:
+            container.read_ring(
+                [(chunk.start, chunk.stop - chunk.start) for chunk in chunks],
+                [buffer.numpy().data for buffer in ring],
+                held,
+                _SEGMENT_BYTES,
+                copy,
             )
-            buffer.copied.record()
+        finally:
+            # The ring must outlive the copies from it, also when a read fails.
+            torch.cuda.current_stream().synchronize()
     return tensors
 
 
-def _chunks(infos: list[TensorInfo]) -> list[_Chunk]:
-    """Cut the bytes of the file, from the first tensor to the last, to what a buffer holds."""
-    chunks: list[_Chunk] = []
-    # In file order, whatever the order of the names: each chunk is then one read.
+def _regions(infos: list[TensorInfo]) -> list[_Region]:
+    """Divide tensors into allocations, in file order."""
+    regions: list[_Region] = []
+    small: _Region | None = None
     for info in sorted((info for info in infos if info.nbytes), key=lambda info: info.offset):
-        first = 0
-        while first < info.nbytes:
-            offset = info.offset + first
-            if not chunks or offset - chunks[-1].start >= _BUFFER_BYTES:
-                chunks.append(_Chunk(offset, offset, []))
+        stop = info.offset + info.nbytes
+        if info.nbytes >= _SMALL_BYTES:
+            regions.append(_Region(info.offset, stop, [info]))
+            small = None
+            continue
+        if (
+            small is None
+            or not 0 <= info.offset - small.stop <= _GAP_BYTES
+            or stop - small.start > _BUFFER_BYTES
+            # Version 2 aligns tensors to 64 bytes; other forms do not.
+            or (info.offset - small.start) % TORCH[info.dtype].itemsize
+        ):
+            small = _Region(info.offset, stop, [])
+            regions.append(small)
+        small.infos.append(info)
+        small.stop = stop
+    return regions
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause Python's collector of cycles: thousands of new tensors start it often, and it finds nothing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _allocate(region: _Region, tensors: dict[str, torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Allocate a region's tensors, and return its memory as bytes."""
+    if len(region.infos) == 1:
+        (info,) = region.infos
+        tensors[info.name] = torch.empty(info.shape, dtype=TORCH[info.dtype], device=device)
+        return _bytes_of(tensors[info.name])
+    size = region.stop - region.start
+    memory = torch.empty(-(-size // _ALIGNMENT) * _ALIGNMENT, dtype=torch.uint8, device=device)
+    typed: dict[str, torch.Tensor] = {}
+    for info in region.infos:
+        if info.dtype not in typed:
+            typed[info.dtype] = memory.view(TORCH[info.dtype])
+        values = typed[info.dtype]
+        view = values.as_strided(
+            info.shape, _strides(info.shape), (info.offset - region.start) // values.itemsize
+        )
+        # Through DLPack each tensor gets a storage of its own, exactly its bytes, that keeps the memory
+        # alive: `torch.save` of one writes no other, and checks for shared memory are not fooled.
+        tensors[info.name] = from_dlpack(to_dlpack(view))
+    return memory[:size]
+
+
+@cache
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides of a contiguous tensor, in elements."""
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def _chunks(regions: list[_Region]) -> list[_Chunk]:
+    """Cut the bytes of the regions to what a buffer holds."""
+    chunks: list[_Chunk] = []
+    for number, region in enumerate(regions):
+        first, size = 0, region.stop - region.start
+        while first < size:
+            offset = region.start + first
+            if (
+                not chunks
+                or not 0 <= offset - chunks[-1].stop <= _GAP_BYTES
+                or offset - chunks[-1].start >= _BUFFER_BYTES
+            ):
+                chunks.append(_Chunk(offset, offset))
             chunk = chunks[-1]
-            size = min(info.nbytes - first, chunk.start + _BUFFER_BYTES - offset)
-            chunk.pieces.append((info.name, first, offset - chunk.start, size))
-            chunk.stop = offset + size
-            first += size
+            count = min(size - first, chunk.start + _BUFFER_BYTES - offset)
+            chunk.copies.append((number, first, offset - chunk.start, count))
+            chunk.stop = offset + count
+            first += count
     return chunks

@@ -11,7 +11,7 @@
 
 use std::{process, sync::OnceLock};
 
-use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
+use rayon::{ScopeFifo, ThreadPool, ThreadPoolBuilder, prelude::*};
 
 /// Apply `act` to each item, in parallel if there are several. The results keep the order of the items.
 ///
@@ -36,6 +36,15 @@ pub fn run<R: Send>(act: impl FnOnce() -> R + Send) -> R {
     match pool() {
         Some(threads) => threads.install(act),
         None => act(), // no thread could be started; rayon reports why
+    }
+}
+
+/// Run `act` on this thread. In the scope that it gets, work can be started on this process's pool, in order; all of
+/// it has ended when this returns.
+pub fn scope<'scope, R>(act: impl FnOnce(&ScopeFifo<'scope>) -> R) -> R {
+    match pool() {
+        Some(threads) => threads.in_place_scope_fifo(act),
+        None => rayon::in_place_scope_fifo(act), // no thread could be started; rayon reports why
     }
 }
 

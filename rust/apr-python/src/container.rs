@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
 };
 
 use apr_format::{
@@ -33,7 +33,8 @@ use apr_format::{
 use pyo3::{
     exceptions::{PyKeyError, PyValueError},
     prelude::*,
-    types::{PyBytes, PyString, PyTuple},
+    pybacked::PyBackedStr,
+    types::{PyBytes, PyList, PyString, PyTuple},
 };
 
 use crate::{
@@ -47,6 +48,14 @@ use crate::{
 
 /// Bytes that one thread reads at a time.
 const SEGMENT: usize = 1 << 20;
+
+/// Read bytes of a file into an output, from its byte `start` on.
+fn read_into(out: &Output, start: usize, len: usize, image: &Image<'_, File>, offset: u64) -> io::Result<()> {
+    match image {
+        Image::File(file) => out.read_file(start, len, file, offset),
+        Image::Memory(_) => out.write(start, &read_vec(image, offset, len as u64)?),
+    }
+}
 
 /// An open file of any form: what its header, metadata and index say, and where to read from.
 #[pyclass(frozen, module = "apr._core")]
@@ -157,6 +166,25 @@ impl Container {
         pages.dlpack(py, &entry.ok_or_else(|| PyKeyError::new_err(name.to_owned()))?)
     }
 
+    /// Return name, dtype, shape, nbytes and offset of the tensors that store the values of these: themselves, or the
+    /// embedding for a tied head. One call, because a model may have 18,867.
+    fn stored_entries<'py>(&self, py: Python<'py>, names: Vec<PyBackedStr>) -> PyResult<Bound<'py, PyList>> {
+        let entries = PyList::empty(py);
+        for name in names {
+            let stored =
+                self.contents().stored(self.find(&name)?).map_err(|error| raise(py, &error, &self.path))?;
+            let shape = PyTuple::new(py, &stored.dims)?;
+            entries.append((
+                stored.name.as_str(),
+                stored.dtype.name(),
+                shape,
+                stored.nbytes,
+                stored.offset,
+            ))?;
+        }
+        Ok(entries)
+    }
+
     /// Return the name of the tensor that stores the values of this one: itself, or the embedding for a tied head.
     fn stored(&self, py: Python<'_>, name: &str) -> PyResult<String> {
         self.contents()
@@ -201,14 +229,70 @@ impl Container {
             let image = self.opened.image()?;
             threads::try_map(segments, |(offset, out, start)| {
                 let len = SEGMENT.min(out.len() - start);
-                match &image {
-                    Image::File(file) => out.read_file(start, len, file, offset),
-                    Image::Memory(_) => out.write(start, &read_vec(&image, offset, len as u64)?),
-                }
+                read_into(out, start, len, &image, offset)
             })?;
             Ok(())
         })
         .map_err(|error| self.raise(py, error))
+    }
+
+    /// Read parts of the file, each an offset and a length, into a ring of writable C-contiguous buffers: the `n`th
+    /// part into buffer `n` modulo their number, several parts ahead of the one that is used. A thread reads
+    /// `segment` bytes at a time.
+    ///
+    /// `use_part` is called on this thread with the number of each part, in order, once the part is read. The
+    /// buffers of the last `held` parts stay as they are after the call; older ones are filled again.
+    fn read_ring(
+        &self,
+        py: Python<'_>,
+        parts: Vec<(u64, usize)>,
+        ring: Vec<Bound<'_, PyAny>>,
+        held: usize,
+        segment: usize,
+        use_part: Py<PyAny>,
+    ) -> PyResult<()> {
+        let ring = ring.iter().map(Output::new).collect::<PyResult<Vec<_>>>()?;
+        if held >= ring.len() || segment == 0 {
+            return Err(PyValueError::new_err(
+                "the ring has no buffer to read into, or nothing to read at a time",
+            ));
+        }
+        let raise = |error| Python::attach(|py| self.raise(py, error));
+        py.detach(|| {
+            let image = self.opened.image().map_err(raise)?;
+            threads::scope(|scope| {
+                let (sender, receiver) = mpsc::channel();
+                let start = |part: usize| {
+                    let (offset, len) = parts[part];
+                    let (out, image) = (&ring[part % ring.len()], &image);
+                    for first in (0..len).step_by(segment) {
+                        let sender = sender.clone();
+                        scope.spawn_fifo(move |_| {
+                            let at = offset.saturating_add(first as u64);
+                            let read = read_into(out, first, segment.min(len - first), image, at);
+                            // Nobody receives it after an error of another part, which has ended the call.
+                            let _ = sender.send((part, read));
+                        });
+                    }
+                };
+                let mut left: Vec<usize> = parts.iter().map(|(_, len)| len.div_ceil(segment)).collect();
+                (0..parts.len().min(ring.len())).for_each(start);
+                for part in 0..parts.len() {
+                    while left[part] > 0 {
+                        // `sender` lives: there is something to receive or a read that will send it.
+                        let Ok((done, read)) = receiver.recv() else { break };
+                        read.map_err(|error| raise(error.into()))?;
+                        left[done] -= 1;
+                    }
+                    Python::attach(|py| use_part.call1(py, (part,)))?;
+                    // The buffer of the part `held` before this one is free.
+                    if part >= held && part - held + ring.len() < parts.len() {
+                        start(part - held + ring.len());
+                    }
+                }
+                Ok(())
+            })
+        })
     }
 
     /// Fill a writable C-contiguous float32 buffer with a quantized tensor's values from the `start`th on.
