@@ -118,7 +118,7 @@ def test_numbers_of_numpy_and_devices_of_torch_are_accepted():
 @pytest.mark.parametrize("mode", MODES)
 def test_the_mode_sets_what_is_not_given(mode):
     start = {"init": None, "arch": "qwen2-4m"} if mode == "from-scratch" else {}
-    resolved = config(mode=mode, num_steps=20_000, **start).resolved("fp32")
+    resolved = config(mode=mode, num_steps=20_000, **start).resolved("fp32", compiled=False)
     defaults = MODES[mode]
     assert (resolved.lr, resolved.warmup_steps, resolved.target_val_loss, resolved.precision) == (
         defaults.lr,
@@ -127,13 +127,13 @@ def test_the_mode_sets_what_is_not_given(mode):
         "fp32",
     )
     given = {"lr": 1e-3, "warmup_steps": 7, "target_val_loss": 1.0}
-    resolved = config(mode=mode, **given, **start).resolved("bf16")
+    resolved = config(mode=mode, **given, **start).resolved("bf16", compiled=False)
     assert {name: getattr(resolved, name) for name in given} == given
 
 
 def test_a_default_warmup_is_at_most_a_tenth_of_the_steps():
-    assert config(num_steps=55).resolved("fp32").warmup_steps == 5
-    assert config(num_steps=1).resolved("fp32").warmup_steps == 0
+    assert config(num_steps=55).resolved("fp32", compiled=False).warmup_steps == 5
+    assert config(num_steps=1).resolved("fp32", compiled=False).warmup_steps == 0
 
 
 def test_a_warmup_that_leaves_no_step_is_refused():
@@ -143,7 +143,7 @@ def test_a_warmup_that_leaves_no_step_is_refused():
 
 
 def test_a_resolved_run_has_no_option_left_open():
-    resolved = config().resolved("fp32")
+    resolved = config().resolved("fp32", compiled=False)
     with pytest.raises(OptionsError, match="--lr"):
         replace(resolved, lr=None)
     assert [field.name for field in fields(ResolvedConfig)] == list(OPTIONS)

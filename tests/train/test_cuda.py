@@ -4,8 +4,9 @@ import json
 
 import pytest
 from tests.model.test_decoder import CASES
+from tests.train.test_kernels import check_cross_entropy, check_update
 from tests.train.test_loss import check_chunks
-from tests.train.test_step import check_bad_step
+from tests.train.test_step import check_bad_step, make
 
 pytestmark = pytest.mark.cuda
 
@@ -62,10 +63,40 @@ def test_a_compiled_step_learns_like_a_plain_one(options, train, tmp_path, grad_
     assert norms[1][1] == pytest.approx(norms[0][1], rel=2e-2)  # of the first step: the same weights
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
 @pytest.mark.parametrize("bad", ["limit", "gradient"])
-def test_a_bad_step_changes_nothing(compiled, bad):
-    check_bad_step(bad, "cuda", compiled=compiled)
+def test_a_bad_step_changes_nothing(compiled, bad, precision):
+    check_bad_step(bad, "cuda", compiled=compiled, precision=precision)
+
+
+@pytest.mark.parametrize("check", [check_cross_entropy, check_update])
+def test_kernels_equal_their_plain_versions(check):
+    check("cuda")
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_the_fast_step_is_the_plain_step(batches):
+    """Loss, norm and each gradient of the fast step, against float32 on the same weights."""
+    import torch
+
+    found = {}
+    for compiled, precision in ((False, "fp32"), (True, "bf16")):
+        model, _, step, _ = make("cuda", compiled=compiled, precision=precision)
+        generator = torch.Generator().manual_seed(0)
+        ids = [torch.randint(0, 512, (2, 17), generator=generator) for _ in range(batches)]
+        step.accumulate(ids, 32 * batches)
+        gradients = {name: gradient.float().clone() for name, gradient in step.gradients().items()}
+        outcome = step.update(0.0)
+        found[compiled] = outcome, gradients
+        assert set(gradients) == {name for name, _ in model.named_parameters()}
+    (plain, expected), (fast, gradients) = found[False], found[True]
+    assert fast.train_loss == pytest.approx(plain.train_loss, rel=1e-3)
+    assert fast.grad_norm == pytest.approx(plain.grad_norm, rel=1e-2)
+    for name, gradient in expected.items():
+        difference = (gradients[name] - gradient).norm() / gradient.norm()
+        # Most for the keys' biases, whose gradients nearly cancel.
+        assert difference < 6e-2, (name, difference)
 
 
 def test_a_run_resumes_where_it_was(options, train, train_until, tmp_path):

@@ -78,7 +78,7 @@ def test_the_sentence_compares_the_target_with_the_loss_before_training(
     from apr.train.checkpoint.state import RunState
     from apr.train.ends import budget_spent, met_before_training
 
-    config = options(target_val_loss=2.2).resolved("fp32")
+    config = options(target_val_loss=2.2).resolved("fp32", compiled=False)
     state = RunState(step=12, evaluated_step=12, initial_val_loss=initial, val_loss_history=[final])
     ended = budget_spent(config, state)
     assert (ended.status, ended.exit_code) == (status, 0)

@@ -51,7 +51,7 @@ def saved(tmp_path):
     """The options of a run whose directory holds config.yaml alone."""
     config = PretrainConfig(dataset=tmp_path / "shards", run_dir=tmp_path / "run", init=BASE)
     config.run_dir.mkdir()
-    write_config(config.run_dir, config.resolved("fp32"))
+    write_config(config.run_dir, config.resolved("fp32", compiled=False))
     return replace(config, resume=True)
 
 

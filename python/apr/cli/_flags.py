@@ -140,6 +140,9 @@ def _options_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         # A switch has a --no- form where it has something to undo: it is on by default, or in a YAML file.
         if option.type is bool and not (field.default is True or default is True or option.marker(Negatable)):
             markers.append(tyro.conf.FlagCreatePairsOff)
+        # A switch that may be unset is a switch too: tyro would ask for one of None, True and False.
+        if option.type is bool:
+            markers.append(tyro.conf.DisallowNone)
         hint: Any = Annotated[(hints[field.name], *markers)]
         # Reading help out of source text is slow, so tyro calls for it only when it shows it.
         text = partial(help_text, info.type, field.name)
@@ -158,7 +161,7 @@ def _argument(option: Option) -> object:
     metavar = option.marker(Metavar)
     if metavar is not None:
         description["metavar"] = metavar.word
-    elif option.optional:
+    elif option.optional and option.type is not bool:
         # tyro would show `{None}|PATH`.
         spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(option.type, set()))
         if isinstance(spec, PrimitiveConstructorSpec):

@@ -187,7 +187,12 @@ class HardwareOptions:
     """Device to train on: auto, cpu, cuda or cuda:N. Only auto chooses one; a missing device is an error."""
     precision: Annotated[Precision | None, Unset("bf16 on CUDA, fp32 on the CPU"), Resume.FIXED] = None
     """Number format of the computation. Weights and optimizer state are always float32."""
-    compile: Annotated[bool, Negatable(), Resume.FIXED] = False
+    compile: Annotated[
+        bool | None,
+        Negatable(),
+        Unset("auto: on where a GPU's run is long enough to gain from it"),
+        Resume.FIXED,
+    ] = None
     """Compile each layer with torch.compile. On a GPU, also capture the step in CUDA graphs."""
     deterministic: Annotated[bool, Resume.FIXED] = False
     """On CUDA, sum in a fixed order, so that equal runs write identical files. CPU runs always do."""
@@ -266,11 +271,12 @@ class PretrainConfig(
                 "steps remain for the cosine decay"
             )
 
-    def resolved(self, precision: Precision) -> ResolvedConfig:
+    def resolved(self, precision: Precision, *, compiled: bool) -> ResolvedConfig:
         """Return the options of the run itself, with the mode's defaults filled in.
 
         Args:
             precision: what the run computes in; the default depends on its device.
+            compiled: whether it compiles, which by default depends on device and length.
         """
         defaults = self.mode_defaults
         filled: dict[str, Any] = {
@@ -283,7 +289,7 @@ class PretrainConfig(
             value = getattr(self, option.name)
             if value is not None or option.name not in filled:
                 filled[option.name] = value
-        return ResolvedConfig(**{**filled, "precision": precision})
+        return ResolvedConfig(**{**filled, "precision": precision, "compile": compiled})
 
     def inputs(self) -> dict[str, Path]:
         """Return the files and directories that the run reads, by flag; some may not exist."""
@@ -329,6 +335,7 @@ class ResolvedConfig(PretrainConfig):
     warmup_steps: int = field()
     target_val_loss: float = field()
     precision: Precision = field()
+    compile: bool = field()
 
 
 def _contradictions(config: PretrainConfig) -> list[UsageError]:

@@ -18,7 +18,7 @@ from apr.train.finish import finish, versions
 from apr.train.loop import Loop
 from apr.train.machine.device import reset_peak_memory
 from apr.train.machine.out_of_memory import is_out_of_memory, out_of_memory, refusing_a_model_too_large
-from apr.train.machine.settings import training_settings
+from apr.train.machine.settings import prefer_expandable_segments, training_settings
 from apr.train.machine.signals import Interrupted, StoppedAtOnce, StopRequest
 from apr.train.record.metrics import read_metrics
 from apr.train.record.report import Report
@@ -54,6 +54,7 @@ def pretrain(
             if the run directory existed, held no run, and was not in use by another one.
     """
     started = time.monotonic()
+    prefer_expandable_segments()
     with (
         Report(sys.stdout if out is None else out) as report,
         # Before the claim and the checks: a signal that arrives in them is noted, and ends the run in order.

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils import get_total_norm
 
 from apr.train.loss import add_gradients, softmax
-from apr.train.machine.device import computing
+from apr.train.machine.device import computing, fastest_attention
 from apr.train.optimizer import set_learning_rate
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import AdamW
 
     from apr.model.decoder import Decoder
+    from apr.train.bf16_copy import Bf16Copy
     from apr.train.config import Precision
 
 # Runs before a graph is captured. In them kernels are chosen and libraries allocate their workspaces, neither
@@ -55,7 +56,8 @@ class Step:
         precision: bf16 computes in bfloat16 over float32 weights.
         grad_clip: the largest norm of the gradient.
         compiled: compile each layer by itself; on a GPU also capture the step in CUDA graphs, so that the
-            host launches a handful of things instead of thousands.
+            host launches a handful of things instead of thousands. With bf16 on a GPU the step is the fast
+            one: a bfloat16 copy of the model computes the gradients (`Bf16Copy`).
     """
 
     def __init__(
@@ -84,7 +86,14 @@ class Step:
         # Graphs of a whole step took Qwen2.5-0.5B at 8 x 512 from 45.9 to 39.3 ms on an H100, where launching
         # kernels is the limit. They gain nothing at larger sizes.
         self._graphs = _Graphs() if compiled and device.type == "cuda" else None
-        if compiled:
+        self._copy: Bf16Copy | None = None
+        self._several: bool | None = None
+        if self._graphs is not None and precision == "bf16":
+            # Imported here: it imports Triton, which a torch for the CPU need not have.
+            from apr.train.bf16_copy import Bf16Copy
+
+            self._copy = Bf16Copy(model, optimizer)
+        elif compiled:
             self._softmax = torch.compile(softmax, fullgraph=True, dynamic=False)
             # Layer by layer: torch compiles one layer and reuses it, in 12 to 13 s on an H100. The whole
             # model takes 50 to 66 s.
@@ -95,16 +104,29 @@ class Step:
         """Compute the gradients of a step's micro-batches. The host does not wait for them.
 
         Args:
-            batches: int64 [B, T + 1] each, on the CPU or the device.
+            batches: int64 [B, T + 1] each, on the CPU or the device; as many in each step.
             tokens: number of predicted tokens in all of them.
         """
         self._loss.zero_()
+        if self._copy is not None:
+            if self._several is None:
+                self._several = len(batches) > 1
+                # Not before: a resumed run's weights are in place only now.
+                self._copy.refresh()
+            assert self._several == (len(batches) > 1), "the graphs are captured for one or for several"
+            self._copy.begin(accumulate=self._several)
         for i, batch in enumerate(batches):
             ids = batch.to(self._device, non_blocking=True)
             if self._graphs is None:
                 self._add(ids, tokens)
             else:
                 self._replay(self._graphs, ids, tokens, first=i == 0)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Return the accumulated gradients by the names of their parameters."""
+        if self._copy is not None:
+            return self._copy.gradients()
+        return {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
 
     def loss(self) -> float:
         """Wait for the mean loss of the accumulated tokens and return it, in nats."""
@@ -124,17 +146,26 @@ class Step:
             self._update()
             self._clear_gradients()
         else:
+            if self._copy is not None and "update" not in self._graphs:
+                self._copy.fix_addresses()
             self._graphs.run("update", self._update, warm_up=self._warm_up_update)
         # One transfer for all three: each by itself would make the host wait for the device.
         loss, norm, skipped = torch.stack([self._loss, self._norm.double(), self._skip.double()]).tolist()
         return StepOutcome(loss, norm, updated=not skipped)
 
     def _add(self, ids: Tensor, tokens: int) -> None:
+        if self._copy is not None:
+            with fastest_attention(self._device):
+                self._loss += self._copy.add(ids, tokens)
+            return
         with computing(self._device, self._precision):
             self._loss += add_gradients(self._model, ids, tokens, softmax=self._softmax)
 
     def _update(self) -> None:
-        norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        if self._copy is not None:
+            norm = self._copy.norm()
+        else:
+            norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         self._norm.copy_(norm)
         # Decided on the device, so that the update needs no answer from the host. A comparison with NaN is
         # false.
@@ -143,7 +174,10 @@ class Step:
         # As a division on the device: reading the norm to decide about clipping would stop the host in every
         # step.
         self._scale.copy_(((norm + _CLIP_EPS) / self._grad_clip).clamp(min=1))
-        self._optimizer.step()
+        if self._copy is not None:
+            self._copy.update(self._scale, self._skip)
+        else:
+            self._optimizer.step()
 
     def _warm_up_update(self) -> None:
         # No loss is below this limit, so that the update runs and changes nothing.
@@ -164,8 +198,13 @@ class Step:
                 self._add(static, tokens)
                 self._clear_gradients()
             self._loss.zero_()
+            if self._copy is not None:
+                # Forgets what the warm-up added to the sums of several micro-batches.
+                self._copy.begin(accumulate=bool(self._several))
 
-        if first:
+        if self._copy is not None:
+            graphs.run("add", lambda: self._add(static, tokens), warm_up)
+        elif first:
             # Two graphs, because a graph replays one branch: whether a gradient exists already is decided at
             # the capture.
             graphs.run("first", lambda: self._add(static, tokens), warm_up)
@@ -173,6 +212,9 @@ class Step:
             graphs.run("further", lambda: self._add(static, tokens))
 
     def _clear_gradients(self) -> None:
+        if self._copy is not None:
+            self._copy.clear()
+            return
         for parameter in self._parameters:
             # None instead of zeros: the first micro-batch then writes the gradients, and nothing is filled or
             # added to it.
@@ -187,6 +229,9 @@ class _Graphs:
         # reserved.
         self._pool = torch.cuda.graph_pool_handle()
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._graphs
 
     def run(self, name: str, function: Callable[[], None], warm_up: Callable[[], None] | None = None) -> None:
         """Replay `function`; the first time, run `warm_up` and capture it before."""

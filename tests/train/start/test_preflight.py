@@ -250,3 +250,33 @@ def test_the_warning_about_few_tokens_can_be_silenced(options):
     config = {"init": None, "mode": "from-scratch", "arch": "qwen2-4m"}
     assert "per parameter" in str(plan(options(**config)))
     assert "per parameter" not in str(plan(options(**config, force_under_provisioned=True)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "steps", "compiled", "word"),
+    [
+        (None, "cuda", 2000, True, "auto"),
+        (None, "cuda", 20, False, "auto"),
+        (None, "cpu", 2000, False, "auto"),
+        (True, "cpu", 20, True, "asked"),
+        (False, "cuda", 2000, False, "asked"),
+    ],
+)
+def test_auto_compiles_where_the_run_is_long_enough(options, asked, device, steps, compiled, word):
+    import torch
+
+    from apr.train.start.preflight import _compiles
+
+    result, why = _compiles(options(compile=asked), torch.device(device), steps)
+    assert result is compiled
+    assert word in why
+
+
+def test_what_auto_chose_is_kept_by_a_resumed_run(options, train, train_until):
+    from apr.options import options_from_yaml
+    from apr.train import PretrainConfig
+
+    assert train_until(options(), 3).status == "INTERRUPTED"
+    config = options()
+    assert options_from_yaml(PretrainConfig, config.run_dir / "config.yaml")["compile"] is False
+    assert train(options(resume=True)).steps_completed == 12

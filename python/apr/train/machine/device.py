@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,12 +67,18 @@ def default_precision(device: torch.device) -> Precision:
 @contextmanager
 def computing(device: torch.device, precision: Precision) -> Iterator[None]:
     """Compute with the fastest attention; with bf16, in bfloat16 over weights that stay float32."""
-    with ExitStack() as within:
-        if precision == "bf16":
-            within.enter_context(torch.autocast(device.type, torch.bfloat16))
-        # With --deterministic, another choice of attention is in force already.
-        if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
-            within.enter_context(sdpa_kernel(_ATTENTION, set_priority=True))
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"), fastest_attention(device):
+        yield
+
+
+@contextmanager
+def fastest_attention(device: torch.device) -> Iterator[None]:
+    """Prefer the fastest attention that the inputs allow."""
+    # With --deterministic, another choice of attention is in force already.
+    if device.type == "cuda" and not torch.are_deterministic_algorithms_enabled():
+        with sdpa_kernel(_ATTENTION, set_priority=True):
+            yield
+    else:
         yield
 
 

@@ -20,6 +20,16 @@ _WORKSPACE, _FIXED_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 _DETERMINISTIC_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
+def prefer_expandable_segments() -> None:
+    """Let torch's GPU memory grow in place, unless the user has chosen otherwise or has used the GPU already.
+
+    A compiled step of Qwen2.5-0.5B at 16 x 1024 reserves 26.7 GiB then, and 31.6 without. The variable stays
+    set: torch reads it once in a process.
+    """
+    if torch.cuda.is_available() and not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
 @contextmanager
 def training_settings(device: torch.device, *, deterministic: bool) -> Iterator[None]:
     """Within the context, torch computes what a run needs, whatever the caller has set.

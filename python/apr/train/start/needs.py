@@ -6,6 +6,7 @@ import math
 import shutil
 from typing import TYPE_CHECKING
 
+import torch
 from rich.filesize import decimal
 
 from apr.errors import RefusedError
@@ -18,8 +19,6 @@ from apr.train.prepared import Needs
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
-
     from apr.model.config import ModelConfig
     from apr.train.config import Precision, PretrainConfig
 
@@ -27,13 +26,18 @@ if TYPE_CHECKING:
 _TRAINING_BYTES, _CHECKPOINT_BYTES, _BF16_BYTES = 16, 12, 2
 
 
-def estimate_needs(config: PretrainConfig, model: ModelConfig, device: torch.device) -> Needs:
+def estimate_needs(
+    config: PretrainConfig, model: ModelConfig, device: torch.device, *, compiled: bool = False
+) -> Needs:
     """Return what a run of this model needs on this device, and what is free."""
     precision = config.precision or default_precision(device)
     groups = parameter_groups(model)
     parameters = sum(groups.values())
     checkpoint = _CHECKPOINT_BYTES * parameters
-    memory = _memory_bytes(config, model, parameters, precision, device)
+    if compiled and device.type == "cuda" and precision == "bf16":
+        memory = _fast_memory_bytes(config, model, groups, device)
+    else:
+        memory = _memory_bytes(config, model, parameters, precision, device)
     if device.type == "cpu":
         # The copy that a checkpoint is written from. A GPU's copy is in host memory.
         memory += checkpoint
@@ -141,3 +145,22 @@ def _memory_bytes(
     # Autocast keeps a bfloat16 copy of the weights within a step.
     copies = _BF16_BYTES * parameters if precision == "bf16" else 0
     return _TRAINING_BYTES * parameters + copies + tokens * model.num_layers * layer * width + logits
+
+
+def _fast_memory_bytes(
+    config: PretrainConfig, model: ModelConfig, groups: dict[str, int], device: torch.device
+) -> int:
+    """Estimate the same for the fast step, whose logits become their gradient (`Bf16Copy`)."""
+    parameters, tokens = sum(groups.values()), config.batch_size * config.seq_length
+    # Weights and moments in float32; the copy and its gradients in bfloat16, but those of embedding and head
+    # in float32; the sums of several micro-batches in float32.
+    weights = 16 * parameters + 2 * (groups["embedding"] + groups["head"])
+    if config.grad_accum > 1:
+        weights += 4 * parameters
+    attention = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+    # A layer keeps for each token: two residuals and norms; q, k, v and the attention's output; gate and up,
+    # of which the rest is computed again.
+    layer = 4 * model.hidden_size + 2 * attention + 3 * model.intermediate_size
+    rows = min(tokens, rows_at_a_time(model.vocab_size, device, torch.bfloat16))
+    logits = rows * model.vocab_size
+    return weights + _BF16_BYTES * (tokens * model.num_layers * layer + logits)

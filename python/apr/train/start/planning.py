@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ from apr.container.save import save
 from apr.duration import format_duration
 from apr.errors import RefusedError
 from apr.train.loss import token_losses
-from apr.train.machine.device import computing
+from apr.train.machine.device import computing, peak_memory_bytes, reset_peak_memory
 from apr.train.machine.out_of_memory import is_out_of_memory, out_of_memory, refusing_a_model_too_large
-from apr.train.machine.settings import training_settings
+from apr.train.machine.settings import prefer_expandable_segments, training_settings
 from apr.train.optimizer import make_optimizer
 from apr.train.start.needs import nearest_existing
 from apr.train.start.preflight import prepare
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 # Enough that the speed of the disk shows, not that of opening a file.
 _PROBE_BYTES = 64 << 20
-# The first step compiles and allocates, the second may still choose kernels.
-_MEASURED_STEPS = 3
+# The first step compiles, captures and allocates, the second may still choose kernels.
+_WARM_UP_STEPS, _MEASURED_STEPS = 2, 5
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Plan:
     seconds_per_step: float
     seconds_per_evaluation: float
     seconds_per_checkpoint: float
+    peak_memory_bytes: int | None
+    """The most memory that a GPU held during the measured steps and evaluation; None on a CPU."""
 
     @property
     def seconds(self) -> float:
@@ -94,6 +97,7 @@ class Plan:
             "warmup_steps": config.warmup_steps,
             "target_val_loss": config.target_val_loss,
             "memory_bytes": needs.memory_bytes,
+            "peak_memory_bytes": self.peak_memory_bytes,
             "free_memory_bytes": needs.free_memory_bytes,
             "checkpoint_bytes": needs.checkpoint_bytes,
             "disk_bytes": needs.disk_bytes,
@@ -111,7 +115,10 @@ class Plan:
         config, model = prepared.config, prepared.model_config
         groups = ", ".join(f"{name} {count:,}" for name, count in needs.groups.items() if count)
         tied = ", head tied to the embedding" if model.tie_word_embeddings else ""
-        memory = f"memory: about {needs.memory_bytes / 2**30:.1f} GiB"
+        if self.peak_memory_bytes is None:
+            memory = f"memory: about {needs.memory_bytes / 2**30:.1f} GiB"
+        else:
+            memory = f"memory: {self.peak_memory_bytes / 2**30:.1f} GiB at the peak (measured just now)"
         if needs.free_memory_bytes is not None:
             memory += f"; {needs.free_memory_bytes / 2**30:.1f} GiB are free on {prepared.device}"
         speed = config.tokens_per_step / self.seconds_per_step
@@ -144,7 +151,9 @@ def plan(config: PretrainConfig) -> Plan:
         OSError: a file does not exist or cannot be read.
         RefusedError: the run cannot start, or memory runs out.
     """
+    prefer_expandable_segments()
     prepared = prepare(config)
+    reset_peak_memory(prepared.device)
     with training_settings(prepared.device, deterministic=config.deterministic):
         with refusing_a_model_too_large(prepared.parameters, prepared.device):
             model = prepared.build_model()
@@ -155,7 +164,8 @@ def plan(config: PretrainConfig) -> Plan:
             if not is_out_of_memory(error):
                 raise
             raise RefusedError(out_of_memory(prepared.config, prepared.device)) from None
-    return Plan(prepared, step, evaluation, _measure_checkpoint(prepared))
+    peak = peak_memory_bytes(prepared.device) if prepared.device.type == "cuda" else None
+    return Plan(prepared, step, evaluation, _measure_checkpoint(prepared), peak)
 
 
 def summary(prepared: Prepared) -> list[str]:
@@ -185,23 +195,28 @@ def _measure_step(prepared: Prepared, model: Decoder) -> float:
         grad_clip=config.grad_clip,
         compiled=config.compile,
     )
-    batch = _batch(prepared, config.batch_size)
-    seconds = 0.0
-    for _ in range(_MEASURED_STEPS):
+    # Two of several: adding up gradients takes memory and time of its own.
+    batches = [_batch(prepared, config.batch_size)] * min(config.grad_accum, 2)
+    seconds = []
+    for _ in range(_WARM_UP_STEPS + _MEASURED_STEPS):
         started = _now(device)
-        step.accumulate([batch], config.tokens_per_step)
+        step.accumulate(batches, config.tokens_per_step)
         computed = _now(device)
         step.update(lr=0.0)  # the update runs, and changes no weight
-        seconds = (computed - started) * config.grad_accum + _now(device) - computed
-    return seconds
+        scale = config.grad_accum / len(batches)
+        seconds.append((computed - started) * scale + _now(device) - computed)
+    return median(seconds[_WARM_UP_STEPS:])
 
 
 def _measure_evaluation(prepared: Prepared, model: Decoder) -> float:
     batch = _batch(prepared, min(prepared.config.batch_size, len(prepared.split.train)))
-    started = _now(prepared.device)
-    with torch.no_grad(), computing(prepared.device, prepared.config.precision):
-        token_losses(model, batch)
-    seconds = _now(prepared.device) - started
+    seconds = 0.0
+    # The first time on a GPU, libraries choose kernels.
+    for _ in range(2 if prepared.device.type == "cuda" else 1):
+        started = _now(prepared.device)
+        with torch.no_grad(), computing(prepared.device, prepared.config.precision):
+            token_losses(model, batch)
+        seconds = _now(prepared.device) - started
     return seconds * prepared.val_tokens / (len(batch) * prepared.config.seq_length)
 
 
