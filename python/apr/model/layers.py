@@ -73,7 +73,8 @@ def _layer_types(
             raise RefusedError(f"layer_types contains {SLIDING!r}, but no sliding_window is in use")
         return [FULL] * num_layers
     if stated is not None:
-        if not isinstance(stated, list) or len(stated) != num_layers or {*stated} - {SLIDING, FULL}:
+        known = isinstance(stated, list) and all(kind in (SLIDING, FULL) for kind in stated)
+        if not known or len(stated) != num_layers:
             raise RefusedError(
                 f"layer_types must list {SLIDING!r} or {FULL!r} for each of the {num_layers} layers"
             )

@@ -22,6 +22,8 @@ _NEEDED: dict[str, tuple[str, ...]] = {
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor"),
 }
+# Published factors are at most 64. The limit keeps powers of them finite.
+_LARGEST = 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +137,15 @@ def read_scaling(facts: Mapping[str, Any], max_position_embeddings: int, dim: in
                 f"{', '.join(_NEEDED)}"
             )
         return None
-    if kind not in _NEEDED:
+    if not isinstance(kind, str) or kind not in _NEEDED:
         raise RefusedError(f"rope scaling has type {kind!r}; supported: {', '.join(_NEEDED)}")
     for key in _NEEDED[kind]:
         if facts.get(key) is None:
             raise RefusedError(f"rope scaling of type {kind} has no {key}")
+    if kind == "dynamic" and dim < 4:
+        raise RefusedError(f"dynamic rope scaling needs heads of at least 4 rotated elements, not {dim}")
+    if kind == "yarn" and not _positive(facts, "rope_theta", limit=math.inf) > 1:
+        raise RefusedError(f"yarn needs a rope_theta above 1, not {facts['rope_theta']!r}")
     original = facts.get("original_max_position_embeddings", max_position_embeddings)
     if isinstance(original, bool) or not isinstance(original, int) or original < 1:
         raise RefusedError(
@@ -193,12 +199,14 @@ def _yarn_attention_factor(facts: Mapping[str, Any], factor: float) -> float:
     return _positive(facts, "attention_factor", default)
 
 
-def _positive(facts: Mapping[str, Any], key: str, default: float | None = None) -> float:
+def _positive(
+    facts: Mapping[str, Any], key: str, default: float | None = None, limit: float = _LARGEST
+) -> float:
     value = facts.get(key)
     if value is None:
         value = default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise RefusedError(f"rope scaling: {key} is {value!r}; it must be a positive number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= limit:
+        raise RefusedError(f"rope scaling: {key} is {value!r}; it must be above 0 and at most {limit:,.0f}")
     return float(value)
 
 
