@@ -109,7 +109,8 @@ def read_config(config: dict[str, Any], *, head_present: bool) -> tuple[ModelCon
 
 def _class_name(config: dict[str, Any]) -> str | None:
     classes = config.get("architectures")
-    return classes[0] if isinstance(classes, list) and classes else None
+    name = classes[0] if isinstance(classes, list) and classes else None
+    return name if isinstance(name, str) else None
 
 
 def _model_metadata(directory: Path, config: dict[str, Any], model: ModelConfig | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 from apr.errors import RefusedError
 from apr.model.families import FAMILIES, Activation, Family, NormKind, Norms, QkNorm
 from apr.model.layers import FULL, SLIDING, LayerKind, read_layers
-from apr.model.metadata import canonical, check_positive, integer, number, positive
+from apr.model.metadata import canonical, check_positive, integer, number, positive, switch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,12 +21,12 @@ _NAMES = {name: name for name in FAMILIES} | {
 _KINDS = {
     "an encoder": ("bert", "roberta", "electra", "mpnet", "albert"),
     "an encoder and decoder": ("t5", "bart", "whisper"),
-    "a vision or multimodal model": ("clip", "vit", "vl", "vision", "llava", "conditionalgeneration"),
-    "a mixture of experts": ("moe", "mixtral", "deepseek", "gpt_oss", "dbrx"),
-    "a hybrid with other layers than attention": (
-        "mamba", "hybrid", "jamba", "bamba", "zamba", "lfm2", "falcon_h1", "nemotron_h", "qwen3_next",
+    "a model with other layers than attention": (
+        "mamba", "rwkv", "hybrid", "jamba", "bamba", "zamba", "lfm2", "falcon_h1", "nemotron_h", "qwen3_next",
         "qwen3_5",
     ),
+    "a mixture of experts": ("moe", "mixtral", "deepseek", "gpt_oss", "dbrx"),
+    "a multimodal model": ("clip", "vit", "vl", "vision", "llava", "omni", "conditionalgeneration"),
 }  # fmt: skip
 # Multimodal wrappers and the family of their text part.
 _TEXT_PARTS = {"gemma3": "gemma3_text", "gemma3forconditionalgeneration": "gemma3_text"}
@@ -138,12 +138,11 @@ class ModelConfig:
         _refuse_features(facts, family)
         numbers = {key: integer(facts, key) for key in _INTEGERS}
         head_dim = integer(facts, "head_dim") if "head_dim" in facts else _default_head_dim(numbers)
-        bias = family.biases == "always qkv" or (
-            family.biases != "none" and facts.get("attention_bias") is True
-        )
+        bias = family.biases == "always qkv" or (family.biases != "none" and switch(facts, "attention_bias"))
         switches: dict[str, Any] = {}
-        if family.softcaps:
+        if family.attention_softcap:
             switches["attention_softcap"] = _optional(facts, "attn_logit_softcapping")
+        if family.final_softcap:
             switches["final_softcap"] = _optional(facts, "final_logit_softcapping")
         if family.scaled_embedding:
             switches["embedding_multiplier"] = numbers["hidden_size"] ** 0.5
@@ -211,7 +210,8 @@ class ModelConfig:
             "vocab_size": self.vocab_size,
             "intermediate_size": self.intermediate_size,
             "max_position_embeddings": self.max_position_embeddings,
-            "rope_type": 2,  # the ecosystem's number for pairs (i, i + head_dim / 2)
+            # The ecosystem's numbers: 2 for pairs (i, i + head_dim / 2), 0 for pairs of neighbors.
+            "rope_type": 0 if FAMILIES[self.family].interleaved else 2,
             "rms_norm_eps": self.rms_norm_eps,
             "tie_word_embeddings": self.tie_word_embeddings,
             **self.switches(),
@@ -229,8 +229,9 @@ class ModelConfig:
             result["query_pre_attn_scalar"] = (
                 round(scalar) if round(scalar) ** -0.5 == self.attention_scale else scalar
             )
-        if family.softcaps:
+        if family.attention_softcap:
             result["attn_logit_softcapping"] = self.attention_softcap
+        if family.final_softcap:
             result["final_logit_softcapping"] = self.final_softcap
         if family.multipliers:
             result["attention_multiplier"] = self.attention_scale
@@ -287,9 +288,17 @@ def _with_default_thetas(parameters: dict[str, Any], family: Family) -> dict[str
     """Return `rope_parameters` with the class's theta where config.json has none."""
     defaults = {FULL: family.defaults["rope_theta"]}
     defaults[SLIDING] = family.defaults.get("rope_local_base_freq", defaults[FULL])
-    if not parameters.keys() & defaults.keys():
+    if not family.rope_per_type:
         return {"rope_theta": defaults[FULL], **parameters}
-    return {kind: {"rope_theta": theta, **(parameters.get(kind) or {})} for kind, theta in defaults.items()}
+    # What is not an object is left to `from_metadata` to refuse.
+    parts = {kind: {"rope_theta": theta} for kind, theta in defaults.items()}
+    return {
+        **parameters,
+        **{
+            kind: {**part, **given} if isinstance(given := parameters.get(kind) or {}, dict) else given
+            for kind, part in parts.items()
+        },
+    }
 
 
 def names_family(metadata: Mapping[str, Any]) -> bool:
@@ -309,13 +318,17 @@ def _family(facts: dict[str, Any]) -> str:
         family = _NAMES.get(value.lower())
         if family is not None:
             return family
-        if text_part := _TEXT_PARTS.get(value.lower()):
+        part = facts.get("text_config")
+        text_part = part.get("model_type") if isinstance(part, dict) else _TEXT_PARTS.get(value.lower())
+        if text_part in FAMILIES:
             raise RefusedError(
                 f"{key} is {value!r}, a multimodal model; apr supports only its text part, {text_part}"
             )
         kind = next(
             (kind for kind, parts in _KINDS.items() if any(part in value.lower() for part in parts)), None
         )
+        if any(facts.get(name) is not None for name in ("text_config", "vision_config", "audio_config")):
+            kind = "a multimodal model"
         what = f"is {kind}" if kind else "is not supported"
         raise RefusedError(f"{key} is {value!r}, which {what}; supported decoders: {', '.join(FAMILIES)}")
     raise RefusedError(f"the metadata has no architecture; set one of {', '.join(_FAMILY_KEYS)}")
@@ -328,6 +341,8 @@ def _refuse_features(facts: dict[str, Any], family: Family) -> None:
     features = {
         "mlp_bias": facts.get("mlp_bias"),
         "sliding-window attention": sliding,
+        "a softcap of scores (attn_logit_softcapping)": not family.attention_softcap
+        and facts.get("attn_logit_softcapping"),
         "mixture of experts (num_experts)": facts.get("num_experts") or facts.get("num_local_experts"),
         "bidirectional attention (use_bidirectional_attention)": facts.get("use_bidirectional_attention"),
         f"{family.activation_key} {activation!r}": activation != family.activation,

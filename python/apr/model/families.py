@@ -60,6 +60,8 @@ class Family:
     """Whether windows need `use_sliding_window`."""
     full_every: int = 0
     """The n of the pattern: every n-th layer attends to all positions."""
+    pattern_key: bool = False
+    """Whether `sliding_window_pattern` replaces `full_every`."""
     rope_per_type: bool = False
     """Whether sliding layers have rotary positions of their own, without scaling."""
     no_rope: Literal["listed", "full"] | None = None
@@ -75,7 +77,10 @@ class Family:
     """Whether embeddings are multiplied by sqrt(hidden_size), rounded to the weights' dtype."""
     query_scalar: bool = False
     """Whether scores are scaled by `query_pre_attn_scalar` instead of the head size."""
-    softcaps: bool = False
+    attention_softcap: bool = False
+    """Whether scores may have a softcap, `attn_logit_softcapping`. Without it, the key must be null."""
+    final_softcap: bool = False
+    """Whether logits may have a softcap, `final_logit_softcapping`."""
     fused: tuple[str, ...] = ()
     """The projections that transformers stores as one: "qkv_proj", "gate_up_proj"."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -185,7 +190,8 @@ FAMILIES: dict[str, Family] = {
         full_every=2,
         scaled_embedding=True,
         query_scalar=True,
-        softcaps=True,
+        attention_softcap=True,
+        final_softcap=True,
         defaults=_defaults(
             256000, 2304, 9216, 26, 8, 4,
             head_dim=256, max_position_embeddings=8192, tie_word_embeddings=True,
@@ -204,10 +210,11 @@ FAMILIES: dict[str, Family] = {
         activation_key="hidden_activation",
         windows="pattern",
         full_every=6,
+        pattern_key=True,
         rope_per_type=True,
         scaled_embedding=True,
         query_scalar=True,
-        softcaps=True,
+        final_softcap=True,
         defaults=_defaults(
             262208, 2304, 9216, 26, 8, 4, head_dim=256, max_position_embeddings=131072,
             tie_word_embeddings=True, query_pre_attn_scalar=256, sliding_window=4096, rope_theta=1e6,
@@ -243,6 +250,7 @@ FAMILIES: dict[str, Family] = {
         windows="pattern",
         no_rope="full",
         full_every=4,
+        pattern_key=True,
         defaults=_defaults(102400, 4096, 16384, 32, 32, 32, rms_norm_eps=1e-5, sliding_window=4096),
     ),
     "glm4": Family(

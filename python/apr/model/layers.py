@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from apr.errors import RefusedError
-from apr.model.metadata import integer, positive
+from apr.model.metadata import integer, positive, switch
 from apr.model.rope import Rope, read_scaling, rope_facts
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def read_layers(
     if family.no_rope == "full":
         # EXAONE 4: layers that see all positions have none, in models that also have sliding layers.
         flags = [window is None or kind == SLIDING for kind in types]
+    if not any(flags):
+        raise RefusedError("no layer has rotary positions, which is not supported")
     kinds = {
         (kind, flag): LayerKind(
             window if kind == SLIDING else None,
@@ -54,7 +56,7 @@ def read_layers(
 def _window(facts: dict[str, Any], family: Family) -> int | None:
     """Return the size of the windows, or None for a model without windows."""
     window = facts.get("sliding_window")
-    if family.windows == "none" or (family.window_switch and facts.get("use_sliding_window") is not True):
+    if family.windows == "none" or (family.window_switch and not switch(facts, "use_sliding_window")):
         return None
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 1):
         raise RefusedError(f"sliding_window is {window!r}; it must be a positive whole number")
@@ -84,7 +86,9 @@ def _layer_types(
     if family.windows == "upper":
         first = integer(facts, "max_window_layers")
         return [SLIDING if index >= first else FULL for index in range(num_layers)]
-    every = facts.get("sliding_window_pattern", facts.get("_sliding_window_pattern", family.full_every))
+    every = (
+        facts.get("sliding_window_pattern", family.full_every) if family.pattern_key else family.full_every
+    )
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise RefusedError(f"sliding_window_pattern is {every!r}; it must be a positive whole number")
     return [SLIDING if (index + 1) % every else FULL for index in range(num_layers)]
@@ -108,9 +112,13 @@ def _rope_flags(facts: dict[str, Any], family: Family, num_layers: int) -> list[
 
 def _rope(facts: dict[str, Any], family: Family, numbers: dict[str, int], head_dim: int, kind: str) -> Rope:
     """Return the rotary positions of a type of layers."""
-    own = rope_facts(facts, kind if family.rope_per_type else FULL)
-    if kind == SLIDING and family.rope_per_type and "rope_theta" not in own:
-        local = facts.get("rope_local_base_freq")
+    per_type = family.rope_per_type
+    parts = facts.get("rope_parameters")
+    if per_type and isinstance(parts, dict) and not parts.keys() <= {FULL, SLIDING}:
+        raise RefusedError(f"rope_parameters must have an object for each of {FULL!r} and {SLIDING!r}")
+    own = rope_facts(facts, kind if per_type else FULL, per_type=per_type)
+    if kind == SLIDING and per_type and "rope_theta" not in own:
+        local = facts.get("rope_local_base_freq") if "rope_local_base_freq" in family.defaults else None
         own["rope_theta"] = facts.get("rope_theta") if local is None else local
     own.setdefault("rope_theta", facts.get("rope_theta"))
     context = numbers["max_position_embeddings"]

@@ -91,7 +91,21 @@ def integer(facts: Mapping[str, Any], key: str) -> int:
     # bool is a subclass of int, but true is not a size.
     if isinstance(value, bool) or not isinstance(value, int):
         raise RefusedError(f"{key} is {value!r}, which is not a whole number")
+    if abs(value) >= 2**63:
+        raise RefusedError(f"{key} is too large")
     return value
+
+
+def switch(facts: Mapping[str, Any], key: str) -> bool:
+    """Return whether a switch is on; a missing one is off.
+
+    Raises:
+        RefusedError: the value is neither true nor false.
+    """
+    value = facts.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise RefusedError(f"{key} is {value!r}; it must be true or false")
+    return value is True
 
 
 def number(facts: Mapping[str, Any], key: str) -> float:

@@ -72,7 +72,7 @@ class Rope:
     """Whether element 2i pairs with 2i + 1, instead of i with i + dim / 2."""
 
 
-def rope_facts(facts: Mapping[str, Any], layer_type: str) -> dict[str, Any]:
+def rope_facts(facts: Mapping[str, Any], layer_type: str, *, per_type: bool) -> dict[str, Any]:
     """Return the rotary parameters of a kind of layers: `rope_theta`, `rope_type` and those of the scaling.
 
     transformers 5 keeps them in `rope_parameters`; with several kinds of layers, under the name of each kind.
@@ -81,9 +81,10 @@ def rope_facts(facts: Mapping[str, Any], layer_type: str) -> dict[str, Any]:
     Args:
         facts: the metadata.
         layer_type: "full_attention" or "sliding_attention".
+        per_type: whether the family has parameters for each type of layers.
 
     Raises:
-        RefusedError: the two spellings contradict each other.
+        RefusedError: the two spellings contradict each other, or are not objects.
     """
     # The number `rope_type` beside these is not read. The ecosystem's importer writes 0 (adjacent pairs) over
     # weights in transformers' order; the tensor names decide, in `permuted_heads`.
@@ -91,9 +92,13 @@ def rope_facts(facts: Mapping[str, Any], layer_type: str) -> dict[str, Any]:
     if not isinstance(parameters, dict) or not isinstance(scaling, dict):
         raise RefusedError("rope_parameters and rope_scaling must be objects")
     at = "rope_parameters"
-    if nested := parameters.keys() & {"full_attention", "sliding_attention"}:
+    if per_type and parameters:
         at = f"rope_parameters.{layer_type}"
-        parameters = parameters.get(layer_type) or {} if layer_type in nested else {}
+        parameters = parameters.get(layer_type) or {}
+        if not isinstance(parameters, dict):
+            raise RefusedError(f"{at} must be an object")
+    if parameters.keys() & {"full_attention", "sliding_attention"}:
+        raise RefusedError("rope_parameters has parts for types of layers, which this family does not have")
     if layer_type == "sliding_attention":
         scaling = {}
     for key in parameters.keys() & scaling.keys():
