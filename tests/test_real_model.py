@@ -148,11 +148,10 @@ def test_the_tutorial_ends_in_llama_cpp_with_the_tokens_of_our_decoder(gguf, tmp
     import sys
 
     pytest.importorskip("xllamacpp")
-    from apr.model.generate import generate
-
     from apr.convert import ConvertOptions, convert
     from apr.data.tokenizers import load_tokenizer
     from apr.model import Decoder
+    from apr.model.generate import generate
 
     page = (Path(__file__).parents[1] / "docs" / "tutorial-llama-cpp.md").read_text()
     commands = [line[2:] for line in page.splitlines() if line.startswith("$ ")]

@@ -37,6 +37,15 @@ def test_checksums_are_zlibs(name, tmp_path):
     assert read_seal(tmp_path / SEAL).files == {path.name: sealed}
 
 
+def test_a_sealed_file_that_is_no_model_is_checked_by_itself(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text("{}")
+    apr.seal(path)
+    assert apr.verify(path).ok
+    path.write_text("[]")
+    assert not apr.verify(path).ok
+
+
 @pytest.mark.parametrize("name", FILES)
 @given(st.data())
 def test_any_flipped_bit_is_found_and_its_tensor_named(name, tmp_path_factory, data):

@@ -143,3 +143,9 @@ def test_a_list_of_windows_shorter_than_the_layers_is_refused(tmp_path, capsys):
     writer.close()
     assert convert(tmp_path / "m.gguf", tmp_path / "m.apr") == 4
     assert "sliding_window_pattern" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_trained_is_stored_with_a_note(tmp_path, capsys):
+    source = write_gguf(tmp_path / "m.gguf", **{"attention.layer_norm_rms_epsilon": 0.0})
+    assert convert(source, tmp_path / "m.apr") == 0
+    assert "rms_norm_eps" in capsys.readouterr().err

@@ -142,6 +142,20 @@ def test_metadata_alone_give_a_directory_that_transformers_loads(family, tmp_pat
         assert distance(model(ids), loaded(ids).logits) <= LOGITS
 
 
+def test_other_lengths_than_those_of_training_are_not_kept():
+    import torch
+
+    model = ours(transformers_model("gemma2"))
+    ids = torch.zeros(1, 20, dtype=torch.int64)
+    model(ids)
+    trained = dict(model._views)
+    with torch.no_grad():
+        for length in range(8, 20):
+            model(ids[:, :length])
+    assert trained.items() <= model._views.items()
+    assert len(model._views) == 2
+
+
 @every_family
 def test_missing_keys_have_the_defaults_of_transformers(family):
     from transformers import AutoConfig
@@ -224,6 +238,16 @@ def test_other_models_are_refused_by_name(model_type, word):
         ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": -1}}, "factor"),
         ("llama", {"rope_scaling": {"rope_type": "mrope"}}, "mrope"),
         ("olmo2", {"num_hidden_layers": 10**9}, "num_layers"),
+        ("olmo2", {"hidden_size": 10**400}, "hidden_size"),
+        ("gemma3_text", {"rope_parameters": {"full_attention": "x"}}, "full_attention"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters"),
+        ("qwen3", {"use_sliding_window": 1}, "use_sliding_window"),
+        ("llama", {"attention_bias": "true"}, "attention_bias"),
+        ("exaone4", {"layer_types": ["full_attention"] * 32}, "rotary"),
+        ("llama", {"model_type": "llava", "text_config": {"model_type": "qwen3"}}, "qwen3"),
+        ("llama", {"model_type": "voxtral", "audio_config": {}}, "multimodal"),
     ],
 )
 def test_values_that_make_no_model_are_refused_by_key(family, changes, word):

@@ -12,9 +12,11 @@ from apr.model.families import FAMILIES
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-2, 300) | st.floats() | st.text(max_size=3)
-    | st.sampled_from(["sliding_attention", "yarn", "dynamic", "longrope", 10**30]),
+    | st.sampled_from(["sliding_attention", "yarn", "dynamic", "longrope", 10**400]),
     lambda inner: st.lists(inner, max_size=6)
-    | st.dictionaries(st.sampled_from(["rope_type", "factor", "a"]), inner),
+    | st.dictionaries(
+        st.sampled_from(["rope_type", "factor", "rope_theta", "full_attention", "sliding_attention"]), inner
+    ),
     max_leaves=4,
 )  # fmt: skip
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -39,8 +41,9 @@ def test_one_odd_value_is_a_model_or_a_refusal(family, data):
     facts[key] = data.draw(VALUES)
     if key == "rope_scaling" and isinstance(facts[key], dict):
         facts[key] = {"factor": 2.0, "rope_type": data.draw(VALUES)} | facts[key]
+    read = data.draw(st.sampled_from([ModelConfig.from_metadata, ModelConfig.from_hf]))
     try:
-        config = ModelConfig.from_metadata(facts, head_present=True)
+        config = read(facts, head_present=True)
     except RefusedError as error:
         assert "\n" not in str(error)
         return

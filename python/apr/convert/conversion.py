@@ -25,7 +25,7 @@ from apr.convert.plan import ConvertOptions, Layout, Plan, make_plan
 from apr.convert.stream import ModelStream, OnTensor, split_into_shards
 from apr.errors import FormatError, RefusedError, WeightsError
 from apr.gguf.reader import ROPE_TENSORS
-from apr.model.config import ModelConfig
+from apr.model.config import ModelConfig, names_family
 from apr.model.match import mismatch
 
 if TYPE_CHECKING:
@@ -118,8 +118,11 @@ def _checked(plan: Plan, model: ModelStream) -> ModelStream:
     """
     try:
         config = ModelConfig.from_metadata(model.metadata)
-    except RefusedError:  # several files of tensors without a configuration, or a model that apr cannot train
-        return model
+    except RefusedError as error:
+        # Files of tensors alone have no configuration. A transformers directory has its note already.
+        if model.notes or not names_family(model.metadata):
+            return model
+        return replace(model, notes=(f"the model is stored, but apr cannot train it: {error}",))
     problem = mismatch(config, {tensor.spec.name: tensor.spec.shape for tensor in model.tensors})
     if problem is None:
         return model

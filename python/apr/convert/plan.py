@@ -136,9 +136,9 @@ def _source_format(source: Path) -> SourceFormat:
 
 def _layout(target: Path) -> tuple[Layout, Path]:
     """Return what the target's name asks for, and the directory that it is or that it is in."""
-    if target.suffix == ".apr":
+    if target.suffix.lower() == ".apr":
         return Layout.APR, target.parent
-    if target.suffix == ".safetensors":
+    if target.suffix.lower() == ".safetensors":
         return Layout.SAFETENSORS, target.parent
     if target.name == APR_INDEX:
         return Layout.APR_SHARDS, target.parent
@@ -146,7 +146,7 @@ def _layout(target: Path) -> tuple[Layout, Path]:
         return Layout.SAFETENSORS_SHARDS, target.parent
     if target.name.endswith(".index.json"):
         raise UsageError(f"{target}: an index must be named {APR_INDEX} or {SAFETENSORS_INDEX}")
-    if target.suffix == ".gguf":
+    if target.suffix.lower() == ".gguf":
         return Layout.GGUF, target.parent
     return Layout.DIRECTORY, target
 

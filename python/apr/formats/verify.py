@@ -58,6 +58,9 @@ def verify(
     except AprError as error:
         report = _structure(given, on_progress, keys)
         return replace(report, checks=(*report.checks, _failed("seal", error)))
+    if given.is_file() and format_of(given) is None and given.name in seal.files:
+        # A configuration or a tokenizer, sealed beside its model.
+        return Report(os.fspath(path), opened=True, checks=tuple(check_files(seal, given, on_progress)))
     try:
         report = _structure(given, on_progress, keys)
     except IsADirectoryError:

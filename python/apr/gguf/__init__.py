@@ -1,1 +1,1 @@
-"""GGUF files of the Llama and Qwen2 families, read with the `gguf` package."""
+"""GGUF files, read and written with the `gguf` package."""

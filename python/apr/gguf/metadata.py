@@ -38,7 +38,7 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, object]:
 
     Raises:
         FormatError: the file is not a valid GGUF file, or its keys contradict its tensors.
-        UnsupportedError: a family, a feature or a tensor that a Llama or Qwen2 decoder does not have.
+        UnsupportedError: a family, a feature or a tensor that is not supported.
     """
     return model_metadata(GgufFile(path))
 

@@ -1,4 +1,4 @@
-"""Qwen2 and Llama decoders: configuration from metadata, strict filling, the forward pass."""
+"""Decoders: configuration from metadata, strict filling, the forward pass, generation."""
 
 from apr._lazy import lazy_exports
 

@@ -111,4 +111,4 @@ def _blocks(window: int | None, start: int, length: int, device: torch.device) -
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., Tensor]:
     # Without compilation, it would hold all scores.
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention)

@@ -46,9 +46,10 @@ class Decoder(nn.Module):
         self.model = Body(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        # By length and device. Kept, because a captured CUDA graph goes on reading them. Not buffers, which
-        # `to(dtype)` would round to bfloat16 and `to_empty` would leave without values.
+        # By length and device. Not buffers, which `to(dtype)` would round to bfloat16 and `to_empty` would
+        # leave without values.
         self._views: dict[tuple[int, torch.device], dict[LayerKind, View]] = {}
+        self._trained: set[tuple[int, torch.device]] = set()
 
     @classmethod
     def from_apr(
@@ -113,17 +114,23 @@ class Decoder(nn.Module):
     def hidden(self, input_ids: Tensor, cache: KvCache | CapturedCache | None = None) -> Tensor:
         """Compute the input of the head, the normalized last hidden state: [B, T, hidden_size]."""
         length, device = input_ids.shape[1], input_ids.device
-        if cache is not None:
-            kinds = cache.views(length)
-        elif (length, device) in self._views:
-            kinds = self._views[length, device]
-        else:
-            kinds = self._views[length, device] = views(self.config.layers, 0, length, device)
+        kinds = self._kept_views(length, device) if cache is None else cache.views(length)
         hidden: Tensor = self.model(input_ids, [kinds[kind] for kind in self.config.layers], cache)
         if cache is not None:
             cache.length += length
         # Granite divides logits. Here it is done before the head: training never holds all logits at once.
         return hidden if self.config.logits_divisor == 1 else hidden / self.config.logits_divisor
+
+    def _kept_views(self, length: int, device: torch.device) -> dict[LayerKind, View]:
+        key = length, device
+        if key not in self._views:
+            # A captured graph of a training step goes on reading its views. Of other lengths, which differ
+            # with every prompt, only the last is kept.
+            kept = {shape: view for shape, view in self._views.items() if shape in self._trained}
+            self._views = {**kept, key: views(self.config.layers, 0, length, device)}
+        if torch.is_grad_enabled():
+            self._trained.add(key)
+        return self._views[key]
 
 
 class Body(nn.Module):

@@ -80,7 +80,7 @@ def _layer_types(
             raise RefusedError(
                 f"layer_types must list {SLIDING!r} or {FULL!r} for each of the {num_layers} layers"
             )
-        return stated
+        return list(map(str, stated))
     if family.windows == "without rope":
         return [FULL if flag else SLIDING for flag in flags]
     if family.windows == "upper":
