@@ -206,6 +206,8 @@ class OutputOptions:
     """Directory for everything that the run writes."""
     tensorboard: Annotated[bool, Resume.FREE] = False
     """Write TensorBoard event files to RUN_DIR/tensorboard."""
+    sample_prompt: Annotated[str | None, Metavar("TEXT"), Unset("none"), Resume.FREE] = None
+    """Continue this text at each evaluation, print it, and keep it in RUN_DIR/samples.jsonl."""
     force: Annotated[bool, Resume.NOT_SAVED] = False
     """Move a run that is already in the run directory to RUN_DIR.bak-N and start over."""
 

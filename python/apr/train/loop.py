@@ -381,6 +381,11 @@ class Loop:
             tokens_seen=self.state.tokens_seen,
             seconds=time.perf_counter() - started,
         )
+        # Weights that are not finite have nothing to say.
+        if self.prepared.sampler is not None and math.isfinite(evaluation.val_loss):
+            with computing(self.prepared.device, self._config.precision):
+                sample = self.prepared.sampler.sample(self._model, self.state.step)
+            self.recorder.sample(sample)
         return evaluation.val_loss
 
     def _bad_evaluation(self, val_loss: float) -> Ending:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from apr.train.checkpoint.metadata import CheckpointMetadata
     from apr.train.checkpoint.resume import ResumePoint
     from apr.train.config import Precision, ResolvedConfig
+    from apr.train.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Prepared:
     """The file with the model's weights; None from scratch."""
     resume_point: ResumePoint | None
     """The checkpoints of a run that is resumed; None for a new run."""
+    sampler: Sampler | None = None
+    """Continues --sample-prompt; None without one."""
 
     @property
     def parameters(self) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from apr.options import Option
 
 RESULT, CONFIG, METRICS, LOG, PLOT = "result.json", "config.yaml", "train.jsonl", "run.log", "loss.png"
-EVENTS, EXPORT = "tensorboard", "final.apr"
+EVENTS, EXPORT, SAMPLES = "tensorboard", "final.apr", "samples.jsonl"
 
 
 def claimed(run_dir: Path) -> AbstractContextManager[None]:

@@ -132,6 +132,8 @@ def cut_back_to(run_dir: Path, point: ResumePoint, state: RunState, report: Repo
 
     # Steps after the checkpoint are taken again, and would have two records.
     cut_back(run_dir / rundir.METRICS, is_in_checkpoint)
+    if (run_dir / rundir.SAMPLES).exists():
+        cut_back(run_dir / rundir.SAMPLES, is_in_checkpoint)
     if point.last is None:
         report.line("no checkpoint was written yet; starting from step 0")
     else:

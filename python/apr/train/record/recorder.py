@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Self
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from apr.train.config import ResolvedConfig
     from apr.train.record.callbacks import Callbacks
     from apr.train.record.report import Report
+    from apr.train.sampler import Sample
     from apr.train.step import StepOutcome
 
 # The time that is left is estimated from this many steps: a resumed run may have another speed than before.
@@ -150,6 +152,14 @@ class Recorder:
             f"over {val_tokens:,} tokens in {seconds:.1f} s"
         )
         self._send(record)
+
+    def sample(self, sample: Sample) -> None:
+        """Record what the model made of --sample-prompt."""
+        with closing(MetricsFile(self._config.run_dir / rundir.SAMPLES)) as samples:
+            samples.write(asdict(sample))
+        # One line, and no control characters: a model in training writes anything.
+        text = (sample.prompt + sample.text).encode("unicode_escape").decode()
+        self._report.line(f"sample: {text}")
 
     def checkpoint(self, record: CheckpointRecord) -> None:
         """Record a checkpoint that was written, read back and verified."""

@@ -19,6 +19,7 @@ from apr.train.checkpoint.resume import find_resume_point
 from apr.train.machine.device import choose_device, describe
 from apr.train.prepared import Prepared
 from apr.train.record.tensorboard import check_tensorboard
+from apr.train.sampler import make_sampler
 from apr.train.start import origin
 from apr.train.start.needs import check_disk, check_memory, estimate_needs
 
@@ -136,6 +137,9 @@ def prepare(config: PretrainConfig) -> Prepared:
     for corpus in (dataset, val_dataset):
         if corpus is not None:
             _check_corpus(corpus, tokenizer, start, problems)
+    sampler = None
+    if config.sample_prompt is not None and start is not None:
+        sampler = attempt(make_sampler, config.sample_prompt, start.model, start.carried, config.tokenizer)
     parts = _split(config, dataset, val_dataset, problems)
     done = 0 if resume_point is None or resume_point.last is None else resume_point.last.step
     compiled, why = _compiles(config, device or torch.device("cpu"), config.num_steps - done)
@@ -161,6 +165,7 @@ def prepare(config: PretrainConfig) -> Prepared:
         notes=(*_notes(config, device, needs, len(parts.train), tokenizer), why),
         weights=start.weights,
         resume_point=resume_point,
+        sampler=sampler,
     )
 
 
