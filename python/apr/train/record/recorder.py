@@ -158,7 +158,9 @@ class Recorder:
         with closing(MetricsFile(self._config.run_dir / rundir.SAMPLES)) as samples:
             samples.write(asdict(sample))
         # One line, and no control characters: a model in training writes anything.
-        text = (sample.prompt + sample.text).encode("unicode_escape").decode()
+        text = "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode() for c in sample.prompt + sample.text
+        )
         self._report.line(f"sample: {text}")
 
     def checkpoint(self, record: CheckpointRecord) -> None:
