@@ -169,7 +169,7 @@ def test_the_tutorial_ends_in_llama_cpp_with_the_tokens_of_our_decoder(gguf, tmp
     prompt = load_tokenizer(trained).tokenizer.encode("import os\n\ndef ").ids
     (ours,) = generate(Decoder.from_apr(trained), prompt, max_tokens=24)
     request = {"path": str(tmp_path / "f32.gguf"), "prompts": [prompt + ours.ids[:-1]]}
-    request |= {"first": [len(prompt)], "top": 1, "plain": prompt[0], "texts": []}
+    request |= {"first": [len(prompt)], "top": 1, "plain": prompt[0], "texts": [], "parent": os.getpid()}
     command = [sys.executable, "-m", "apr.convert.llama_cpp"]
     answer = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=True)
     assert [top[0][0] for top in json.loads(answer.stdout)["top"][0]] == ours.ids
