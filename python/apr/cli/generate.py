@@ -115,7 +115,7 @@ class Command(GenerateOptions):
     def _describe(self) -> tuple[Mapping[str, Any], ModelConfig]:
         from apr.container.load import load
         from apr.model.config import ModelConfig
-        from apr.model.fill import has_head
+        from apr.model.match import has_head
 
         with load(self.file) as file:
             try:

@@ -16,7 +16,8 @@ from apr.errors import UnsupportedError, UsageError
 if TYPE_CHECKING:
     from apr.gguf.writer import GgufDtype
 
-SourceFormat = Literal["apr", "gguf", "hf", "safetensors"]
+FileFormat = Literal["apr", "gguf", "safetensors"]
+SourceFormat = FileFormat | Literal["hf"]
 APR_INDEX = f"model{INDEX_SUFFIX}"
 # The configuration of a PEFT adapter (LoRA and others).
 _ADAPTER = "adapter_config.json"
@@ -120,6 +121,17 @@ def _source_format(source: Path) -> SourceFormat:
     # Until December 2025 the ecosystem's tools wrote safetensors files under .apr names.
     with source.open("rb") as file:
         start = file.read(9)
+    if (found := format_of_start(start)) is not None:
+        return found
+    message = f"{source}: not a GGUF, safetensors or .apr file, and not a directory with {CONFIG}"
+    # A zip archive, in which PyTorch puts its pickle, or a bare pickle of protocol 2, as before version 1.6.
+    if start[:2] in {b"PK", b"\x80\x02"}:
+        message += "; it looks like a PyTorch checkpoint, which can be saved as safetensors with PyTorch"
+    raise UnsupportedError(message, path=source)
+
+
+def format_of_start(start: bytes) -> FileFormat | None:
+    """Return the format of a file from its first nine bytes; None if they are those of no model."""
     if start[:4] == b"GGUF":
         return "gguf"
     if start[:3] == b"APR":
@@ -127,11 +139,7 @@ def _source_format(source: Path) -> SourceFormat:
     # safetensors has no magic: a file starts with the length of its header, which is a JSON object.
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _MAX_SAFETENSORS_HEADER:
         return "safetensors"
-    message = f"{source}: not a GGUF, safetensors or .apr file, and not a directory with {CONFIG}"
-    # A zip archive, in which PyTorch puts its pickle, or a bare pickle of protocol 2, as before version 1.6.
-    if start[:2] in {b"PK", b"\x80\x02"}:
-        message += "; it looks like a PyTorch checkpoint, which can be saved as safetensors with PyTorch"
-    raise UnsupportedError(message, path=source)
+    return None
 
 
 def _layout(target: Path) -> tuple[Layout, Path]:

@@ -12,7 +12,9 @@ import numpy as np
 from apr._core import nbytes
 from apr.container.dtypes import NUMPY
 from apr.container.save import TensorSpec
-from apr.errors import FormatError
+from apr.errors import FormatError, WeightsError
+from apr.model.match import match_names
+from apr.model.names import EMBEDDING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from apr.container.tensor_file import TensorFile
+    from apr.model.config import ModelConfig
 
 OnTensor: TypeAlias = "Callable[[str, int, int], None]"
 """A callback that gets (name, number of tensors done, number of tensors) before each tensor is read."""
@@ -212,6 +215,24 @@ def joined(name: str, parts: Sequence[TensorStream]) -> TensorStream:
 
     first = parts[0].spec
     return TensorStream(replace(first, name=name, shape=(rows, *first.shape[1:])), chunks)
+
+
+def match_sources(config: ModelConfig, file: TensorFile) -> dict[str, str]:
+    """Return the name of the tensor in `file` for each parameter of a decoder, without importing torch.
+
+    Raises:
+        WeightsError: the tensors are not those of the model, or a stored head differs from the embedding that
+            it is tied to.
+    """
+    match = match_names(config, file)
+    if match.head_copy is not None and not same_values(
+        stream_values(file, match.head_copy), stream_values(file, match.sources[EMBEDDING])
+    ):
+        raise WeightsError(
+            f"{file.path}: tie_word_embeddings is true, but {match.head_copy} differs from "
+            f"{match.sources[EMBEDDING]}"
+        )
+    return match.sources
 
 
 def same_values(a: TensorStream, b: TensorStream) -> bool:

@@ -12,16 +12,16 @@ from apr.container.dtypes import QUANTIZED
 from apr.container.save import TensorSpec
 from apr.convert.gguf_families import architecture_keys, rope_tensors
 from apr.convert.gguf_tokenizer import tokenizer_keys
-from apr.convert.stream import TensorStream, chunk_ranges, joined, same_values, stream_values
-from apr.errors import RefusedError, WeightsError
+from apr.convert.stream import TensorStream, chunk_ranges, joined, match_sources, stream_values
+from apr.errors import RefusedError
 from apr.files import path_of, replacing
 from apr.gguf.names import ONE_PLUS, STORED_HEADS, gguf_name, permute
 from apr.gguf.writer import GgufOutput, file_type, stored_dtype
 from apr.gguf.writer import write as write_file
 from apr.model.config import ModelConfig
 from apr.model.families import FAMILIES
-from apr.model.match import listed, match_names, permuted_heads
-from apr.model.names import EMBEDDING, HEAD, HEADS, fused_parts, parameter_shapes
+from apr.model.match import has_head, listed, permuted_heads
+from apr.model.names import EMBEDDING, HEAD, fused_parts, parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -94,25 +94,17 @@ def read(file: TensorFile, *, dtype: GgufDtype | None, tokenizer: bool) -> GgufM
         RefusedError: the metadata do not describe a model, or llama.cpp cannot run it.
         WeightsError: the tensors are not those of the model that the metadata describe.
     """
-    head_present = any(name in file and not file.info(name).tied for name in HEADS)
     try:
-        config = ModelConfig.from_metadata(file.metadata, head_present=head_present)
+        config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
         keys, limits = architecture_keys(config)
     except RefusedError as error:
         raise type(error)(f"{file.path}: {error}") from None
-    match = match_names(config, file)
-    if match.head_copy is not None and not same_values(
-        stream_values(file, match.head_copy), stream_values(file, match.sources[EMBEDDING])
-    ):
-        raise WeightsError(
-            f"{file.path}: tie_word_embeddings is true, but {match.head_copy} differs from "
-            f"{match.sources[EMBEDDING]}"
-        )
     architecture = FAMILIES[config.family].gguf
-    sources = dict(match.sources)
+    sources = match_sources(config, file)
+    written = dict(sources)
     if config.tie_word_embeddings and architecture in STORED_HEADS:
-        sources[HEAD] = sources[EMBEDDING]
-    outputs = _tensors(file, sources, config, dtype)
+        written[HEAD] = sources[EMBEDDING]
+    outputs = _tensors(file, written, config, dtype)
     tensors = list(dict.fromkeys(outputs.values()))
     # The dtype of most values names the file, as in llama.cpp's own files.
     counts: dict[GgufDtype, int] = {}
@@ -120,7 +112,7 @@ def read(file: TensorFile, *, dtype: GgufDtype | None, tokenizer: bool) -> GgufM
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + prod(tensor.shape)
     most = max(counts, key=counts.__getitem__) if dtype is None else dtype
     keys = _general_keys(file, most) | {f"{architecture}.{key}": value for key, value in keys.items()}
-    notes = [*limits, *_notes(file, match.sources.values(), tensors, dtype)]
+    notes = [*limits, *_notes(file, sources.values(), tensors, dtype)]
     if tokenizer:
         tokens, token_notes = tokenizer_keys(file.metadata, config.vocab_size)
         keys |= tokens

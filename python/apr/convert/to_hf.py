@@ -31,17 +31,17 @@ from apr.convert.stream import (
     TensorStream,
     chunk_ranges,
     joined,
-    same_values,
+    match_sources,
     split_into_shards,
     stream_values,
 )
-from apr.errors import FormatError, RefusedError, UnsupportedError, WeightsError
+from apr.errors import FormatError, RefusedError, UnsupportedError
 from apr.files import write_atomically, write_json
 from apr.gguf.names import unpermute
 from apr.model.config import ModelConfig, names_family
 from apr.model.families import FAMILIES
-from apr.model.match import match_names, permuted_heads
-from apr.model.names import EMBEDDING, HEADS, TRAINING_PREFIX, fused_parts, parameter_shapes
+from apr.model.match import has_head, permuted_heads
+from apr.model.names import TRAINING_PREFIX, fused_parts, parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -119,7 +119,7 @@ def write(
 def _as_hf(file: TensorFile) -> ModelStream:
     """Return the model as transformers has it: config.json as metadata, tensor names, shapes, row order."""
     kept = file.metadata.get(HF_CONFIG)
-    head_present = any(name in file and not file.info(name).tied for name in HEADS)
+    head_present = has_head(file)
     try:
         config = ModelConfig.from_metadata(file.metadata, head_present=head_present)
     except RefusedError as error:
@@ -132,16 +132,8 @@ def _as_hf(file: TensorFile) -> ModelStream:
         # apr does not know the architecture, but transformers gets back what it wrote.
         names = [name for name in file if not name.startswith(TRAINING_PREFIX)]
         return ModelStream(dict(kept), [stream_values(file, name) for name in names])
-    match = match_names(config, file)
-    if match.head_copy is not None and not same_values(
-        stream_values(file, match.head_copy), stream_values(file, match.sources[EMBEDDING])
-    ):
-        raise WeightsError(
-            f"{file.path}: tie_word_embeddings is true, but {match.head_copy} differs from "
-            f"{match.sources[EMBEDDING]}"
-        )
     shapes = parameter_shapes(config)
-    parameters = {source: name for name, source in match.sources.items()}
+    parameters = {source: name for name, source in match_sources(config, file).items()}
     # In the order of the file, which decides what goes into which shard.
     tensors = [
         _stream(file, source, parameters[source], shapes[parameters[source]], config)

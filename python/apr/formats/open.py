@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from apr.container.legacy.keys import refuse_keys
 from apr.container.load import load
 from apr.container.shard_index import INDEX_SUFFIX, find_model
+from apr.convert.plan import FileFormat, format_of_start
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -18,13 +19,9 @@ if TYPE_CHECKING:
     from apr.container.legacy.keys import Keys
     from apr.container.model_file import ModelFile
 
-Format = Literal["apr", "safetensors", "gguf"]
-
 SAFETENSORS_INDEX = ".safetensors.index.json"
 # The files of a transformers model, in the order in which transformers looks for them.
 _TRANSFORMERS = ("model.safetensors", "model.safetensors.index.json")
-# The limit of the safetensors package. A file with a longer header is something else.
-_MAX_SAFETENSORS_HEADER = 100_000_000
 # Models that an error lists.
 _MAX_LISTED = 3
 
@@ -91,7 +88,7 @@ def find(path: Path) -> Path:
     raise IsADirectoryError(errno.EISDIR, problem, os.fspath(path))
 
 
-def format_of(path: Path) -> Format | None:
+def format_of(path: Path) -> FileFormat | None:
     """Return the format of a file or an index; None if neither its bytes nor its name are those of a model.
 
     Raises:
@@ -106,13 +103,6 @@ def format_of(path: Path) -> Format | None:
         return None
     with path.open("rb") as file:
         start = file.read(9)
-    if start[:4] == b"GGUF":
-        return "gguf"
-    if start[:3] == b"APR":
-        return "apr"
-    # safetensors has no magic: a file starts with the length of its header, which is a JSON object.
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _MAX_SAFETENSORS_HEADER:
-        return "safetensors"
     # Damage to the first bytes must not make something else of a model.
-    by_name: dict[str, Format] = {".apr": "apr", ".safetensors": "safetensors", ".gguf": "gguf"}
-    return by_name.get(path.suffix)
+    by_name: dict[str, FileFormat] = {".apr": "apr", ".safetensors": "safetensors", ".gguf": "gguf"}
+    return format_of_start(start) or by_name.get(path.suffix)

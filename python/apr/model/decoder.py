@@ -14,7 +14,8 @@ from apr.errors import RefusedError
 from apr.model.attention import attend
 from apr.model.config import ModelConfig
 from apr.model.families import FAMILIES
-from apr.model.fill import fill, has_head
+from apr.model.fill import fill
+from apr.model.match import has_head
 from apr.model.names import check_layers
 from apr.model.positions import View, views
 from apr.model.rotary import rotate

@@ -9,7 +9,7 @@ import torch
 from apr.errors import WeightsError
 from apr.gguf.names import unpermute
 from apr.model.match import listed, match_names, permuted_heads
-from apr.model.names import EMBEDDING, HEADS
+from apr.model.names import EMBEDDING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,11 +32,6 @@ _NEAR, _LEAST_NEAR = 0.25, 0.01
 _TINY, _MOST_TINY = 1e-4, 0.1
 # A share of 1 % of fewer than 256 values says nothing. A sample keeps the check of a large embedding short.
 _ENOUGH_VALUES, _SAMPLE = 256, 65536
-
-
-def has_head(file: TensorFile) -> bool:
-    """Whether the file has an output projection that is not empty."""
-    return any(name in file and not file.info(name).tied for name in HEADS)
 
 
 def fill(config: ModelConfig, parameters: Iterable[tuple[str, nn.Parameter]], file: TensorFile) -> None:

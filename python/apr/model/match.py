@@ -40,6 +40,11 @@ class Match:
     to the embedding, which the caller checks."""
 
 
+def has_head(file: TensorFile) -> bool:
+    """Whether the file has an output projection that is not empty."""
+    return any(name in file and not file.info(name).tied for name in HEADS)
+
+
 def match_names(config: ModelConfig, file: TensorFile) -> Match:
     """Find the tensor for each parameter of a decoder, also under GGUF's names.
 

@@ -11,8 +11,9 @@ from apr.container.load import load
 from apr.container.metadata import HF_TOKENIZER, VOCABULARY
 from apr.errors import RefusedError
 from apr.model.config import ModelConfig
-from apr.model.fill import check_values, has_head, match
+from apr.model.fill import check_values, match
 from apr.model.init import PRESETS, load_arch
+from apr.model.match import has_head
 
 if TYPE_CHECKING:
     from apr.container.tensor_file import TensorFile
