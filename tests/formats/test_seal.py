@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.formats.models import FILES, IMPORTED, copied, failed, flip, places, sharded
 
 import apr
+from apr.errors import RefusedError
 from apr.formats.seal import SEAL, read_seal
 from apr.held import held
 
@@ -286,7 +287,7 @@ def test_json_lists_what_was_sealed(tmp_path, run):
 
 def test_two_writers_of_a_seal_do_not_lose_records(tmp_path):
     path = copied(FILES[0], tmp_path)
-    with held(tmp_path, "another process", "wait"), pytest.raises(Exception, match="another process"):
+    with held(tmp_path, "another process", "wait"), pytest.raises(RefusedError, match="another process"):
         apr.seal(path)
     assert not (tmp_path / SEAL).exists()
 

@@ -32,8 +32,8 @@ class _Limits:
     """What llama.cpp's code for an architecture can compute."""
 
     biases: Literal["none", "qkv", "qkvo"] = "none"
-    period: int = 0
-    """Every n-th layer attends to all positions, the others to a window; 0 is without windows."""
+    windows: bool = False
+    """Whether every n-th layer may attend to all positions and the others to a window."""
     scalings: frozenset[str] = frozenset({"linear", "yarn"})
     """The kinds of rotary scaling."""
     wide_heads: bool = True
@@ -51,12 +51,12 @@ _LIMITS = {
     "qwen2": _Limits(biases="qkv"),
     "qwen3": _Limits(),
     "smollm3": _Limits(),
-    "olmo2": _Limits(period=4, wide_heads=False),
-    "gemma2": _Limits(period=2, untied=False, big=46),
-    "gemma3": _Limits(period=6, big=62),
+    "olmo2": _Limits(windows=True, wide_heads=False),
+    "gemma2": _Limits(windows=True, untied=False, big=46),
+    "gemma3": _Limits(windows=True, big=62),
     "granite": _Limits(biases="qkvo", scalings=_WITH_FACTORS),
     "phi3": _Limits(scalings=frozenset({"longrope"}), wide_heads=False),
-    "exaone4": _Limits(period=4, scalings=_WITH_FACTORS),
+    "exaone4": _Limits(windows=True, scalings=_WITH_FACTORS),
     "glm4": _Limits(biases="qkv"),
 }
 # SmolLM3: every n-th layer has no rotary positions.
@@ -99,7 +99,7 @@ def architecture_keys(config: ModelConfig) -> tuple[dict[str, object], list[str]
     }
     notes = []
     window = next((layer.window for layer in config.layers if layer.window is not None), None)
-    if window is not None and limits.period:
+    if window is not None and limits.windows:
         keys["attention.sliding_window"] = window
         keys["attention.sliding_window_pattern"] = _period(config)
         keys["rope.freq_base_swa"] = _sliding_theta(config)
@@ -197,7 +197,7 @@ def _problem(config: ModelConfig, name: str, limits: _Limits) -> str | None:
     period = _period(config) if windows else 0
     flags = [layer.rope is not None for layer in config.layers]
     kind = None if rope.scaling is None else rope.scaling.rope_type
-    sliding = {layer.rope for layer in config.layers if layer.window is not None and limits.period}
+    sliding = {layer.rope for layer in config.layers if layer.window is not None and limits.windows}
     problems = {
         "attention biases": (config.qkv_bias and limits.biases == "none")
         or (config.o_bias and limits.biases != "qkvo"),
@@ -210,7 +210,7 @@ def _problem(config: ModelConfig, name: str, limits: _Limits) -> str | None:
         and rope.scaling.truncate is False,
         f"a scale of the scores other than {scale:.4g}": name != "granite"
         and not math.isclose(config.attention_scale, scale, rel_tol=1e-6),
-        "windows in other layers than all but every n-th": limits.period > 0 and bool(windows) and not period,
+        "windows in other layers than all but every n-th": limits.windows and bool(windows) and not period,
         "a softcap of the scores, or its absence": (config.attention_softcap is None) == (name == "gemma2"),
         "a softcap of the logits, or its absence": (config.final_softcap is None) == (name == "gemma2"),
         "no sliding windows": name in {"gemma2", "gemma3"} and not windows,

@@ -274,3 +274,8 @@ def norm(config: ModelConfig, width: int) -> nn.Module:
 def softcapped(x: Tensor, cap: float | None) -> Tensor:
     """Return cap * tanh(x / cap), or `x` without a cap (https://arxiv.org/abs/2408.00118, section 2)."""
     return x if cap is None else cap * torch.tanh(x / cap)
+
+
+def softcap_slope(capped: Tensor, cap: float) -> Tensor:
+    """Return the derivative of `softcapped` where it gave these values: 1 - tanh(x / cap)^2."""
+    return 1 - (capped / cap).square()

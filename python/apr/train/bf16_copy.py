@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from apr.model.decoder import softcapped
+from apr.model.decoder import softcap_slope, softcapped
 from apr.model.names import EMBEDDING
 from apr.train.kernels import UpdateKernels, cross_entropy_gradient
 from apr.train.loss import rows_at_a_time
@@ -102,7 +102,7 @@ class Bf16Copy:
             for first in range(0, len(targets), rows):
                 part = slice(first, first + rows)
                 logits = softcapped(F.linear(states[part], head), cap)
-                slope = None if cap is None else 1 - (logits / cap).square()  # of cap * tanh(x / cap)
+                slope = None if cap is None else softcap_slope(logits, cap)
                 losses.append(cross_entropy_gradient(logits, targets[part], tokens))
                 if slope is not None:
                     logits.mul_(slope)

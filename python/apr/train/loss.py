@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from apr.model.decoder import softcapped
+from apr.model.decoder import softcap_slope, softcapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -99,7 +99,7 @@ def add_gradients(model: Decoder, ids: Tensor, tokens: int, *, softmax: Softmax 
             at_target = torch.expm1(log_probability).div_(tokens)
             gradient.scatter_(-1, targets[part, None], at_target[:, None].to(dtype))
             if cap is not None:
-                gradient.mul_(1 - (logits / cap).square())  # of cap * tanh(x / cap)
+                gradient.mul_(softcap_slope(logits, cap))
             total -= log_probability.sum(dtype=torch.float64)
             torch.mm(gradient, weight, out=hidden_grad[part])
             product = gradient.T @ inputs[part]
