@@ -12,18 +12,16 @@ from apr.convert.directory import check_replaceable
 from apr.convert.hf_files import CONFIG
 from apr.convert.stream import FloatDtype
 from apr.errors import UnsupportedError, UsageError
+from apr.file_format import FileFormat, format_of_start
 
 if TYPE_CHECKING:
     from apr.gguf.writer import GgufDtype
 
-FileFormat = Literal["apr", "gguf", "safetensors"]
 SourceFormat = FileFormat | Literal["hf"]
 APR_INDEX = f"model{INDEX_SUFFIX}"
 # The configuration of a PEFT adapter (LoRA and others).
 _ADAPTER = "adapter_config.json"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
-# The limit of the safetensors package. A file with a longer header is something else.
-_MAX_SAFETENSORS_HEADER = 100_000_000
 
 
 class Layout(Enum):
@@ -128,18 +126,6 @@ def _source_format(source: Path) -> SourceFormat:
     if start[:2] in {b"PK", b"\x80\x02"}:
         message += "; it looks like a PyTorch checkpoint, which can be saved as safetensors with PyTorch"
     raise UnsupportedError(message, path=source)
-
-
-def format_of_start(start: bytes) -> FileFormat | None:
-    """Return the format of a file from its first nine bytes; None if they are those of no model."""
-    if start[:4] == b"GGUF":
-        return "gguf"
-    if start[:3] == b"APR":
-        return "apr"
-    # safetensors has no magic: a file starts with the length of its header, which is a JSON object.
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _MAX_SAFETENSORS_HEADER:
-        return "safetensors"
-    return None
 
 
 def _layout(target: Path) -> tuple[Layout, Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from apr.container.legacy.keys import refuse_keys
 from apr.container.load import load
 from apr.container.shard_index import INDEX_SUFFIX, find_model
-from apr.convert.plan import FileFormat, format_of_start
+from apr.file_format import format_of_start
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from apr.container.legacy.keys import Keys
     from apr.container.model_file import ModelFile
+    from apr.file_format import FileFormat
 
 SAFETENSORS_INDEX = ".safetensors.index.json"
 # The files of a transformers model, in the order in which transformers looks for them.
