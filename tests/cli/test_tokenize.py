@@ -1,5 +1,6 @@
 """`apr tokenize`: its output and exit codes."""
 
+import gzip
 import io
 import json
 import subprocess
@@ -175,12 +176,89 @@ def test_skipped_documents_are_named(encode, corpus, capsys):
 
 
 def test_a_corpus_without_any_document_is_refused_with_the_first_reason(encode, corpus, tmp_path, capsys):
-    (corpus / "a.jsonl").write_text('{"text": "x"}\n')
+    (corpus / "a.jsonl").write_text('{"content": "x"\n')
     assert encode("--corpus", str(corpus / "a.jsonl")) == 5
     error = capsys.readouterr().err
     assert "1 document skipped" in error
     assert f"{corpus / 'a.jsonl'}:1: " in error
     assert not (tmp_path / "out").exists()
+
+
+def parquet(rows):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+ROWS = {
+    "c.jsonl": lambda rows: "".join(json.dumps(row) + "\n" for row in rows).encode(),
+    "c.json": lambda rows: json.dumps(rows, indent=1).encode(),
+    "c.jsonl.gz": lambda rows: gzip.compress(ROWS["c.jsonl"](rows), mtime=0),
+    "c.json.gz": lambda rows: gzip.compress(ROWS["c.json"](rows), mtime=0),
+    "c.parquet": parquet,
+}
+
+
+@pytest.mark.parametrize("flags", [[], ["--strict"], ["--estimate-only"]], ids=str)
+@pytest.mark.parametrize("beside", [[], ["README"]], ids=["alone", "beside a text"])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_field_that_no_row_has_is_refused_with_the_fields_that_are_there(
+    name, beside, flags, encode, corpus, tmp_path, capsys
+):
+    rows = [{"body": f"line {i}", "url": "x"} for i in range(9)]
+    (corpus / name).write_bytes(ROWS[name](rows))
+    paths = [str(corpus / one) for one in (name, *beside)]
+    assert encode("--corpus", *paths, *flags) == 5
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert all(word in error for word in (str(corpus / name), "'content'", "'body'", "'url'"))
+    assert not (tmp_path / "out").exists()
+    assert encode("--corpus", *paths, "--content-field", "body") == 0
+
+
+@pytest.mark.parametrize("beside", [[], ["README"]], ids=["alone", "beside a text"])
+def test_a_field_that_no_line_of_standard_input_has_is_refused(beside, encode, corpus, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"body": "x"}\n' * 9)))
+    assert encode("--corpus", *(str(corpus / name) for name in beside), "-") == 5
+    assert "'body'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_field_that_one_row_has_is_enough(name, encode, corpus, capsys):
+    rows = [{"content": None if name.endswith("parquet") else 3, "id": i} for i in range(9)]
+    (corpus / name).write_bytes(ROWS[name]([*rows, {"content": "text", "id": 9}]))
+    assert encode("--corpus", str(corpus / name), "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["total_documents"], made["skipped_documents"]) == (1, 9)
+
+
+def test_a_vocabulary_is_not_trained_on_a_file_without_the_field(corpus, tmp_path, capsys):
+    (corpus / "a.jsonl").write_text('{"body": "x"}\n')
+    argv = ["tokenize", "train", "--corpus", str(corpus), "--vocab-size", "300"]
+    assert main([*argv, "--output", str(tmp_path / "t")]) == 5
+    assert "'body'" in capsys.readouterr().err
+
+
+def test_hidden_files_are_counted_and_left_out_unless_asked_for(encode, corpus, capsys):
+    for name in (".git/config.py", ".hg/a.py", "test2/.env.py", ".env", "CVS/a.py"):
+        (corpus / name).parent.mkdir(exist_ok=True)
+        (corpus / name).write_text("secret = 1\n")
+    assert encode("--json") == 0
+    printed = capsys.readouterr()
+    made = json.loads(printed.out)
+    # .env does not match the pattern: it would be left out anyway.
+    assert (made["total_documents"], made["skipped_hidden"], made["skipped_documents"]) == (6, 4, 0)
+    assert "4 hidden files and folders" in printed.err
+    assert encode("--json", "--hidden", output="all") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["total_documents"], made["skipped_hidden"]) == (10, 0)
+    assert encode("--corpus", str(corpus / ".git"), output="git") == 0
+    assert encode("--corpus", str(corpus / ".env"), output="env") == 0
+    assert encode("--corpus", str(corpus), "--pattern", ".env", output="none") == 5
+    assert "--hidden" in capsys.readouterr().err
 
 
 def test_an_estimate_is_close_and_writes_nothing(encode, tmp_path, capsys):

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -114,15 +116,67 @@ def test_blank_lines_and_a_missing_last_line_break_are_accepted(tmp_path):
     assert skipped(Corpus([str(path)])) == []
 
 
-def test_parquet_rows_of_any_string_type_are_documents(tmp_path):
+def parquet_types():
     import pyarrow as pa
 
-    for type_ in (pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())):
-        values = [text.encode() for text in TEXTS] if type_ == pa.binary() else TEXTS
-        path = write_parquet(
-            tmp_path / "c.parquet", pa.array(values, pa.binary() if values is not TEXTS else None)
-        )
-        assert texts(Corpus([str(path)])) == TEXTS, type_
+    return [
+        *(pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary(), pa.binary_view()),
+        *(pa.dictionary(pa.int32(), pa.string()), pa.dictionary(pa.int8(), pa.large_string())),
+        *(pa.dictionary(pa.int32(), pa.binary()), pa.json_()),
+    ]
+
+
+@pytest.mark.parametrize("type_", parquet_types(), ids=str)
+def test_parquet_rows_of_any_string_type_are_documents(type_, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts_and_null = pa.array([*TEXTS, None])
+    if isinstance(type_, pa.BaseExtensionType):
+        column = pa.ExtensionArray.from_storage(type_, texts_and_null)
+    elif pa.types.is_dictionary(type_):
+        column = texts_and_null.cast(type_.value_type).dictionary_encode().cast(type_)
+    else:
+        column = texts_and_null.cast(type_)
+    path = write_parquet(tmp_path / "c.parquet", column)
+    stored = pq.read_schema(path).field("content").type
+    assert pa.types.is_dictionary(stored) == pa.types.is_dictionary(type_)
+    corpus = Corpus([str(path)])
+    corpus.check_fields()
+    assert texts(corpus) == TEXTS
+    assert [item.name for item in skipped(corpus)] == [f"{path}:{len(TEXTS) + 1}"]
+
+
+def test_parquet_values_of_a_fixed_size_are_documents(tmp_path):
+    import pyarrow as pa
+
+    path = write_parquet(tmp_path / "c.parquet", pa.array([b"abc", b"xyz"], pa.binary(3)))
+    assert texts(Corpus([str(path)])) == ["abc", "xyz"]
+
+
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.Table.from_arrays(columns, ["content", "content", "text"]), path)
+    for act in (Corpus.check_fields, texts):
+        with pytest.raises(RefusedError, match=r"c\.parquet: 2 columns are named 'content'"):
+            act(Corpus([str(path)]))
+    assert texts(Corpus([str(path)], content_field="text")) == ["c"]
+
+
+@pytest.mark.parametrize("type_", ["int64", "list<string>", "struct<a: string>"])
+def test_a_parquet_column_that_is_not_text_is_refused_with_the_columns_that_are(type_, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    value = {"int64": 1, "list<string>": ["a"], "struct<a: string>": {"a": "b"}}[type_]
+    path = tmp_path / "c.parquet"
+    pq.write_table(pa.Table.from_pylist([{"id": 1, "content": value, "body": "x", "url": "y"}]), path)
+    with pytest.raises(RefusedError, match=rf"'content' is {type_[:4]}.*'body', 'url'"):
+        Corpus([str(path)]).check_fields()
 
 
 def test_standard_input_is_json_lines(monkeypatch):
@@ -186,6 +240,132 @@ def test_a_damaged_file_is_named(name, damage, tmp_path):
     path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"noise" * 20)
     with pytest.raises(FormatError, match=name):
         list(Corpus([str(path)]).items())
+
+
+def skippable():
+    # https://datatracker.ietf.org/doc/html/rfc8878#section-3.1.2
+    return b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"abcd"
+
+
+STREAMS = {
+    "empty": lambda _: b"",
+    "whole": lambda whole: whole,
+    "two": lambda whole: whole + whole,
+    "cut in the trailer": lambda whole: whole[:-1],
+    "cut before the trailer": lambda whole: whole[: len(whole) - 9],
+    "cut in the header": lambda whole: whole[:3],
+    "second cut in its header": lambda whole: whole + whole[:2],
+    "second cut in the middle": lambda whole: whole + whole[: len(whole) // 2],
+    "followed by a letter": lambda whole: whole + b"x",
+    "followed by garbage": lambda whole: whole + b"garbage!" * 9,
+    "one zero byte": lambda _: b"\0",
+}
+ZSTD_STREAMS = {
+    "skippable first": lambda whole: skippable() + whole,
+    "skippable last": lambda whole: whole + skippable(),
+    "skippable between": lambda whole: whole + skippable() + whole,
+    "skippable alone": lambda _: skippable(),
+    "skippable cut": lambda whole: whole + skippable()[:-1],
+    "followed by zeros": lambda whole: whole + bytes(9),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending", "tool"),
+    [(kind, ending, tool) for ending, tool in ((".gz", "gzip"), (".zst", "zstd")) for kind in STREAMS]
+    + [(kind, ".zst", "zstd") for kind in ZSTD_STREAMS],
+)
+@pytest.mark.parametrize("name", ["c.jsonl", "c.json"])
+def test_a_stream_is_damaged_exactly_if_its_own_tool_calls_it_so(name, kind, ending, tool, tmp_path):
+    if shutil.which(tool) is None:
+        pytest.skip(f"{tool} is not installed")
+    lines = "".join(json.dumps({"content": f"{i} {'ab' * (i % 50)}"}) + "\n" for i in range(99)).encode()
+    path = tmp_path / f"{name}{ending}"
+    whole = gzip.compress(lines, mtime=0) if tool == "gzip" else zstd(lines)
+    path.write_bytes((STREAMS | ZSTD_STREAMS)[kind](whole))
+    is_whole = subprocess.run([tool, "-t", "-q", path], check=False, capture_output=True).returncode == 0
+    corpus = Corpus([str(path)])
+    if is_whole:
+        unpacked = subprocess.run([tool, "-dc", path], check=True, capture_output=True).stdout
+        assert texts(corpus) == [json.loads(line)["content"] for line in unpacked.splitlines()]
+        return
+    with pytest.raises(FormatError, match=rf"{name}\{ending}: damaged"):
+        texts(corpus)
+
+
+def test_a_zstd_window_that_is_too_large_is_named(tmp_path):
+    # A frame whose header asks for a window of 2 GiB, as `zstd --long=31` writes: one raw block of a line.
+    line = b'{"content": "x"}\n'
+    window = (31 - 10) << 3
+    block = (len(line) << 3 | 1).to_bytes(3, "little")
+    (tmp_path / "c.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd\0" + bytes([window]) + block + line)
+    with pytest.raises(FormatError, match=r"c\.jsonl\.zst: .*window.*--long=27"):
+        texts(Corpus([str(tmp_path)]))
+
+
+RECORDS = [{"id": n, "content": text, "tags": ["[", {"a": '"]}'}]} for n, text in enumerate([*TEXTS, '\\"]'])]
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+@pytest.mark.parametrize(
+    "layout", [{}, {"indent": 2}, {"separators": (",", ":")}, {"ensure_ascii": False}], ids=str
+)
+def test_elements_of_a_json_array_are_documents(layout, ending, tmp_path):
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstd}[ending]
+    path = tmp_path / f"c.json{ending}"
+    content = json.dumps(RECORDS, **layout).encode()
+    for start, end in ((b"", b""), (b"\xef\xbb\xbf", b"\n"), (b" \n\t", b"\r\n  ")):
+        path.write_bytes(pack(start + content + end))
+        corpus = Corpus([str(tmp_path)])
+        corpus.check_fields()
+        assert texts(corpus) == [record["content"] for record in RECORDS]
+        assert corpus.format == "json"
+
+
+def test_a_json_array_may_be_cut_anywhere_while_it_is_read(tmp_path, monkeypatch):
+    (tmp_path / "c.json").write_text(json.dumps(RECORDS, indent=1))
+    for size in (1, 2, 3, 7, 64):
+        monkeypatch.setattr("apr.data.corpus_json._CHUNK_BYTES", size)
+        assert texts(Corpus([str(tmp_path)])) == [record["content"] for record in RECORDS]
+
+
+def test_an_element_that_is_not_valid_is_named_with_its_number(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_bytes(b'[{"content": "a"}, 3, {"content": 4}, {"text": "b"}, {x}, {"content": "\xff"}]')
+    corpus = Corpus([str(path)])
+    assert texts(corpus) == ["a"]
+    assert [item.name for item in skipped(corpus)] == [f"{path}:{n}" for n in range(2, 7)]
+
+
+@pytest.mark.parametrize("end", ["", "]", ",]", "] x", '], {"content": "c"}]', ',, {"content": "c"}]'])
+def test_a_json_array_that_does_not_end_as_one_is_damaged(end, tmp_path):
+    (tmp_path / "c.json").write_text('[{"content": "a"}, {"content": "b"}' + end)
+    corpus = Corpus([str(tmp_path)])
+    if end == "]":
+        assert texts(corpus) == ["a", "b"]
+        return
+    with pytest.raises(FormatError, match=r"c\.json: damaged"):
+        texts(corpus)
+
+
+@pytest.mark.parametrize(
+    "place", [".git/config", ".hg/store", ".svn/x", ".env", "a/.env", "CVS/Root", "_darcs/a"]
+)
+def test_hidden_files_and_version_control_are_left_out(place, tree):
+    before = texts(Corpus([str(tree)]))
+    (tree / place).parent.mkdir(exist_ok=True)
+    (tree / place).write_text("hidden")
+    corpus = Corpus([str(tree)])
+    assert texts(corpus) == before
+    assert len(corpus.hidden) == 1
+    assert texts(Corpus([str(tree)], hidden=True)).count("hidden") == 1
+    assert texts(Corpus([str(tree / place)])) == ["hidden"]
+    assert Corpus([str(tree)], exclude=[place.partition("/")[0]]).hidden == []
+
+
+def test_a_hidden_output_inside_the_corpus_is_not_counted(tree):
+    (tree / ".shards").mkdir()
+    assert Corpus([str(tree)], without=tree / ".shards").hidden == []
 
 
 def test_positions_grow_to_the_size_of_the_corpus(tree, tmp_path):

@@ -41,6 +41,7 @@ def write_mixed(root, lines, rows):
     parquet.write_table(pa.table({"other": [1, 2]}), root / "f.parquet")
     (root / "g.bin.txt").write_bytes(b"\xff")
     (root / "h.txt").write_text("")
+    (root / "i.json").write_text(json.dumps([{"content": line} for line in lines]))
 
 
 @settings(max_examples=25)

@@ -105,6 +105,7 @@ def corpus(tmp_path_factory):
     (root / "c050.py").write_bytes(b"\xe9")
     column = pa.array([*texts[180:200], None, *texts[200:]])
     parquet.write_table(pa.table({"content": column}), root / "d.parquet", row_group_size=16)
+    (root / "e.json").write_text(json.dumps([{"content": text} for text in texts[:20]], indent=1))
     return root
 
 

@@ -18,7 +18,7 @@ import tyro
 from rich.filesize import decimal
 from tyro.conf import FlagCreatePairsOff as Flag
 
-from apr.data.corpus_files import STDIN
+from apr.data.corpus_stream import STDIN
 from apr.data.encode import EncodeReport, Progress, encode_corpus, sample_corpus
 from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.listing import ID_SIZE
@@ -29,9 +29,9 @@ from apr.options import Alias, Metavar, Unset
 from apr.plurals import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from apr.data.corpus import Skipped
+    from apr.data.documents import Skipped
     from apr.data.shards import ShardDir
     from apr.data.tokenizers import LoadedTokenizer
 
@@ -61,6 +61,9 @@ class Train:
     """Use only the files of a directory that match one of these globs, such as '*.py'."""
     exclude: Annotated[tuple[str, ...], Metavar("GLOB [GLOB ...]"), Unset("none")] = ()
     """Leave out the files of a directory that match one of these globs, such as 'test/*'."""
+    hidden: Annotated[bool, Flag] = False
+    """Include hidden files and folders of a directory (.git, .env), which are otherwise left out and counted.
+    """
     content_field: Annotated[str, Metavar("NAME")] = "content"
     """JSON key or Parquet column that holds the text."""
     json: Annotated[bool, Flag] = False
@@ -76,6 +79,7 @@ class Train:
             self.corpus,
             patterns=self.pattern,
             exclude=self.exclude,
+            hidden=self.hidden,
             content_field=self.content_field,
             without=self.output,
         )
@@ -84,6 +88,7 @@ class Train:
                 corpus, self.vocab_size, self.output, lambda read, total: update(read, total, lambda _: "")
             )
         seconds = time.monotonic() - started
+        _print_hidden(corpus.hidden)
         if report.vocab_size < self.vocab_size:
             print(
                 f"note: the corpus is too small for {self.vocab_size} tokens; the tokenizer has "
@@ -142,6 +147,7 @@ class Encode(EncodeOptions):
             raise
         print(json.dumps(report.manifest) if self.json else _summary(report, self.output))
         _print_notes(report.tokenizer.note, report.skipped, report.manifest.get("skipped_documents") or 0)
+        _print_hidden(report.hidden)
         return 0
 
     def _estimate(self) -> int:
@@ -164,6 +170,7 @@ class Encode(EncodeOptions):
                 f"{counted(shards, 'shard')}, {decimal(ID_SIZE * tokens)}"
             )
         _print_notes(tokenizer.note, (), 0)
+        _print_hidden(corpus.hidden)
         return 0
 
 
@@ -323,6 +330,12 @@ def _print_notes(note: str | None, skipped: tuple[Skipped, ...], count: int) -> 
         print(f"skipped: {item.name}: {item.reason}", file=sys.stderr)
     if count:
         print(f"{counted(count, 'document')} skipped in total", file=sys.stderr)
+
+
+def _print_hidden(hidden: Sequence[str]) -> None:
+    if hidden:
+        kinds = "1 hidden file or folder" if len(hidden) == 1 else f"{len(hidden)} hidden files and folders"
+        print(f"{kinds} left out, such as {hidden[0]}; pass --hidden to include them", file=sys.stderr)
 
 
 def _progress_text(progress: Progress, seconds: float) -> str:

@@ -7,100 +7,32 @@ document becomes a Python string only where one is needed: in samples, and if Ru
 from __future__ import annotations
 
 import codecs
-import gzip
 import hashlib
-import io
 import json
 import os
-import sys
-import zlib
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from dataclasses import replace
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING
 
-from apr.data.corpus_files import STDIN, CorpusFile, list_corpus_files
-from apr.errors import FormatError, RefusedError, UsageError
+from apr.data.corpus_files import CorpusFile, list_corpus_files
+from apr.data.corpus_json import BATCH_DOCUMENTS, json_batches, named_fields
+from apr.data.corpus_parquet import check_column, parquet_batches
+from apr.data.corpus_stream import STDIN
+from apr.data.documents import START, Batch, Document, Place, Skipped
+from apr.errors import RefusedError, UsageError
+from apr.plurals import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-# Stored bytes and documents of a batch: enough to keep every core busy, and few enough to show progress.
+# Stored bytes of a batch: enough to keep every core busy, and few enough to show progress.
 BATCH_BYTES = 4 << 20
-_BATCH_DOCUMENTS = 4096
-# Rows that are decoded at a time; pyarrow's own 65,536 would hold many large documents in memory.
-_PARQUET_ROWS = 1024
-# Bytes that are skipped at a time in a stream that cannot seek.
-_SKIP_BYTES = 1 << 20
 # UTF-8 has at most this many bytes per character.
 _MAX_CHARACTER_BYTES = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One text: a file, a line of a JSON lines file, a row of a Parquet file."""
-
-    name: str
-    """The file, with the line or row (from 1) if it has several documents."""
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """Documents that are not valid: unreadable, not UTF-8, not a JSON object, or without the field."""
-
-    name: str
-    reason: str
-    count: int = 1
-
-
-class Place(NamedTuple):
-    """Where the next document begins."""
-
-    file: int = 0
-    """Files before it."""
-    number: int = 0
-    """Lines or rows of its file before it; within a part that begins inside of a file, lines of the part."""
-    offset: int = 0
-    """Bytes of its file before it, after decompression; 0 for rows."""
-
-
-START = Place()
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Consecutive documents as they are stored."""
-
-    format: str
-    """text (paths), jsonl (lines), parquet (values as bytes or None) or skipped (Skipped)."""
-    stored: list[Any]
-    first: Place
-    read: int
-    """Bytes of the corpus files, as stored, that have been read after this batch."""
-
-    def after(self, count: int) -> Place:
-        """Return where the document after the first `count` begins."""
-        file, number, offset = self.first
-        if self.format == "text":
-            return Place(file + count)
-        if self.format == "skipped":
-            return Place(file + 1)
-        length = sum(map(len, self.stored[:count])) if self.format == "jsonl" else 0
-        return Place(file, number + count, offset + length)
-
-    def before(self, stop: Place) -> int:
-        """Return how many of the documents begin before a place."""
-        if self.format == "text":
-            return min(len(self.stored), max(0, stop.file - self.first.file))
-        if self.first.file != stop.file:
-            return len(self.stored) if self.first.file < stop.file else 0
-        if self.format == "jsonl":
-            starts = accumulate(map(len, self.stored), initial=self.first.offset)
-            return sum(1 for _, at in zip(self.stored, starts, strict=False) if at < stop.offset)
-        rows = 1 if self.format == "skipped" else len(self.stored)
-        return min(rows, max(0, stop.number - self.first.number))
+# Rows without the text field after which a file is refused without reading the rest of it.
+_MAX_ROWS_WITHOUT = 100_000
 
 
 class Corpus:
@@ -113,6 +45,7 @@ class Corpus:
         exclude: globs for files and folders within a directory to leave out. A glob without `/` is matched
             with every part of the path. `*` also matches `/`: `test/*` is everything in the root's folder
             `test`.
+        hidden: whether to include hidden files and folders within a directory, and those of version control.
         content_field: the key or column that contains the text in JSON lines and Parquet.
         without: a directory to leave out: the output, which may be within the corpus.
         batch_bytes: stored bytes of a batch; None is `BATCH_BYTES`.
@@ -129,6 +62,7 @@ class Corpus:
         *,
         patterns: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        hidden: bool = False,
         content_field: str = "content",
         without: Path | None = None,
         batch_bytes: int | None = None,
@@ -140,18 +74,25 @@ class Corpus:
         self.lines_from = START
         """Where lines are counted from in the names of documents: the start of a part inside of a file."""
         self._batch_bytes = BATCH_BYTES if batch_bytes is None else batch_bytes
-        self.files = [
+        listed = [
             file
             for root in roots
-            for file in list_corpus_files(root, tuple(patterns), tuple(exclude), without, content_field)
+            for file in list_corpus_files(
+                root, tuple(patterns), tuple(exclude), without, content_field, hidden=hidden
+            )
         ]
+        self.files = [file for file in listed if file.format != "hidden"]
+        self.hidden = [str(file.path) for file in listed if file.format == "hidden"]
+        """Hidden files and folders that are left out."""
         if not self.files:
             reason = "no files"
             if patterns:
                 reason = f"no file matches {', '.join(patterns)}; use another --pattern"
+            if self.hidden:
+                reason += f", or pass --hidden ({self.hidden[0]} is hidden)"
             raise RefusedError(f"{', '.join(self.roots)}: {reason}")
 
-    @property
+    @cached_property
     def nbytes(self) -> int | None:
         """Bytes of all files as stored; None if standard input is one of them."""
         if any(str(file.path) == STDIN for file in self.files):
@@ -160,7 +101,7 @@ class Corpus:
 
     @property
     def format(self) -> str:
-        """text, jsonl, parquet or mixed."""
+        """text, jsonl, json, parquet or mixed."""
         formats = {file.format for file in self.files if file.reason is None}
         return formats.pop() if len(formats) == 1 else "mixed"
 
@@ -200,7 +141,7 @@ class Corpus:
                 read += file.nbytes
                 # Small files share a batch; other formats have batches of their own, so texts before them go
                 # first.
-                if texts_bytes < self._batch_bytes and len(texts) < _BATCH_DOCUMENTS:
+                if texts_bytes < self._batch_bytes and len(texts) < BATCH_DOCUMENTS:
                     continue
             if texts:
                 end = index + 1 if file.format == "text" else index
@@ -226,10 +167,10 @@ class Corpus:
         name = f"{self.files[batch.first.file].path}:{batch.first.number + n + 1}"
         if self.lines_from.offset and batch.first.file == self.lines_from.file:
             name += f" (counted from byte {self.lines_from.offset})"
-        if batch.format == "jsonl":
-            return _line(name, stored, self.content_field) if stored.strip() else None
+        if batch.format in ("jsonl", "json"):
+            return _record(name, stored, self.content_field) if stored.strip() else None
         if stored is None:
-            return Skipped(name, f"{self.content_field!r} is missing or not a string")
+            return Skipped(name, f"{self.content_field!r} is null")
         return _document(name, stored)
 
     def read_all(self, batch: Batch) -> Iterator[Document | Skipped]:
@@ -261,6 +202,7 @@ class Corpus:
         if file.format == "text":
             return _text_head(file, characters)
         documents: list[Document] = []
+        total = 0
         for batch in self._batches_of(file, Place(index), 0, characters):
             share = batch.read / max(1, file.nbytes)
             for n, item in enumerate(self.read_all(batch), start=1):
@@ -268,26 +210,94 @@ class Corpus:
                     # The first document may be longer than the head.
                     cut = 1.0 if documents else min(1.0, characters / max(1, len(item.text)))
                     documents.append(Document(item.name, item.text[:characters]))
-                    if sum(len(document.text) for document in documents) >= characters:
+                    total += len(documents[-1].text)
+                    if total >= characters:
                         return documents, share * n / len(batch.stored) * cut
         return documents, 1.0
 
+    def check_fields(self, start: Place = START, stop: Place | None = None) -> None:
+        """Check that in each file with rows, a row has the text field.
+
+        A good file is read up to its first such row. A file without one in its first 100,000 rows is refused
+        without reading the others. Standard input is checked when its documents are read.
+
+        Args:
+            start: where the first document begins; files before it are not checked.
+            stop: where the first document begins that is left out; None is the end.
+
+        Raises:
+            RefusedError: no row has the field, and the message lists the fields that are there; or two
+                columns of a Parquet file have its name.
+            FormatError: a file is damaged.
+            OSError: reading failed within a file.
+        """
+        end = len(self.files) if stop is None else stop.file + 1
+        for index, file in enumerate(self.files[start.file : end], start.file):
+            if file.format not in ("jsonl", "json", "parquet") or str(file.path) == STDIN:
+                continue
+            if _why_unreadable(file) is not None:
+                continue
+            if file.format == "parquet":
+                check_column(file, self.content_field)
+            else:
+                rows = (batch.stored for batch in json_batches(file, Place(index), 0, 1))
+                self._check_rows(str(file.path), chain.from_iterable(rows))
+
+    def _check_rows(self, name: str, rows: Iterable[bytes]) -> None:
+        """Refuse rows of which none has the text field. Rows that are not JSON objects do not count."""
+        names: dict[str, None] = {}
+        count = 0
+        for row in rows:
+            try:
+                record = json.loads(row)
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(record, dict):
+                continue
+            if isinstance(record.get(self.content_field, 0), str | None):
+                return
+            count += 1
+            names |= dict.fromkeys(record)
+            if count == _MAX_ROWS_WITHOUT:
+                break
+        if not count:
+            return
+        field = f"the field {self.content_field!r}"
+        what = f"a string in {field}" if self.content_field in names else field
+        names.pop(self.content_field, None)
+        others = f"its fields are {named_fields(names)}" if names else "it has no other field"
+        raise RefusedError(
+            f"{name}: no row has {what} ({counted(count, 'row')}); {others}; use another --content-field, "
+            "or leave the file out with --exclude"
+        )
+
     def _batches_of(self, file: CorpusFile, first: Place, read_before: int, nbytes: int) -> Iterator[Batch]:
         """Yield the documents of a JSON lines or Parquet file from a place on, about `nbytes` at a time."""
-        reason = file.reason
-        if reason is None and str(file.path) != STDIN:
-            try:
-                # A file that cannot be opened is skipped and counted. An error within one ends the command
-                # instead, because nobody knows how many documents are lost.
-                file.path.open("rb").close()
-            except OSError as error:
-                reason = f"cannot be read: {error.strerror}"
+        reason = _why_unreadable(file)
         if reason is not None:
             yield Batch("skipped", [Skipped(str(file.path), reason)], first, read_before + file.nbytes)
         elif file.format == "parquet":
-            yield from _parquet_batches(file, self.content_field, first, read_before, nbytes)
+            yield from parquet_batches(file, self.content_field, first, read_before, nbytes)
         else:
-            yield from _jsonl_batches(file, first, read_before, nbytes)
+            for n, batch in enumerate(json_batches(file, first, read_before, nbytes)):
+                # Standard input cannot be read before it is encoded, as other files are.
+                if n == 0 and str(file.path) == STDIN:
+                    self._check_rows("standard input", batch.stored)
+                yield batch
+
+
+def _why_unreadable(file: CorpusFile) -> str | None:
+    """Return why a file cannot be opened; it is skipped and counted.
+
+    An error within a file ends the command instead, because nobody knows how many documents are lost.
+    """
+    if file.reason is not None or str(file.path) == STDIN:
+        return file.reason
+    try:
+        file.path.open("rb").close()
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
 
 
 def _document(name: str, content: bytes) -> Document | Skipped:
@@ -308,172 +318,20 @@ def _text_head(file: CorpusFile, characters: int) -> tuple[list[Document], float
     return [Document(str(file.path), text)], len(text.encode()) / max(1, file.nbytes)
 
 
-def _jsonl_batches(file: CorpusFile, first: Place, read_before: int, nbytes: int) -> Iterator[Batch]:
-    lines: list[bytes] = []
-    size = 0
-    with _open_lines(file, first.offset) as (stream, tell):
-        for line in stream:
-            lines.append(line)
-            size += len(line)
-            if size >= nbytes or len(lines) >= _BATCH_DOCUMENTS:
-                # At most the listed size, because a file may grow while it is read.
-                batch = Batch("jsonl", lines, first, read_before + min(tell(), file.nbytes))
-                yield batch
-                first, lines, size = batch.after(len(lines)), [], 0
-    if lines:
-        yield Batch("jsonl", lines, first, read_before + file.nbytes)
-
-
-@contextmanager
-def _open_lines(
-    file: CorpusFile, offset: int
-) -> Iterator[tuple[BinaryIO | gzip.GzipFile, Callable[[], int]]]:
-    """Open a JSON lines file at an offset of its contents; also gives a function that returns bytes read."""
-    if str(file.path) == STDIN:
-        _skip(sys.stdin.buffer, offset, "standard input")
-        # The size of standard input is unknown, so progress in it cannot be shown.
-        yield sys.stdin.buffer, lambda: 0
-        return
-    name = str(file.path)
-    with file.path.open("rb") as raw:
-        try:
-            if name.lower().endswith((".gz", ".zst")):
-                if name.lower().endswith(".gz"):
-                    unpacked: BinaryIO | gzip.GzipFile = gzip.GzipFile(fileobj=raw)
-                else:
-                    import pyarrow as pa
-
-                    # Arrow's stream has no lines; the buffer around it splits them.
-                    unpacked = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
-                with unpacked as stream:
-                    # The offset counts decompressed bytes, so all that is before it has to be decompressed
-                    # again.
-                    _skip(stream, offset, name)
-                    yield stream, raw.tell
-            else:
-                nbytes = os.fstat(raw.fileno()).st_size
-                # Seeking beyond the end succeeds, and the rest of the corpus would be lost without a word.
-                if offset > nbytes:
-                    raise _too_short(name, nbytes, offset)
-                raw.seek(offset)
-                yield raw, raw.tell
-        except (EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
-            # gzip and Arrow report damaged data as an OSError without a number.
-            if isinstance(error, OSError) and error.errno is not None:
-                raise
-            raise FormatError(f"{name}: damaged file: {error}", path=name) from None
-
-
-def _skip(stream: Any, nbytes: int, name: str) -> None:  # noqa: ANN401 (gzip, pyarrow and io share no type)
-    left = nbytes
-    while left > 0:
-        skipped = len(stream.read(min(left, _SKIP_BYTES)))
-        if not skipped:
-            raise _too_short(name, nbytes - left, nbytes)
-        left -= skipped
-
-
-def _too_short(name: str, nbytes: int, offset: int) -> RefusedError:
-    return RefusedError(
-        f"{name}: the file has {nbytes:,} bytes, but the encoding was interrupted at byte {offset:,}; "
-        "use --force to start over"
-    )
-
-
-def _line(name: str, line: bytes, field: str) -> Document | Skipped:
+def _record(name: str, stored: bytes, field: str) -> Document | Skipped:
     try:
-        record = json.loads(line)
+        record = json.loads(stored)
     except UnicodeDecodeError as error:
         return Skipped(name, f"invalid UTF-8 at byte {error.start}")
     except (ValueError, RecursionError) as error:
         return Skipped(name, f"invalid JSON: {error}")
+    if not isinstance(record, dict):
+        return Skipped(name, "not a JSON object")
     # Skipped and not empty text: a wrong --content-field must not look like an empty corpus.
-    text = record.get(field) if isinstance(record, dict) else None
+    if field not in record:
+        return Skipped(name, f"no field {field!r}; its fields are {named_fields(record)}")
+    text = record[field]
     if not isinstance(text, str):
-        return Skipped(name, f"{field!r} is missing or not a string")
+        return Skipped(name, f"the field {field!r} is not a string")
     # A lone surrogate is valid in JSON but not in UTF-8; decoding finds it.
     return _document(name, text.encode(errors="surrogatepass"))
-
-
-def _parquet_batches(
-    file: CorpusFile, field: str, first: Place, read_before: int, nbytes: int
-) -> Iterator[Batch]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    name = str(file.path)
-    try:
-        with parquet.ParquetFile(file.path) as table:
-            rows = table.metadata.num_rows
-            type_ = table.schema_arrow.field(field).type if field in table.schema_arrow.names else None
-            if type_ is None or not _is_text(type_):
-                skipped = Skipped(name, f"no text column named {field!r}", rows)
-                yield Batch("skipped", [skipped], first, read_before + file.nbytes)
-                return
-            values: list[bytes | None] = []
-            size = 0
-            for value in _column_values(table, field, first.number):
-                values.append(value)
-                size += len(value or b"")
-                if size >= nbytes or len(values) >= _BATCH_DOCUMENTS:
-                    # Parquet has no position in bytes, so it is estimated from the rows.
-                    share = (first.number + len(values)) / max(1, rows)
-                    batch = Batch("parquet", values, first, read_before + int(share * file.nbytes))
-                    yield batch
-                    first, values, size = batch.after(len(values)), [], 0
-            if values:
-                yield Batch("parquet", values, first, read_before + file.nbytes)
-    except (pa.ArrowException, OSError) as error:
-        # Arrow often reports damaged data as an OSError without a number.
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise FormatError(f"{name}: not a readable Parquet file: {error}", path=name) from None
-
-
-def parquet_rows(file: CorpusFile, field: str) -> int | None:
-    """Return the rows of a Parquet file; None without the text column, or if it cannot be read."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(file.path) as table:
-            if field not in table.schema_arrow.names or not _is_text(table.schema_arrow.field(field).type):
-                return None
-            rows: int = table.metadata.num_rows
-            return rows
-    except (pa.ArrowException, OSError):
-        # Reported when its documents are read.
-        return None
-
-
-def _column_values(table: Any, field: str, first_row: int) -> Iterator[bytes | None]:  # noqa: ANN401 (pyarrow)
-    """Yield the values of a column from a row on. Row groups before it are not read."""
-    groups = list(range(table.num_row_groups))
-    to_skip = first_row
-    while groups and to_skip >= (rows := table.metadata.row_group(groups[0]).num_rows):
-        to_skip -= rows
-        del groups[0]
-    for batch in table.iter_batches(batch_size=_PARQUET_ROWS, row_groups=groups, columns=[field]):
-        skipped = min(to_skip, batch.num_rows)
-        to_skip -= skipped
-        yield from _as_bytes(batch.column(0).slice(skipped))
-
-
-def _as_bytes(column: Any) -> list[bytes | None]:  # noqa: ANN401 (pyarrow has no types)
-    import pyarrow as pa
-
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    # Bytes, not str: a string column may contain invalid UTF-8, and one such value would fail all of it.
-    values: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
-    return values
-
-
-def _is_text(type_: Any) -> bool:  # noqa: ANN401 (pyarrow has no types)
-    from pyarrow import types
-
-    # Repeated texts are often stored as a dictionary: pandas writes its categories so.
-    if types.is_dictionary(type_):
-        type_ = type_.value_type
-    checks = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
-    return any(check(type_) for check in checks)

@@ -5,29 +5,35 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apr.errors import UsageError
+from apr.data.corpus_stream import STDIN, open_stream, without_bom
+from apr.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STDIN = "-"
 # A compressed .json contains JSON lines, as in C4, which was once encoded with the JSON around its texts.
 _JSONL = (
     *(".jsonl", ".jsonl.gz", ".jsonl.zst"),
     *(".ndjson", ".ndjson.gz", ".ndjson.zst"),
     *(".json.gz", ".json.zst"),
 )
-# A plain .json may be JSON lines or one document; its first lines decide.
-_JSON = ".json"
+# A plain .json may be JSON lines or one document; its first lines decide. Compressed or not, it may be an
+# array of objects; its start decides, with room for line breaks and indentation.
+_JSON, _JSON_ARRAY = ".json", (".json", ".json.gz", ".json.zst")
+_ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
+_START_BYTES = 1024
 _PARQUET = ".parquet"
 # Links that lead nowhere, or to themselves, are not files.
 _BROKEN_LINK = (errno.ENOENT, errno.ELOOP)
+# Folders of version control whose names do not begin with a dot, as those of others do.
+_VERSION_CONTROL = frozenset({"CVS", "_darcs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,8 @@ class CorpusFile:
 
     path: Path
     format: str
-    """text, jsonl or parquet; unreadable if that is known before it is opened."""
+    """text, jsonl, json (an array of objects) or parquet; unreadable if that is known before it is opened;
+    hidden if it is only counted."""
     nbytes: int
     mtime_ns: int
     reason: str | None = None
@@ -60,6 +67,8 @@ def list_corpus_files(
     exclude: tuple[str, ...],
     without: Path | None,
     content_field: str,
+    *,
+    hidden: bool,
 ) -> Iterator[CorpusFile]:
     """Yield the files of one root.
 
@@ -69,6 +78,8 @@ def list_corpus_files(
         exclude: globs for files and folders to leave out.
         without: a directory to leave out.
         content_field: the key that tells JSON lines from a JSON document.
+        hidden: whether to list hidden files and folders, and those of version control. Otherwise each is
+            yielded with the format `hidden`, and such a folder is not entered.
 
     Raises:
         OSError: the root does not exist or cannot be read.
@@ -82,12 +93,18 @@ def list_corpus_files(
         # Compared after links are resolved: the output may be given by another path.
         if without is not None and without.resolve().is_relative_to(path.resolve()):
             left_out = without.resolve().relative_to(path.resolve()).as_posix()
-        for relative, entry in _walk(path, "", exclude, left_out):
+        for relative, entry in _walk(path, "", exclude, left_out, hidden=hidden):
             if isinstance(entry, OSError):
                 if not relative:
                     raise entry
                 yield CorpusFile(path / relative, "unreadable", 0, 0, f"cannot be listed: {entry.strerror}")
-            elif not patterns or any(_matches(relative, pattern) for pattern in patterns):
+            elif not hidden and entry.is_dir(follow_symlinks=False):
+                yield CorpusFile(path / relative, "hidden", 0, 0)
+            elif patterns and not any(_matches(relative, pattern) for pattern in patterns):
+                continue
+            elif not hidden and _is_hidden(entry.name):
+                yield CorpusFile(path / relative, "hidden", 0, 0)
+            else:
                 yield from _directory_entry(entry, content_field)
     else:
         # Without O_NONBLOCK, opening a pipe would wait until a process writes to it.
@@ -113,13 +130,28 @@ def _directory_entry(entry: os.DirEntry[str], content_field: str) -> Iterator[Co
 
 def _file(path: Path, status: os.stat_result, content_field: str) -> CorpusFile:
     name = path.name.lower()
-    if name.endswith(_JSONL) or (name.endswith(_JSON) and _has_json_lines(path, content_field)):
+    if name.endswith(_JSON_ARRAY) and _has_json_array(path):
+        format_ = "json"
+    elif name.endswith(_JSONL) or (name.endswith(_JSON) and _has_json_lines(path, content_field)):
         format_ = "jsonl"
     elif name.endswith(_PARQUET):
         format_ = "parquet"
     else:
         format_ = "text"
     return CorpusFile(path, format_, status.st_size, status.st_mtime_ns)
+
+
+def _has_json_array(path: Path) -> bool:
+    """Whether a file begins as an array of objects does."""
+    try:
+        with open_stream(path) as (stream, _):
+            return _ARRAY_OF_OBJECTS.match(without_bom(stream.read(_START_BYTES))) is not None
+    except (OSError, FormatError):
+        return False  # reported when the file is read
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _VERSION_CONTROL
 
 
 def _has_json_lines(path: Path, content_field: str) -> bool:
@@ -136,7 +168,7 @@ def _has_json_lines(path: Path, content_field: str) -> bool:
 
 
 def _json_object(line: bytes) -> dict[str, Any] | None:
-    line = line.strip()
+    line = without_bom(line).strip()
     # A quick test first: a JSON document may be a single line of gigabytes.
     if not (line.startswith(b"{") and line.endswith(b"}")):
         return None
@@ -148,13 +180,14 @@ def _json_object(line: bytes) -> dict[str, Any] | None:
 
 
 def _walk(
-    root: Path, below: str, exclude: tuple[str, ...], left_out: str | None
+    root: Path, below: str, exclude: tuple[str, ...], left_out: str | None, *, hidden: bool
 ) -> Iterator[tuple[str, os.DirEntry[str] | OSError]]:
     """Yield the entries below a directory, sorted, with their paths relative to the root.
 
-    Folders that are left out are not entered. Links to folders are not followed.
+    Folders that are left out are not entered. Links to folders are not followed. Unless `hidden`, a hidden
+    folder is yielded instead of what it contains.
     """
-    if (below or ".") == left_out:
+    if left_out == ".":
         return
     try:
         with os.scandir(root / below) as scanned:
@@ -165,11 +198,11 @@ def _walk(
         return
     for entry in entries:
         path = f"{below}/{entry.name}" if below else entry.name
-        if any(_is_excluded(path, pattern) for pattern in exclude):
+        if path == left_out or any(_is_excluded(path, pattern) for pattern in exclude):
             continue
         # A link to a folder above this one would be followed forever.
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, path, exclude, left_out)
+        if entry.is_dir(follow_symlinks=False) and (hidden or not _is_hidden(entry.name)):
+            yield from _walk(root, path, exclude, left_out, hidden=hidden)
         else:
             yield path, entry
 

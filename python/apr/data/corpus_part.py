@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from apr.data.corpus import START, Place, parquet_rows
+from apr.data.corpus_parquet import parquet_rows
+from apr.data.corpus_stream import is_compressed
+from apr.data.documents import START, Place
 from apr.errors import UsageError
 
 if TYPE_CHECKING:
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
     from apr.data.corpus_files import CorpusFile
 
 _PART = re.compile(r"([1-9][0-9]{0,6})/([1-9][0-9]{0,6})")
-# A stream that is compressed as a whole can only be read from its start.
-_COMPRESSED = (".gz", ".zst")
 
 
 class Part(NamedTuple):
@@ -93,7 +93,7 @@ def _cut_within(corpus: Corpus, file: CorpusFile, index: int, offset: int) -> Pl
         rows = parquet_rows(file, corpus.content_field)
         row = -(-offset * (rows or 0) // file.nbytes)
         return Place(index, row) if rows is not None and row < rows else after
-    if file.format == "jsonl" and not str(file.path).lower().endswith(_COMPRESSED):
+    if file.format == "jsonl" and not is_compressed(file.path):
         with file.path.open("rb") as stream:
             # From the byte before, which ends a line if a document begins at the offset itself.
             stream.seek(offset - 1)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from apr._core import Encoder
-from apr.data.corpus import START, Batch, Corpus, Document, Place, Skipped
+from apr.data.corpus import Corpus
 from apr.data.corpus_part import parse_part, part_range
+from apr.data.documents import START, Batch, Document, Place, Skipped
 from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.listing import ID_DTYPE
 from apr.data.manifest import MANIFEST, SCHEMA, Manifest, ShardRow, write_manifest
@@ -80,6 +81,8 @@ class EncodeReport:
     seconds: float
     skipped: tuple[Skipped, ...]
     """The first documents that were skipped. The manifest counts all of them."""
+    hidden: tuple[str, ...] = ()
+    """Hidden files and folders of the corpus that were left out."""
     complete_before: bool = False
     """Whether nothing was left to do."""
 
@@ -127,7 +130,8 @@ def encode_corpus(
             if earlier.get("complete") is not False:
                 seconds = time.monotonic() - started
                 manifest = cast("Manifest", earlier)
-                return EncodeReport(manifest, tokenizer, 0, seconds, (), complete_before=True)
+                hidden = tuple(corpus.hidden)
+                return EncodeReport(manifest, tokenizer, 0, seconds, (), hidden, complete_before=True)
             rows = earlier["shards"]
             check_kept_shards(options.output, rows)
             encoding.resume(earlier)
@@ -156,7 +160,8 @@ def encode_corpus(
         manifest = encoding.manifest(writer.rows, encoding.position, complete=True)
         write_manifest(options.output, manifest)
     seconds = time.monotonic() - started
-    return EncodeReport(manifest, tokenizer, encoding.text_bytes, seconds, tuple(encoding.skipped))
+    skipped, hidden = tuple(encoding.skipped), tuple(corpus.hidden)
+    return EncodeReport(manifest, tokenizer, encoding.text_bytes, seconds, skipped, hidden)
 
 
 @dataclass
@@ -283,6 +288,7 @@ class _Encoding:
             "input_format": self.corpus.format,
             "input_files": [str(file.path) for file in self.corpus.files],
             "input_bytes": self.corpus.nbytes,
+            "skipped_hidden": len(self.corpus.hidden),
             "corpus_roots": self.corpus.roots,
             "corpus_sha256": corpus_sha256(row["sha256"] or "" for row in rows),
             # This key and the next are the only two in which encodings of the same corpus differ.
@@ -337,7 +343,7 @@ class _Encoding:
             match batch.format:
                 case "text":
                     encoded = self._encoder.encode_files(batch.stored)
-                case "jsonl":
+                case "jsonl" | "json":
                     encoded = self._encoder.encode_lines(batch.stored, self.options.content_field)
                 case "parquet":
                     encoded = self._encoder.encode_values(batch.stored)

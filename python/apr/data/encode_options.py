@@ -38,6 +38,9 @@ class EncodeOptions:
     """Encode only the files of a directory that match one of these globs, such as '*.py'."""
     exclude: Annotated[tuple[str, ...], Metavar("GLOB [GLOB ...]"), Unset("none")] = ()
     """Leave out the files of a directory that match one of these globs, such as 'test/*'."""
+    hidden: bool = False
+    """Include hidden files and folders of a directory (.git, .env), which are otherwise left out and counted.
+    """
     content_field: Annotated[str, Metavar("NAME")] = "content"
     """JSON key or Parquet column that holds the text."""
     eos_policy: EosPolicy = "between"
@@ -90,6 +93,7 @@ def prepare(options: EncodeOptions) -> tuple[LoadedTokenizer, Corpus]:
         options.corpus,
         patterns=options.pattern,
         exclude=options.exclude,
+        hidden=options.hidden,
         content_field=options.content_field,
         without=options.output,
     )

@@ -75,6 +75,8 @@ class Manifest(TypedDict, total=False):
     input_files: list[str]
     input_bytes: int | None
     """Stored size of all input files; null if standard input was one."""
+    skipped_hidden: int
+    """Hidden files and folders of the corpus that were left out. A folder counts as one."""
     corpus_roots: list[str]
     """Paths of the corpus as they were given."""
     corpus_sha256: str

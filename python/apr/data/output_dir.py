@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from apr import held
-from apr.data.corpus import START
-from apr.data.corpus_files import STDIN
+from apr.data.corpus_stream import STDIN
+from apr.data.documents import START
 from apr.data.listing import ID_SIZE, SHARD_NAME, list_shards
 from apr.data.manifest import MANIFEST, SHARD_WRITERS, check_manifest, is_count, read_manifest, shard_rows
 from apr.data.shard_writer import LENGTHS_SUFFIX

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from apr.data.corpus import Document
+from apr.data.documents import Document
 from apr.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from apr.data.corpus import Batch, Corpus, Place
+    from apr.data.corpus import Corpus
+    from apr.data.documents import Batch, Place
     from apr.data.tokenizers import LoadedTokenizer
 
     EncodeTexts = Callable[[Sequence[str]], list[NDArray[np.uint32]]]
@@ -66,6 +67,7 @@ def draw_sample(
 
     Raises:
         FormatError, OSError: a file of the corpus cannot be read.
+        RefusedError: no row of a file has the text field.
     """
 
     def normalized(document: Document) -> Document:
@@ -83,6 +85,7 @@ def draw_sample(
         ids = encode_texts([document.text for document in documents])
         return Sample(documents, ids, chain(head, batches), None, None)
 
+    corpus.check_fields(start, stop)
     # Evenly spread, not random: the estimate decides how many digits the names of shards have, and they must
     # be the same each time.
     indices = range(0, len(corpus.files), max(1, len(corpus.files) // _FILES))

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from apr.data.corpus import START, Place
+from apr.data.documents import START, Place
 from apr.data.manifest import write_manifest
 from apr.errors import RefusedError
 from apr.files import replacing, write_atomically

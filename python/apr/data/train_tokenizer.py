@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from apr.data.corpus import Corpus, Skipped
+from apr.data.documents import Skipped
 from apr.data.tokenizers import END_OF_TEXT
 from apr.errors import RefusedError, UsageError
 from apr.files import write_atomically
@@ -14,6 +14,8 @@ from apr.files import write_atomically
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from apr.data.corpus import Corpus
 
 # Every byte, and <|endoftext|>.
 MIN_VOCAB_SIZE = 256 + 1
@@ -48,7 +50,8 @@ def train(
 
     Raises:
         UsageError: `vocab_size` is too small for all bytes.
-        RefusedError: the directory already contains a tokenizer, or the corpus has no text.
+        RefusedError: the directory already contains a tokenizer, no row of a file has the text field, or the
+            corpus has no text.
         FormatError, OSError: a file of the corpus cannot be read, or writing failed.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
@@ -64,6 +67,7 @@ def train(
         # Refused before training, which takes longer than this check.
         if (output / name).exists():
             raise RefusedError(f"{output / name}: already exists; use another --output")
+    corpus.check_fields()
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -76,12 +80,14 @@ def train(
         show_progress=False,  # the package would draw bars of its own
     )
     documents = text_bytes = skipped = 0
+    first_skipped: Skipped | None = None
 
     def texts() -> Iterator[str]:
-        nonlocal documents, text_bytes, skipped
+        nonlocal documents, text_bytes, skipped, first_skipped
         for read, item in corpus.items():
             if isinstance(item, Skipped):
                 skipped += item.count
+                first_skipped = first_skipped or item
                 continue
             documents += 1
             text_bytes += len(item.text.encode())
@@ -90,7 +96,8 @@ def train(
 
     tokenizer.train_from_iterator(texts(), trainer)
     if not text_bytes:
-        raise RefusedError(f"{', '.join(corpus.roots)}: no text to train on")
+        first = f" ({first_skipped.name}: {first_skipped.reason})" if first_skipped else ""
+        raise RefusedError(f"{', '.join(corpus.roots)}: no text to train on{first}")
     _write_files(tokenizer.to_str(pretty=True), output)
     return TrainReport(output, tokenizer.get_vocab_size(), documents, text_bytes, skipped)
 
