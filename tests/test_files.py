@@ -93,3 +93,36 @@ def test_an_empty_options_file_has_no_options(tmp_path):
     path = tmp_path / "options.yaml"
     path.touch()
     assert read_options(path) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e4", 10000),
+        ("1E4", 10000),
+        ("+1e+4", 10000),
+        ("1.5e3", 1500),
+        ("5e-5", 5e-5),
+        (".5e-2", 5e-3),
+        ("-1e-1", -0.1),
+        ("1e400", float("inf")),
+        ("1e30", 1e30),
+        ("10000.0", 10000.0),
+        ("1_000", 1000),
+        ("1e4 tokens", "1e4 tokens"),
+        ("'1e4'", "1e4"),
+        ("e4", "e4"),
+        ("1e", "1e"),
+    ],
+)
+def test_numbers_with_an_exponent_are_numbers(text, value, tmp_path):
+    (tmp_path / "options.yaml").write_text(f"key: {text}\nlist: [{text}]\n")
+    options = read_options(tmp_path / "options.yaml")
+    assert options == {"key": value, "list": [value]}
+    assert type(options["key"]) is type(value)
+
+
+def test_a_date_that_does_not_exist_is_refused(tmp_path):
+    (tmp_path / "options.yaml").write_text("key: 2026-13-45")
+    with pytest.raises(UsageError, match="YAML"):
+        read_options(tmp_path / "options.yaml")

@@ -78,6 +78,14 @@ def test_yaml_keys_are_names_or_aliases(tmp_path):
     assert options_from_yaml(Options, file) == {"path": Path("-x"), "count": 4, "share": 0.5, "enabled": True}
 
 
+@pytest.mark.parametrize("text", ["4", "'4'", "4e0", "0.4e1", "'4e0'", "+4E+0", "'4.0'"])
+def test_a_whole_number_in_yaml_may_have_an_exponent_or_quotes(text, tmp_path):
+    file = tmp_path / "o.yaml"
+    file.write_text(f"path: x\ncount: {text}\nshare: 5e-1")
+    options = options_from_yaml(Options, file)
+    assert (options["count"], options["share"]) == (4, 0.5)
+
+
 def test_everything_wrong_in_yaml_is_reported_with_the_file(tmp_path):
     file = tmp_path / "o.yaml"
     file.write_text("cuont: 4\nshare: five\nunlike: 1\n")

@@ -109,11 +109,13 @@ def read_options(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         UsageError: the file is not valid YAML, or not a mapping.
     """
-    import yaml
+    from yaml import YAMLError
+
+    from apr.yaml_numbers import parse_yaml
 
     try:
-        options = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        options = parse_yaml(path.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: invalid UTF-8, impossible dates
         raise UsageError(f"{path}: invalid YAML: {error}") from None
     if options is None:
         return {}

@@ -234,13 +234,13 @@ def options_from_yaml(cls: type[DataclassInstance], path: Path) -> dict[str, Any
 
 
 def _number(value: object, kind: type) -> object:
-    """Return text that is written as a number as that number, where the option is one.
-
-    YAML 1.1 takes `5e-5` for text, because a float needs a dot there, and people quote numbers.
-    """
+    """Return text that is written as a number as that number, where the option is one: people quote them."""
     if isinstance(value, str) and kind in {int, float}:
-        try:
-            return kind(value)
-        except ValueError:
-            return value
+        for read in (kind, float):
+            try:
+                number = read(value)
+            except ValueError:
+                continue
+            # "1e4" is a number of steps, as it is without the quotes.
+            return int(number) if kind is int and number == int(number) else number
     return value

@@ -82,3 +82,20 @@ def test_wrong_options_are_refused_in_one_line(tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert says in line
     assert [path.name for path in tmp_path.iterdir()] == ["sizes.yaml"]
+
+
+def test_sizes_may_have_an_exponent(tmp_path, run):
+    import apr
+
+    sizes = (
+        "{architecture: llama, hidden_size: 6.4e1, num_layers: 1e0, num_heads: 4, num_kv_heads: 2, "
+        "rope_theta: 1e4, intermediate_size: 1e2, max_position_embeddings: 1e3, rms_norm_eps: 1e-5, "
+        "tie_word_embeddings: true}"
+    )
+    (tmp_path / "sizes.yaml").write_text(sizes)
+    arguments = ["--arch", tmp_path / "sizes.yaml", "--vocab-size", "300", "-o", tmp_path / "m.apr"]
+    assert run("init", *arguments)[0] == 0
+    with apr.load(tmp_path / "m.apr") as file:
+        metadata = file.metadata
+    assert (metadata["rope_theta"], metadata["rms_norm_eps"]) == (10000.0, 1e-5)
+    assert (metadata["max_position_embeddings"], metadata["hidden_size"]) == (1000, 64)

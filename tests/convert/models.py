@@ -72,3 +72,30 @@ def resaved(tmp_path, tensors=None, dropped=(), **metadata):
         kept = {name: values for name, values in file.items() if name not in dropped}
         apr.save(kept | (tensors or {}), tmp_path / "changed.apr", dict(file.metadata) | metadata)
     return tmp_path / "changed.apr"
+
+
+def tiny(tmp_path, family="llama", tokenizer=True, **changes):
+    """A random model with transformers' class, as an .apr file."""
+    from tests.model.tiny import transformers_model as random_model
+
+    sizes = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 4,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.3,
+        "head_dim": 16,
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "tie_word_embeddings": False,
+    }
+    directory = tmp_path / "hf"
+    random_model(family, **sizes | changes).save_pretrained(directory)
+    if tokenizer is not True and tokenizer:
+        tokenizer.save(str(directory / "tokenizer.json"))
+        (directory / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    elif tokenizer:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(IMPORTED / "hf_llama_tied" / name, directory)
+    return convert(directory, tmp_path / "tiny.apr").target

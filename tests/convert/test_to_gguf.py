@@ -6,15 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.convert.memory import memory_of_conversions
-from tests.convert.models import IMPORTED, MODELS, changed, resaved
+from tests.convert.models import IMPORTED, MODELS, changed, resaved, tiny
 
 LOSSY = ["q8_0", "q4_0", "q4_1", "q5_0", "q5_1"]
-
-
-@pytest.fixture
-def llama_cpp():
-    """Skip where llama.cpp is not installed."""
-    pytest.importorskip("xllamacpp", reason="needs llama.cpp: uv pip install xllamacpp")
 
 
 def apr_file(tmp_path, model):
@@ -158,37 +152,6 @@ def test_rows_that_blocks_do_not_divide_are_f16_and_a_note_names_them(tmp_path, 
     assert kinds["blk.0.ffn_up.weight"] == "Q4_0"
     assert "blk.0.ffn_down.weight" in errors
     assert "f16" in errors
-
-
-def tiny(tmp_path, family="llama", tokenizer=True, **changes):
-    """A random model with transformers' class, as an .apr file."""
-    import shutil
-
-    from tests.model.tiny import transformers_model
-
-    from apr.convert import convert
-
-    sizes = {
-        "vocab_size": 512,
-        "hidden_size": 64,
-        "intermediate_size": 160,
-        "num_hidden_layers": 4,
-        "max_position_embeddings": 256,
-        "initializer_range": 0.3,
-        "head_dim": 16,
-        "attention_bias": False,
-        "use_sliding_window": False,
-        "tie_word_embeddings": False,
-    }
-    directory = tmp_path / "hf"
-    transformers_model(family, **sizes | changes).save_pretrained(directory)
-    if tokenizer is not True and tokenizer:
-        tokenizer.save(str(directory / "tokenizer.json"))
-        (directory / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
-    elif tokenizer:
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copy(IMPORTED / "hf_llama_tied" / name, directory)
-    return convert(directory, tmp_path / "tiny.apr").target
 
 
 # Windows that llama.cpp does not have: the file has a shorter context instead.
@@ -478,10 +441,14 @@ def test_windows_that_llama_cpp_lacks_shorten_the_context(name, tmp_path, run):
         ("qwen3", {"attention_bias": True}, "biases"),
         ("olmo2", {"attention_bias": True}, "biases"),
         ("llama", {"rope_parameters": {**YARN, "rope_type": "dynamic"}}, "dynamic"),
+        ("llama", {"rope_parameters": {**YARN, "beta_fast": 16.0}}, "beta_fast"),
+        ("llama", {"rope_parameters": {**YARN, "truncate": False}}, "truncate"),
+        ("olmo2", {"head_dim": 32}, "head_dim"),
+        ("gemma2", {"query_pre_attn_scalar": 16, "tie_word_embeddings": False}, "tie_word_embeddings"),
         ("qwen2", {"rope_parameters": LLAMA3}, "llama3"),
         ("gemma2", {"query_pre_attn_scalar": 17, "tie_word_embeddings": True}, "scale"),
         ("gemma2", {"query_pre_attn_scalar": 16, "attn_logit_softcapping": None}, "softcap"),
-        ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, "rotary"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1, 0]}, "no_rope_layers"),
         ("exaone4", {"sliding_window": 8}, "4 layers"),
     ],
 )

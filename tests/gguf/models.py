@@ -63,3 +63,27 @@ def write_gguf(path, architecture="llama", tensors=None, endianess=None, **chang
         with path.open("r+b") as file:
             file.truncate(path.stat().st_size + holes + 64)
     return path
+
+
+def with_keys(source, target, **changes):
+    """Copy a GGUF file with other keys of its architecture; None drops one, and a list is an array."""
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    changes = {f"{architecture}.{key}": value for key, value in changes.items()}
+    writer = gguf.GGUFWriter(target, architecture)
+    for key, field in reader.fields.items():
+        if key not in changes and not key.startswith("GGUF.") and key != "general.architecture":
+            writer.add_key_value(key, field.contents(), field.types[0], field.types[-1])
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    for key, value in changes.items():
+        if value is not None:
+            add.get(type(value), writer.add_array)(key, value)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target

@@ -54,8 +54,8 @@ def test_sizes_and_tokenizer_are_kept(model, tmp_path):
         ("llama", {"tensors": [*EMBEDDING, ("blk.0.ffn_up.weight", np.ones((8, 256), np.int8))]}, "type I8"),
         ("llama", {"attention.head_count": 0}, "llama.attention.head_count"),
         ("llama", {"block_count": 1.5}, "llama.block_count"),
-        ("llama", {"attention.layer_norm_rms_epsilon": float("nan")}, "missing"),
-        ("llama", {"rope.freq_base": float("inf")}, "missing"),
+        ("llama", {"attention.layer_norm_rms_epsilon": float("nan")}, "nan"),
+        ("llama", {"rope.freq_base": float("inf")}, "inf"),
     ],
 )
 def test_unsupported_models_are_refused_in_one_line(architecture, changes, says, tmp_path, capsys):

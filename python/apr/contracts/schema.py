@@ -118,11 +118,13 @@ def read_contract(path: Path) -> tuple[Contract | None, list[Problem]]:
     """Read a contract. Return it and no problems, or None and all problems of the file."""
     import yaml
 
+    from apr.yaml_numbers import parse_yaml
+
     reader = _Reader(path)
     try:
-        # Read twice: safe_load gives the values, but only the nodes of compose have line numbers.
+        # Read twice: parse_yaml gives the values, but only the nodes of compose have line numbers.
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = parse_yaml(path.read_text(encoding="utf-8"))
         reader.lines.update({} if node is None else _lines(node))
     except RecursionError:
         return None, [Problem(path, 1, "the YAML is nested too deeply, or an anchor contains itself")]

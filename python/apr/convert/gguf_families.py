@@ -14,10 +14,11 @@ from apr.gguf.metadata import (
     HIGH_FACTOR,
     LOW_FACTOR,
     ORIGINAL_CONTEXT,
+    YARN_BETAS,
     llama3_factors,
-    yarn_attention_factor,
 )
 from apr.gguf.reader import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
+from apr.gguf.rope_formulas import yarn_attention_factor
 from apr.model.families import FAMILIES
 
 if TYPE_CHECKING:
@@ -69,18 +70,16 @@ def architecture_keys(config: ModelConfig) -> tuple[dict[str, object], list[str]
     """Return the keys of a model, without the architecture's name in front, and notes for the user.
 
     Raises:
-        RefusedError: llama.cpp has no such architecture, or computes something else.
+        RefusedError: llama.cpp would compute something else.
     """
     name = FAMILIES[config.family].gguf
-    if name not in _LIMITS:
-        raise RefusedError(
-            f"llama.cpp has no architecture for {config.family}; GGUF files can be written for "
-            f"{', '.join(family for family, row in FAMILIES.items() if row.gguf in _LIMITS)}"
-        )
     limits = _LIMITS[name]
     problem = _problem(config, name, limits)
     if problem is not None:
-        raise RefusedError(f"llama.cpp cannot run this {config.family} model: {problem}")
+        raise RefusedError(
+            f"llama.cpp cannot compute this {config.family} model: {problem}; choose a directory as the "
+            "target, for transformers"
+        )
     rope = _full_rope(config)
     keys: dict[str, object] = {
         "vocab_size": config.vocab_size,
@@ -157,8 +156,7 @@ def _scaling_keys(scaling: RopeScaling | None) -> dict[str, object]:
         return keys | {ATTENTION_FACTOR: scaling.attention_factor}
     keys["rope.scaling.factor"] = scaling.factor
     if kind == "yarn":
-        keys["rope.scaling.yarn_beta_fast"] = scaling.beta_fast
-        keys["rope.scaling.yarn_beta_slow"] = scaling.beta_slow
+        keys |= YARN_BETAS
         # llama.cpp multiplies YaRN's own factor by it.
         own = yarn_attention_factor(scaling.factor)
         if not math.isclose(scaling.attention_factor, own, rel_tol=1e-6):
@@ -170,7 +168,7 @@ def _full_rope(config: ModelConfig) -> Rope:
     """Return the rotary positions of the layers that attend to all positions, or of all layers."""
     ropes = [(layer.window is not None, layer.rope) for layer in config.layers if layer.rope is not None]
     if not ropes:
-        raise RefusedError("llama.cpp cannot run a model without rotary positions")
+        raise RefusedError("llama.cpp cannot compute a model without rotary positions in any layer")
     return min(ropes, key=lambda rope: rope[0])[1]
 
 
@@ -188,7 +186,7 @@ def _period(config: ModelConfig) -> int:
 
 
 def _problem(config: ModelConfig, name: str, limits: _Limits) -> str | None:
-    """Return what llama.cpp would compute otherwise, or None."""
+    """Return what llama.cpp would compute differently, or None."""
     rope = _full_rope(config)
     scale = config.head_dim**-0.5
     if limits.big == config.num_layers:
@@ -198,28 +196,65 @@ def _problem(config: ModelConfig, name: str, limits: _Limits) -> str | None:
     flags = [layer.rope is not None for layer in config.layers]
     kind = None if rope.scaling is None else rope.scaling.rope_type
     sliding = {layer.rope for layer in config.layers if layer.window is not None and limits.windows}
+    scaling = rope.scaling
+    shown_scale = (
+        "1 / sqrt(head_dim)" if limits.big != config.num_layers else "1 / sqrt(hidden_size / num_heads)"
+    )
     problems = {
-        "attention biases": (config.qkv_bias and limits.biases == "none")
+        "its attention has biases (attention_bias), and llama.cpp leaves them out": (
+            config.qkv_bias and limits.biases == "none"
+        )
         or (config.o_bias and limits.biases != "qkvo"),
-        f"heads that are not hidden_size / num_heads wide ({config.head_dim})": not limits.wide_heads
+        f"head_dim is {config.head_dim}, and llama.cpp needs hidden_size / num_heads": not limits.wide_heads
         and config.head_dim * config.num_heads != config.hidden_size,
-        "a head that is not tied to the embedding": not config.tie_word_embeddings and not limits.untied,
-        f"rotary scaling of type {kind}": kind is not None and kind not in limits.scalings,
-        "YaRN without rounding to whole indices (truncate)": kind == "yarn"
-        and rope.scaling is not None
-        and rope.scaling.truncate is False,
-        f"a scale of the scores other than {scale:.4g}": name != "granite"
+        "its head has weights of its own (tie_word_embeddings is false), and llama.cpp uses the embedding": (
+            not config.tie_word_embeddings and not limits.untied
+        ),
+        f"its positions are scaled by {kind} (rope_scaling), which llama.cpp does not have for it": (
+            kind is not None and kind not in limits.scalings
+        ),
+        "its YaRN does not round to whole indices (truncate is false), and llama.cpp always does": kind
+        == "yarn"
+        and scaling is not None
+        and scaling.truncate is False,
+        "its YaRN has other bounds than beta_fast 32 and beta_slow 1, and llama.cpp always has these": (
+            kind == "yarn"
+            and scaling is not None
+            and (scaling.beta_fast, scaling.beta_slow) != tuple(YARN_BETAS.values())
+        ),
+        f"its scores are scaled by {config.attention_scale:.4g}, and llama.cpp always scales them by "
+        f"{shown_scale}, {scale:.4g}": name != "granite"
         and not math.isclose(config.attention_scale, scale, rel_tol=1e-6),
-        "windows in other layers than all but every n-th": limits.windows and bool(windows) and not period,
-        "a softcap of the scores, or its absence": (config.attention_softcap is None) == (name == "gemma2"),
-        "a softcap of the logits, or its absence": (config.final_softcap is None) == (name == "gemma2"),
-        "no sliding windows": name in {"gemma2", "gemma3"} and not windows,
-        f"sliding windows in {config.num_layers} layers": name == "exaone4"
+        "its full attention is not in every n-th layer (layer_types), and llama.cpp has no other pattern": (
+            limits.windows and bool(windows) and not period
+        ),
+        _softcap("scores", "attn_logit_softcapping", config.attention_softcap): (
+            (config.attention_softcap is None) == (name == "gemma2")
+        ),
+        _softcap("logits", "final_logit_softcapping", config.final_softcap): (
+            (config.final_softcap is None) == (name == "gemma2")
+        ),
+        "it has no sliding windows (sliding_window), and llama.cpp always computes them": (
+            name in {"gemma2", "gemma3"} and not windows
+        ),
+        f"it has {config.num_layers} layers and {'sliding' if windows else 'no'} windows, and llama.cpp "
+        f"computes windows exactly in models of {_EXAONE_WINDOWED} layers": name == "exaone4"
         and bool(windows) != (config.num_layers == _EXAONE_WINDOWED),
-        "rotary positions in other layers than all but every 4th": name == "smollm3"
-        and flags != [(index + 1) % _NO_ROPE_PERIOD != 0 for index in range(config.num_layers)],
-        "another theta in sliding layers": name == "olmo2" and _sliding_theta(config) != rope.theta,
-        "a rotary scaling of sliding layers": any(part is not None and part.scaling for part in sliding)
-        and name in {"olmo2", "gemma3"},
+        "its layers without positions are not every 4th one (no_rope_layers), as llama.cpp has them": (
+            name == "smollm3"
+            and flags != [(index + 1) % _NO_ROPE_PERIOD != 0 for index in range(config.num_layers)]
+        ),
+        "its layers with sliding windows have a rope_theta of their own, which llama.cpp does not have": (
+            name == "olmo2" and _sliding_theta(config) != rope.theta
+        ),
+        "layers with sliding windows have scaled positions (rope_scaling), and llama.cpp has none there": (
+            any(part is not None and part.scaling for part in sliding) and name in {"olmo2", "gemma3"}
+        ),
     }
     return next((problem for problem, present in problems.items() if present), None)
+
+
+def _softcap(what: str, key: str, cap: float | None) -> str:
+    if cap is None:
+        return f"its {what} have no softcap ({key} is null), and llama.cpp always computes one"
+    return f"its {what} have a softcap ({key}), which llama.cpp does not have for it"

@@ -13,7 +13,7 @@ from apr.container.report import Check
 from apr.errors import UnsupportedError
 from apr.formats.foreign import ForeignFile, StoredTensor, any_range, no_checksum
 from apr.gguf.reader import GgufTensor, is_readable
-from apr.gguf.structure import read_structure
+from apr.gguf.structure import one_number, read_structure
 from apr.plurals import counted
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ def _config(fields: dict[str, Any]) -> dict[str, Any]:
     architecture = fields.get("general.architecture")
     config: dict[str, Any] = {"architecture": architecture}
     for name, key in _SIZES.items():
-        value = fields.get(f"{architecture}.{key}")
-        # Some architectures list a number for each layer, which is no one size.
+        # Some architectures list a number for each layer. If they differ, there is no one size.
+        value = one_number(fields.get(f"{architecture}.{key}"))
         if type(value) is int:
             config[name] = value
     vocabulary = fields.get("tokenizer.ggml.tokens")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isclose, log, prod, sqrt
+from math import isclose, prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from apr.errors import FormatError
 from apr.gguf.names import FAMILIES
 from apr.gguf.reader import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS, WINDOWED, GgufFile
+from apr.gguf.rope_formulas import longrope_attention_factor, yarn_attention_factor
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 _LLAMA3_LOW, _LLAMA3_HIGH, _LLAMA3_CONTEXT = 1.0, 4.0, 8192
 LOW_FACTOR, HIGH_FACTOR = "rope.scaling.low_freq_factor", "rope.scaling.high_freq_factor"
 ORIGINAL_CONTEXT, ATTENTION_FACTOR = "rope.scaling.original_context_length", "rope.scaling.attn_factor"
+# YaRN's bounds as llama.cpp has them for all of these architectures, whatever the file says.
+YARN_BETAS = {"rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0}
 # Granite's multipliers, by GGUF's keys.
 _GRANITE = {
     "attention.scale": "attention_multiplier",
@@ -100,6 +103,9 @@ def _switches(file: GgufFile, scaling: dict[str, object] | None) -> dict[str, ob
         result["sliding_window"] = window or None
         if window:
             result["layer_types"] = _layer_types(file, layers)
+        swa = "rope.freq_base_swa"
+        if window and arch != "gemma3" and file.has(swa) and _shortest(file.number(swa)) != _rope_theta(file):
+            file.refuse(f"{arch}.{swa} differs from {arch}.rope.freq_base, which only gemma3 supports")
     if arch == "phi3":
         # llama.cpp's converter writes 0 for a model without windows.
         result["sliding_window"] = _window(file) or None
@@ -125,7 +131,7 @@ def _switches(file: GgufFile, scaling: dict[str, object] | None) -> dict[str, ob
     if arch in {"gemma3", "olmo2"} and _window(file):
         theta = _rope_theta(file)
         local = 10000.0 if arch == "gemma3" else theta
-        if file.has("rope.freq_base_swa"):
+        if arch == "gemma3" and file.has("rope.freq_base_swa"):
             local = _shortest(file.number("rope.freq_base_swa"))
         result["rope_parameters"] = {
             "full_attention": {"rope_theta": theta, **(scaling or {"rope_type": "default"})},
@@ -133,8 +139,9 @@ def _switches(file: GgufFile, scaling: dict[str, object] | None) -> dict[str, ob
         }
         if arch == "gemma3":
             result["rope_local_base_freq"] = local
-    if scaling is not None and arch == "phi3":
-        result["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
+    original = "original_max_position_embeddings"
+    if arch == "phi3" and scaling is not None and original in scaling:
+        result[original] = scaling[original]  # where transformers looks for Phi-3's
     return result
 
 
@@ -210,28 +217,54 @@ def _rope_scaling(file: GgufFile) -> dict[str, object] | None:
     if LONG_FACTORS in file.rope_factors or kind == "longrope":
         return _longrope_scaling(file)
     # Files from before the type had a key have the factor alone, under either name; it is linear, as in
-    # llama.cpp.
+    # llama.cpp. The newer name wins, even with a 0, which counts as 1.
     key = "rope.scaling.factor" if file.has("rope.scaling.factor") else "rope.scale_linear"
     factor = _shortest(file.number(key)) if file.has(key) else 1.0
-    if kind == "none" or factor in {0.0, 1.0}:  # 0 counts as 1 in llama.cpp
+    if kind == "none" or factor in {0.0, 1.0}:
+        _refuse_attention_factor(file)
         return None
     if kind == "linear":
+        _refuse_attention_factor(file)
         return {"rope_type": "linear", "factor": factor}
     scaling: dict[str, object] = {"rope_type": "yarn", "factor": factor}
     scaling["original_max_position_embeddings"] = (
         file.size(ORIGINAL_CONTEXT) if file.has(ORIGINAL_CONTEXT) else file.size("context_length")
     )
-    for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-        if file.has(f"rope.scaling.{theirs}"):
-            scaling[ours] = _shortest(file.number(f"rope.scaling.{theirs}"))
+    for key, default in YARN_BETAS.items():
+        if file.has(key) and file.number(key) != default:
+            file.refuse(
+                f"{file.architecture}.{key} is {_shortest(file.number(key))}, which is not supported: "
+                f"llama.cpp skips the key for this architecture, and computes with {default}"
+            )
     if file.has(ATTENTION_FACTOR):
         own = yarn_attention_factor(factor)
         scaling["attention_factor"] = _shortest(file.number(ATTENTION_FACTOR) * own)
     return scaling
 
 
+def _refuse_attention_factor(file: GgufFile) -> None:
+    """Refuse a factor of cosines and sines where transformers has none: llama.cpp multiplies by it."""
+    if file.has(ATTENTION_FACTOR) and file.number(ATTENTION_FACTOR) != 1:
+        file.refuse(
+            f"{file.architecture}.{ATTENTION_FACTOR} is {_shortest(file.number(ATTENTION_FACTOR))}, which is "
+            "supported only with YaRN and LongRoPE"
+        )
+
+
+def _refuse_factor(file: GgufFile, tensor: str) -> None:
+    """Refuse a factor beside the factors in a tensor: llama.cpp divides by both."""
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        if file.has(key) and file.number(key) not in {0, 1}:
+            file.refuse(
+                f"{file.architecture}.{key} is {_shortest(file.number(key))} beside {tensor}, which is not "
+                "supported",
+                tensor,
+            )
+
+
 def _longrope_scaling(file: GgufFile) -> dict[str, object]:
     """Return LongRoPE's scaling from its two tensors."""
+    _refuse_factor(file, LONG_FACTORS)
     factors = {}
     for key, name in (("short_factor", SHORT_FACTORS), ("long_factor", LONG_FACTORS)):
         stored = file.rope_factors.get(name)
@@ -242,22 +275,18 @@ def _longrope_scaling(file: GgufFile) -> dict[str, object]:
     context = file.size("context_length")
     original = file.size(ORIGINAL_CONTEXT) if file.has(ORIGINAL_CONTEXT) else context
     scaling["original_max_position_embeddings"] = original
-    if file.has(ATTENTION_FACTOR):
-        attention, extension = file.number(ATTENTION_FACTOR), context / original
-        # transformers' own formula gives more digits than GGUF has (https://arxiv.org/abs/2402.13753).
-        suggested = sqrt(1 + log(extension) / log(original)) if extension > 1 < original else 1.0
-        if not isclose(attention, suggested, rel_tol=1e-6):
-            scaling["attention_factor"] = _shortest(attention)
+    # llama.cpp's default, where transformers has a formula of its own.
+    attention = file.number(ATTENTION_FACTOR) if file.has(ATTENTION_FACTOR) else 1.0
+    # The formula gives more digits than GGUF has.
+    if not isclose(attention, longrope_attention_factor(context / original, original), rel_tol=1e-6):
+        scaling["attention_factor"] = _shortest(attention)
     return scaling
-
-
-def yarn_attention_factor(factor: float) -> float:
-    """Return YaRN's factor of cosines and sines (https://arxiv.org/abs/2309.00071, equation 22)."""
-    return 0.1 * log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def _llama3_scaling(file: GgufFile) -> dict[str, object]:
     """Return Llama 3's scaling if the factors in the file follow from its parameters."""
+    _refuse_factor(file, ROPE_FACTORS)
+    _refuse_attention_factor(file)
     stored = file.rope_factors[ROPE_FACTORS]
     factors: NDArray[Any] = np.zeros(0)
     if stored.source.tensor_type.name == "F32":

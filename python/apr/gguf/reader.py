@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from math import isfinite, prod
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from apr.container.dtypes import NUMPY
 from apr.errors import FormatError, UnsupportedError
 from apr.gguf.names import FAMILIES, ONE_PLUS, PERMUTED, hf_name, unpermute
-from apr.gguf.structure import read_structure
+from apr.gguf.structure import one_number, read_structure
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -31,6 +32,45 @@ ROPE_TENSORS = frozenset({ROPE_FACTORS, LONG_FACTORS, SHORT_FACTORS})
 _SCALINGS = frozenset({"none", "linear", "yarn", "longrope"})
 # Architectures with windows in llama.cpp: every n-th layer attends to all positions, the others to a window.
 WINDOWED = {"olmo2": 4, "gemma2": 2, "gemma3": 6, "exaone4": 4}
+# Sizes that may be a list with one number for each layer.
+_PER_LAYER = frozenset({"attention.head_count", "attention.head_count_kv", "feed_forward_length"})
+# Keys of all architectures that change how scores, positions or logits are computed, and are read.
+_UNDERSTOOD = frozenset({
+    "attention.sliding_window",
+    "attention.sliding_window_pattern",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.freq_base_swa",
+    "rope.scale_linear",
+    "rope.scaling.attn_factor",
+    "rope.scaling.factor",
+    "rope.scaling.high_freq_factor",
+    "rope.scaling.low_freq_factor",
+    "rope.scaling.original_context_length",
+    "rope.scaling.type",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+})  # fmt: skip
+# And of single architectures.
+_UNDERSTOOD_OF = {
+    "gemma2": frozenset({"attn_logit_softcapping", "final_logit_softcapping"}),
+    "granite": frozenset({"attention.scale", "embedding_scale", "logit_scale", "residual_scale"}),
+}
+# What the names of other such keys have in common. A key that is skipped gives other logits without a word.
+_CHANGES_VALUES = re.compile(r"^rope\.|scal|softcap|clamp|temperature|alibi|_swa$")
+# The values with which they change nothing, beside 0. `finetuned` says only what the author did, except that
+# Granite has no positions without it.
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "embedding_scale": (1.0,),
+    "logit_scale": (1.0,),
+    "residual_scale": (1.0,),
+    "attention.output_scale": (1.0,),
+    "attention.value_scale": (1.0,),
+    "rope.scaling.alpha": (1.0,),
+    "rope.scaling.finetuned": (False, True),
+    "rope.scaling.yarn_attn_factor": (1.0,),
+    "rope.scaling.yarn_ext_factor": (1.0, -1.0),
+}
 # A message names no more of the tensors that have no place in the model.
 _NAMED_IN_MESSAGE = 5
 
@@ -168,11 +208,26 @@ class GgufFile:
 
         Raises:
             FormatError: the key is missing or not a finite number.
+            UnsupportedError: it lists another number for each layer.
         """
-        value = self.fields.get(f"{self.architecture}.{key}")
+        name = f"{self.architecture}.{key}"
+        if name not in self.fields:
+            raise FormatError(f"{self.path}: GGUF key {name} is missing", path=self.path)
+        value = self.fields[name]
+        if isinstance(value, list) and key in _PER_LAYER:
+            layers = self.size("block_count")
+            if len(value) != layers:
+                raise FormatError(
+                    f"{self.path}: GGUF key {name} has {len(value)} entries for {layers} layers",
+                    path=self.path,
+                )
+            value = one_number(value)
+            if isinstance(value, list):
+                self.refuse(f"{name} differs between layers ({_shown(value)}), which is not supported")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not isfinite(value):
             raise FormatError(
-                f"{self.path}: GGUF key {self.architecture}.{key} is missing or not a number", path=self.path
+                f"{self.path}: GGUF key {name} is {_shown(value)}, which is not a finite number",
+                path=self.path,
             )
         return value
 
@@ -204,6 +259,10 @@ class GgufFile:
         features = {
             f"rope scaling {scaling!r}": scaling not in _SCALINGS,
             "mixture of experts": bool(self.fields.get(f"{arch}.expert_count")),
+            "bidirectional attention (attention.causal)": not self.fields.get(
+                f"{arch}.attention.causal", True
+            ),
+            "a LoRA adapter (general.type)": self.fields.get("general.type") == "adapter",
             "sliding-window attention": not windows
             and bool(self.fields.get(f"{arch}.attention.sliding_window")),
             "a model split over several files": self.fields.get("split.count", 1) != 1,
@@ -211,6 +270,27 @@ class GgufFile:
         for feature, present in features.items():
             if present:
                 self.refuse(f"{feature} is not supported in GGUF files")
+        self._refuse_keys()
+
+    def _refuse_keys(self) -> None:
+        """Refuse keys that change what the model computes and are not read."""
+        arch = self.architecture
+        understood = _UNDERSTOOD | _UNDERSTOOD_OF.get(arch, frozenset())
+        for name, value in self.fields.items():
+            key = name.removeprefix(f"{arch}.")
+            if key == name or key in understood or not _CHANGES_VALUES.search(key):
+                continue
+            neutral = list(_NEUTRAL.get(key, ()))
+            if (arch, key) == ("granite", "rope.scaling.finetuned"):
+                neutral = [True]
+            elif key.endswith("_swa"):  # sizes of the layers with windows, where they are those of the others
+                neutral.append(self.fields.get(name.removesuffix("_swa")))
+            elif not any(value if isinstance(value, list) else [value]):
+                continue
+            if value not in neutral:
+                self.refuse(
+                    f"the key {name} ({_shown(value)}) changes what the model computes, and is not supported"
+                )
 
     def _add_tensors(self, sources: list[ReaderTensor]) -> None:
         arch = self.architecture
@@ -246,6 +326,15 @@ class GgufFile:
             dtype = _PLAIN_TYPES.get(source.tensor_type.name, "f32")
             shift = arch in ONE_PLUS and name.endswith("norm.weight")
             self.tensors[name] = GgufTensor(name, dtype, shape, self.path, source, heads, shift)
+
+
+def _shown(value: object) -> str:
+    """Return a value for an error, not all of a long list."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value[:_NAMED_IN_MESSAGE])) + (
+            " …" if len(value) > _NAMED_IN_MESSAGE else ""
+        )
+    return repr(value)
 
 
 def is_readable(kind: GGMLQuantizationType) -> bool:

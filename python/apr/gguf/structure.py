@@ -160,3 +160,10 @@ def _contents(path: Path, field: ReaderField) -> Any:  # noqa: ANN401  (whatever
             path=path,
             offset=int(field.offset),
         ) from None
+
+
+def one_number(value: object) -> object:
+    """Return the number of a key that lists the same one for every layer; any other value as it is."""
+    if isinstance(value, list) and value and all(type(item) in {int, float} for item in value):
+        return value[0] if all(item == value[0] for item in value) else value
+    return value

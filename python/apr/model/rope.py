@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from apr.errors import RefusedError
+from apr.gguf.rope_formulas import longrope_attention_factor, yarn_attention_factor
 from apr.model.metadata import same_value
 
 if TYPE_CHECKING:
@@ -185,22 +186,19 @@ def read_scaling(facts: Mapping[str, Any], max_position_embeddings: int, dim: in
             "short_factor": _factors(facts, "short_factor", dim),
             "long_factor": _factors(facts, "long_factor", dim),
         }
-        factor = values["factor"]
-        suggested = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 < original else 1.0
+        suggested = longrope_attention_factor(values["factor"], original)
         values["attention_factor"] = _positive(facts, "attention_factor", suggested)
     return RopeScaling(**values)
 
 
 def _yarn_attention_factor(facts: Mapping[str, Any], factor: float) -> float:
-    """Return YaRN's factor of cosines and sines (equation 22 of the paper, in transformers' form)."""
-
-    def mscale(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
+    """Return YaRN's factor of cosines and sines, in transformers' form."""
+    default = yarn_attention_factor(factor)
     if facts.get("mscale") and facts.get("mscale_all_dim"):
-        default = mscale(_positive(facts, "mscale")) / mscale(_positive(facts, "mscale_all_dim"))
-    else:
-        default = mscale(1.0)
+        first, all_dim = (
+            yarn_attention_factor(factor, _positive(facts, key)) for key in ("mscale", "mscale_all_dim")
+        )
+        default = first / all_dim
     return _positive(facts, "attention_factor", default)
 
 
