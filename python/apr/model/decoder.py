@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from apr.model.families import Activation
     from apr.model.layers import LayerKind
 
-_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
 }
@@ -149,15 +149,20 @@ class Body(nn.Module):
         self, input_ids: Tensor, views: list[View], cache: KvCache | CapturedCache | None = None
     ) -> Tensor:
         """Compute the normalized last hidden state [B, T, hidden_size] of ids [B, T]."""
-        x = self.embed_tokens(input_ids)
-        if self._multiplier != 1:
-            # Gemma was trained with sqrt(hidden_size) in bfloat16: 50.75 for 2560, not 50.6.
-            rounded = torch.tensor(self._multiplier, dtype=x.dtype).item()
-            x = x * (rounded if self._rounds_multiplier else self._multiplier)
+        x = self.embedded(input_ids)
         for layer, view in zip(self.layers, views, strict=True):
             x = layer(x, view, cache)
         out: Tensor = self.norm(x)
         return out
+
+    def embedded(self, input_ids: Tensor) -> Tensor:
+        """Return the rows of the embedding for ids of any shape, times the family's multiplier."""
+        x: Tensor = self.embed_tokens(input_ids)
+        if self._multiplier == 1:
+            return x
+        # Gemma was trained with sqrt(hidden_size) in bfloat16: 50.75 for 2560, not 50.6.
+        rounded = torch.tensor(self._multiplier, dtype=x.dtype).item()
+        return x * (rounded if self._rounds_multiplier else self._multiplier)
 
 
 class Layer(nn.Module):
@@ -165,7 +170,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        names = self._norms = config.norms
+        names = self.norms = config.norms
         # In the order of the forward pass, in which weights are drawn and checkpoints store optimizer state.
         self._add_norm(names.before_attention, config)
         self.self_attn = Attention(config, index)
@@ -177,7 +182,7 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, view: View, cache: KvCache | CapturedCache | None = None) -> Tensor:
         """Map [B, T, hidden_size] to the same shape."""
-        names = self._norms
+        names = self.norms
         attended = self.self_attn(self._normed(names.before_attention, x), view, cache)
         x = self._added(x, self._normed(names.after_attention, attended))
         return self._added(x, self._normed(names.after_mlp, self.mlp(self._normed(names.before_mlp, x))))
@@ -242,7 +247,7 @@ class Mlp(nn.Module):
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-        self._activation = _ACTIVATIONS[config.activation]
+        self._activation = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, T, hidden_size] to the same shape."""
@@ -256,11 +261,11 @@ class Float32Norm(nn.Module):
     def __init__(self, width: int, eps: float, offset: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
-        self._eps, self._offset = eps, offset
+        self._eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last dimension of [..., width]."""
-        weight = self.weight.float() + self._offset
+        weight = self.weight.float() + self.offset
         return F.rms_norm(x.float(), weight.shape, weight, self._eps).to(x.dtype)
 
 

@@ -10,6 +10,7 @@ import torch
 from apr.errors import RefusedError
 from apr.model.cache import KvCache
 from apr.model.captured import CapturedStep
+from apr.model.host_step import HostStep
 from apr.model.sampling import GenerateOptions, choose, log_probabilities, uniforms
 
 if TYPE_CHECKING:
@@ -181,6 +182,8 @@ class _Decoding:
         # whose copies of the weights do not outlive its context.
         self._capture = device.type == "cuda" and tokens >= _STEPS_WORTH_CAPTURING and not autocast
         self._captured: CapturedStep | None = None
+        on_host = sequences == 1 and not autocast and HostStep.fits(model)
+        self._host_step = HostStep(model, self._cache) if on_host else None
 
     # Not inference_mode: the model keeps tables that training reads later.
     @torch.no_grad()
@@ -210,6 +213,8 @@ class _Decoding:
             if self._captured is None:
                 self._captured = CapturedStep(self._model, self._cache, self._sequences)
             return self._captured.logits(ids)
+        if self._host_step is not None:
+            return self._host_step.logits(ids)
         logits: Tensor = self._model(ids, self._cache)[:, -1]
         return logits
 
