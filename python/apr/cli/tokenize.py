@@ -148,6 +148,8 @@ class Encode(EncodeOptions):
         print(json.dumps(report.manifest) if self.json else _summary(report, self.output))
         _print_notes(report.tokenizer.note, report.skipped, report.manifest.get("skipped_documents") or 0)
         _print_hidden(report.hidden)
+        for note in report.notes:
+            print(f"note: {note}", file=sys.stderr)
         return 0
 
     def _estimate(self) -> int:

@@ -32,7 +32,8 @@ from apr.data.output_dir import (
     lock_output,
     manifest_to_resume,
 )
-from apr.data.sample import Sample, check_round_trip, draw_sample
+from apr.data.round_trip import changed_text, text_loss
+from apr.data.sample import Sample, draw_sample
 from apr.data.scan import corpus_sha256
 from apr.data.shard_writer import CorpusPosition, ShardWriter, name_digits
 from apr.errors import FormatError, RefusedError
@@ -83,6 +84,8 @@ class EncodeReport:
     """The first documents that were skipped. The manifest counts all of them."""
     hidden: tuple[str, ...] = ()
     """Hidden files and folders of the corpus that were left out."""
+    notes: tuple[str, ...] = ()
+    """What a user should know about the tokenizer and this text."""
     complete_before: bool = False
     """Whether nothing was left to do."""
 
@@ -137,7 +140,7 @@ def encode_corpus(
             encoding.resume(earlier)
         # The tokenizer is tried on the corpus before anything is removed or written.
         sample = encoding.sample(encoding.position.place)
-        check_round_trip(tokenizer, sample)
+        encoding.check_tokenizer(sample)
         encoding.name_digits = name_digits(sample.tokens, options.shard_tokens)
         # A resumed encoding keeps the width of its names: one directory with two widths is refused by every
         # reader.
@@ -161,7 +164,8 @@ def encode_corpus(
         write_manifest(options.output, manifest)
     seconds = time.monotonic() - started
     skipped, hidden = tuple(encoding.skipped), tuple(corpus.hidden)
-    return EncodeReport(manifest, tokenizer, encoding.text_bytes, seconds, skipped, hidden)
+    notes = tuple(encoding.notes)
+    return EncodeReport(manifest, tokenizer, encoding.text_bytes, seconds, skipped, hidden, notes)
 
 
 @dataclass
@@ -180,6 +184,10 @@ class _Encoding:
     """The first documents that were skipped."""
     skipped_files: set[str] = field(default_factory=set)
     """Files of which no document was encoded."""
+    text_loss: str | None = None
+    """What the tokenizer loses of the text."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know about the tokenizer."""
     text_bytes: int = 0
     _encoded: int = 0
     _seconds_before: float = 0.0
@@ -233,6 +241,23 @@ class _Encoding:
         """Return a sample of the corpus, with its batches from a place on."""
         stop = None if self._range is None else self._range.stop
         return draw_sample(self.corpus, self._encode_texts, self.options.normalization, start, stop)
+
+    def check_tokenizer(self, sample: Sample) -> None:
+        """Check that the tokenizer keeps the text of a sample.
+
+        Raises:
+            RefusedError: it loses text, and the options do not allow that.
+        """
+        source = self.tokenizer.source
+        self.text_loss = text_loss(self.tokenizer, sample)
+        if self.text_loss is not None and not self.options.allow_text_loss:
+            raise RefusedError(
+                f"{source}: {self.text_loss}; use a tokenizer that fits the text, or pass --allow-text-loss"
+            )
+        if (change := changed_text(self.tokenizer, sample.documents)) is not None:
+            self.notes.append(f"{source}: this tokenizer changes text before it encodes it: {change}")
+        if self.text_loss is not None:
+            self.notes.append(f"{source}: {self.text_loss}; allowed, and recorded as text_loss")
 
     def run(
         self, batches: Iterator[Batch], writer: ShardWriter, on_progress: Callable[[Progress], None]
@@ -299,6 +324,8 @@ class _Encoding:
             "producer_version": f"apr {__version__}",
             "shards": list(rows),
         }
+        if self.text_loss is not None:
+            manifest["text_loss"] = self.text_loss
         if self._range is not None:
             manifest["part"] = str(self.part)
             manifest["part_range"] = {

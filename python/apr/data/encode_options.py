@@ -58,6 +58,8 @@ class EncodeOptions:
     """Number of threads. The shards are the same for any number."""
     strict: bool = False
     """Stop with an error if a document is not valid UTF-8 or lacks the text field, instead of skipping it."""
+    allow_text_loss: bool = False
+    """Encode with a tokenizer that loses some of the text. The manifest records what a sample lost."""
     resume: bool = False
     """Resume an encoding that was interrupted. Standard input cannot be resumed."""
     force: bool = False

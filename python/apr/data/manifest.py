@@ -88,6 +88,8 @@ class Manifest(TypedDict, total=False):
     shard_tokens: int
     """The option `--shard-tokens`."""
     producer_version: str
+    text_loss: str
+    """What the tokenizer loses of the text, if `--allow-text-loss` allowed it."""
     part: str
     """I/N if these are the shards of one part of a corpus, which `apr tokenize merge` joins."""
     part_range: dict[str, Any]

@@ -62,7 +62,7 @@ class PromptTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, without special tokens."""
-        return self.loaded.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self.loaded.decode(list(ids), skip_special=True)
 
     def stop_ids(self) -> set[int]:
         """Return the ids that end a text or an answer."""

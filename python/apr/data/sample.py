@@ -1,4 +1,4 @@
-"""A sample of a corpus before it is encoded: how many tokens it will have, and whether its text survives."""
+"""A sample of a corpus before it is encoded, and how many tokens the corpus will have."""
 
 from __future__ import annotations
 
@@ -7,19 +7,16 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from apr.data.documents import Document
-from apr.errors import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from apr.data.corpus import Corpus
     from apr.data.documents import Batch, Place
-    from apr.data.tokenizers import LoadedTokenizer
 
     EncodeTexts = Callable[[Sequence[str]], list[NDArray[np.uint32]]]
 
@@ -28,9 +25,6 @@ Normalization = Literal["none", "nfc"]
 # Files in the sample, spread evenly over the corpus, and characters of each: a tenth of a second of encoding.
 _FILES = 32
 _CHARACTERS = 1 << 15
-# A byte-level vocabulary has a token for any text. Another kind misses next to nothing of text that it fits,
-# and most of any other, so the limit need not be exact.
-MAX_UNKNOWN_SHARE = 0.001
 
 
 @dataclass(frozen=True)
@@ -110,36 +104,6 @@ def draw_sample(
         tokens=round(tokens * scale),
         total_documents=round(count * scale),
     )
-
-
-def check_round_trip(tokenizer: LoadedTokenizer, sample: Sample) -> None:
-    """Check that the ids of a sample decode to its text.
-
-    Raises:
-        RefusedError: text is lost, or too much of it is unknown to the vocabulary; names a document.
-    """
-    total = sum(map(len, sample.ids))
-    if tokenizer.unk_id is not None:
-        unknown = sum(int(np.count_nonzero(ids == tokenizer.unk_id)) for ids in sample.ids)
-        # Before the first shard: one encoding of 228 shards turned out to be 99.99 % <unk> only after
-        # training on it.
-        if unknown > MAX_UNKNOWN_SHARE * total:
-            raise RefusedError(
-                f"{tokenizer.source}: {unknown / total:.1%} of a sample of the corpus becomes the "
-                f"unknown token (id {tokenizer.unk_id}); use a tokenizer that fits the text"
-            )
-    for document, ids in zip(sample.documents, sample.ids, strict=True):
-        # A tokenizer may normalize (Qwen2's does), so both sides are. It must not lose text.
-        text = unicodedata.normalize("NFC", document.text)
-        decoded = unicodedata.normalize("NFC", tokenizer.decode(ids.tolist()))
-        if text != decoded:
-            pairs = enumerate(zip(text, decoded, strict=False))
-            at = next((i for i, (a, b) in pairs if a != b), min(len(text), len(decoded)))
-            raise RefusedError(
-                f"{tokenizer.source}: this tokenizer does not preserve {document.name}: at character {at}, "
-                f"{text[at : at + 12]!r} became {decoded[at : at + 12]!r}; "
-                "use a tokenizer that fits the text"
-            )
 
 
 def _first_texts(documents: Sequence[Document]) -> Iterator[Document]:

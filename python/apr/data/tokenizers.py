@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +47,8 @@ class LoadedTokenizer:
     bos_id: int | None
     unk_id: int | None
     """The id of text that the vocabulary does not have; None if there is none, or if it is `eos_id`."""
+    model_unk_id: int | None
+    """The same, even if it is `eos_id`."""
     source: Path
     """The file or directory that it was read from."""
     sha256: str
@@ -53,9 +57,26 @@ class LoadedTokenizer:
     note: str | None
     """What a user should know about how it was read."""
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, including special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=False)
+    literal: Mapping[int, str] = field(default_factory=dict)
+    """Added tokens that the tokenizer's decoder does not write as they are."""
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """Return the text of ids, including special tokens unless `skip_special`."""
+        if not any(id_ in self.literal for id_ in ids):
+            return self.tokenizer.decode(ids, skip_special_tokens=skip_special)
+        pieces = []
+        for literal, run in groupby(ids, self.literal.get):
+            group = list(run)
+            text = None if literal is None else literal * len(group)
+            if text is None or (skip_special and group[0] in self._special):
+                text = self.tokenizer.decode(group, skip_special_tokens=skip_special)
+            pieces.append(text)
+        return "".join(pieces)
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        added = self.tokenizer.get_added_tokens_decoder()
+        return frozenset(id_ for id_, token in added.items() if token.special)
 
     def metadata(self) -> dict[str, object]:
         """Return the `tokenizer.*` keys that an .apr file rebuilds it from.
@@ -167,6 +188,8 @@ def _from_json(
         tokenizer,
         path,
         sha256=hashlib.sha256(content).hexdigest(),
+        # Unigram models have an id, the others a token.
+        unknown=spec["model"].get("unk_token", spec["model"].get("unk_id")),
         configured=_token_text(config.get("eos_token")),
         bos=_token_text(config.get("bos_token")),
         requested=eos_token,
@@ -196,6 +219,7 @@ def _from_pair(directory: Path, eos_token: str | None) -> LoadedTokenizer:
         configured=_token_text(config.get("eos_token")),
         bos=_token_text(config.get("bos_token")),
         requested=eos_token,
+        unknown=vocabulary.unknown,
         note="vocab.json has the hex-byte form" if is_hex else None,
     )
 
@@ -262,6 +286,7 @@ def _finish(
     configured: str | None,
     bos: str | None,
     requested: str | None,
+    unknown: object = None,
     note: str | None = None,
 ) -> LoadedTokenizer:
     # A tokenizer.json may turn these on. A corpus is encoded in full, and always to the same ids.
@@ -275,8 +300,7 @@ def _finish(
         raise FormatError(f"{source}: the vocabulary is empty", path=source)
     eos, eos_note = _end_of_text(source, ids, configured, requested)
     eos_id = None if eos is None else ids[eos]
-    unknown = getattr(tokenizer.model, "unk_token", None)
-    unk_id = None if unknown is None else ids.get(unknown)
+    unk_id = unknown if isinstance(unknown, int) else ids.get(str(unknown))
     return LoadedTokenizer(
         tokenizer=tokenizer,
         # Not the number of tokens: a vocabulary may have gaps, and every id must be below this.
@@ -287,10 +311,22 @@ def _finish(
         # GPT-2's tokenizers use one id for both. As unknown text, the ends of documents would exceed its
         # limit.
         unk_id=None if unk_id == eos_id else unk_id,
+        model_unk_id=unk_id,
         source=source,
         sha256=sha256,
+        literal=_literal(tokenizer),
         note="; ".join(part for part in (note, eos_note) if part) or None,
     )
+
+
+def _literal(tokenizer: Tokenizer) -> dict[int, str]:
+    """Return the added tokens that a byte-level decoder takes for bytes, such as one with the letter ñ."""
+    # The state of a component is its JSON, also within a sequence of them.
+    decoder = tokenizer.decoder
+    if decoder is None or b'"ByteLevel"' not in decoder.__getstate__():
+        return {}
+    added = tokenizer.get_added_tokens_decoder()
+    return {id_: token.content for id_, token in added.items() if not token.content.isascii()}
 
 
 def _end_of_text(
