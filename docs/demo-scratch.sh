@@ -38,7 +38,7 @@ run apr pretrain --mode from-scratch --arch qwen2-4m "${data[@]}" --run-dir "$ou
 say "4. Fine-tuned from its own file"
 first=$(ls "$out"/first/ckpt/*.apr | tail -n 1)
 run apr pretrain --mode finetune --init "$first" "${data[@]}" --run-dir "$out/run" \
-    --num-steps "$(( ${DEMO_STEPS:-250} / 5 ))" --lr 3e-4 --no-stop-at-target
+    --num-steps "$(( ${DEMO_STEPS:-250} / 5 ))" --lr 3e-4
 
 say "5. Six promises, decided from what is on disk"
 run apr contracts check contracts/apr-pretrain-init-finetune-v1.yaml --run-dir "$out/run"

@@ -68,7 +68,7 @@ if [ -z "$steps" ]; then
     read -r steps val_tokens < <(python docs/demo_steps.py "$out/plan.json" $((SECONDS - started)))
     printf '\nWithout a GPU: %s steps and %s held-out tokens.\n' "$steps" "$val_tokens"
 fi
-train+=(--val-tokens "$val_tokens" --num-steps "$steps" --steps-per-epoch "$steps" --no-stop-at-target)
+train+=(--val-tokens "$val_tokens" --num-steps "$steps" --eval-every "$steps")
 
 say "7. Fine-tune, with the held-out loss before the first step and after the last"
 run "${train[@]}"

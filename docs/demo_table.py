@@ -28,8 +28,6 @@ def main(out: Path, checkpoint: Path) -> None:
     for path, text in rows:
         print(f"{path!s:<{width}}  {_size(path):>9}  {text}")
     print(f"\n{_lesson(result['steps_completed'], before, after)}")
-    if result.get("target_met_before_training"):
-        print(f"{result['detail'][:1].upper()}{result['detail'][1:]}.")
 
 
 def _lesson(steps: int, before: float, after: float) -> str:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, wraps
 from numbers import Real
 from operator import ge, gt, index, le, lt
 from os import PathLike, fspath
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 M = TypeVar("M")
+T = TypeVar("T", bound="DataclassInstance")
 
 # The bound's class: its attribute, the comparison that must hold, the words of an error.
 _BOUNDS: dict[type, tuple[str, Callable[[Any, Any], bool], str]] = {
@@ -160,6 +161,29 @@ class Option:
         return UsageError(f"{self.flag} must be {rule}, not {value!r}")
 
 
+def accepts_aliases(cls: type[T]) -> type[T]:
+    """Let a dataclass's constructor take the long aliases of its options, as flags and YAML keys do."""
+    create = cls.__init__
+    names = alias_names(cls)
+
+    @wraps(create)
+    def init(self: T, **options: object) -> None:
+        create(self, **{names.get(key, key): value for key, value in options.items()})
+
+    cls.__init__ = init  # type: ignore[method-assign, assignment]
+    return cls
+
+
+def alias_names(cls: type[DataclassInstance]) -> dict[str, str]:
+    """Return the field names of a dataclass's options by their long aliases, with `_` instead of `-`."""
+    return {
+        flag.removeprefix("--").replace("-", "_"): name
+        for name, option in options_of(cls).items()
+        for flag in option.aliases
+        if flag.startswith("--")
+    }
+
+
 @cache
 def options_of(cls: type[DataclassInstance]) -> dict[str, Option]:
     """Return the options that a dataclass declares, by field name, in the order of its fields."""
@@ -211,9 +235,7 @@ def options_from_yaml(cls: type[DataclassInstance], path: Path) -> dict[str, Any
         UsageError: the file is not a YAML mapping.
     """
     options = options_of(cls)
-    names = {name: name for name in options}
-    for name, option in options.items():
-        names |= {flag.removeprefix("--").replace("-", "_"): name for flag in option.aliases}
+    names = {name: name for name in options} | alias_names(cls)
     values: dict[str, Any] = {}
     problems = []
     for key, value in read_options(path).items():

@@ -39,6 +39,11 @@ def records(run):
     return [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
 
 
+def step_records(run):
+    """Return the records of `train.jsonl` that are of steps."""
+    return [record for record in records(run) if "train_loss" in record]
+
+
 def gate(result, name):
     """Return the gate of that name."""
     return next(gate for gate in result.gates if gate.name == name)
@@ -101,7 +106,7 @@ def options(tmp_path, make_shards):
             "init": BASE,
             "run_dir": tmp_path / "run",
             "num_steps": 12,
-            "steps_per_epoch": 6,
+            "eval_every": 6,
             "batch_size": 4,
             "seq_length": SEQ,
             "val_tokens": 640,
@@ -171,7 +176,7 @@ def short(options):
     """Return the options of a run of three steps and two epochs."""
 
     def make(**changes):
-        return options(num_steps=3, steps_per_epoch=2, **changes)
+        return options(num_steps=3, eval_every=2, **changes)
 
     return make
 

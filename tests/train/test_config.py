@@ -93,6 +93,7 @@ def test_every_problem_is_reported_at_once():
         ({"init": None, "mode": "from-scratch"}, ["--arch"]),
         ({"arch": "qwen2-4m"}, ["--arch"]),
         ({"extend": True}, ["--extend"]),
+        ({"shorten": True}, ["--shorten"]),
         ({"resume": True, "force": True}, ["--resume"]),
     ],
     ids=str,
@@ -120,15 +121,57 @@ def test_the_mode_sets_what_is_not_given(mode):
     start = {"init": None, "arch": "qwen2-4m"} if mode == "from-scratch" else {}
     resolved = config(mode=mode, num_steps=20_000, **start).resolved("fp32", compiled=False)
     defaults = MODES[mode]
-    assert (resolved.lr, resolved.warmup_steps, resolved.target_val_loss, resolved.precision) == (
-        defaults.lr,
-        defaults.warmup_steps,
-        defaults.target_val_loss,
-        "fp32",
-    )
+    assert (resolved.lr, resolved.warmup_steps) == (defaults.lr, defaults.warmup_steps)
+    assert (resolved.target_val_loss, resolved.precision) == (None, "fp32")
     given = {"lr": 1e-3, "warmup_steps": 7, "target_val_loss": 1.0}
     resolved = config(mode=mode, **given, **start).resolved("bf16", compiled=False)
     assert {name: getattr(resolved, name) for name in given} == given
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "given", "expected"),
+    [
+        (1, 1, None, 16_384),
+        (64, 1, None, 16_384),
+        (65, 1, None, 16_640),
+        (100, 8, None, 204_800),
+        (1024, 1, None, 262_144),
+        (1025, 1, None, 262_144),
+        (1000, 64, None, 262_144),
+        (1, 1, 1, 1),
+        (1000, 64, 1_000_000, 1_000_000),
+    ],
+)
+def test_an_evaluation_takes_a_quarter_of_the_training_tokens_within_limits(steps, batch, given, expected):
+    run = config(num_steps=steps, batch_size=batch, seq_length=1024, val_tokens=given)
+    assert run.resolved("fp32", compiled=False).val_tokens == run.evaluated_tokens == expected
+
+
+def test_old_names_of_options_are_accepted_by_the_constructor():
+    """The flags and YAML keys have the same aliases."""
+    assert config(steps_per_epoch=7, min_epochs=2, steps=9) == config(
+        eval_every=7, min_evaluations=2, num_steps=9
+    )
+    with pytest.raises(TypeError, match="step_per_epoch"):
+        config(step_per_epoch=7)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "done", "expected"),
+    [
+        (12, 6, 0, 2),
+        (12, 5, 0, 3),
+        (12, 5, 5, 2),
+        (12, 5, 9, 2),
+        (12, 5, 10, 1),
+        (12, 5, 12, 0),
+        (3, 5, 0, 1),
+    ],
+)
+def test_evaluations_that_are_to_come_are_counted(steps, every, done, expected):
+    run = config(num_steps=steps, eval_every=every)
+    assert run.evaluations_after(done) == expected
+    assert sum(run.evaluates_after(step) for step in range(done + 1, steps + 1)) == expected
 
 
 def test_a_default_warmup_is_at_most_a_tenth_of_the_steps():

@@ -29,7 +29,7 @@ def test_logits_and_gradients_equal_the_references(reference, file):
 
 
 def test_a_run_in_bf16_learns_and_measures_the_gpu(options, train):
-    config = options(device="cuda", num_steps=24, steps_per_epoch=12)
+    config = options(device="cuda", num_steps=24, eval_every=12)
     result = train(config)
     assert (result.status, result.exit_code, result.device) == ("BUDGET_SPENT", 0, "cuda:0")
     assert result.final_val_loss < result.initial_val_loss - 0.3

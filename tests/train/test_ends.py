@@ -14,7 +14,7 @@ def test_a_diverged_first_epoch_ends_the_run(options, train, monkeypatch):
 
 
 def test_patience_ends_the_run(options, train):
-    result = train(options(lr=1e-30, num_steps=12, steps_per_epoch=2, patience=2, min_epochs=1))
+    result = train(options(lr=1e-30, num_steps=12, eval_every=2, patience=2, min_evaluations=1))
     assert (result.status, result.exit_code) == ("EARLY_STOP", 0)
     assert not gate(result, "patience").passed
     assert result.epochs_completed == 3
@@ -42,7 +42,7 @@ def test_what_ended_a_run_ends_it_again_when_it_is_resumed(options, train, monke
         ends = [train(options(resume=resume)) for resume in (False, True)]
     assert [(e.status, e.exit_code, e.steps_completed) for e in ends] == [("DIVERGENCE", 5, 6)] * 2
 
-    run = {"run_dir": tmp_path / "patient", "lr": 1e-30, "steps_per_epoch": 2, "patience": 2, "min_epochs": 1}
+    run = {"run_dir": tmp_path / "patient", "lr": 1e-30, "eval_every": 2, "patience": 2, "min_evaluations": 1}
     ends = [train(options(**run, resume=resume)) for resume in (False, True)]
     assert [(e.status, e.steps_completed) for e in ends] == [("EARLY_STOP", 6)] * 2
     assert train(options(**run | {"patience": 9}, resume=True)).steps_completed == 12
@@ -54,6 +54,36 @@ def test_a_run_that_met_its_target_can_be_continued(options, train):
     assert [(e.status, e.steps_completed) for e in ends] == [("TARGET_MET", 6)] * 2
     on = train(options(**met, resume=True, stop_at_target=False, extend=True, num_steps=14))
     assert (on.status, on.steps_completed) == ("TARGET_MET", 14)
+
+
+def test_without_a_target_a_run_spends_its_budget(options, train):
+    result = train(options())
+    assert (result.status, result.target_met_before_training) == ("BUDGET_SPENT", None)
+    assert gate(result, "target").passed is None
+    assert "target" not in result.detail
+    assert f"({result.initial_val_loss:.4f} to {result.final_val_loss:.4f}) in 12 steps" in result.detail
+
+
+@pytest.mark.parametrize(
+    ("initial", "final", "words"),
+    [
+        (2.0576, 1.9826, "improved by 0.075 (2.0576 to 1.9826) in 12 steps"),
+        (2.0576, 2.5, "worsened by 0.4424 "),
+        (2.0, 2.0, "did not change (2.0000)"),
+        (None, 2.0, "not measured"),
+    ],
+)
+def test_the_sentence_says_whether_the_loss_improved(options, initial, final, words):
+    from apr.train.checkpoint.state import RunState
+    from apr.train.ends import budget_spent, met_before_training
+
+    config = options().resolved("fp32", compiled=False)
+    state = RunState(step=12, evaluated_step=12, initial_val_loss=initial, val_loss_history=[final])
+    ended = budget_spent(config, state)
+    assert (ended.status, ended.exit_code) == ("BUDGET_SPENT", 0)
+    assert words in ended.detail
+    assert "target" not in ended.detail
+    assert met_before_training(config, state) is None
 
 
 def test_a_target_met_before_training_is_reported_as_that(options, train):

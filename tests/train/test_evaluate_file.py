@@ -25,7 +25,7 @@ def evaluate(capsys):
 def test_text_that_was_trained_on_is_never_called_held_out(options, train, make_shards, evaluate, tmp_path):
     """With --val-dataset, all of --dataset is trained on, even after it was moved."""
     val = make_shards("val", tokens=700, seed=5)
-    config = options(val_dataset=val, num_steps=2, steps_per_epoch=2, save_dtype="bf16")
+    config = options(val_dataset=val, num_steps=2, eval_every=2, save_dtype="bf16")
     result = train(config)
     moved = config.dataset.rename(tmp_path / "elsewhere")
     for model in (config.run_dir / result.last_checkpoint, config.run_dir / "final.apr"):
@@ -45,7 +45,7 @@ def test_text_that_was_trained_on_is_never_called_held_out(options, train, make_
 
 
 def test_only_held_out_text_is_used_whatever_val_tokens_is(options, train, evaluate):
-    config = options(num_steps=2, steps_per_epoch=2)
+    config = options(num_steps=2, eval_every=2)
     result = train(config)
     last = config.run_dir / result.last_checkpoint
     for arguments in ([], ["--held-out"]):

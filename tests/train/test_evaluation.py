@@ -17,7 +17,7 @@ def test_the_held_out_loss_is_transformers_own(options, train):
 
 def test_a_val_dataset_is_held_out_whole(options, train, make_shards):
     held_out = make_shards("held-out", tokens=700, seed=5)
-    result = train(options(val_dataset=held_out, num_steps=2, steps_per_epoch=2))
+    result = train(options(val_dataset=held_out, num_steps=2, eval_every=2))
     windows = held_out_windows(held_out, 0)[:20]
     assert result.initial_val_loss == pytest.approx(transformers_loss(BASE, windows), abs=1e-5)
 

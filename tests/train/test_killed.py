@@ -19,7 +19,7 @@ MEASURED = ("wall_seconds", "tokens_per_second", "peak_memory_bytes", "resumed_f
 
 
 def test_a_kill_at_any_call_leaves_the_same_bytes(options, tmp_path):
-    alone = options(run_dir=tmp_path / "alone", num_steps=8, steps_per_epoch=4, save_every=1, keep=2)
+    alone = options(run_dir=tmp_path / "alone", num_steps=8, eval_every=4, save_every=1, keep=2)
     calls = children.count_calls(alone)
     # Fewer would mean that calls are not counted, and then no child would be killed.
     assert calls > MIN_CALLS

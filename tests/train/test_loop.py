@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from tests.train import children
-from tests.train.conftest import checkpoints, gate, left_by, records
+from tests.train.conftest import checkpoints, gate, left_by, records, step_records
 
 BOTH = pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 
@@ -100,7 +100,7 @@ def test_a_stream_that_starts_over_is_reported(options, train, make_shards, tmp_
     assert result.steps_completed == 12
     # 1500 ids: the last 5 of 46 windows are held out; the 1312 before make 40; 48 are visited.
     log = (tmp_path / "run" / "run.log").read_text()
-    assert log.count("pass 2 over the 40 training windows") == 1
+    assert log.count("starting epoch 2: another pass over the 40 training windows") == 1
 
 
 def test_a_stream_that_ends_ends_the_run(options, train, make_shards, monkeypatch):
@@ -154,9 +154,10 @@ def test_wall_seconds_are_one_clock_over_all_parts(options, train, monkeypatch, 
         return prepare(config)
 
     monkeypatch.setattr(run, "prepare", slowly)
-    ends = [train(options(resume=resume, num_steps=6)).wall_seconds for resume in (False, True, True)]
+    parts = [{"num_steps": 4}] + [{"resume": True, "extend": True, "num_steps": n} for n in (5, 6)]
+    ends = [train(options(**part)).wall_seconds for part in parts]
     walls = [record["wall_seconds"] for record in records(tmp_path / "run")]
-    assert 100 < walls[0] < walls[-1] < ends[0]
+    assert 100 < walls[0] < walls[4] < ends[0] < walls[-1] < ends[-1]
     assert [b - a > 100 for a, b in zip([0, *ends], ends, strict=False)] == [True] * 3
     train(options(resume=True, extend=True, num_steps=7))
     walls = [record["wall_seconds"] for record in records(tmp_path / "run")]
@@ -185,10 +186,6 @@ def test_the_weights_are_exported_in_bfloat16(options, train, tmp_path):
     assert first.initial_val_loss == pytest.approx(loss, abs=1e-6)
 
 
-def step_records(config):
-    return [record for record in records(config.run_dir) if "train_loss" in record]
-
-
 @pytest.fixture
 def jump(monkeypatch):
     """Count the loss of one step four times; four steps before it are enough to tell a spike."""
@@ -214,12 +211,12 @@ def test_a_spike_is_reported_and_skipped_on_request(options, train, jump, skip):
     import apr
 
     jump(at=7)
-    config = options(num_steps=9, steps_per_epoch=3, skip_spikes=skip, keep=9, lr=1e-4)
+    config = options(num_steps=9, eval_every=3, skip_spikes=skip, keep=9, lr=1e-4)
     result = train(config)
     assert (result.status, result.spikes, result.skipped_steps) == ("BUDGET_SPENT", 1, int(skip))
     assert result.tokens_seen == 9 * config.tokens_per_step
-    assert [r["spike"] for r in step_records(config)] == [n == 7 for n in range(9)]
-    assert [r["updated"] for r in step_records(config)] == [not (skip and n == 7) for n in range(9)]
+    assert [r["spike"] for r in step_records(config.run_dir)] == [n == 7 for n in range(9)]
+    assert [r["updated"] for r in step_records(config.run_dir)] == [not (skip and n == 7) for n in range(9)]
     line = next(text for text in (config.run_dir / "run.log").read_text().splitlines() if "spike at" in text)
     assert "spike at step 7" in line
     assert ("not updated" in line) == skip
@@ -234,7 +231,7 @@ def test_a_skipped_step_leaves_the_weights_alone(options, train, jump):
     import apr
 
     jump(at=7)
-    config = options(num_steps=8, steps_per_epoch=1, skip_spikes=True, keep=9, lr=1e-4)
+    config = options(num_steps=8, eval_every=1, skip_spikes=True, keep=9, lr=1e-4)
     train(config)
     before, after = (apr.load(config.run_dir / "ckpt" / f"epoch-{n:03}.apr") for n in (6, 7))
     assert all(torch.equal(before[name], after[name]) for name in before if "scheduler" not in name
@@ -248,15 +245,14 @@ def test_a_resumed_run_knows_the_losses_before_it(options, train, jump, train_un
     """A run stopped after a skipped step ends with the bytes of a run that was not stopped."""
     with monkeypatch.context():
         jump(at=5)
-        alone = options(run_dir=tmp_path / "alone", num_steps=9, steps_per_epoch=9, skip_spikes=True, lr=1e-4)
+        alone = options(run_dir=tmp_path / "alone", num_steps=9, eval_every=9, skip_spikes=True, lr=1e-4)
         assert train(alone).skipped_steps == 1
     monkeypatch.undo()
     jump(at=5)
-    config = options(num_steps=9, steps_per_epoch=9, skip_spikes=True, lr=1e-4)
+    config = options(num_steps=9, eval_every=9, skip_spikes=True, lr=1e-4)
     assert train_until(config, 6).status == "INTERRUPTED"
     assert (
-        train(options(num_steps=9, steps_per_epoch=9, skip_spikes=True, lr=1e-4, resume=True)).skipped_steps
-        == 1
+        train(options(num_steps=9, eval_every=9, skip_spikes=True, lr=1e-4, resume=True)).skipped_steps == 1
     )
     name = "ckpt/epoch-000.apr"
     assert (config.run_dir / name).read_bytes() == (alone.run_dir / name).read_bytes()

@@ -278,23 +278,15 @@ def test_force_does_not_move_away_what_it_needs(options, train, tmp_path, name):
     assert not (tmp_path / "run.bak-1").exists()
 
 
-def test_nothing_to_resume(options):
-    from apr.errors import RefusedError
-    from apr.train import pretrain
-
-    with pytest.raises(RefusedError, match="no run to resume"):
-        pretrain(options(resume=True))
-
-
 def test_options_come_from_a_file_and_flags_win(options, flags, tmp_path, capsys):
     from apr.cli import main
 
-    config = options(num_steps=2, steps_per_epoch=2, shuffle=False)
+    config = options(num_steps=2, eval_every=2, shuffle=False)
     assert main(["pretrain", *flags(config), "--plan", "--json"]) == 0
     capsys.readouterr()
     path = tmp_path / "options.yaml"
     path.write_text(
-        f"init: {BASE}\ndataset: {config.dataset}\nseq-length: {SEQ}\nsteps_per_epoch: 2\n"
+        f"init: {BASE}\ndataset: {config.dataset}\nseq-length: {SEQ}\neval_every: 2\n"
         "num_steps: 9\nbatch_size: 4\nlr: 1e-3\nval_tokens: 640\ndevice: cpu\nshuffle: false\n"
     )
     run = tmp_path / "from-file"

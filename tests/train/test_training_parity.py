@@ -16,9 +16,7 @@ def test_eight_steps_equal_transformers_and_plain_adamw(options, train):
 
     from apr.data.shards import ShardDir
 
-    config = options(
-        num_steps=8, steps_per_epoch=8, warmup_steps=2, grad_accum=2, batch_size=2, weight_decay=0.1
-    )
+    config = options(num_steps=8, eval_every=8, warmup_steps=2, grad_accum=2, batch_size=2, weight_decay=0.1)
     train(config)
     model = AutoModelForCausalLM.from_pretrained(BASE.parent / "hf_qwen2_tied", dtype=torch.float32)
     decay = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
@@ -96,7 +94,7 @@ def test_fifty_steps_equal_those_of_a_plain_loop(options, train, model, batch_si
     config = options(
         init=DATA / f"from_safetensors_{model}.apr",
         num_steps=STEPS,
-        steps_per_epoch=STEPS,
+        eval_every=STEPS,
         warmup_steps=WARM_UP,
         lr=PEAK,
         grad_clip=CLIP,

@@ -10,7 +10,7 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from apr.cli._flags import parse_known
-from apr.errors import exit_code, messages
+from apr.errors import UsageError, exit_code, messages
 from apr.files import json_text
 from apr.options import Alias, Unset, options_from_yaml, options_of
 from apr.train.config import (
@@ -23,7 +23,7 @@ from apr.train.config import (
     OutputOptions,
     PretrainConfig,
 )
-from apr.train.rundir import CONFIG
+from apr.train.rundir import CONFIG, check_holds_run, saved_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,17 +116,24 @@ def default(arguments: list[str]) -> Command | None:
     """Return the options of the file that --config names, or else of the run that --resume continues.
 
     Raises:
-        FileNotFoundError: --config names no file.
+        FileNotFoundError: --config names no file, or --resume no run directory.
+        RefusedError: the directory that --resume names does not hold a run.
         OptionsError, UsageError: the file does not hold options.
     """
     source = parse_known(_Source, "apr pretrain", arguments)
     path = source.config
-    if path is None and source.resume and source.run_dir is not None:
-        saved = source.run_dir / CONFIG
-        path = saved if saved.exists() else None
-    if path is None:
+    if source.resume and not {"-h", "--help"} & set(arguments):
+        # Before the other flags are parsed, which without a run would be reported as missing.
+        if source.run_dir is not None:
+            check_holds_run(source.run_dir)
+        elif path is None:
+            raise UsageError("--resume needs --run-dir, the directory of the run")
+    if path is not None:
+        values = options_from_yaml(PretrainConfig, path)
+    elif source.resume and source.run_dir is not None and (source.run_dir / CONFIG).exists():
+        path, values = source.run_dir / CONFIG, saved_options(source.run_dir)
+    else:
         return None
-    values = options_from_yaml(PretrainConfig, path)
     sections: dict[str, Any] = {}
     for name, section in get_type_hints(Command).items():
         if is_dataclass(section) and isinstance(section, type):

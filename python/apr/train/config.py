@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt
 
 from apr.errors import OptionsError, UsageError
-from apr.options import Alias, Metavar, Negatable, Unset, check_options, options_of
+from apr.options import Alias, Metavar, Negatable, Unset, accepts_aliases, check_options, options_of
 
 Mode = Literal["finetune", "from-scratch", "from-init"]
 Precision = Literal["bf16", "fp32"]
@@ -26,19 +26,21 @@ class ModeDefaults:
 
     lr: float
     warmup_steps: int
-    target_val_loss: float
-    """Nats per token."""
     first_val_loss_cap: float | None
-    """Cap on the held-out loss of the first epoch in nats per token; None means twice ln V."""
+    """Cap on the held-out loss of the first evaluation after training began, in nats per token; None means
+    twice ln V."""
 
 
 # A pretrained model needs small steps to keep what it knows; random weights need larger ones and a longer
-# warm-up, and reach a higher loss in the same time.
+# warm-up. The ecosystem's tools have two words for a start from a file, which mean the same.
 MODES: dict[Mode, ModeDefaults] = {
-    "finetune": ModeDefaults(5e-5, 100, 2.2, 10.0),
-    "from-init": ModeDefaults(5e-5, 100, 2.2, 10.0),
-    "from-scratch": ModeDefaults(3e-4, 1000, 3.0, None),
+    "finetune": ModeDefaults(5e-5, 100, 10.0),
+    "from-init": ModeDefaults(5e-5, 100, 10.0),
+    "from-scratch": ModeDefaults(3e-4, 1000, None),
 }
+# An evaluation of the default size has a quarter of the tokens that are trained on, within these limits:
+# fewer give no stable figure, and more would not make it better.
+_MIN_VAL_TOKENS, _MAX_VAL_TOKENS = 16_384, 262_144
 
 
 # Help and the run read the same table, so that a default cannot be shown as one number and be another.
@@ -57,7 +59,7 @@ class Resume(Enum):
     FREE = "Everything: the option decides nothing that is computed."
     MOVABLE = "The path, once there is a checkpoint, which knows the contents by size and hash."
     SPLIT = "The value, while windows per step (batch_size x grad_accum) and so the order of data stay."
-    EXTENDABLE = "The value may grow with --extend."
+    EXTENDABLE = "The value may grow with --extend, and shrink with --shorten."
     NOT_SAVED = "The option concerns one call of the program and is not written to config.yaml."
 
 
@@ -96,8 +98,8 @@ class ModelOptions:
     """The weights or the architecture that training starts from."""
 
     mode: Annotated[Mode, Resume.FIXED] = "finetune"
-    """Start from a model file (finetune, from-init) or from random weights (from-scratch). The mode sets the
-    defaults of --lr, --warmup-steps and --target-val-loss."""
+    """Start from a model file (finetune and from-init, which mean the same) or from random weights
+    (from-scratch). The mode sets the defaults of --lr and --warmup-steps."""
     init: Annotated[Path | None, Unset("none"), Resume.MOVABLE] = None
     """Model file (.apr) to start from. Required, except with --mode from-scratch."""
     arch: Annotated[str | None, Metavar("PRESET|FILE"), Unset("none"), Resume.MOVABLE] = None
@@ -111,6 +113,9 @@ class OptimizationOptions:
 
     num_steps: Annotated[int, Ge(1), Alias("--steps"), Resume.EXTENDABLE] = 1000
     """Number of optimizer steps."""
+    max_minutes: Annotated[float | None, Gt(0), Unset("no limit"), Resume.FREE] = None
+    """Save and stop in time to end within this many minutes of the start, start-up and saving included; exit
+    code 124. --resume continues, for as many minutes again."""
     batch_size: Annotated[int, Ge(1), Resume.SPLIT] = 16
     """Windows per micro-batch."""
     grad_accum: Annotated[int, Ge(1), Resume.SPLIT] = 1
@@ -123,9 +128,10 @@ class OptimizationOptions:
         Unset(f"{_by_mode('warmup_steps').meaning}; at most --num-steps / 10"),
         Resume.FIXED,
     ] = None
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up; the last of them has the peak learning rate. With 0, as with 1, it is the
+    first step."""
     min_lr_ratio: Annotated[float, Ge(0), Le(1), Resume.FIXED] = 0.01
-    """Learning rate at the end of the cosine decay, as a fraction of the peak."""
+    """Learning rate of the last step, at the end of the cosine decay, as a fraction of the peak."""
     weight_decay: Annotated[float, Ge(0), Resume.FIXED] = 0.01
     """Weight decay of matrices. Norms, biases and embeddings are not decayed."""
     beta1: Annotated[float, Ge(0), Lt(1), Resume.FIXED] = 0.9
@@ -145,18 +151,27 @@ class OptimizationOptions:
 class EvaluationOptions:
     """When held-out loss is measured, and when it ends the run."""
 
-    steps_per_epoch: Annotated[int, Ge(1), Resume.FIXED] = 100
+    eval_every: Annotated[int, Ge(1), Alias("--steps-per-epoch"), Resume.FIXED] = 100
     """Number of steps between evaluations. Each evaluation also writes a checkpoint."""
-    val_tokens: Annotated[int, Ge(1), Resume.FIXED] = 262_144
+    val_tokens: Annotated[
+        int | None,
+        Ge(1),
+        Unset(
+            f"a quarter of the tokens that are trained on, but at least {_MIN_VAL_TOKENS:,} and at most "
+            f"{_MAX_VAL_TOKENS:,}"
+        ),
+        Resume.FIXED,
+    ] = None
     """Number of held-out tokens per evaluation. Without --val-dataset, this many tokens are set aside."""
-    target_val_loss: Annotated[float | None, Gt(0), _by_mode("target_val_loss"), Resume.FREE] = None
-    """Held-out loss to reach, in nats per token."""
+    target_val_loss: Annotated[float | None, Gt(0), Unset("none"), Resume.FREE] = None
+    """Held-out loss to reach, in nats per token. It decides between the statuses TARGET_MET and
+    BUDGET_SPENT."""
     stop_at_target: Annotated[bool, Resume.FREE] = True
-    """Stop at the first evaluation that meets the target. Runs with --contract never stop there."""
+    """Stop at the first evaluation that meets --target-val-loss. Runs with --contract never stop there."""
     patience: Annotated[int, Ge(1), Resume.FREE] = 5
-    """Epochs without a new best held-out loss after which the run stops early."""
-    min_epochs: Annotated[int, Ge(0), Resume.FREE] = 3
-    """Epochs before --patience can stop the run."""
+    """Number of evaluations without a new best held-out loss after which the run stops early."""
+    min_evaluations: Annotated[int, Ge(0), Alias("--min-epochs"), Resume.FREE] = 3
+    """Number of evaluations before --patience can stop the run."""
     contract: Annotated[Path | None, Unset("none"), Resume.FREE] = None
     """Contract (YAML file) to check at the end of the run. It never changes the exit code."""
 
@@ -166,9 +181,10 @@ class CheckpointOptions:
     """Which checkpoints are written, and resuming from them."""
 
     keep: Annotated[int, Ge(1), Resume.FREE] = 2
-    """Number of checkpoints to keep besides the best one, counted separately for epochs and --save-every."""
-    save_every: Annotated[int | None, Ge(1), Unset("only at the end of each epoch"), Resume.FREE] = None
-    """Number of steps between checkpoints, in addition to those at the end of each epoch."""
+    """Number of checkpoints to keep besides the best one, counted separately for evaluations and
+    --save-every."""
+    save_every: Annotated[int | None, Ge(1), Unset("only at each evaluation"), Resume.FREE] = None
+    """Number of steps between checkpoints, in addition to those at each evaluation."""
     save_dtype: Annotated[Precision, Resume.FREE] = "fp32"
     """With bf16, also write the final weights in bfloat16 to RUN_DIR/final.apr. Checkpoints are always
     float32."""
@@ -177,6 +193,8 @@ class CheckpointOptions:
     from its config.yaml."""
     extend: Annotated[bool, Resume.NOT_SAVED] = False
     """Allow --resume to raise --num-steps."""
+    shorten: Annotated[bool, Resume.NOT_SAVED] = False
+    """Allow --resume to lower --num-steps, down to the steps that are done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,6 +231,7 @@ class OutputOptions:
 
 
 # Dataclass fields come from the last base first; config.yaml lists them in that order.
+@accepts_aliases
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(
     OutputOptions,
@@ -251,15 +270,26 @@ class PretrainConfig(
         return self.windows_per_step * self.seq_length
 
     @property
-    def epochs(self) -> int:
-        """Number of evaluations after the first one; a partial last epoch counts as one."""
-        return -(-self.num_steps // self.steps_per_epoch)
+    def evaluated_tokens(self) -> int:
+        """Number of held-out tokens that an evaluation asks for."""
+        if self.val_tokens is not None:
+            return self.val_tokens
+        quarter = self.num_steps * self.tokens_per_step // 4
+        return min(_MAX_VAL_TOKENS, max(_MIN_VAL_TOKENS, quarter))
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether an evaluation follows step number `step`, counted from 1; one follows the last step."""
+        return step % self.eval_every == 0 or step == self.num_steps
+
+    def evaluations_after(self, done: int) -> int:
+        """Return the number of evaluations that are still to come when `done` steps are done."""
+        whole = self.num_steps // self.eval_every - done // self.eval_every
+        partial = self.num_steps % self.eval_every != 0 and done < self.num_steps
+        return whole + partial
 
     def saves_on_the_way(self, step: int) -> bool:
-        """Whether --save-every asks for a checkpoint after `step` steps; the end of an epoch has its own."""
-        if self.save_every is None or step % self.save_every:
-            return False
-        return step % self.steps_per_epoch != 0 and step != self.num_steps
+        """Whether --save-every asks for a checkpoint after `step` steps; an evaluation has its own."""
+        return self.save_every is not None and step % self.save_every == 0 and not self.evaluates_after(step)
 
     def check_warmup(self) -> None:
         """Check that warm-up leaves at least one step for the cosine decay.
@@ -285,7 +315,7 @@ class PretrainConfig(
             "lr": defaults.lr,
             # A tenth at most: the 1000 steps of from-scratch would be more than the whole of a run of 500.
             "warmup_steps": min(defaults.warmup_steps, self.num_steps // 10),
-            "target_val_loss": defaults.target_val_loss,
+            "val_tokens": self.evaluated_tokens,
         }
         for option in fields(PretrainConfig):
             value = getattr(self, option.name)
@@ -335,7 +365,7 @@ class ResolvedConfig(PretrainConfig):
     # `field()` drops the inherited default, so that these are required.
     lr: float = field()
     warmup_steps: int = field()
-    target_val_loss: float = field()
+    val_tokens: int = field()
     precision: Precision = field()
     compile: bool = field()
 
@@ -357,8 +387,11 @@ def _contradictions(config: PretrainConfig) -> list[UsageError]:
             problems.append(
                 f"--arch can only be used with --mode from-scratch; --mode {config.mode} reads it from --init"
             )
-    if config.extend and not config.resume:
-        problems.append("--extend can only be used with --resume")
+    problems += [
+        f"--{name} can only be used with --resume"
+        for name in ("extend", "shorten")
+        if getattr(config, name) and not config.resume
+    ]
     if config.resume and config.force:
         problems.append("--resume cannot be used with --force; resume the run, or start over")
     return [UsageError(problem) for problem in problems]

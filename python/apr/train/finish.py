@@ -133,7 +133,10 @@ def _gates(loop: Loop, records: Sequence[dict[str, Any]]) -> tuple[Gate, ...]:
         gates.divergence(state.val_loss_history, loop.first_cap),
         Gate("numerics", loop.finite, None if loop.finite else "NaN or Inf", "finite"),
         gates.patience(
-            state.val_loss_history, state.best_epoch, epochs=config.patience, min_epochs=config.min_epochs
+            state.val_loss_history,
+            state.best_epoch,
+            patience=config.patience,
+            min_evaluations=config.min_evaluations,
         ),
         Gate("exhaustion", not loop.exhausted, loop.windows_seen, loop.windows_allowed),
         gates.target(state.final_val_loss, config.target_val_loss),

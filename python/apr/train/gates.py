@@ -15,22 +15,22 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
-# A held-out loss that doubles from one epoch to the next does not recover.
+# A held-out loss that doubles from one evaluation to the next does not recover.
 _DIVERGENCE_FACTOR = 2.0
 
 
 def divergence(history: Sequence[float], cap: float) -> Gate:
-    """Check that the held-out loss stays under a cap in the first epoch, then under twice the epoch before.
+    """Check that the held-out loss stays under a cap at first, then under twice the one before.
 
     Args:
-        history: the held-out loss of each epoch, in nats.
-        cap: the first epoch's threshold.
+        history: the held-out loss of each evaluation after training began, in nats.
+        cap: the first one's threshold.
 
     Returns:
-        The gate with the first epoch that fails, or else with the last epoch.
+        The gate with the first evaluation that fails, or else with the last one.
     """
     gate = Gate("divergence", None, None, cap)
-    # Only the first failure counts: later epochs are compared with a loss that is already bad.
+    # Only the first failure counts: later losses are compared with a loss that is already bad.
     threshold = cap
     for loss in history:
         # `not <=` instead of `>`: NaN must fail too.
@@ -42,19 +42,27 @@ def divergence(history: Sequence[float], cap: float) -> Gate:
 
 
 def first_cap(cap: float | None, vocab_size: int) -> float:
-    """Return the cap of the first epoch: the mode's, or twice ln V, the loss of a uniform guess."""
+    """Return the cap of the first evaluation: the mode's, or twice ln V, the loss of a uniform guess."""
     return 2 * math.log(vocab_size) if cap is None else cap
 
 
-def patience(history: Sequence[float], best_epoch: int | None, *, epochs: int, min_epochs: int) -> Gate:
-    """Check that the best epoch is less than `epochs` ago; it passes until `min_epochs` have ended."""
-    since_best = 0 if best_epoch is None else len(history) - 1 - best_epoch
-    return Gate("patience", since_best < epochs or len(history) < min_epochs, since_best, epochs)
+def patience(history: Sequence[float], best: int | None, *, patience: int, min_evaluations: int) -> Gate:
+    """Check that the best evaluation is less than `patience` ago; it passes until there are enough of them.
+
+    Args:
+        history: the held-out loss of each evaluation after training began, in nats.
+        best: the index of the lowest one.
+        patience: number of evaluations without a new best one at which the gate fails.
+        min_evaluations: number of evaluations that there must be before it fails.
+    """
+    since_best = 0 if best is None else len(history) - 1 - best
+    passed = since_best < patience or len(history) < min_evaluations
+    return Gate("patience", passed, since_best, patience)
 
 
-def target(final_val_loss: float | None, threshold: float) -> Gate:
-    """Check that the last held-out loss is at most the target."""
-    passed = None if final_val_loss is None else final_val_loss <= threshold
+def target(final_val_loss: float | None, threshold: float | None) -> Gate:
+    """Check that the last held-out loss is at most the target, if there is one."""
+    passed = None if final_val_loss is None or threshold is None else final_val_loss <= threshold
     return Gate("target", passed, final_val_loss, threshold)
 
 
@@ -64,11 +72,11 @@ def metrics(records: Sequence[dict[str, Any]], steps: int) -> Gate:
     return Gate("metrics", not incomplete, len(incomplete), 0)
 
 
-def artifacts(run_dir: Path, epochs: int) -> Gate:
-    """Check that each epoch has its checkpoint and its metadata file, unless that says `pruned`."""
+def artifacts(run_dir: Path, evaluations: int) -> Gate:
+    """Check that each evaluation has its checkpoint and its metadata file, unless that says `pruned`."""
     problems = []
-    for epoch in range(epochs):
-        checkpoint = epoch_path(run_dir, epoch)
+    for number in range(evaluations):
+        checkpoint = epoch_path(run_dir, number)
         metadata = metadata_path(checkpoint)
         try:
             state = json.loads(metadata.read_text(encoding="utf-8"))

@@ -11,13 +11,14 @@ import torch
 from apr.data.loader import Loader, LoaderState, fingerprint
 from apr.data.windows import TrainingOrder
 from apr.model.fill import first_implausible
+from apr.plurals import counted
 from apr.train import gates, rundir
 from apr.train.checkpoint.export import export_weights
 from apr.train.checkpoint.restore import restore
 from apr.train.checkpoint.resume import cut_back_to, seconds_before
 from apr.train.checkpoint.saver import Saver
 from apr.train.checkpoint.state import RunState
-from apr.train.ends import Ending, after_epoch, budget_spent, ending
+from apr.train.ends import Ending, after_evaluation, budget_spent, ending
 from apr.train.evaluation import evaluate
 from apr.train.loss import token_losses
 from apr.train.machine.device import computing
@@ -66,7 +67,7 @@ class Loop:
         self.first_cap = gates.first_cap(
             prepared.config.mode_defaults.first_val_loss_cap, prepared.model_config.vocab_size
         )
-        """The largest held-out loss that the first epoch may have, in nats."""
+        """The largest held-out loss that the first evaluation after training began may have, in nats."""
         self.state = RunState()
         self.first_step = 0
         """The step that this process starts at."""
@@ -196,12 +197,12 @@ class Loop:
             state.initial_val_loss = val_loss
         ended = None
         if self._evaluation_is_due():
-            # A signal interrupted the evaluation of this epoch.
-            ended = self._end_epoch()
+            # A signal interrupted it.
+            ended = self._evaluate_and_save()
         elif state.final_val_loss is not None:
-            # Resumed at the end of an epoch: what ended the run then ends it again. Training on would turn a
-            # DIVERGENCE into a BUDGET_SPENT with exit code 0.
-            ended = after_epoch(config, state, self.first_cap)
+            # Resumed right after an evaluation: what ended the run then ends it again. Training on would turn
+            # a DIVERGENCE into a BUDGET_SPENT with exit code 0.
+            ended = after_evaluation(config, state, self.first_cap)
         while ended is None and state.step < config.num_steps:
             self._stop.check()
             # Here, not on the saver's thread: callbacks are called in this one.
@@ -210,7 +211,7 @@ class Loop:
             if ended is not None:
                 break
             if self._evaluation_is_due():
-                ended = self._end_epoch()
+                ended = self._evaluate_and_save()
             elif config.saves_on_the_way(state.step):
                 self.saver.save_step(state)
         return ended or budget_spent(config, state)
@@ -246,7 +247,7 @@ class Loop:
         """End the run if the training windows are used up, unless they may be visited again."""
         first, count = self.windows_seen, len(self._train)
         # Counted before the step. A trainer whose stream ran out once returned a loss of 1.0 and reported
-        # epochs of progress in under a second.
+        # hours of progress in under a second.
         last = first + self._config.windows_per_step - 1
         if last < count:
             return None
@@ -258,7 +259,9 @@ class Loop:
             )
         # One line for each pass over the data. The first step has no step before it to compare with.
         if first == 0 or last // count > (first - 1) // count:
-            self._report.line(f"starting pass {last // count + 1} over the {count:,} training windows")
+            self._report.line(
+                f"starting epoch {last // count + 1}: another pass over the {count:,} training windows"
+            )
         return None
 
     def _learning_rate(self, step: int) -> float:
@@ -340,22 +343,21 @@ class Loop:
         kept = "there is no checkpoint" if last is None else f"the last checkpoint is {last.path.name}"
         return f"the weights are unusable too and were not saved ({problem}); {kept}"
 
-    # An epoch.
+    # An evaluation.
 
     def _evaluation_is_due(self) -> bool:
-        # Not by the number of epochs evaluated: --extend after a partial epoch would shift all later ones.
+        # Not by the number of evaluations: --extend after a shorter last interval would shift all later ones.
         step = self.state.step
-        ends_epoch = step % self._config.steps_per_epoch == 0 or step == self._config.num_steps
-        return ends_epoch and step != self.state.evaluated_step
+        return self._config.evaluates_after(step) and step != self.state.evaluated_step
 
-    def _end_epoch(self) -> Ending | None:
-        val_loss = self._evaluate(f"epoch {self.state.epochs}")
+    def _evaluate_and_save(self) -> Ending | None:
+        val_loss = self._evaluate(f"after {counted(self.state.step, 'step')}")
         if not math.isfinite(val_loss):
             return self._bad_evaluation(val_loss)
         # The state before the checkpoint, which contains it: a resumed run must know this evaluation.
-        self.state.end_epoch(val_loss)
-        self.saver.save_epoch(self.state, self.recorder.wall_seconds)
-        return after_epoch(self._config, self.state, self.first_cap)
+        self.state.add_evaluation(val_loss)
+        self.saver.save_evaluated(self.state, self.recorder.wall_seconds)
+        return after_evaluation(self._config, self.state, self.first_cap)
 
     def _evaluate(self, name: str) -> float:
         """Measure and record the held-out loss."""

@@ -15,6 +15,7 @@ from apr.train import rundir
 from apr.train.claim import Claim
 from apr.train.ends import Ending
 from apr.train.finish import finish, versions
+from apr.train.finished import finished_result
 from apr.train.loop import Loop
 from apr.train.machine.device import reset_peak_memory
 from apr.train.machine.out_of_memory import is_out_of_memory, out_of_memory, refusing_a_model_too_large
@@ -54,6 +55,9 @@ def pretrain(
             if the run directory existed, held no run, and was not in use by another one.
     """
     started = time.monotonic()
+    if config.resume:
+        # Before the claim, which creates the directory.
+        rundir.check_holds_run(config.run_dir)
     prefer_expandable_segments()
     with (
         Report(sys.stdout if out is None else out) as report,
@@ -61,14 +65,23 @@ def pretrain(
         StopRequest() as stop,
         # Claim: from here on no other process writes to the run directory.
         Claim(config.run_dir) as claim,
-        # Prepare: what can refuse the run does so here, before any file of the directory changes.
-        _prepared(config, claim, report, stop, started=started) as loop,
-        # Run. On the way out, event files are closed, torch's settings are restored, the claim is released
-        # (by another thread if a checkpoint is still being written), the caller's signal handlers return, and
-        # the log is closed.
-        _files_open(loop, claim, report, callbacks),
     ):
-        return finish(loop, _train(loop, report, stop), report)
+        finished = finished_result(config) if config.resume else None
+        if finished is not None:
+            report.line(
+                f"{config.run_dir}: the run is finished ({finished.status}: {finished.detail}); nothing was "
+                f"changed. Use --extend with more than --num-steps {config.num_steps} to train for longer"
+            )
+            return finished
+        with (
+            # Prepare: what can refuse the run does so here, before any file of the directory changes.
+            _prepared(config, claim, report, stop, started=started) as loop,
+            # Run. On the way out, event files are closed, torch's settings are restored, the claim is
+            # released (by another thread if a checkpoint is still being written), the caller's signal
+            # handlers return, and the log is closed.
+            _files_open(loop, claim, report, callbacks),
+        ):
+            return finish(loop, _train(loop, report, stop), report)
 
 
 @contextmanager

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
+from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from apr import held
 from apr.errors import PreflightError, RefusedError, UsageError
-from apr.files import write_atomically
+from apr.files import read_options, write_atomically
 from apr.options import options_from_yaml, options_of
 from apr.train.config import PretrainConfig, ResolvedConfig, Resume
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 RESULT, CONFIG, METRICS, LOG, PLOT = "result.json", "config.yaml", "train.jsonl", "run.log", "loss.png"
 EVENTS, EXPORT, SAMPLES = "tensorboard", "final.apr", "samples.jsonl"
+# What older versions wrote to config.yaml where no target was asked for, by mode.
+_FORMER_TARGETS = {"finetune": 2.2, "from-init": 2.2, "from-scratch": 3.0}
 
 
 def claimed(run_dir: Path) -> AbstractContextManager[None]:
@@ -49,23 +53,81 @@ def check_run_dir(config: PretrainConfig) -> None:
     """Check that the run directory holds what --resume or --force, or neither, asks for.
 
     Raises:
-        RefusedError: it holds a run and neither --resume nor --force is given; it holds none and --resume is;
-            or --force would move away a file that the new run reads.
+        RefusedError: it holds a run and neither --resume nor --force is given; or --force would move away a
+            file that the new run reads.
+        OSError, RefusedError: --resume is given, and `check_holds_run` raises it.
     """
+    if config.resume:
+        check_holds_run(config.run_dir)
+        return
     run_dir, taken = config.run_dir, holds_run(config.run_dir)
-    if taken and not (config.resume or config.force):
+    if taken and not config.force:
         raise RefusedError(
             f"{run_dir}: already holds a run; pass --resume to continue it, or --force to move it away"
         )
-    if config.resume and not taken:
-        raise RefusedError(f"{run_dir}: no run to resume")
-    if taken and config.force:
+    if taken:
         resolved = run_dir.resolve()
         for flag, path in config.inputs().items():
             if path.exists() and path.resolve().is_relative_to(resolved):
                 raise RefusedError(
                     f"{flag} {path}: is inside the run that --force would move away; copy it out first"
                 )
+
+
+def check_holds_run(run_dir: Path) -> None:
+    """Check that a directory holds a run that --resume can continue.
+
+    Raises:
+        FileNotFoundError: the directory, or its config.yaml, does not exist.
+        NotADirectoryError: the path is not a directory.
+        RefusedError: it does not hold a run; says what it holds instead.
+    """
+    if not run_dir.exists():
+        reason = f"no such run directory; {_other_run(run_dir) or 'check --run-dir'}"
+        raise FileNotFoundError(errno.ENOENT, reason, str(run_dir))
+    if not run_dir.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "not a run directory but a file", str(run_dir))
+    if not holds_run(run_dir):
+        advice = _other_run(run_dir) or "check --run-dir, or leave out --resume to start a run there"
+        raise RefusedError(f"{run_dir}: no run to resume, {_contents(run_dir)}; {advice}")
+    if not (run_dir / CONFIG).exists():
+        reason = "missing; restore the file that the run wrote, or pass --force to start over"
+        raise FileNotFoundError(errno.ENOENT, reason, str(run_dir / CONFIG))
+
+
+def _contents(directory: Path) -> str:
+    """Return in words what a directory that is not a run holds."""
+    names = {path.name for path in directory.iterdir()}
+    if not names:
+        return "the directory is empty"
+    if RESULT in names:
+        return "only a run that was refused before its first step"
+    if "manifest.json" in names:
+        return "but token shards"
+    if "config.json" in names or any(name.endswith((".safetensors", ".apr", ".gguf")) for name in names):
+        return "but a model"
+    return "but other files"
+
+
+def _other_run(run_dir: Path) -> str | None:
+    """Return a question with the path of a run that may have been meant; None if there is none nearby."""
+    path = run_dir.absolute()
+    # A run's own folder, such as RUN/ckpt.
+    if holds_run(path.parent):
+        return f"did you mean {run_dir.parent}?"
+    # One level up or down is enough: a run that is further away is not a slip of the finger.
+    beside = get_close_matches(path.name, _runs_in(path.parent), n=1)
+    if beside:
+        return f"did you mean {run_dir.parent / beside[0]}?"
+    within = _runs_in(path)
+    return f"did you mean {run_dir / within[0]}?" if within else None
+
+
+def _runs_in(directory: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in directory.iterdir() if holds_run(path))
+    except OSError:
+        return []
 
 
 def move_away(path: Path) -> Path:
@@ -83,11 +145,34 @@ def write_config(run_dir: Path, config: PretrainConfig) -> None:
     write_atomically(run_dir / CONFIG, text.encode())
 
 
+def saved_options(run_dir: Path) -> dict[str, Any]:
+    """Return the options in a run's config.yaml. A target that nobody asked for is left out.
+
+    Raises:
+        FileNotFoundError: the run directory has no config.yaml.
+        UsageError: config.yaml is not valid.
+    """
+    values = options_from_yaml(PretrainConfig, run_dir / CONFIG)
+    if former_target(run_dir) is not None:
+        del values["target_val_loss"]
+    return values
+
+
+def former_target(run_dir: Path) -> float | None:
+    """Return the target of a run of an older version if it is that version's default; else None."""
+    values = read_options(run_dir / CONFIG)
+    target = values.get("target_val_loss")
+    # Newer versions write `eval_every`, and a target only if one was asked for.
+    if "eval_every" in values or target is None or target != _FORMER_TARGETS.get(str(values.get("mode"))):
+        return None
+    return float(target)
+
+
 def resumed_config(config: PretrainConfig) -> PretrainConfig:
     """Return the options of a resumed run: those given, which must agree with those in config.yaml.
 
-    An option that is None here and was resolved from the mode or the device when the run started keeps the
-    value it had.
+    An option that is None here and was resolved from the mode, the device or other options when the run
+    started keeps the value it had, and so does the target.
 
     Raises:
         FileNotFoundError: the run directory has no config.yaml.
@@ -95,11 +180,12 @@ def resumed_config(config: PretrainConfig) -> PretrainConfig:
         RefusedError: options differ that a resumed run must keep; has a line for each, with both values.
     """
     path, options = config.run_dir / CONFIG, options_of(PretrainConfig)
-    saved = options_from_yaml(PretrainConfig, path)
+    saved = saved_options(config.run_dir)
     missing = [name for name, option in options.items() if option.required and name not in saved]
     if missing:
         raise UsageError(f"{path}: {', '.join(missing)} missing; restore the file that the run wrote")
-    unset = [name for name in ResolvedConfig.__annotations__ if getattr(config, name) is None]
+    kept = (*ResolvedConfig.__annotations__, "target_val_loss")
+    unset = [name for name in kept if getattr(config, name) is None]
     config = replace(config, **{name: saved[name] for name in unset if name in saved})
     before = PretrainConfig(**saved)
     # Without a checkpoint nothing knows the contents of a moved file, so paths must stay.
@@ -139,6 +225,10 @@ def _conflict(
             if config.extend:
                 return None
             advice += "; pass --extend to train for longer"
+        case Resume.EXTENDABLE if now < was:
+            if config.shorten:
+                return None
+            advice += "; pass --shorten to end it earlier"
     if now == was:
         return None
     return f"the run was started with {option.flag} {was}, not {now}; {advice}"

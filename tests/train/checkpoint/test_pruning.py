@@ -14,7 +14,7 @@ def test_save_every_keeps_the_last_few_and_changes_no_epoch(options, train, tmp_
 
 
 def test_pruning_keeps_the_best_and_marks_the_others(options, train, tmp_path):
-    result = train(options(num_steps=10, steps_per_epoch=2, keep=1))
+    result = train(options(num_steps=10, eval_every=2, keep=1))
     ckpt = tmp_path / "run" / "ckpt"
     assert {p.name for p in ckpt.glob("*.apr")} == {
         "epoch-004.apr",

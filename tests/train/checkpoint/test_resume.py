@@ -1,9 +1,10 @@
 """Resuming: damaged checkpoints, options that are kept, records that are cut back."""
 
+import io
 import json
 
 import pytest
-from tests.train.conftest import checkpoints, flipped, gate
+from tests.train.conftest import checkpoints, flipped, gate, step_records
 
 
 def test_a_resumed_run_keeps_its_precision_and_reports_its_own_speed(options, train, monkeypatch):
@@ -31,8 +32,8 @@ def test_a_resumed_run_keeps_its_precision_and_reports_its_own_speed(options, tr
 
 @pytest.mark.parametrize("num_steps", [14, 15])
 def test_extend_continues_a_partial_epoch(options, train, tmp_path, num_steps):
-    train(options(steps_per_epoch=5))
-    further = train(options(steps_per_epoch=5, resume=True, extend=True, num_steps=num_steps))
+    train(options(eval_every=5))
+    further = train(options(eval_every=5, resume=True, extend=True, num_steps=num_steps))
     assert (further.status, further.steps_completed, further.epochs_completed) == (
         "BUDGET_SPENT",
         num_steps,
@@ -126,7 +127,15 @@ def test_resume_needs_no_other_flag(options, train_until, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seq_length": 16}, {"lr": 1e-4}, {"seed": 1}, {"num_steps": 20}, {"num_steps": 11}]
+    "change",
+    [
+        {"seq_length": 16},
+        {"lr": 1e-4},
+        {"seed": 1},
+        {"num_steps": 20},
+        {"num_steps": 11},
+        {"num_steps": 11, "shorten": True},
+    ],
 )
 def test_a_resumed_run_keeps_its_options(options, train, change):
     from apr.errors import RefusedError
@@ -147,3 +156,86 @@ def test_windows_of_a_step_may_be_split_differently(options, train, train_until)
     agreed = next(gate for gate in resumed.gates if gate.name == "train_eval_agree")
     before = next(gate for gate in stopped.gates if gate.name == "train_eval_agree")
     assert agreed.value >= before.value
+
+
+def everything_in(run):
+    """Return the bytes of all files of a run, and what would tell that one was written again."""
+    files = [path for path in run.rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
+
+
+ENDS = {
+    "BUDGET_SPENT": {},
+    "TARGET_MET": {"target_val_loss": 100.0},
+    "EARLY_STOP": {"lr": 1e-30, "eval_every": 2, "patience": 2, "min_evaluations": 1},
+}
+
+
+@pytest.mark.parametrize("status", ENDS)
+@pytest.mark.parametrize("how", ["the same options", "no other flag", "another device and --keep"])
+def test_resuming_a_finished_run_changes_no_file(options, train, tmp_path, capsys, status, how):
+    from apr.cli import main
+    from apr.train import pretrain
+
+    first = train(options(**ENDS[status]))
+    assert first.status == status
+    before = everything_in(tmp_path / "run")
+    if how == "no other flag":
+        assert main(["pretrain", "--run-dir", str(tmp_path / "run"), "--resume", "--json"]) == 0
+        printed, said = capsys.readouterr()
+        assert json.loads(printed) == {"event": "result"} | json.loads(json.dumps(first.to_dict()))
+    else:
+        more = {"keep": 5, "max_minutes": 9.0} if how != "the same options" else {}
+        out = io.StringIO()
+        assert pretrain(options(**ENDS[status], **more, resume=True), out=out) == first
+        said = out.getvalue()
+    assert f"the run is finished ({status}: " in said
+    assert said.count("\n") == 1
+    assert everything_in(tmp_path / "run") == before
+
+
+def test_a_finished_run_that_lacks_something_is_completed(options, train, tmp_path):
+    train(options())
+    (tmp_path / "run" / "result.json").unlink()
+    assert train(options(resume=True)).resumed_from == "ckpt/epoch-001.apr"
+    assert train(options(resume=True, save_dtype="bf16")).export == "final.apr"
+    assert (tmp_path / "run" / "final.apr").exists()
+
+
+@pytest.mark.parametrize(("stop", "steps"), [(3, 4), (3, 6), (3, 8), (6, 7), (7, 11)])
+def test_a_shortened_run_has_the_rates_of_its_new_length(options, train, train_until, tmp_path, stop, steps):
+    """What was done stays; each later step has the rate of a run that was that short from the start."""
+    train(options(run_dir=tmp_path / "short", num_steps=steps, warmup_steps=1))
+    assert train_until(options(), stop).steps_completed == stop + 1
+    run = tmp_path / "run"
+    result = train(options(resume=True, shorten=True, num_steps=steps))
+    assert (result.status, result.steps_completed) == ("BUDGET_SPENT", steps)
+    assert result.final_val_loss == result.val_loss_history[-1]
+    assert all(gate.passed for gate in result.gates if gate.name in {"metrics", "artefacts"})
+    rates, short = ([r["lr"] for r in step_records(d)] for d in (run, tmp_path / "short"))
+    assert rates[stop + 1 :] == short[stop + 1 :]
+    assert f"steps: {steps} instead of 12" in (run / "run.log").read_text()
+    assert train(options(resume=True, num_steps=steps)).steps_completed == steps
+
+
+def test_a_shortened_run_may_end_in_its_warmup_or_at_once(options, train, train_until, tmp_path):
+    long = {"num_steps": 20, "warmup_steps": 10}
+    assert train_until(options(**long), 3).steps_completed == 4
+    result = train(options(resume=True, shorten=True, num_steps=4, warmup_steps=10))
+    assert (result.status, result.steps_completed, result.epochs_completed) == ("BUDGET_SPENT", 4, 1)
+    again = train(options(resume=True, extend=True, num_steps=6, warmup_steps=10))
+    assert [r["lr"] for r in step_records(tmp_path / "run")] == pytest.approx([2e-4 * n for n in range(1, 7)])
+    assert again.steps_completed == 6
+
+
+def test_a_run_of_an_older_version_is_resumed_without_its_default_target(options, train, tmp_path):
+    """It once stopped at a target that nobody had asked for."""
+    from tests.train.test_rundir import as_an_older_version_wrote
+
+    first = train(options(target_val_loss=100.0))
+    assert (first.status, first.steps_completed) == ("TARGET_MET", 6)
+    run = tmp_path / "run"
+    as_an_older_version_wrote(run)
+    resumed = train(options(resume=True))
+    assert (resumed.status, resumed.steps_completed) == ("BUDGET_SPENT", 12)
+    assert "2.2 was the default" in (run / "run.log").read_text()

@@ -40,7 +40,7 @@ def test_deterministic_settings_are_restored(options, train, monkeypatch):
     monkeypatch.setattr(loop, "learning_rate", recording)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     fills = torch.utils.deterministic.fill_uninitialized_memory
-    train(options(num_steps=2, steps_per_epoch=2, deterministic=True))
+    train(options(num_steps=2, eval_every=2, deterministic=True))
     assert seen == [(True, ":4096:8")] * 2
     assert not torch.are_deterministic_algorithms_enabled()
     assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ

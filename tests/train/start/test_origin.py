@@ -19,7 +19,7 @@ def test_config_yaml_names_the_sizes_absolutely_and_others_are_refused(options, 
     (tmp_path / "sizes.yaml").write_text(sizes.format(2))
     (tmp_path / "others.yaml").write_text(sizes.format(3))
     monkeypatch.chdir(tmp_path)
-    scratch = {"init": None, "mode": "from-scratch", "num_steps": 3, "steps_per_epoch": 3}
+    scratch = {"init": None, "mode": "from-scratch", "num_steps": 3, "eval_every": 3}
     train(options(**scratch, arch="sizes.yaml"))
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert written["arch"] == str(tmp_path / "sizes.yaml")
@@ -42,7 +42,7 @@ def test_a_base_file_that_changed_is_refused(options, train, tmp_path):
     tensors["model.norm.weight"] *= 1.5
     apr.save(tensors, base, metadata=metadata)
     with pytest.raises(RefusedError, match=r"base\.apr.*--init"):
-        train(options(init=base, resume=True))
+        train(options(init=base, resume=True, extend=True, num_steps=13))
 
 
 @pytest.mark.parametrize("mode", ["finetune", "from-scratch"])

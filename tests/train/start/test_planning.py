@@ -52,6 +52,11 @@ def test_a_plan_says_everything_that_would_happen(options, tmp_path, flags, caps
         + 3 * planned["seconds_per_evaluation"]
         + 2 * planned["seconds_per_checkpoint"]
     )
+    assert planned["evaluations"] == 3
+    assert planned["evaluation_share"] == pytest.approx(
+        3 * planned["seconds_per_evaluation"] / planned["seconds"], abs=1e-4
+    )
+    assert f"{planned['evaluation_share']:.0%} of it for 3 evaluations" in err
     for words in ("embedding 32,768", "tokens: 1,536", "are free on cpu", "disk: ", "s per checkpoint"):
         assert words in err
     assert not list(tmp_path.glob(".apr-plan-*"))
@@ -100,10 +105,11 @@ def test_a_plan_of_a_directory_that_is_taken(options, train):
         plan(options())
 
 
-def test_a_plan_of_a_resumed_run_counts_what_is_left(options, train):
+def test_a_plan_of_a_resumed_run_counts_what_is_left(options, train, tmp_path):
     from apr.train import plan
 
     train(options())
+    train(options(run_dir=tmp_path / "odd", eval_every=5))
     more = {"num_steps": 18, "extend": True, "resume": True}
     planned = plan(options(**more))
     facts = planned.to_dict()
@@ -112,3 +118,6 @@ def test_a_plan_of_a_resumed_run_counts_what_is_left(options, train):
         6 * planned.seconds_per_step + planned.seconds_per_evaluation + planned.seconds_per_checkpoint
     )
     assert "6 steps left" in str(planned)
+    # A last interval that is shorter than the others was evaluated too: nothing is left.
+    done = plan(options(run_dir=tmp_path / "odd", eval_every=5, resume=True))
+    assert (done.evaluations, done.seconds, done.evaluation_share) == (0, 0, 0)

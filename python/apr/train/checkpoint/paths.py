@@ -26,26 +26,26 @@ class Checkpoint:
     step: int
     """Number of steps done before it."""
     epoch: int | None
-    """Number of the epoch that it ends, from 0; None for a checkpoint within an epoch."""
+    """Number of its evaluation, from 0, which the file's name calls an epoch; None between evaluations."""
 
     @property
     def metadata_path(self) -> Path:
-        """The JSON file beside an epoch's checkpoint."""
+        """The JSON file beside an evaluation's checkpoint."""
         return metadata_path(self.path)
 
 
 def epoch_path(run_dir: Path, epoch: int) -> Path:
-    """Return the path of the checkpoint at the end of an epoch."""
+    """Return the path of the checkpoint of an evaluation. The name is that of the ecosystem's tool."""
     return run_dir / CHECKPOINTS / f"epoch-{epoch:03}.apr"
 
 
 def step_path(run_dir: Path, step: int) -> Path:
-    """Return the path of a checkpoint within an epoch."""
+    """Return the path of a checkpoint between evaluations."""
     return run_dir / CHECKPOINTS / f"step-{step:08}.apr"
 
 
 def metadata_path(checkpoint: Path) -> Path:
-    """Return the path of the JSON file beside an epoch's checkpoint."""
+    """Return the path of the JSON file beside an evaluation's checkpoint."""
     return checkpoint.with_suffix(".metadata.json")
 
 
@@ -67,18 +67,18 @@ def list_checkpoints(run_dir: Path) -> tuple[list[Checkpoint], dict[Path, str]]:
             damaged[path] = message(error)
             continue
         checkpoints.append(Checkpoint(path, state.step, state.epochs - 1 if name[1] == "epoch" else None))
-    # A run that was interrupted during an epoch's evaluation and resumed may have two files of that step. The
-    # epoch's file comes last: it has the evaluation too.
+    # A run that was interrupted during an evaluation and resumed may have two files of that step. The one
+    # with the evaluation comes last.
     return sorted(checkpoints, key=lambda c: (c.step, c.epoch is not None)), damaged
 
 
 def best_of(checkpoints: Sequence[Checkpoint], val_losses: Sequence[float]) -> Checkpoint | None:
-    """Return the checkpoint of the epoch with the lowest held-out loss, of those that exist.
+    """Return the checkpoint of the evaluation with the lowest held-out loss, of those that exist.
 
     Args:
-        checkpoints: in the order of their steps; those within an epoch do not count.
-        val_losses: the held-out loss of each epoch.
+        checkpoints: in the order of their steps; those between evaluations do not count.
+        val_losses: the held-out loss of each evaluation.
     """
-    epochs = [(val_losses[c.epoch], c) for c in checkpoints if c.epoch is not None]
-    # Of equal losses the earlier epoch's, as `RunState.end_epoch` decides.
-    return min(epochs, key=lambda pair: pair[0])[1] if epochs else None
+    evaluated = [(val_losses[c.epoch], c) for c in checkpoints if c.epoch is not None]
+    # Of equal losses the earlier one's, as `RunState.add_evaluation` decides.
+    return min(evaluated, key=lambda pair: pair[0])[1] if evaluated else None

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and what an epoch's metadata file records of one that does not."""
+"""Which checkpoints stay, and what an evaluation's metadata file records of one that does not."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ def prune(
 ) -> list[Checkpoint]:
     """Remove the checkpoints that --keep does not ask for, and return the others.
 
-    The last few epochs stay, the last few of --save-every, the best epoch and the latest of all. A checkpoint
-    that a signal caused goes once there is a later one. A removed epoch's metadata file stays and says so.
+    Those of the last few evaluations stay, the last few of --save-every, the best one and the latest of all.
+    A checkpoint that a signal caused goes once there is a later one. The metadata file of a removed one stays
+    and says so.
 
     Args:
         checkpoints: in the order of their steps.
         config: the options of the run.
-        val_losses: the held-out loss of each epoch.
+        val_losses: the held-out loss of each evaluation.
     """
-    epochs = [c for c in checkpoints if c.epoch is not None]
+    evaluated = [c for c in checkpoints if c.epoch is not None]
     within = [c for c in checkpoints if c.epoch is None and config.saves_on_the_way(c.step)]
     # The latest of all stays even if no rule asks for it: it is what --resume continues from.
-    needed = {c.path for c in (*epochs[-config.keep :], *within[-config.keep :], *checkpoints[-1:])}
+    needed = {c.path for c in (*evaluated[-config.keep :], *within[-config.keep :], *checkpoints[-1:])}
     best = best_of(checkpoints, val_losses)
     if best is not None:
         needed.add(best.path)
@@ -48,7 +49,7 @@ def prune(
 
 
 def mark(checkpoint: Path, state: str) -> None:
-    """Set a key of an epoch's metadata file to true; do nothing if it cannot be read.
+    """Set a key of an evaluation's metadata file to true; do nothing if it cannot be read.
 
     Args:
         checkpoint: path of the checkpoint.

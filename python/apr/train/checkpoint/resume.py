@@ -115,7 +115,7 @@ def cut_back_to(run_dir: Path, point: ResumePoint, state: RunState, report: Repo
     for path, reason in point.damaged.items():
         # Renamed, not removed, so that it can be examined. Under the new name it no longer matches `*.apr`.
         aside = path.replace(path.with_name(f"{path.name}.damaged"))
-        # The artefacts gate then names the epoch as damaged, and the run does not end as if all were there.
+        # The artefacts gate then names the file as damaged, and the run does not end as if all were there.
         mark(path, "damaged")
         report.line(f"renamed a damaged checkpoint to {aside.name}: {reason}")
     for leftover in (run_dir / CHECKPOINTS).glob(f".*{_TEMPORARY}"):
@@ -127,7 +127,7 @@ def cut_back_to(run_dir: Path, point: ResumePoint, state: RunState, report: Repo
             return False
         if "train_loss" in record:
             return bool(record["step"] < state.step)
-        # An evaluation is in the checkpoint if its epoch is. The one of step 0 comes before all of them.
+        # The evaluation before the first step comes before all checkpoints.
         return bool(record["step"] <= state.evaluated_step)
 
     # Steps after the checkpoint are taken again, and would have two records.

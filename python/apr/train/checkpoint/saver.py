@@ -81,7 +81,7 @@ class Saver:
         return self.checkpoints[-1] if self.checkpoints else None
 
     def best(self, state: RunState) -> Checkpoint | None:
-        """Return the checkpoint of the epoch with the lowest held-out loss, of those that exist."""
+        """Return the checkpoint of the evaluation with the lowest held-out loss, of those that exist."""
         return best_of(self.checkpoints, state.val_loss_history)
 
     def adopt(self, checkpoints: list[Checkpoint], state: RunState, wall_seconds: float) -> None:
@@ -101,14 +101,14 @@ class Saver:
             _write_epoch_metadata(last, _epoch_metadata(state, wall_seconds), sha256)
         self.checkpoints = prune(checkpoints, self._config, state.val_loss_history)
 
-    def save_epoch(self, state: RunState, wall_seconds: float) -> None:
-        """Start writing the checkpoint of the epoch that has just ended."""
+    def save_evaluated(self, state: RunState, wall_seconds: float) -> None:
+        """Start writing the checkpoint of the evaluation that was just made."""
         epoch = state.epochs - 1
         checkpoint = Checkpoint(epoch_path(self._dir, epoch), state.step, epoch)
         self._save(checkpoint, state, _epoch_metadata(state, wall_seconds))
 
     def save_step(self, state: RunState) -> None:
-        """Start writing a checkpoint within an epoch."""
+        """Start writing a checkpoint between evaluations."""
         self._save(Checkpoint(step_path(self._dir, state.step), state.step, None), state, None)
 
     def save_unsaved_steps(self, state: RunState) -> Checkpoint | None:

@@ -24,7 +24,7 @@ class RunState:
     tokens_seen: int = 0
     """Number of tokens whose loss was trained on."""
     train_loss: float | None = None
-    """Mean over the tokens of the last epoch that ended, in nats."""
+    """Mean over the tokens between the last two evaluations, in nats."""
     epoch_loss_sum: float = 0.0
     epoch_tokens: int = 0
     grad_norm_max: float = 0.0
@@ -33,11 +33,12 @@ class RunState:
     initial_val_loss: float | None = None
     """Held-out loss before the first step, in nats."""
     val_loss_history: list[float] = field(default_factory=list)
-    """Held-out loss at the end of each epoch, in nats."""
+    """Held-out loss of each evaluation after training began, in nats."""
     evaluated_step: int = 0
-    """Number of steps done when the last epoch was evaluated."""
+    """Number of steps done before the last of them."""
     best_epoch: int | None = None
-    """Number of the epoch with the lowest held-out loss, from 0."""
+    """Number of the one with the lowest held-out loss, from 0. What lies between two evaluations is called an
+    epoch in the files of a run, as in the ecosystem's tool."""
     recent_losses: list[float] = field(default_factory=list)
     """Training losses of the last 100 steps."""
     spikes: int = 0
@@ -49,12 +50,12 @@ class RunState:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs that were evaluated."""
+        """Number of evaluations after training began."""
         return len(self.val_loss_history)
 
     @property
     def best_val_loss(self) -> float | None:
-        """The lowest held-out loss of an epoch."""
+        """The lowest held-out loss after training began."""
         return None if self.best_epoch is None else self.val_loss_history[self.best_epoch]
 
     @property
@@ -98,8 +99,8 @@ class RunState:
         self.epoch_tokens += tokens
         self.grad_norm_max = max(self.grad_norm_max, grad_norm)
 
-    def end_epoch(self, val_loss: float) -> None:
-        """Count an epoch that was evaluated."""
+    def add_evaluation(self, val_loss: float) -> None:
+        """Count an evaluation."""
         self.val_loss_history.append(val_loss)
         self.evaluated_step = self.step
         if self.best_val_loss is None or val_loss < self.best_val_loss:

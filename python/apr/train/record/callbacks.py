@@ -60,7 +60,7 @@ class CheckpointRecord:
     step: int
     """Number of steps done before it."""
     epoch: int | None
-    """Number of the epoch that it ends, from 0; None for a checkpoint within an epoch."""
+    """Number of its evaluation, from 0, as in `epoch-000.apr`; None for a checkpoint between evaluations."""
     path: Path
 
 

@@ -17,13 +17,13 @@ _BLUE, _PALE, _RED = "#2f6fab", "#c3d6e8", "#c0392b"
 _MANY_STEPS, _SMOOTHING = 80, 40
 
 
-def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float, title: str) -> None:
+def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float | None, title: str) -> None:
     """Draw the records of `train.jsonl` to a PNG file, which is written atomically.
 
     Args:
         records: records of steps and evaluations.
         path: the PNG file.
-        target: the held-out loss to reach, in nats.
+        target: the held-out loss to reach, in nats; None if there is none.
         title: names the model and the data.
     """
     # Without pyplot, which keeps global state and may try to open a window: a run works in any thread.
@@ -48,7 +48,8 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float, tit
         for point in {evaluations[0], evaluations[-1]}:
             axes.annotate(f"{point[1]:.3f}", point, textcoords="offset points", xytext=(0, 9), ha="center",
                           fontsize=8, color=_RED)  # fmt: skip
-    axes.axhline(target, color="#555555", lw=0.9, ls="--", label=f"target: {target:g}")
+    if target is not None:
+        axes.axhline(target, color="#555555", lw=0.9, ls="--", label=f"target: {target:g}")
     axes.set_title(title, fontsize=10, loc="left", parse_math=False)  # a file name may contain dollar signs
     axes.set_xlabel("training tokens seen")
     axes.set_ylabel("cross entropy, nats per token")
@@ -56,7 +57,8 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float, tit
     axes.margins(x=0.03, y=0.08)
     axes.grid(visible=True, color="#eeeeee", lw=0.8)
     axes.set_axisbelow(True)
-    axes.legend(frameon=False, fontsize=9)
+    if steps or evaluations or target is not None:
+        axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     png = io.BytesIO()
     # Without matplotlib's version in the file, the same run draws the same bytes.

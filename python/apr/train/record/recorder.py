@@ -130,7 +130,7 @@ class Recorder:
         """Record an evaluation.
 
         Args:
-            name: begins its line for people, such as "epoch 3".
+            name: begins its line for people, such as "after 300 steps".
             val_loss: mean cross entropy of a held-out token, in nats.
             val_tokens: number of held-out tokens.
             step: number of steps done.
@@ -179,8 +179,8 @@ class Recorder:
             )
         mfu = "" if record.mfu is None else f"  mfu {record.mfu:.1%}"
         seconds_per_step = sum(self._step_seconds) / len(self._step_seconds)
-        # Those still to come, the one at the end of this epoch included.
-        evaluations = config.epochs - record.step // config.steps_per_epoch
+        # Those still to come, the one after this step included.
+        evaluations = config.evaluations_after(record.step)
         left = seconds_per_step * (config.num_steps - done) + self._evaluation_seconds * evaluations
         self._report.progress(
             f"step {done}/{config.num_steps}  loss {record.train_loss:.4f}  "
@@ -188,7 +188,7 @@ class Recorder:
             f"{record.tokens_per_sec:,.0f} tokens/s{mfu}  {format_duration(left)} left",
             done,
             config.num_steps,
-            due=done == config.num_steps or done % config.steps_per_epoch == 0,
+            due=config.evaluates_after(done),
         )
 
     def _send(self, record: StepRecord | EvaluationRecord | CheckpointRecord) -> None:

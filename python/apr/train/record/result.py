@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Status = Literal[
     "TARGET_MET", "BUDGET_SPENT", "EARLY_STOP", "DIVERGENCE", "NUMERICAL_INSTABILITY", "STREAM_EXHAUSTED",
@@ -36,6 +36,7 @@ class Result:
     # The defaults are those of a refusal, which knows nothing of what follows.
     steps_completed: int = 0
     epochs_completed: int = 0
+    """Number of evaluations after training began. The name is that of the ecosystem's tool."""
     tokens_seen: int = 0
     wall_seconds: float = 0.0
     """Seconds since `pretrain` was called, over all parts of a resumed run, as in `train.jsonl`."""
@@ -45,7 +46,8 @@ class Result:
     """The last evaluation, if no step followed it."""
     best_val_loss: float | None = None
     target_met_before_training: bool | None = None
-    """Whether the model met the target before its first step; None if that was not measured."""
+    """Whether the model met the target before its first step; None without a target, or if the loss was not
+    measured then."""
     spikes: int = 0
     """Number of steps whose loss was far above those before."""
     skipped_steps: int = 0
@@ -67,6 +69,18 @@ class Result:
     versions: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
     resumed_from: str | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Return the result that `to_dict` gave these values of. Keys of other versions are left out.
+
+        Raises:
+            TypeError: they are not those of a result.
+        """
+        known = {key: values[key] for key in values.keys() & cls.__dataclass_fields__.keys()}
+        gates = tuple(Gate(**gate) for gate in known.pop("gates", ()))
+        history = tuple(known.pop("val_loss_history", ()))
+        return cls(**known, gates=gates, val_loss_history=history)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

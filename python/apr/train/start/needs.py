@@ -112,13 +112,13 @@ def nearest_existing(path: Path) -> Path:
 
 def _disk_bytes(config: PretrainConfig, checkpoint: int, parameters: int) -> int:
     # The best one, those that --keep asks for, and the one being written.
-    # A run of few epochs never has that many.
-    files = min(config.keep + 2, config.epochs)
+    # A run of few evaluations never has that many.
+    files = min(config.keep + 2, config.evaluations_after(0))
     if config.save_every is not None:
         files += min(config.keep, config.num_steps // config.save_every)
     existing = 0
     if config.resume:
-        # Without --save-every, a checkpoint within an epoch comes from a signal and is not among `files`.
+        # Without --save-every, a checkpoint between evaluations comes from a signal and is not among `files`.
         names = "epoch-*.apr" if config.save_every is None else "*.apr"
         existing = sum(path.stat().st_size for path in (config.run_dir / CHECKPOINTS).glob(names))
     export = _BF16_BYTES * parameters if config.save_dtype == "bf16" else 0

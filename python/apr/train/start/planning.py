@@ -17,6 +17,7 @@ from apr.container.load import load
 from apr.container.save import save
 from apr.duration import format_duration
 from apr.errors import RefusedError
+from apr.plurals import counted
 from apr.train.loss import token_losses
 from apr.train.machine.device import computing, peak_memory_bytes, reset_peak_memory
 from apr.train.machine.out_of_memory import is_out_of_memory, out_of_memory, refusing_a_model_too_large
@@ -52,14 +53,21 @@ class Plan:
     def seconds(self) -> float:
         """Seconds that the rest of the run takes, as if checkpoints did not overlap with steps."""
         config, done = self.prepared.config, self.steps_done
-        epochs = config.epochs - done // config.steps_per_epoch
-        # A new run also evaluates before its first step.
-        evaluations = epochs + 1 if done == 0 else epochs
         return (
             (config.num_steps - done) * self.seconds_per_step
-            + evaluations * self.seconds_per_evaluation
-            + epochs * self.seconds_per_checkpoint
+            + self.evaluations * self.seconds_per_evaluation
+            + config.evaluations_after(done) * self.seconds_per_checkpoint
         )
+
+    @property
+    def evaluations(self) -> int:
+        """Number of evaluations that are left. A new run also evaluates before its first step."""
+        return self.prepared.config.evaluations_after(self.steps_done) + (self.steps_done == 0)
+
+    @property
+    def evaluation_share(self) -> float:
+        """The evaluations' share of the time that is left; 0 if nothing is."""
+        return self.evaluations * self.seconds_per_evaluation / self.seconds if self.seconds else 0.0
 
     @property
     def steps_done(self) -> int:
@@ -69,7 +77,7 @@ class Plan:
 
     @property
     def data_epochs(self) -> float:
-        """How many times each training window is visited."""
+        """Number of passes over the training windows."""
         config = self.prepared.config
         return config.num_steps * config.windows_per_step / len(self.prepared.split.train)
 
@@ -92,7 +100,9 @@ class Plan:
             "data_epochs": round(self.data_epochs, 4),
             "held_out": prepared.split.description,
             "val_tokens": prepared.val_tokens,
-            "epochs": config.epochs,
+            "eval_every": config.eval_every,
+            "evaluations": self.evaluations,
+            "evaluation_share": round(self.evaluation_share, 4),
             "lr": config.lr,
             "warmup_steps": config.warmup_steps,
             "target_val_loss": config.target_val_loss,
@@ -131,14 +141,15 @@ class Plan:
                 f"{model.max_position_embeddings:,} positions{tied}",
                 f"parameters: {groups}",
                 f"tokens: {config.num_steps * config.tokens_per_step:,} in total, "
-                f"{self.data_epochs:.3g} passes over the training windows",
+                f"{self.data_epochs:.3g} epochs (passes over the training windows)",
                 memory,
                 f"disk: {decimal(needs.disk_bytes)} for checkpoints; "
                 f"{decimal(needs.free_disk_bytes)} are free",
                 f"speed: {self.seconds_per_step:.2f} s per step ({speed:,.0f} tokens/s), "
                 f"{self.seconds_per_evaluation:.1f} s per evaluation, "
                 f"{self.seconds_per_checkpoint:.1f} s per checkpoint (measured just now)",
-                f"{left}: about {format_duration(self.seconds)}",
+                f"{left}: about {format_duration(self.seconds)}, {self.evaluation_share:.0%} of it for "
+                f"{counted(self.evaluations, 'evaluation')}",
             ]
         )
 
@@ -178,7 +189,7 @@ def summary(prepared: Prepared) -> list[str]:
         f"train: {len(train):,} windows of {config.seq_length} tokens from {config.dataset}",
         f"held out: {prepared.split.description}; {prepared.val_tokens:,} tokens per evaluation",
         f"steps: {config.num_steps} of {config.tokens_per_step:,} tokens, peak lr {config.lr:g}, "
-        f"warm-up {config.warmup_steps}; {config.epochs} epochs of {config.steps_per_epoch} steps",
+        f"warm-up {config.warmup_steps}; evaluated every {counted(config.eval_every, 'step')}",
         f"needs: about {prepared.needs.memory_bytes / 2**30:.1f} GiB of memory, "
         f"{decimal(prepared.needs.checkpoint_bytes)} per checkpoint",
         *prepared.notes,

@@ -13,6 +13,7 @@ from apr.data.scan import Scan, common_shards
 from apr.data.shards import ShardDir
 from apr.data.split import split_dataset
 from apr.errors import AprError, PreflightError, RefusedError
+from apr.plurals import counted
 from apr.train import rundir
 from apr.train.checkpoint.metadata import CheckpointMetadata, TrainingFacts
 from apr.train.checkpoint.resume import find_resume_point
@@ -113,13 +114,15 @@ def prepare(config: PretrainConfig) -> Prepared:
     """
     problems = Problems()
     attempt = problems.attempt
+    changes: list[str] = []
     if config.resume:
         # Not collected: the run's own options decide what everything else is checked against.
         rundir.check_run_dir(config)
         config = rundir.resumed_config(config)
+        changes = _changes(config)
     else:
         attempt(rundir.check_run_dir, config)
-    attempt(config.check_warmup)
+        attempt(config.check_warmup)
     device = attempt(choose_device, config.device)
     if config.contract is not None:
         attempt(load_decidable, config.contract)
@@ -142,6 +145,8 @@ def prepare(config: PretrainConfig) -> Prepared:
         sampler = attempt(make_sampler, config.sample_prompt, start.model, start.carried, config.tokenizer)
     parts = _split(config, dataset, val_dataset, problems)
     done = 0 if resume_point is None or resume_point.last is None else resume_point.last.step
+    if done > config.num_steps:
+        attempt(_refuse_fewer_steps, config, done)
     compiled, why = _compiles(config, device or torch.device("cpu"), config.num_steps - done)
     needs = None if start is None else _check_needs(config, start, device, problems, compiled=compiled)
     problems.raise_if_any()
@@ -162,10 +167,35 @@ def prepare(config: PretrainConfig) -> Prepared:
         metadata=_metadata(
             config, start, needs.parameters, parts, dataset.scan, (val_dataset or dataset).scan
         ),
-        notes=(*_notes(config, device, needs, len(parts.train), tokenizer), why),
+        notes=(*_notes(config, device, needs, len(parts.train), tokenizer), why, *changes),
         weights=start.weights,
         resume_point=resume_point,
         sampler=sampler,
+    )
+
+
+def _changes(config: PretrainConfig) -> list[str]:
+    """Return lines about what a resumed run does otherwise than its earlier part."""
+    lines = []
+    before = rundir.saved_options(config.run_dir)
+    if before.get("num_steps") not in {None, config.num_steps}:
+        lines.append(
+            f"steps: {config.num_steps} instead of {before['num_steps']}; from here on, learning rates are "
+            f"those of a run of {counted(config.num_steps, 'step')}"
+        )
+    former = rundir.former_target(config.run_dir)
+    if former is not None and config.target_val_loss is None:
+        lines.append(
+            f"target: none; {former:g} was the default of the version that began the run "
+            f"(pass --target-val-loss {former:g} to keep it)"
+        )
+    return lines
+
+
+def _refuse_fewer_steps(config: PretrainConfig, done: int) -> None:
+    raise RefusedError(
+        f"{config.run_dir}: already trained for {counted(done, 'step')}, more than --num-steps "
+        f"{config.num_steps}; pass at least --num-steps {done}"
     )
 
 
@@ -281,7 +311,9 @@ def _split(
     if dataset is None or (val_dataset is None and config.val_dataset is not None):
         return None
     held_out = None if val_dataset is None else val_dataset.shards
-    parts = problems.attempt(split_dataset, dataset.shards, held_out, config.seq_length, config.val_tokens)
+    parts = problems.attempt(
+        split_dataset, dataset.shards, held_out, config.seq_length, config.evaluated_tokens
+    )
     with problems:
         if val_dataset is not None:
             # Equal hashes, whatever the names are: a copied shard is the same text.
@@ -325,7 +357,7 @@ def _metadata(
         "seq_length": config.seq_length,
         "batch_size": config.batch_size,
         "grad_accum": config.grad_accum,
-        "val_tokens": config.val_tokens,
+        "val_tokens": config.evaluated_tokens,
         "base_model": start.base,
         "data": {
             "total_tokens": data.total_tokens,
@@ -355,7 +387,7 @@ def _notes(
         notes.append(f"tokenizer: {tokenizer.note}")
     visits = config.num_steps * config.windows_per_step / windows
     if visits > 1:
-        notes.append(f"the run makes {visits:.1f} passes over the {windows:,} training windows")
+        notes.append(f"the run makes {visits:.1f} epochs (passes over the {windows:,} training windows)")
     tokens = config.num_steps * config.tokens_per_step
     enough = tokens >= _ENOUGH_TOKENS_PER_PARAMETER * needs.parameters
     if config.init is None and not enough and not config.force_under_provisioned:
