@@ -96,17 +96,177 @@ def test_a_peft_adapter_is_named_with_the_way_to_merge_it(tmp_path, capsys):
     assert "merge_and_unload" in line
 
 
-def test_a_tied_model_stored_as_the_head_alone_is_read(tmp_path):
-    source = IMPORTED / "hf_qwen2_tied"
-    embedding = load_file(source / "model.safetensors")["model.embed_tokens.weight"]
-    copy = rewritten(
-        source, tmp_path, **{"model.embed_tokens.weight": None, "lm_head.weight": embedding.clone()}
+def store(tensors, directory, files):
+    """Write tensors as safetensors, in one file or in two with their index."""
+    names = sorted(tensors)
+    if files == 1:
+        save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+        return
+    (directory / "model.safetensors").unlink()
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        name = f"model-0000{number}-of-00002.safetensors"
+        save_file({key: tensors[key] for key in part}, directory / name, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, name)
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 0}, "weight_map": weight_map})
     )
-    convert(copy, tmp_path / "m.apr")
-    convert(source, tmp_path / "whole.apr")
-    with apr.load(tmp_path / "m.apr") as file, apr.load(tmp_path / "whole.apr") as whole:
-        assert list(file) == list(whole)
-        assert torch.equal(file["model.embed_tokens.weight"], embedding)
+
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+@pytest.mark.parametrize("files", [1, 2])
+@pytest.mark.parametrize(
+    "stored", [[HEAD], [EMBEDDING], [HEAD, EMBEDDING]], ids=["head", "embedding", "both"]
+)
+def test_a_tied_model_is_what_transformers_loads_however_it_is_stored(stored, files, tmp_path, run):
+    from apr.model import Decoder
+
+    source = changed(IMPORTED / "hf_qwen2_tied", tmp_path)
+    tensors = load_file(source / "model.safetensors")
+    embedding = tensors.pop(EMBEDDING)
+    store(tensors | {name: embedding.clone() for name in stored}, source, files)
+    theirs = transformers_model_of(source)
+    assert apr.inspect(source)["param_count"] == theirs.num_parameters()
+    convert(source, tmp_path / "m.apr")
+    assert apr.inspect(tmp_path / "m.apr")["param_count"] == theirs.num_parameters()
+    ours = Decoder.from_apr(tmp_path / "m.apr")
+    assert torch.allclose(logits_of_ours(ours), logits(theirs), atol=1e-4, rtol=0)
+    convert(tmp_path / "m.apr", tmp_path / "back")
+    assert torch.equal(logits(transformers_model(tmp_path / "back")), logits(theirs))
+    assert run("diff", source, tmp_path / "m.apr")[0] == 0
+
+
+def transformers_model_of(directory):
+    """transformers' model, which reports a tied head as missing if it is stored alone."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("tool", ["safetensors", "apr"])
+def test_an_apr_file_with_the_head_alone_is_the_whole_model(tool, tmp_path, run):
+    """As `save_model` leaves a tied model: one name of the two, that which sorts first."""
+    from safetensors.torch import save_model
+
+    import apr.torch
+    from apr.model import Decoder
+
+    theirs = transformers_model(IMPORTED / "hf_qwen2_tied")
+    convert(IMPORTED / "hf_qwen2_tied", tmp_path / "whole.apr")
+    with apr.load(tmp_path / "whole.apr") as whole:
+        metadata = dict(whole.metadata)
+    if tool == "safetensors":
+        save_model(theirs, str(tmp_path / "model.safetensors"))
+        tensors = load_file(tmp_path / "model.safetensors")
+    else:
+        apr.torch.save_model(theirs, str(tmp_path / "saved.apr"))
+        with apr.load(tmp_path / "saved.apr") as saved:
+            tensors = {name: values.clone() for name, values in saved.items()}
+    assert (HEAD in tensors, EMBEDDING in tensors) == (True, False)
+    apr.save(tensors, tmp_path / "m.apr", metadata)
+    assert apr.inspect(tmp_path / "m.apr")["param_count"] == theirs.num_parameters()
+    ours = Decoder.from_apr(tmp_path / "m.apr")
+    assert torch.allclose(logits_of_ours(ours), logits(theirs), atol=1e-4, rtol=0)
+    convert(tmp_path / "m.apr", tmp_path / "hf")
+    assert torch.equal(logits(transformers_model(tmp_path / "hf")), logits(theirs))
+    convert(tmp_path / "m.apr", tmp_path / "m.gguf", ConvertOptions(check=False))
+    convert(tmp_path / "m.gguf", tmp_path / "again.apr")
+    assert run("diff", tmp_path / "again.apr", tmp_path / "hf")[0] == 0
+
+
+def test_training_starts_from_a_file_with_the_head_alone(tmp_path):
+    from apr.model.fill import check_values
+    from apr.train.start.origin import from_file
+
+    convert(IMPORTED / "hf_qwen2_tied", tmp_path / "whole.apr")
+    with apr.load(tmp_path / "whole.apr") as whole:
+        tensors, metadata = {name: values.clone() for name, values in whole.items()}, dict(whole.metadata)
+    tensors[HEAD] = tensors.pop(EMBEDDING)
+    apr.save(tensors, tmp_path / "m.apr", metadata)
+    origin = from_file(tmp_path / "m.apr", None)
+    with apr.load(tmp_path / "m.apr") as file:
+        check_values(origin.model, file)
+    assert origin.model.tie_word_embeddings
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "smollm3", "gemma2"])
+@pytest.mark.parametrize("head", [True, False])
+def test_without_its_key_a_head_is_tied_as_in_transformers_class(family, head, tmp_path):
+    """Llama's default is a head of its own: without one, something is missing."""
+    from tests.convert.models import tiny
+
+    from apr.model import Decoder
+
+    # `tiny` writes an .apr file too, which is not used here.
+    tiny(tmp_path, family, tokenizer=False, tie_word_embeddings=not head)
+    source = tmp_path / "hf"
+    config = json.loads((source / "config.json").read_text())
+    del config["tie_word_embeddings"]
+    (source / "config.json").write_text(json.dumps(config))
+    by_default = family in {"smollm3", "gemma2"}
+    if head == by_default:  # a head for a class that ties, or none for one that does not
+        with pytest.raises(WeightsError, match=r"lm_head\.weight") as error:
+            convert(source, tmp_path / "m.apr")
+        assert "tie_word_embeddings" in str(error.value)
+        return
+    convert(source, tmp_path / "m.apr")
+    expected = logits(transformers_model(source))
+    actual = logits_of_ours(Decoder.from_apr(tmp_path / "m.apr"))
+    assert torch.allclose(actual, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_a_configuration_of_2023_has_the_defaults_of_its_class(tmp_path):
+    """The first Llama wrote neither the number of KV heads nor the base of its positions."""
+    from tests.convert.models import tiny
+
+    from apr.model import Decoder
+
+    tiny(tmp_path, "llama", tokenizer=False, num_key_value_heads=4, head_dim=None)
+    source = tmp_path / "hf"
+    config = json.loads((source / "config.json").read_text())
+    kept = (
+        "architectures bos_token_id eos_token_id hidden_act hidden_size initializer_range intermediate_size "
+        "max_position_embeddings model_type num_attention_heads num_hidden_layers rms_norm_eps vocab_size"
+    ).split()
+    old = {key: config[key] for key in kept} | {
+        "pad_token_id": 0, "torch_dtype": "float32", "transformers_version": "4.27.0.dev0", "use_cache": True,
+    }  # fmt: skip
+    (source / "config.json").write_text(json.dumps(old))
+    assert convert(source, tmp_path / "m.apr").notes == ()
+    expected = logits(transformers_model(source))
+    assert torch.allclose(logits_of_ours(Decoder.from_apr(tmp_path / "m.apr")), expected, atol=1e-3, rtol=0)
+    with apr.load(tmp_path / "m.apr") as file:
+        metadata = file.metadata
+    assert (metadata["num_kv_heads"], metadata["rope_theta"]) == (4, 10000.0)
+    convert(tmp_path / "m.apr", tmp_path / "back")
+    assert json.loads((tmp_path / "back/config.json").read_text()) == old
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"model_type": "cohere", "architectures": ["CohereForCausalLM"]},
+        {"architectures": ["LlamaForSequenceClassification"]},
+        {"quantization_config": {"quant_method": "awq"}},
+        {"mlp_bias": True},
+        {"rope_scaling": {"rope_type": "invented", "factor": 2.0}},
+    ],
+)
+def test_a_model_that_cannot_be_trained_keeps_its_sizes_and_is_refused_by_its_reason(facts, tmp_path):
+    from apr.errors import RefusedError
+    from apr.model import Decoder
+
+    source = changed(IMPORTED / "hf_llama_untied", tmp_path, **facts)
+    (note,) = convert(source, tmp_path / "m.apr").notes
+    result = apr.inspect(tmp_path / "m.apr")
+    config = json.loads((source / "config.json").read_text())
+    assert result["num_layers"] == config["num_hidden_layers"]
+    assert (result["hidden_size"], result["vocab_size"]) == (config["hidden_size"], config["vocab_size"])
+    with pytest.raises(RefusedError) as error:
+        Decoder.from_apr(tmp_path / "m.apr")
+    assert str(error.value).split(": ", 1)[-1] in note
 
 
 def test_missing_weights_and_pickles_are_refused(tmp_path, capsys):

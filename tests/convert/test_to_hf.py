@@ -98,7 +98,7 @@ def test_models_in_several_files_are_read_and_written(tmp_path):
 
 
 def test_a_checkpoint_of_a_run_becomes_a_transformers_model(tmp_path):
-    from apr.convert.hf_files import HF_CONFIG
+    from apr.container.metadata import HF_CONFIG
     from apr.model import Decoder
 
     convert(IMPORTED / "hf_llama_tied", tmp_path / "m.apr")
@@ -150,9 +150,10 @@ MISFITS = {
         {"tensors": {"blk.0.attn_q.weight": torch.tensor(1.0)}, "dropped": [Q]},
         "blk.0.attn_q.weight",
     ),
-    "a tied head alone": (
-        {"tensors": {"lm_head.weight": torch.zeros(512, 64)}, "dropped": ["model.embed_tokens.weight"]},
-        "model.embed_tokens.weight",
+    "neither embedding nor head": ({"dropped": ["model.embed_tokens.weight"]}, "model.embed_tokens.weight"),
+    "a tied head of another size": (
+        {"tensors": {"lm_head.weight": torch.zeros(512, 32)}, "dropped": ["model.embed_tokens.weight"]},
+        "lm_head.weight",
     ),
     "layers without end": ({"num_layers": 10**9}, "num_layers"),
     "a vocabulary without end": ({"vocab_size": 2**62}, "[512, 64]"),

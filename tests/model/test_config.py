@@ -1,6 +1,11 @@
 """The architecture comes from the metadata: every spelling, no silent default."""
 
 import pytest
+from tests.model import tiny
+
+from apr.errors import RefusedError
+from apr.model import ModelConfig
+from apr.model.families import FAMILIES
 
 LLAMA = {
     "architecture": "llama",
@@ -18,8 +23,6 @@ LLAMA = {
 
 
 def config(**changes):
-    from apr.model import ModelConfig
-
     facts = {key: value for key, value in (LLAMA | changes).items() if value is not None}
     return ModelConfig.from_metadata(facts)
 
@@ -39,8 +42,6 @@ def test_a_missing_size_is_refused_by_name(key):
 
 
 def test_all_spellings_are_read():
-    from apr.model import ModelConfig
-
     spelt = {
         "hf_model_type": "llama",
         "d_model": 64,
@@ -135,16 +136,12 @@ def test_invalid_sizes_are_refused(changes):
 
 
 def test_an_unstated_tie_follows_from_the_head():
-    from apr.model import ModelConfig
-
     facts = {key: value for key, value in LLAMA.items() if key != "tie_word_embeddings"}
     assert ModelConfig.from_metadata(facts, head_present=False).tie_word_embeddings
     assert not ModelConfig.from_metadata(facts, head_present=True).tie_word_embeddings
 
 
 def test_metadata_round_trip():
-    from apr.model import ModelConfig
-
     llama3 = {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -158,3 +155,39 @@ def test_metadata_round_trip():
         config(attention_bias=True, head_dim=32, rope_scaling=llama3),
     ):
         assert ModelConfig.from_metadata(made.to_metadata()) == made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_keys_that_config_json_lacks_have_the_defaults_of_transformers_class(family):
+    """Each key alone, and all of them."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    own = CONFIG_MAPPING[family]
+    full = tiny.transformers_config(family).to_dict()
+    compared = 0
+    for missing in [*({key} for key in full if key != "model_type"), full.keys() - {"model_type"}]:
+        config = {key: value for key, value in full.items() if key not in missing}
+        try:
+            filled = own.from_dict(dict(config)).to_dict()
+            expected = ModelConfig.from_hf(filled)
+        except (StrictDataclassError, RefusedError):  # the default does not fit the other sizes
+            continue
+        assert ModelConfig.from_hf(config) == expected, missing
+        compared += 1
+    assert compared > 15
+
+
+def test_swish_is_silu():
+    config = tiny.transformers_config("llama").to_dict()
+    assert ModelConfig.from_hf(config | {"hidden_act": "swish"}) == ModelConfig.from_hf(config)
+
+
+def test_a_part_of_a_head_is_not_rounded_away():
+    """44 * (30 / 44) is less than 30."""
+    sizes = {"partial_rotary_factor": 0.69, "head_dim": 44, "rope_parameters": None}
+    config = ModelConfig.from_hf(tiny.transformers_config("glm4").to_dict() | sizes)
+    assert config.layers[0].rope.dim == 30
+    metadata = config.to_metadata()
+    assert int(44 * metadata["partial_rotary_factor"]) == 30
+    assert ModelConfig.from_metadata(metadata) == config

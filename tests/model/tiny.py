@@ -69,13 +69,20 @@ SWITCHES: dict[str, dict[str, Any]] = {
 assert SWITCHES.keys() == FAMILIES.keys()
 
 
+def transformers_config(family: str, **changes: Any):
+    """Return transformers' configuration of the model."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(family, **_SIZES | SWITCHES[family] | changes)
+
+
 def transformers_model(family: str, *, seed: int = 7, **changes: Any):
     """Return transformers' float32 model in training mode. Norms and biases are not their initial values."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **_SIZES | SWITCHES[family] | changes)
+    config = transformers_config(family, **changes)
     # No fused attention has a softcap, and transformers' own one leaves it out.
     how = "eager" if family == "gemma2" else "sdpa"
     model = AutoModelForCausalLM.from_config(config, attn_implementation=how).train()

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 
 # Keys that the header has a flag for.
 VOCABULARY, HF_TOKENIZER, SHARDING = "tokenizer.vocabulary", "hf_tokenizer", "sharding"
+# config.json and generation_config.json of a transformers directory, as JSON objects.
+HF_CONFIG, HF_GENERATION = "hf_config", "hf_generation_config"
 
 
 class Metadata(dict[str, Any]):

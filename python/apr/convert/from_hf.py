@@ -11,14 +11,12 @@ import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from apr.container.metadata import HF_TOKENIZER
+from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER
 from apr.convert import from_safetensors
 from apr.convert.hf_files import (
     BASE64,
     CONFIG,
     GENERATION,
-    HF_CONFIG,
-    HF_GENERATION,
     TOKENIZER_BINARIES,
     TOKENIZER_TEXTS,
     WEIGHTS,
@@ -27,7 +25,7 @@ from apr.convert.plan import SAFETENSORS_INDEX
 from apr.convert.stream import ModelStream, TensorStream, read_json_object, same_values, split_fused
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
 from apr.model.config import ModelConfig
-from apr.model.families import FAMILIES
+from apr.model.metadata import ALIASES, spellings
 from apr.model.names import EMBEDDING, HEAD, fused_parts
 
 if TYPE_CHECKING:
@@ -95,16 +93,9 @@ def _read_weights(directory: Path) -> list[TensorStream]:
 def read_config(config: dict[str, Any], *, head_present: bool) -> tuple[ModelConfig | None, str | None]:
     """Return the decoder's configuration, or why apr cannot train the model."""
     try:
-        model = ModelConfig.from_hf(config, head_present=head_present)
+        return ModelConfig.from_hf(config, head_present=head_present), None
     except RefusedError as error:
         return None, str(error)
-    # Both have a decoder's configuration, but other tensors.
-    expected = FAMILIES[model.family].class_name
-    if (class_name := _class_name(config)) not in {None, expected}:
-        return None, f"the model is a {class_name}, not a {expected}"
-    if config.get("quantization_config") is not None:
-        return None, "config.json has a quantization_config"
-    return model, None
 
 
 def _class_name(config: dict[str, Any]) -> str | None:
@@ -130,6 +121,7 @@ def _model_metadata(directory: Path, config: dict[str, Any], model: ModelConfig 
         "architecture": model_type,
         "hf_architecture": _class_name(config),
         "hf_model_type": model_type,
+        **{key: value for key in ALIASES for value in list(spellings(config, key).values())[:1]},
     }
 
 

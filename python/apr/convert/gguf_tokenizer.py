@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from apr.container.metadata import HF_TOKENIZER, VOCABULARY
-from apr.convert.hf_files import HF_GENERATION
+from apr.container.metadata import HF_GENERATION, HF_TOKENIZER, VOCABULARY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

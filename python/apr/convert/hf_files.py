@@ -18,7 +18,5 @@ TOKENIZER_TEXTS = (
 )
 TOKENIZER_BINARIES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 
-# config.json and generation_config.json, as JSON objects.
-HF_CONFIG, HF_GENERATION = "hf_config", "hf_generation_config"
 # The key of a binary file's content in its object {"base64": …}.
 BASE64 = "base64"

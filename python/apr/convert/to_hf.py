@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from apr.container.metadata import HF_TOKENIZER
+from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER
 from apr.convert import to_safetensors
 from apr.convert.directory import replacing_directory
 from apr.convert.from_hf import read_config
@@ -20,8 +20,6 @@ from apr.convert.hf_files import (
     BASE64,
     CONFIG,
     GENERATION,
-    HF_CONFIG,
-    HF_GENERATION,
     TOKENIZER_BINARIES,
     TOKENIZER_TEXTS,
     WEIGHTS,

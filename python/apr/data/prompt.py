@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from apr.container.metadata import HF_TOKENIZER
+from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER
 from apr.data.chat import render_chat
 from apr.data.tokenizers import CHAT_ENDS, LoadedTokenizer, load_tokenizer, tokenizer_from_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
-
-_GENERATION, _CONFIG = "hf_generation_config", "hf_config"
 
 
 class PromptTokenizer:
@@ -75,7 +73,7 @@ class PromptTokenizer:
 
 def metadata_stop_ids(metadata: Mapping[str, Any]) -> set[int]:
     """Return the ids that end generation according to a model file, which may have no tokenizer."""
-    generation, config = metadata.get(_GENERATION), metadata.get(_CONFIG)
+    generation, config = metadata.get(HF_GENERATION), metadata.get(HF_CONFIG)
     stated = generation.get("eos_token_id") if isinstance(generation, dict) else None
     if stated is None and isinstance(config, dict):
         stated = config.get("eos_token_id")

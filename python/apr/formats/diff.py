@@ -13,8 +13,9 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from apr.container.diff import Diff, check_tolerance, compare
+from apr.container.metadata import HF_CONFIG
 from apr.container.tensor_file import TensorFile
-from apr.convert.hf_files import CONFIG, HF_CONFIG
+from apr.convert.hf_files import CONFIG
 from apr.errors import FormatError, RefusedError, WeightsError
 from apr.formats.foreign import ForeignFile, any_range
 from apr.formats.open import open_model
@@ -239,8 +240,10 @@ def _by_parameter(a: _Parameters, b: _Parameters, atol: float | None) -> Diff:
     notes = ["tensors are compared by their names in transformers, and by their values whatever the dtype"]
     known = a.config or b.config
     if known is not None:
-        _split_fused(a, known)
-        _split_fused(b, known)
+        for side in (a, b):
+            _split_fused(side, known)
+            if known.tie_word_embeddings and EMBEDDING not in side and HEAD in side:
+                side.tensors[EMBEDDING] = side.tensors[HEAD]
     for one, other in ((a, b), (b, a)):
         notes += _share_embedding(one, other, atol)
     unknown = [side.path for side in (a, b) if side.config is None]

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from apr.container.inspect import container_facts
 from apr.formats.foreign import ForeignFile
 from apr.formats.open import open_model
+from apr.model.families import FAMILIES
 from apr.model.metadata import spellings
-from apr.model.names import HEADS, TRAINING_PREFIX
+from apr.model.names import EMBEDDINGS, HEADS, TRAINING_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from os import PathLike
     from typing import Unpack
 
@@ -77,14 +78,26 @@ def inspect(
         "kind": kind,
         "architecture": next((name for name in names if name), None),
         **{key: next(iter(spellings(metadata, key).values()), None) for key in _SIZES},
-        "param_count": sum(prod(info.shape) for info in infos if _is_parameter(info, metadata)),
+        "param_count": _parameters(infos, tied=_is_tied(metadata)),
     }
 
 
-def _is_parameter(info: TensorInfo, metadata: Mapping[str, Any]) -> bool:
-    """Whether the values count as parameters of the model: neither training state nor a tied head does."""
+def _parameters(infos: Sequence[TensorInfo], *, tied: bool) -> int:
+    """Return the number of the model's parameters: training state does not count, a tied head once."""
     # Importers store a tied head as a copy of the embedding. Counted, it would make Qwen2.5-0.5B a model of
-    # 630 M parameters instead of 494 M.
-    declared_tied = metadata.get("tie_word_embeddings") or metadata.get("tied_embeddings")
-    is_tied = info.tied or (declared_tied and info.name in HEADS)
-    return not is_tied and not info.name.startswith(TRAINING_PREFIX)
+    # 630 M parameters instead of 494 M. safetensors' `save_model` leaves the head alone, which counts.
+    embedding_present = any(info.name in EMBEDDINGS for info in infos)
+    left_out = HEADS if tied and embedding_present else ()
+    return sum(
+        prod(info.shape)
+        for info in infos
+        if not info.tied and info.name not in left_out and not info.name.startswith(TRAINING_PREFIX)
+    )
+
+
+def _is_tied(metadata: Mapping[str, Any]) -> bool:
+    """Whether the metadata, or the defaults of transformers' class, tie the head to the embedding."""
+    stated = next(iter(spellings(metadata, "tie_word_embeddings").values()), None)
+    # An .apr file without the key is tied exactly if it has no head; its key for the class is another one.
+    family = FAMILIES.get(str(metadata.get("model_type"))) if "num_hidden_layers" in metadata else None
+    return bool(family is not None and family.defaults["tie_word_embeddings"] if stated is None else stated)

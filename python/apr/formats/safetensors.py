@@ -10,9 +10,10 @@ import numpy as np
 
 from apr.container.dtypes import NUMPY
 from apr.container.header import TensorInfo
+from apr.container.metadata import HF_CONFIG
 from apr.container.report import Check
 from apr.convert.from_safetensors import DTYPES, from_texts, read_contents, read_index, read_values
-from apr.convert.hf_files import CONFIG, HF_CONFIG
+from apr.convert.hf_files import CONFIG
 from apr.convert.stream import read_json_object
 from apr.errors import UnsupportedError
 from apr.formats.foreign import ForeignFile, StoredTensor, no_checksum

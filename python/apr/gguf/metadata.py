@@ -10,7 +10,7 @@ import numpy as np
 from apr.errors import FormatError
 from apr.gguf.names import FAMILIES
 from apr.gguf.reader import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS, WINDOWED, GgufFile
-from apr.gguf.rope_formulas import longrope_attention_factor, yarn_attention_factor
+from apr.gguf.rope_formulas import longrope_attention_factor, rotary_fraction, yarn_attention_factor
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -110,7 +110,7 @@ def _switches(file: GgufFile, scaling: dict[str, object] | None) -> dict[str, ob
         # llama.cpp's converter writes 0 for a model without windows.
         result["sliding_window"] = _window(file) or None
     if arch in {"phi3", "glm4"} and file.has("rope.dimension_count"):
-        result["partial_rotary_factor"] = file.size("rope.dimension_count") / _head_dim(file)
+        result["partial_rotary_factor"] = rotary_fraction(file.size("rope.dimension_count"), _head_dim(file))
     if arch == "smollm3":
         # llama.cpp has it in its code, and not in the file.
         result["no_rope_layers"] = [int((index + 1) % 4 != 0) for index in range(layers)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import log, nextafter, sqrt
 
 
 def yarn_attention_factor(factor: float, weight: float = 1.0) -> float:
@@ -23,3 +23,10 @@ def longrope_attention_factor(factor: float, original: int) -> float:
         original: the context before.
     """
     return sqrt(1 + log(factor) / log(original)) if factor > 1 < original else 1.0
+
+
+def rotary_fraction(dim: int, head_dim: int) -> float:
+    """Return the `partial_rotary_factor` from which transformers computes `dim`: int(head_dim * factor)."""
+    fraction = dim / head_dim
+    # 49 * (1 / 49) is less than 1.
+    return fraction if int(head_dim * fraction) == dim else nextafter(fraction, 1.0)

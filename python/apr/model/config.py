@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from apr.container.metadata import HF_CONFIG
 from apr.errors import RefusedError
+from apr.gguf.rope_formulas import rotary_fraction
 from apr.model.families import FAMILIES, Activation, Family, NormKind, Norms, QkNorm
 from apr.model.layers import FULL, SLIDING, LayerKind, read_layers
 from apr.model.metadata import canonical, check_positive, integer, number, positive, switch
@@ -132,7 +134,14 @@ class ModelConfig:
             RefusedError: the model is not a supported decoder, has a feature that is not supported,
                 lacks a size, or two spellings contradict each other.
         """
-        facts = canonical(metadata)
+        kept = metadata.get(HF_CONFIG)
+        if isinstance(kept, dict):
+            # What other model the tensors belong to, if they do: the sizes alone may look like a decoder's.
+            cls.from_hf(kept, head_present=head_present)
+        return cls._from_facts(canonical(metadata), head_present=head_present)
+
+    @classmethod
+    def _from_facts(cls, facts: dict[str, Any], *, head_present: bool | None) -> ModelConfig:
         name = _family(facts)
         family = FAMILIES[name]
         _refuse_features(facts, family)
@@ -180,10 +189,8 @@ class ModelConfig:
         Raises:
             RefusedError: as `from_metadata`.
         """
-        try:
-            family = FAMILIES[_family(canonical(config))]
-        except RefusedError:
-            return cls.from_metadata(config, head_present=head_present)  # raises the same error
+        family = FAMILIES[_family(canonical(config))]
+        _refuse_other_tensors(config, family)
         filled = {**family.defaults, **config}
         if isinstance(config.get("rope_parameters"), dict) and "rope_theta" not in config:
             for key in ("rope_theta", "rope_local_base_freq"):
@@ -192,7 +199,9 @@ class ModelConfig:
         # transformers' rule for a null.
         if filled.get("num_key_value_heads") is None:
             filled["num_key_value_heads"] = filled.get("num_attention_heads")
-        return cls.from_metadata(filled, head_present=head_present)
+        if filled["tie_word_embeddings"] is None:
+            raise RefusedError("tie_word_embeddings is null; it must be true or false")
+        return cls._from_facts(canonical(filled), head_present=head_present)
 
     def to_metadata(self) -> dict[str, Any]:
         """Return metadata from which `from_metadata` restores an equal configuration."""
@@ -266,7 +275,7 @@ class ModelConfig:
             return {}
         result: dict[str, Any] = {"rope_theta": rope.theta}
         if family.fraction:
-            result["partial_rotary_factor"] = rope.dim / self.head_dim
+            result["partial_rotary_factor"] = rotary_fraction(rope.dim, self.head_dim)
         if rope.scaling is not None:
             result["rope_scaling"] = rope.scaling.to_metadata()
         if self.family == "phi3" and rope.scaling is not None:
@@ -334,8 +343,20 @@ def _family(facts: dict[str, Any]) -> str:
     raise RefusedError(f"the metadata has no architecture; set one of {', '.join(_FAMILY_KEYS)}")
 
 
+def _refuse_other_tensors(config: Mapping[str, Any], family: Family) -> None:
+    """Refuse a config.json of a decoder whose tensors are others: of another class, or quantized."""
+    classes = config.get("architectures")
+    class_name = classes[0] if isinstance(classes, list) and classes else None
+    if isinstance(class_name, str) and class_name != family.class_name:
+        raise RefusedError(f"the model is a {class_name}, not a {family.class_name}")
+    if config.get("quantization_config") is not None:
+        raise RefusedError("config.json has a quantization_config")
+
+
 def _refuse_features(facts: dict[str, Any], family: Family) -> None:
     activation = facts.get(family.activation_key, family.activation)
+    if activation == "swish":
+        activation = "silu"  # two names of one function
     # GGUF calls Mistral llama; and a window has no switch in either.
     sliding = family is FAMILIES["llama"] and facts.get("sliding_window")
     features = {

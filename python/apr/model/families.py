@@ -1,6 +1,6 @@
 """What the models of a family have in common. Everything else is in their configurations.
 
-Read in transformers 5.23, `src/transformers/models/<model_type>/{configuration,modeling}_<model_type>.py`.
+Read in transformers 5.24, `src/transformers/models/<model_type>/{configuration,modeling}_<model_type>.py`.
 """
 
 from __future__ import annotations
@@ -175,7 +175,9 @@ FAMILIES: dict[str, Family] = {
         full_every=4,
         rope_per_type=True,
         defaults=_defaults(
-            50304, 4096, 11008, 32, 32, None, rms_norm_eps=1e-5, rope_theta=5e5, sliding_window=4096
+            50304, 4096, 11008, 32, 32, None, rms_norm_eps=1e-5, rope_theta=5e5, sliding_window=4096,
+            # transformers 5 gives sliding layers its default, whatever rope_theta beside them says.
+            rope_local_base_freq=5e5,
         ),
     ),
     "gemma2": Family(

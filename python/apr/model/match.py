@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from apr.errors import WeightsError
 from apr.gguf.names import PERMUTED, hf_name
 from apr.model.families import FAMILIES
-from apr.model.names import HEAD, HEADS, TRAINING_PREFIX, check_layers, parameter_shapes
+from apr.model.names import EMBEDDING, HEAD, HEADS, TRAINING_PREFIX, check_layers, parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,8 +36,8 @@ class Match:
     sources: dict[str, str]
     """The name in the file for each parameter, by its name in transformers."""
     head_copy: str | None
-    """The name of a head that the file stores although the metadata tie it to the embedding. It must be equal
-    to the embedding, which the caller checks."""
+    """The name of a head that the file stores beside the embedding, although the metadata tie the two. They
+    must be equal, which the caller checks."""
 
 
 def has_head(file: TensorFile) -> bool:
@@ -62,7 +62,11 @@ def match_names(config: ModelConfig, file: TensorFile) -> Match:
                 f"{file.path}: {sources[parameter]} and {name} are both {parameter}; remove one of them"
             )
         sources[parameter] = name
-    head_copy = sources.pop(HEAD, None) if config.tie_word_embeddings else None
+    head_copy = None
+    if config.tie_word_embeddings and HEAD in sources:
+        head = sources.pop(HEAD)
+        # safetensors' `save_model` leaves a tied pair under the name that sorts first, that of the head.
+        head_copy = head if sources.setdefault(EMBEDDING, head) != head else None
     shapes = {name: file.info(source).shape for name, source in sources.items()}
     problem = mismatch(config, shapes, sources)
     if problem is not None:
@@ -109,6 +113,8 @@ def mismatch(
     problems = []
     if missing:
         problems.append(f"missing tensors ({len(missing)}): {listed(missing)}")
+    if missing == [HEAD]:
+        problems.append("if the head is the embedding, set tie_word_embeddings to true")
     if unexpected:
         problems.append(f"unexpected tensors ({len(unexpected)}): {listed(unexpected)}")
     if wrong:

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 TRAINING_PREFIX = "__training__."
 # The output projection, in transformers' names and in GGUF's.
 HEADS = ("lm_head.weight", "output.weight")
-EMBEDDING, HEAD = "model.embed_tokens.weight", HEADS[0]
+# The input embedding, likewise.
+EMBEDDINGS = ("model.embed_tokens.weight", "token_embd.weight")
+EMBEDDING, HEAD = EMBEDDINGS[0], HEADS[0]
 
 
 def check_layers(path: str, config: ModelConfig, tensors: int) -> None:
