@@ -73,7 +73,7 @@ lint: $(BUILT)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/apr contracts lint
+	$(BIN)/apr contracts lint --strict-test-binding
 
 # What publishing the crate would refuse: broken documentation links, missing files, code that needs the workspace.
 check-crate:

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from torch.nn.attention.flex_attention import BlockMask
+
+# torch.nn.attention.flex_attention is imported where a fused kernel runs: it takes 2 s, for SymPy.
 
 Mask: TypeAlias = "Tensor | BlockMask | None"
 """Which keys each query attends to: bool [T, S], blocks of a fused kernel, or None for all up to its own."""
@@ -52,7 +55,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softcap: f
     Returns:
         [B, heads, T, head_dim].
     """
-    if isinstance(mask, BlockMask) or (softcap is not None and q.is_cuda and q.shape[2] > 1):
+    if (mask is not None and not isinstance(mask, Tensor)) or (
+        softcap is not None and q.is_cuda and q.shape[2] > 1
+    ):
         return _flex(q, k, v, mask, scale, softcap)
     if q.shape[2] == 1:
         # The heads of a group become the queries of their one head of keys: nothing is repeated in memory.
@@ -101,6 +106,8 @@ def _capped(softcap: float, score: Tensor, *_: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _blocks(window: int | None, start: int, length: int, device: torch.device) -> BlockMask:
+    from torch.nn.attention.flex_attention import create_block_mask
+
     def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         seen = key <= query + start
         return seen if window is None else seen & (key > query + start - window)
@@ -110,5 +117,7 @@ def _blocks(window: int | None, start: int, length: int, device: torch.device) -
 
 @lru_cache(maxsize=1)
 def _compiled() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
     # Without compilation, it would hold all scores.
     return torch.compile(flex_attention)

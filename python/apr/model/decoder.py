@@ -88,8 +88,13 @@ class Decoder(nn.Module):
         # On the meta device nothing is allocated or drawn. torch's own initialization would draw 494 M random
         # numbers for Qwen2.5-0.5B, only for the file to replace them.
         with torch.device("meta"):
-            model = cls(config).to(dtype)
-        return model.to_empty(device=device)
+            model = cls(config)
+        # Not to_empty, which loads SymPy.
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                values = torch.empty(parameter.shape, device=device, dtype=dtype)
+                setattr(module, name, nn.Parameter(values))
+        return model
 
     @property
     def head_weight(self) -> Tensor:
@@ -139,7 +144,7 @@ class Body(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = _embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
         self.norm = norm(config, config.hidden_size)
         self._multiplier = config.embedding_multiplier
@@ -253,6 +258,13 @@ class Mlp(nn.Module):
         """Map [B, T, hidden_size] to the same shape."""
         out: Tensor = self.down_proj(self._activation(self.gate_proj(x)) * self.up_proj(x))
         return out
+
+
+def _embedding(vocab_size: int, hidden_size: int) -> nn.Embedding:
+    """Create an embedding; on the meta device without drawing values that nobody will see."""
+    # There, drawing normal numbers loads SymPy and torch's compiler: 4 s of CPU time in each process.
+    weight = torch.empty(vocab_size, hidden_size)
+    return nn.Embedding(vocab_size, hidden_size, _weight=weight if weight.is_meta else None)
 
 
 class Float32Norm(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -189,8 +191,10 @@ class _Decoding:
     @torch.no_grad()
     def next(self, options: GenerateOptions, uniform: Tensor) -> tuple[list[int], list[float]]:
         """Return the next id of each sequence, and the logarithm of its probability."""
-        # Layers that training has compiled would be compiled again for each length.
-        with torch.compiler.set_stance("force_eager"):
+        # Layers that training has compiled would be compiled again for each length. Before anything was
+        # compiled, torch would take 2 s to load the compiler, only to turn it off.
+        compiled = "torch._dynamo" in sys.modules
+        with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
             logits = self._logits()
         ids = choose(logits, options, uniform)
         logprobs = log_probabilities(logits, ids)
