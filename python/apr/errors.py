@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from os import PathLike, fspath
 
 TYPE_CHECKING = False  # typing costs 4 ms; type checkers take this name as true
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 # Exit codes of the commands. Scripts of the ecosystem's own tools test for these numbers.
 EXIT_UNFORESEEN, EXIT_USAGE, EXIT_NOT_FOUND, EXIT_NOT_VALID = 1, 2, 3, 4
@@ -33,7 +34,7 @@ class AprError(ValueError):
     """A model file is damaged, unsupported, or does not fit the request.
 
     Attributes:
-        path: path of the file as a str, or None if the error is not about one file.
+        path: path of the file or directory as a str, or None if the error is not about one.
         tensor: name of the tensor, or None if the error is not about one tensor.
         offset: byte of the file at which the problem is, or None if it has no single place.
     """
@@ -87,7 +88,7 @@ class SignatureError(AprError):
     """The signature is missing or wrong, or its key is not the trusted one."""
 
 
-class RefusedError(Exception):
+class RefusedError(AprError):
     """A check, a preflight or a gate failed. A command exits with `exit_code`."""
 
     exit_code = EXIT_REFUSED
@@ -111,7 +112,7 @@ class UnavailableError(RefusedError):
     exit_code = EXIT_UNAVAILABLE
 
 
-class DeviceError(UnavailableError, ValueError):
+class DeviceError(UnavailableError):
     """A device is unknown to torch or not present in this machine."""
 
 
@@ -119,13 +120,15 @@ class PreflightError(RefusedError):
     """One or more problems keep a run from starting. The message has one line for each.
 
     Attributes:
-        problems: the errors in the order of the checks. The first one decides the exit code.
+        problems: the errors in the order of the checks. The first one decides the exit code and `path`.
     """
 
     def __init__(self, problems: Sequence[Exception]) -> None:
-        super().__init__("\n".join(message(problem) for problem in problems))
+        first = problems[0]
+        path = first.filename if isinstance(first, OSError) else getattr(first, "path", None)
+        super().__init__("\n".join(message(problem) for problem in problems), path=path)
         self.problems = tuple(problems)
-        self.exit_code = exit_code(problems[0])
+        self.exit_code = exit_code(first)
 
     def __reduce__(self) -> tuple[object, ...]:
         # pickle would call the class with the message, but it takes the errors.
@@ -134,6 +137,20 @@ class PreflightError(RefusedError):
 
 class OptionsError(PreflightError, UsageError):
     """Options are missing, unknown or out of range; a line for each."""
+
+
+@contextmanager
+def about(path: str | PathLike[str]) -> Iterator[None]:
+    """Make a refusal name a file where it names none: its `path`, and the start of its message.
+
+    What checks a model's metadata or its prompt does not know which file they are from.
+    """
+    try:
+        yield
+    except RefusedError as error:
+        if error.path is not None or isinstance(error, PreflightError):
+            raise
+        raise type(error)(f"{fspath(path)}: {error}", path=path) from None
 
 
 def exit_code(error: BaseException) -> int:

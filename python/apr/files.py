@@ -116,9 +116,9 @@ def read_options(path: Path) -> dict[str, Any]:
     try:
         options = parse_yaml(path.read_text(encoding="utf-8"))
     except (YAMLError, ValueError, RecursionError) as error:  # ValueError: invalid UTF-8, impossible dates
-        raise UsageError(f"{path}: invalid YAML: {error}") from None
+        raise UsageError(f"{path}: invalid YAML: {error}", path=path) from None
     if options is None:
         return {}
     if not isinstance(options, dict):
-        raise UsageError(f"{path}: not a mapping of option names to values")
+        raise UsageError(f"{path}: not a mapping of option names to values", path=path)
     return options

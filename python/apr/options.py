@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, dataclass, fields
-from difflib import get_close_matches
 from functools import cache, wraps
 from numbers import Real
 from operator import ge, gt, index, le, lt
@@ -39,6 +38,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 from apr.errors import OptionsError, UsageError
 from apr.files import read_options
+from apr.meant import meant_flags
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -241,15 +241,16 @@ def options_from_yaml(cls: type[DataclassInstance], path: Path) -> dict[str, Any
     for key, value in read_options(path).items():
         written = str(key).replace("-", "_")
         if written not in names:
-            close = get_close_matches(written, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            problems.append(UsageError(f"{path}: unknown option {str(key)!r}{hint}"))
+            flags = [f"--{name.replace('_', '-')}" for name in names]
+            close = [flag[2:].replace("-", "_") for flag in meant_flags(written, flags)]
+            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            problems.append(UsageError(f"{path}: unknown option {str(key)!r}{hint}", path=path))
         elif value is not None:
             option = options[names[written]]
             try:
                 values[option.name] = option.checked(_number(value, option.type))
             except UsageError as error:
-                problems.append(UsageError(f"{path}: {error}"))
+                problems.append(UsageError(f"{path}: {error}", path=path))
     if problems:
         raise OptionsError(problems)
     return values

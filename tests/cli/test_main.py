@@ -57,7 +57,7 @@ def test_an_unknown_command_is_wrong_usage(capsys, typed, suggested):
     assert repr(typed) in line
     assert ("did you mean" in line) == (suggested is not None)
     if suggested is not None:
-        assert line.endswith(f"did you mean {suggested}?")
+        assert line.endswith(f"did you mean apr {suggested}?")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import io
 import sys
 from contextlib import redirect_stderr
 from dataclasses import MISSING, fields, is_dataclass
-from difflib import get_close_matches
-from functools import cache, partial
+from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
@@ -24,13 +23,12 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from apr.errors import EXIT_USAGE
-from apr.options import Metavar, Negatable, Unset, options_of
+from apr.cli._usage import is_negatable, usage_problems
+from apr.errors import EXIT_USAGE, AprError
+from apr.options import Metavar, Unset, options_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from _typeshed import DataclassInstance
+    from collections.abc import Callable, Sequence
 
     from apr.options import Option
 
@@ -53,13 +51,16 @@ def parse(command: type[T], prog: str, arguments: Sequence[str], default: T | No
 
     Raises:
         SystemExit: with code 0 after printing help, with code 2 after printing what is wrong with the flags.
+        AprError: the dataclass refused its values.
     """
+    # `apr tokenize help` and `apr tokenize help encode`; a dataclass has no subcommands.
+    if get_args(command) and arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     errors = io.StringIO()
     try:
-        # tyro suggests nothing when a required flag is missing, perhaps because it is misspelled. Its errors
-        # are held back until it is known whether there is a suggestion.
+        # tyro draws its errors in boxes of many lines. They are only a last resort.
         with redirect_stderr(errors):
-            return tyro.cli(
+            parsed = tyro.cli(
                 command,
                 prog=prog,
                 args=arguments,
@@ -67,56 +68,66 @@ def parse(command: type[T], prog: str, arguments: Sequence[str], default: T | No
                 config=_CONFIG,
                 registry=_REGISTRY,
             )
+    except _Refused as refused:
+        raise refused.error from None
     except SystemExit as stop:
-        if stop.code == EXIT_USAGE and (suggestions := _suggestions(command, prog, arguments)):
-            print(*suggestions, sep="\n", file=sys.stderr)
-        else:
+        if stop.code != EXIT_USAGE:
             sys.stderr.write(errors.getvalue())
-        raise
+            raise
+        problems = usage_problems(command, prog, arguments, default) or [_one_line(errors.getvalue())]
+    else:
+        problems = usage_problems(command, prog, arguments, default, accepted=True)
+        if not problems:
+            return parsed
+    print(*problems, sep="\n", file=sys.stderr)
+    raise SystemExit(EXIT_USAGE)
 
 
 def parse_known(command: type[T], prog: str, arguments: Sequence[str]) -> T:
-    """Parse the flags that a command has, and leave out all others."""
-    # Without --help, which is left to the parse of all flags that follows.
-    parsed, _ = tyro.cli(
-        command, prog=prog, args=arguments, return_unknown_args=True, add_help=False, registry=_REGISTRY
-    )
+    """Parse the flags that a command has, and leave out all others.
+
+    Flags that cannot be parsed have their defaults. The parse of all flags, which follows, refuses them.
+    """
+    try:
+        with redirect_stderr(io.StringIO()):
+            # Without --help, which is left to the parse of all flags too.
+            parsed, _ = tyro.cli(
+                command,
+                prog=prog,
+                args=arguments,
+                return_unknown_args=True,
+                add_help=False,
+                registry=_REGISTRY,
+            )
+    except SystemExit:
+        return command()
     return parsed
 
 
-def _suggestions(command: Any, prog: str, arguments: Sequence[str]) -> list[str]:  # noqa: ANN401
-    """Return a line for each word of a command line that is meant as a flag or subcommand but is not one."""
-    lines = []
-    subcommands = {}
-    for arm in get_args(command):  # of a union; a dataclass has none
-        cls, subcommand = get_args(arm)
-        subcommands[subcommand.name] = cls
-    flags = ["--help"] if subcommands else _flags(command)
-    for word in arguments:
-        name = word.partition("=")[0]
-        dashed = name.replace("_", "-")  # --num_steps is --num-steps
-        if word in subcommands:
-            prog, flags, subcommands = f"{prog} {word}", _flags(subcommands[word]), {}
-        elif close := get_close_matches(word, subcommands, n=1):
-            return [f"{prog}: error: unknown command {word!r}; did you mean {close[0]}?"]
-        elif word.startswith("--") and dashed not in flags:
-            close = get_close_matches(dashed, flags, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"see {prog} --help"
-            lines.append(f"{prog}: error: unknown option {name}; {hint}")
-    return lines
+class _Refused(Exception):  # noqa: N818 (never seen outside this module)
+    """Carries the refusal of a dataclass through tyro, which takes every ValueError for one of its own."""
+
+    def __init__(self, error: AprError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
-def _flags(cls: type[DataclassInstance]) -> list[str]:
-    """Return the flags of a dataclass and of those nested in it."""
-    flags = ["--help"]
-    for option in options_of(cls).values():
-        if isinstance(option.type, type) and is_dataclass(option.type):
-            flags += _flags(option.type)
-        elif tyro.conf.Positional not in option.markers:
-            flags += [option.flag, *option.aliases]
-            if option.type is bool:
-                flags.append(option.flag.replace("--", "--no-"))
-    return flags
+def _constructor(cls: type[T]) -> Callable[..., T]:
+    """Return a function that creates an instance of a dataclass, and whose refusals pass through tyro."""
+
+    @wraps(cls, updated=())  # help shows its docstring
+    def construct(*arguments: Any, **values: Any) -> T:  # noqa: ANN401 (of any dataclass)
+        try:
+            return cls(*arguments, **values)
+        except AprError as error:
+            raise _Refused(error) from None
+
+    return construct
+
+
+def _one_line(text: str) -> str:
+    """Return an error of tyro without its box."""
+    return " ".join(text.translate(dict.fromkeys(map(ord, "╭╮╰╯│─"), " ")).split())
 
 
 @_REGISTRY.struct_rule
@@ -138,7 +149,7 @@ def _options_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         option = options_of(info.type)[field.name]
         markers = [_argument(option)]
         # A switch has a --no- form where it has something to undo: it is on by default, or in a YAML file.
-        if option.type is bool and not (field.default is True or default is True or option.marker(Negatable)):
+        if option.type is bool and not is_negatable(option, field.default, default):
             markers.append(tyro.conf.FlagCreatePairsOff)
         # A switch that may be unset is a switch too: tyro would ask for one of None, True and False.
         if option.type is bool:
@@ -147,7 +158,7 @@ def _options_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         # Reading help out of source text is slow, so tyro calls for it only when it shows it.
         text = partial(help_text, info.type, field.name)
         specs.append(StructFieldSpec(name=field.name, type=hint, default=default, helptext=text))
-    return StructConstructorSpec(instantiate=info.type, fields=tuple(specs))
+    return StructConstructorSpec(instantiate=_constructor(info.type), fields=tuple(specs))
 
 
 def _argument(option: Option) -> object:

@@ -50,7 +50,7 @@ def _password(path: Path) -> str:
         # An editor ends the line with a newline that is not part of the password.
         return _read(path).decode().partition("\n")[0].removesuffix("\r")
     except UnicodeDecodeError:
-        raise UsageError(f"{path}: the password is not UTF-8 text") from None
+        raise UsageError(f"{path}: the password is not UTF-8 text", path=path) from None
 
 
 def _key(path: Path) -> bytes:
@@ -63,7 +63,7 @@ def _key(path: Path) -> bytes:
     except ValueError:
         key = b""
     if len(key) != 32:
-        raise UsageError(f"{path}: not a key; it must hold 32 bytes or 64 hex digits")
+        raise UsageError(f"{path}: not a key; it must hold 32 bytes or 64 hex digits", path=path)
     return key
 
 
@@ -72,5 +72,7 @@ def _read(path: Path) -> bytes:
         # One byte more than allowed shows that there are more.
         content = file.read(_MAX_KEY_FILE + 1)
     if len(content) > _MAX_KEY_FILE:
-        raise UsageError(f"{path}: too large for a key file; it must hold 32 bytes or 64 hex digits")
+        raise UsageError(
+            f"{path}: too large for a key file; it must hold 32 bytes or 64 hex digits", path=path
+        )
     return content

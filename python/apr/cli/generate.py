@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.cli.main import EXIT_INTERRUPTED
-from apr.errors import AprError, RefusedError, UsageError
+from apr.errors import AprError, UsageError, about
 from apr.files import json_text
 from apr.model.sampling import GenerateOptions
 from apr.options import Metavar, Unset
@@ -79,7 +79,8 @@ class Command(GenerateOptions):
         tokenizer = self._tokenizer(metadata)
         prompt = list(self.ids) if tokenizer is None or self.ids else self._encode(tokenizer)
         stop_ids = metadata_stop_ids(metadata) if tokenizer is None else tokenizer.stop_ids()
-        check_prompt(config, prompt)  # before the weights are read
+        with about(self.file):
+            check_prompt(config, prompt)  # before the weights are read
         model = self._load()
         results = [Generated() for _ in range(self.n)]
         output = _Output(self, tokenizer, prompt, results, stop_ids)
@@ -117,11 +118,8 @@ class Command(GenerateOptions):
         from apr.model.config import ModelConfig
         from apr.model.match import has_head
 
-        with load(self.file) as file:
-            try:
-                config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
-            except RefusedError as error:
-                raise type(error)(f"{file.path}: {error}") from None
+        with load(self.file) as file, about(file.path):
+            config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
             return file.metadata, config
 
     def _tokenizer(self, metadata: Mapping[str, Any]) -> PromptTokenizer | None:

@@ -113,7 +113,8 @@ class Command:
             if not metadata:
                 raise RefusedError(
                     f"{self.tokenizer}: a model file can only store a byte-level BPE tokenizer; leave out "
-                    "--tokenizer and pass --vocab-size"
+                    "--tokenizer and pass --vocab-size",
+                    path=self.tokenizer,
                 )
             # More rows than ids are fine: Qwen2.5 has 151,936 rows for 151,665 ids.
             if self.vocab_size is not None and self.vocab_size < size:

@@ -39,6 +39,8 @@ COMMANDS = {
     "contracts": ("apr.cli.contracts", "check whether a training run met the requirements in a YAML file"),
 }
 
+SUBCOMMANDS = {"tokenize": ("train", "encode", "decode", "merge"), "contracts": ("lint", "check", "list")}
+
 # 128 + SIGINT, as shells report it.
 EXIT_INTERRUPTED = 130
 
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `apr ARGV…` and return the exit code."""
     _accept_any_text()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in {"-h", "--help"}:
         print(_overview())
         return 0 if arguments else EXIT_USAGE
@@ -65,14 +69,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = arguments[0]
     if name not in COMMANDS:
-        from difflib import get_close_matches
-
-        close = get_close_matches(name, [*COMMANDS, "--help", "--version"], n=1)
-        hint = f"did you mean {close[0]}?" if close else "see apr --help"
-        what = "option" if name.startswith("-") else "command"
-        print(f"apr: error: unknown {what} {name!r}; {hint}", file=sys.stderr)
+        print(f"apr: error: {_unknown(name, arguments[1:])}", file=sys.stderr)
         return EXIT_USAGE
     return run(name, arguments[1:])
+
+
+def _unknown(name: str, others: Sequence[str]) -> str:
+    """Return what to say about the first word if it is not a command."""
+    from apr.meant import meant_commands
+
+    if name.startswith("-"):
+        close, what = meant_commands(name, ["--help", "--version"]), "option"
+        command = next((word for word in others if word in COMMANDS), None)
+        if command is not None:
+            return f"unknown option {name!r}; flags follow the command, as in apr {command} {name}"
+    else:
+        # A subcommand may be typed alone: apr encode.
+        names = [
+            *COMMANDS,
+            *(f"{command} {word}" for command, words in SUBCOMMANDS.items() for word in words),
+        ]
+        close, what = meant_commands(name, [*names, "--help", "--version"]), "command"
+    hint = f"did you mean {' or '.join(f'apr {word}' for word in close)}?" if close else "see apr --help"
+    return f"unknown {what} {name!r}; {hint}"
 
 
 def run(name: str, argv: Sequence[str] | None = None) -> int:

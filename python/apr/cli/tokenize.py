@@ -275,16 +275,21 @@ def _recorded_tokenizer(shards: ShardDir) -> LoadedTokenizer:
 
     path, sha256 = shards.manifest.get("tokenizer_dir"), shards.manifest.get("tokenizer_sha256")
     if not isinstance(path, str):
-        raise UsageError(f"{shards.path}: the manifest does not name a tokenizer; pass one with --tokenizer")
+        raise UsageError(
+            f"{shards.path}: the manifest does not name a tokenizer; pass one with --tokenizer",
+            path=shards.path,
+        )
     if not Path(path).exists():
         raise UsageError(
-            f"{path}: the tokenizer of {shards.path} no longer exists; pass its new path with --tokenizer"
+            f"{path}: the tokenizer of {shards.path} no longer exists; pass its new path with --tokenizer",
+            path=path,
         )
     tokenizer = load_tokenizer(path)
     if sha256 not in (None, tokenizer.sha256):
         raise RefusedError(
             f"{path}: the file has changed since {shards.path} was encoded (tokenizer_sha256 differs); "
-            "pass the original one with --tokenizer"
+            "pass the original one with --tokenizer",
+            path=path,
         )
     return tokenizer
 

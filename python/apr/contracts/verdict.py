@@ -122,7 +122,8 @@ def load_decidable(contract: Contract | str | PathLike[str]) -> Contract:
         contract = load_contract(contract)
     if not any(f.check for f in contract.falsifiers):
         raise UsageError(
-            f"{contract.path}: no falsifier has a check for a run directory; only tests can decide it"
+            f"{contract.path}: no falsifier has a check for a run directory; only tests can decide it",
+            path=contract.path,
         )
     return contract
 

@@ -161,7 +161,8 @@ def compare(path: Path, model: GgufModel, file: TensorFile, *, target: Path) -> 
         if count < least * agreement.positions:
             raise RefusedError(
                 f"{target}: {agreement}; that is less than {least:.0%}, so the file was not written; pass "
-                "--no-check to write it all the same"
+                "--no-check to write it all the same",
+                path=target,
             )
     return agreement
 
@@ -233,7 +234,8 @@ def _ask(
         errors = [line for line in lines if " E " in line] or lines[-1:] or [f"exit code {child.returncode}"]
         raise RefusedError(
             f"{target}: llama.cpp cannot run the file: {errors[0]}; it was not written; pass --no-check to "
-            "write it all the same"
+            "write it all the same",
+            path=target,
         )
     answer: dict[str, Any] = json.loads(child.stdout)
     return answer

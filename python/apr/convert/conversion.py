@@ -129,7 +129,8 @@ def _checked(plan: Plan, model: ModelStream) -> ModelStream:
     if not plan.options.allow_mismatch:
         raise WeightsError(
             f"{plan.source}: the tensors do not match the model in its configuration: {problem}; to write "
-            "them anyway, pass --allow-mismatch"
+            "them anyway, pass --allow-mismatch",
+            path=plan.source,
         )
     return replace(model, notes=(*model.notes, f"the tensors do not match the model: {problem}"))
 

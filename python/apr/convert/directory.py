@@ -44,7 +44,9 @@ def check_replaceable(target: Path, *, force: bool) -> None:
         raise NotADirectoryError(20, "not a directory", str(target))
     existing = sorted(target.iterdir()) if target.is_dir() else []
     if existing and not force:
-        raise RefusedError(f"{target}: the directory exists and is not empty; pass --force to replace it")
+        raise RefusedError(
+            f"{target}: the directory exists and is not empty; pass --force to replace it", path=target
+        )
     for path in existing:
         is_written_here = path.name in _WRITTEN or _WEIGHTS.fullmatch(path.name)
         # Everything else stays, so that a mistyped target costs nothing. A run's checkpoints have other
@@ -52,7 +54,8 @@ def check_replaceable(target: Path, *, force: bool) -> None:
         if path.is_dir() or not is_written_here:
             raise RefusedError(
                 f"{target}: --force replaces only models, but the directory holds {path.name}; move it away "
-                "or choose another directory"
+                "or choose another directory",
+                path=target,
             )
 
 
@@ -132,7 +135,7 @@ def _held(work: Path, path: Path) -> Iterator[None]:
                 continue
             except RefusedError:
                 raise RefusedError(
-                    f"{path}: another conversion is writing to it; wait, or choose another target"
+                    f"{path}: another conversion is writing to it; wait, or choose another target", path=path
                 ) from None
         try:
             yield
@@ -148,7 +151,7 @@ def _recover(work: Path, path: Path) -> None:
     for entry in entries:
         if work.is_symlink() or not _WORK_ENTRY.fullmatch(entry.name):
             raise RefusedError(
-                f"{work}: contains {entry.name}, which apr convert did not write; move it away"
+                f"{work}: contains {entry.name}, which apr convert did not write; move it away", path=work
             )
     for entry in entries:
         if entry.name == _OLD and not path.exists():

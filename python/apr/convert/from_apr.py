@@ -24,7 +24,9 @@ def read(file: TensorFile, plan: Plan) -> ModelStream:
     """
     target, options = plan.target, plan.options
     if target.exists() and any(target.samefile(part.path) for part in file.files):
-        raise UsageError(f"{target}: the target is one of the source files; choose another target")
+        raise UsageError(
+            f"{target}: the target is one of the source files; choose another target", path=target
+        )
     to_apr = plan.layout in {Layout.APR, Layout.APR_SHARDS}
     keep_quantized = to_apr and (options.keep_quantized or options.dtype is None)
     tensors, tied, training = [], 0, 0

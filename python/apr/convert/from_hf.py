@@ -137,7 +137,8 @@ def _without_tied_head(directory: Path, tensors: list[TensorStream]) -> list[Ten
     if not same_values(head, embedding):
         raise WeightsError(
             f"{directory}: tie_word_embeddings is true, but {HEAD} differs from {EMBEDDING}; "
-            "correct config.json or the weights"
+            "correct config.json or the weights",
+            path=directory,
         )
     return [tensor for tensor in tensors if tensor is not head]
 
@@ -169,7 +170,8 @@ def _read_tokenizer(directory: Path) -> dict[str, Any]:
     if _json_size(files) > _MAX_TOKENIZER_BYTES:
         raise UsageError(
             f"{directory}: the tokenizer files take {_json_size(files):,} bytes, but the metadata can hold "
-            "only 16 MiB; pass --no-tokenizer to leave them out"
+            "only 16 MiB; pass --no-tokenizer to leave them out",
+            path=directory,
         )
     return files
 

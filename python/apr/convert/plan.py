@@ -139,7 +139,7 @@ def _layout(target: Path) -> tuple[Layout, Path]:
     if target.name == SAFETENSORS_INDEX:
         return Layout.SAFETENSORS_SHARDS, target.parent
     if target.name.endswith(".index.json"):
-        raise UsageError(f"{target}: an index must be named {APR_INDEX} or {SAFETENSORS_INDEX}")
+        raise UsageError(f"{target}: an index must be named {APR_INDEX} or {SAFETENSORS_INDEX}", path=target)
     if target.suffix.lower() == ".gguf":
         return Layout.GGUF, target.parent
     return Layout.DIRECTORY, target
@@ -152,31 +152,41 @@ def _check(plan: Plan) -> None:
     to_safetensors = layout in {Layout.SAFETENSORS, Layout.SAFETENSORS_SHARDS}
     to_one_file = layout in {Layout.APR, Layout.SAFETENSORS, Layout.GGUF}
     if options.dtype not in {None, *get_args(FloatDtype)} and layout is not Layout.GGUF:
-        raise UsageError(f"{target}: --dtype {options.dtype} needs a target that ends in .gguf")
+        raise UsageError(f"{target}: --dtype {options.dtype} needs a target that ends in .gguf", path=target)
     if options.check is not None and layout is not Layout.GGUF:
-        raise UsageError(f"{target}: --check and --no-check need a target that ends in .gguf")
+        raise UsageError(f"{target}: --check and --no-check need a target that ends in .gguf", path=target)
     if options.keep_quantized and layout is Layout.GGUF:
-        raise UsageError(f"{target}: --keep-quantized needs an .apr target; use --dtype for a .gguf target")
+        raise UsageError(
+            f"{target}: --keep-quantized needs an .apr target; use --dtype for a .gguf target", path=target
+        )
     if options.keep_quantized and (to_safetensors or plan.source_format not in {"gguf", "apr"}):
         raise UsageError("--keep-quantized needs a GGUF or .apr source and an .apr target")
     if not options.tokenizer and (plan.source_format == "safetensors" or to_safetensors):
-        raise UsageError(f"{target}: safetensors files never contain a tokenizer; leave out --no-tokenizer")
+        raise UsageError(
+            f"{target}: safetensors files never contain a tokenizer; leave out --no-tokenizer", path=target
+        )
     if options.max_shard_size is not None and options.max_shard_size < 1:
         raise UsageError(f"--max-shard-size is {options.max_shard_size}; it must be at least 1 byte")
     if options.max_shard_size is not None and to_one_file:
-        raise UsageError(f"{target}: --max-shard-size writes several files; choose a directory as target")
+        raise UsageError(
+            f"{target}: --max-shard-size writes several files; choose a directory as target", path=target
+        )
     if not from_apr and (to_safetensors or layout is Layout.GGUF):
         raise UsageError(
-            f"{target}: cannot convert {source} to this format directly; convert it to .apr first"
+            f"{target}: cannot convert {source} to this format directly; convert it to .apr first",
+            path=target,
         )
     if to_one_file and target.exists() and target.samefile(source):
-        raise UsageError(f"{target}: the target is the source; choose another target")
+        raise UsageError(f"{target}: the target is the source; choose another target", path=target)
     if layout is Layout.DIRECTORY and not from_apr and options.max_shard_size is None:
         raise UsageError(
-            f"{target}: choose a target that ends in .apr, or pass --max-shard-size to write several files"
+            f"{target}: choose a target that ends in .apr, or pass --max-shard-size to write several files",
+            path=target,
         )
     if layout is Layout.DIRECTORY and from_apr and options.keep_quantized:
-        raise UsageError(f"{target}: --keep-quantized needs an .apr target, not a directory for transformers")
+        raise UsageError(
+            f"{target}: --keep-quantized needs an .apr target, not a directory for transformers", path=target
+        )
     if to_one_file:
         return
     # The directory is replaced as a whole; --force must not delete the source or the shell's own directory.
@@ -186,6 +196,7 @@ def _check(plan: Plan) -> None:
         if path.is_relative_to(directory):
             raise UsageError(
                 f"{plan.directory}: the whole directory would be replaced, but it contains {what}; choose "
-                "another one"
+                "another one",
+                path=plan.directory,
             )
     check_replaceable(plan.directory, force=options.force)

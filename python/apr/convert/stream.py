@@ -230,7 +230,8 @@ def match_sources(config: ModelConfig, file: TensorFile) -> dict[str, str]:
     ):
         raise WeightsError(
             f"{file.path}: tie_word_embeddings is true, but {match.head_copy} differs from "
-            f"{match.sources[EMBEDDING]}"
+            f"{match.sources[EMBEDDING]}",
+            path=file.path,
         )
     return match.sources
 

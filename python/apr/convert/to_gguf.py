@@ -13,7 +13,7 @@ from apr.container.save import TensorSpec
 from apr.convert.gguf_families import architecture_keys, rope_tensors
 from apr.convert.gguf_tokenizer import tokenizer_keys
 from apr.convert.stream import TensorStream, chunk_ranges, joined, match_sources, stream_values
-from apr.errors import RefusedError
+from apr.errors import about
 from apr.files import path_of, replacing
 from apr.gguf.names import ONE_PLUS, STORED_HEADS, gguf_name, permute
 from apr.gguf.writer import GgufOutput, file_type, stored_dtype
@@ -94,11 +94,9 @@ def read(file: TensorFile, *, dtype: GgufDtype | None, tokenizer: bool) -> GgufM
         RefusedError: the metadata do not describe a model, or llama.cpp cannot run it.
         WeightsError: the tensors are not those of the model that the metadata describe.
     """
-    try:
+    with about(file.path):
         config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
         keys, limits = architecture_keys(config)
-    except RefusedError as error:
-        raise type(error)(f"{file.path}: {error}") from None
     architecture = FAMILIES[config.family].gguf
     sources = match_sources(config, file)
     written = dict(sources)

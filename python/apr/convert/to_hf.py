@@ -125,7 +125,8 @@ def _as_hf(file: TensorFile) -> ModelStream:
         if not isinstance(kept, dict) or read_config(kept, head_present=head_present)[0] is not None:
             raise type(error)(
                 f"{file.path}: {error}; to convert the tensors alone, choose a target that ends in "
-                ".safetensors, or pass --max-shard-size"
+                ".safetensors, or pass --max-shard-size",
+                path=file.path,
             ) from None
         # apr does not know the architecture, but transformers gets back what it wrote.
         names = [name for name in file if not name.startswith(TRAINING_PREFIX)]
@@ -257,5 +258,7 @@ def _kept_content(path: str, name: str, value: object) -> bytes:
         if name in TOKENIZER_BINARIES and isinstance(value, dict) and isinstance(value.get(BASE64), str):
             return base64.b64decode(value[BASE64], validate=True)
     except ValueError as error:  # a lone surrogate, or invalid base64
-        raise RefusedError(f"{path}: metadata key {HF_TOKENIZER}: {name}: {error}") from None
-    raise RefusedError(f"{path}: metadata key {HF_TOKENIZER}: {name!r} is not a valid tokenizer file")
+        raise RefusedError(f"{path}: metadata key {HF_TOKENIZER}: {name}: {error}", path=path) from None
+    raise RefusedError(
+        f"{path}: metadata key {HF_TOKENIZER}: {name!r} is not a valid tokenizer file", path=path
+    )

@@ -78,7 +78,8 @@ def render_chat(
     if template is None:
         raise RefusedError(
             f"{path}: contains no chat template; leave out --chat, or add one with apr stamp {path} "
-            "chat_template=…"
+            "chat_template=…",
+            path=path,
         )
     from jinja2 import TemplateError
     from jinja2.ext import loopcontrols
@@ -102,7 +103,9 @@ def render_chat(
         )
     except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
         # A template is a program of the file's author: it may fail in any of Python's ways.
-        raise RefusedError(f"{path}: the chat template cannot render the messages: {error}") from None
+        raise RefusedError(
+            f"{path}: the chat template cannot render the messages: {error}", path=path
+        ) from None
 
 
 def _to_json(

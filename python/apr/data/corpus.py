@@ -268,7 +268,8 @@ class Corpus:
         others = f"its fields are {named_fields(names)}" if names else "it has no other field"
         raise RefusedError(
             f"{name}: no row has {what} ({counted(count, 'row')}); {others}; use another --content-field, "
-            "or leave the file out with --exclude"
+            "or leave the file out with --exclude",
+            path=name,
         )
 
     def _batches_of(self, file: CorpusFile, first: Place, read_before: int, nbytes: int) -> Iterator[Batch]:

@@ -112,7 +112,7 @@ def list_corpus_files(
         status = os.fstat(descriptor)
         os.close(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UsageError(f"{path}: neither a file nor a directory; to read from a pipe, use -")
+            raise UsageError(f"{path}: neither a file nor a directory; to read from a pipe, use -", path=path)
         yield _file(path, status, content_field)
 
 

@@ -63,7 +63,8 @@ def check_column(file: CorpusFile, field: str) -> None:
         problem = _column_problem(table, field) if table.metadata.num_rows else None
     if problem is not None:
         raise RefusedError(
-            f"{file.path}: {problem}; use another --content-field, or leave the file out with --exclude"
+            f"{file.path}: {problem}; use another --content-field, or leave the file out with --exclude",
+            path=file.path,
         )
 
 
@@ -100,7 +101,8 @@ def _check_unique(file: CorpusFile, table: Any, field: str) -> None:  # noqa: AN
     if count > 1:
         raise RefusedError(
             f"{file.path}: {count} columns are named {field!r}; rename all but one, or leave the file out "
-            "with --exclude"
+            "with --exclude",
+            path=file.path,
         )
 
 

@@ -108,5 +108,6 @@ def _skip(stream: Any, nbytes: int, name: str) -> None:  # noqa: ANN401 (gzip, p
 def _too_short(name: str, nbytes: int, offset: int) -> RefusedError:
     return RefusedError(
         f"{name}: the file has {nbytes:,} bytes, but the encoding was interrupted at byte {offset:,}; "
-        "use --force to start over"
+        "use --force to start over",
+        path=name,
     )

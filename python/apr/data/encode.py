@@ -252,7 +252,8 @@ class _Encoding:
         self.text_loss = text_loss(self.tokenizer, sample)
         if self.text_loss is not None and not self.options.allow_text_loss:
             raise RefusedError(
-                f"{source}: {self.text_loss}; use a tokenizer that fits the text, or pass --allow-text-loss"
+                f"{source}: {self.text_loss}; use a tokenizer that fits the text, or pass --allow-text-loss",
+                path=source,
             )
         if (change := changed_text(self.tokenizer, sample.documents)) is not None:
             self.notes.append(f"{source}: this tokenizer changes text before it encodes it: {change}")

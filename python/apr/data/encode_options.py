@@ -89,7 +89,8 @@ def prepare(options: EncodeOptions) -> tuple[LoadedTokenizer, Corpus]:
     if tokenizer.eos_id is None and options.eos_policy != "none":
         raise UsageError(
             f"{options.tokenizer}: no end-of-text token is configured; name it with --eos-token, or use "
-            "--eos-policy none"
+            "--eos-policy none",
+            path=options.tokenizer,
         )
     corpus = Corpus(
         options.corpus,

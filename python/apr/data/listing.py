@@ -44,14 +44,17 @@ def list_shards(path: str | os.PathLike[str]) -> list[Shard]:
     for name, size in files:
         if size == 0:
             raise RefusedError(
-                f"{directory / name}: empty shard; move it aside with apr repair-manifest {path} --drop-empty"
+                f"{directory / name}: empty shard; move it aside with "
+                f"apr repair-manifest {path} --drop-empty",
+                path=directory / name,
             )
         # An encoder that dies in the middle of a write leaves such a shard, always the last one.
         if size % ID_SIZE:
             end = size - size % ID_SIZE
             raise RefusedError(
                 f"{directory / name}: ends in the middle of an id, after byte {end} of {size}; "
-                f"truncate it with apr repair-manifest {path} --truncate-torn"
+                f"truncate it with apr repair-manifest {path} --truncate-torn",
+                path=directory / name,
             )
     return [Shard(name, directory, size // ID_SIZE) for name, size in files]
 
@@ -76,14 +79,14 @@ def shard_files(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
                     not_files.add(entry.name)
     names = sorted(sizes)
     if not names:
-        raise RefusedError(f"{path}: contains no shards (shard-NNNNN.bin)")
+        raise RefusedError(f"{path}: contains no shards (shard-NNNNN.bin)", path=path)
     # With equal widths, the order of the names is the order of the numbers. All names are compared at once,
     # because a directory may hold a million; which one is wrong, and why, is only looked for if one is.
     digits = max(0, len(names[0]) - len("shard-.bin"))
     expected = [f"shard-{number:0>{digits}}.bin" for number in range(len(names))]
     if not_files or names != expected or not SHARD_NAME.match(names[-1]):
         name, reason = _first_problem(names, expected, not_files)
-        raise RefusedError(f"{Path(path) / name}: {reason}")
+        raise RefusedError(f"{Path(path) / name}: {reason}", path=Path(path) / name)
     return [(name, sizes[name]) for name in names]
 
 

@@ -136,7 +136,8 @@ class Loader:
     ) -> None:
         if len(windows) == 0:
             raise RefusedError(
-                f"{windows.shards.path}: fewer ids than one window of {windows.seq_length} + 1 needs"
+                f"{windows.shards.path}: fewer ids than one window of {windows.seq_length} + 1 needs",
+                path=windows.shards.path,
             )
         if not 0 <= rank < world_size or batch_size < 1:
             raise ValueError(f"invalid rank {rank}, world_size {world_size} or batch_size {batch_size}")
@@ -246,7 +247,8 @@ def _check_fingerprint(before: Fingerprint, now: Fingerprint, windows: Windows) 
         names = f" (changed: {', '.join(changed[:3])}{more})"
     raise RefusedError(
         f"{windows.shards.path}: does not match the loader state{names}: {'; '.join(differences)}; "
-        "restore the data or start over"
+        "restore the data or start over",
+        path=windows.shards.path,
     )
 
 

@@ -85,7 +85,7 @@ def merge_parts(
     if resume and force:
         raise UsageError("--resume cannot be used with --force; resume, or start over")
     if output.resolve() in [path.resolve() for path in parts]:
-        raise UsageError(f"{output}: --output is one of the parts; use another directory")
+        raise UsageError(f"{output}: --output is one of the parts; use another directory", path=output)
     sources = _check_parts(parts)
     whole = _whole_manifest(sources)
     with lock_output(output):
@@ -207,7 +207,8 @@ def _check_parts(parts: Sequence[Path]) -> list[_Source]:
         if source.part.of != first.part.of:
             raise RefusedError(
                 f"{source.path}: part {source.part}, but {first.path} is part {first.part}; all parts must "
-                "have the same N"
+                "have the same N",
+                path=source.path,
             )
         different = [key for key in _SAME if source.manifest.get(key) != first.manifest.get(key)]
         ranges = [one.manifest["part_range"] for one in (first, source)]
@@ -217,13 +218,15 @@ def _check_parts(parts: Sequence[Path]) -> list[_Source]:
         if different:
             raise RefusedError(
                 f"{source.path}: {different[0]} differs from that of {first.path}; encode all parts from the "
-                "same corpus with the same tokenizer and options"
+                "same corpus with the same tokenizer and options",
+                path=source.path,
             )
     numbers = [source.part.number for source in sources]
     for before, source in pairwise(sources):
         if before.part == source.part:
             raise RefusedError(
-                f"{source.path}: part {source.part} is also {before.path}; pass each part once"
+                f"{source.path}: part {source.part} is also {before.path}; pass each part once",
+                path=source.path,
             )
     if missing := sorted(set(range(1, first.part.of + 1)) - set(numbers)):
         named = ", ".join(f"{number}/{first.part.of}" for number in missing[:_MAX_NAMED])
@@ -235,7 +238,8 @@ def _check_parts(parts: Sequence[Path]) -> list[_Source]:
     for before, source in pairwise(sources):
         if before.manifest["part_range"].get("stop") != source.manifest["part_range"].get("start"):
             raise RefusedError(
-                f"{source.path}: does not begin where {before.path} stops; encode both again with --force"
+                f"{source.path}: does not begin where {before.path} stops; encode both again with --force",
+                path=source.path,
             )
     return sources
 
@@ -244,15 +248,18 @@ def _check_part(path: Path) -> _Source:
     manifest = read_manifest(path)
     part, part_range = manifest.get("part"), manifest.get("part_range")
     if not isinstance(part, str) or not isinstance(part_range, dict):
-        raise RefusedError(f"{path}: not a part of an encoding; encode parts with --part I/N")
+        raise RefusedError(f"{path}: not a part of an encoding; encode parts with --part I/N", path=path)
     if manifest.get("complete") is not True:
-        raise RefusedError(f"{path}: part {part} is incomplete; run its command again with --resume")
+        raise RefusedError(
+            f"{path}: part {part} is incomplete; run its command again with --resume", path=path
+        )
     # A part of few documents may have no shard.
     shards = list_shards(path) if manifest.get("shards") != [] or manifest.get("total_tokens") else []
     if differences := check_manifest(manifest, shards):
         raise RefusedError(
             f"{path / MANIFEST}: does not match the shards: {'; '.join(differences)}; copy or "
-            "encode the part again"
+            "encode the part again",
+            path=path / MANIFEST,
         )
     return _Source(path, parse_part(part), manifest)
 
@@ -268,7 +275,9 @@ def _check_hashes(sources: Sequence[_Source]) -> None:
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for (path, row), digest in zip(rows, pool.map(file_sha256, [path for path, _ in rows]), strict=True):
             if digest != row.get("sha256"):
-                raise RefusedError(f"{path}: changed since it was encoded; copy or encode the part again")
+                raise RefusedError(
+                    f"{path}: changed since it was encoded; copy or encode the part again", path=path
+                )
 
 
 def _check_earlier(output: Path, earlier: dict[str, Any], whole: Manifest) -> list[ShardRow]:
@@ -288,7 +297,8 @@ def _check_earlier(output: Path, earlier: dict[str, Any], whole: Manifest) -> li
         or "part" in earlier
     ):
         raise RefusedError(
-            f"{output}: cannot resume: its shards are not those of these parts; use --force to replace them"
+            f"{output}: cannot resume: its shards are not those of these parts; use --force to replace them",
+            path=output,
         )
     rows = shard_rows(earlier)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -296,7 +306,10 @@ def _check_earlier(output: Path, earlier: dict[str, Any], whole: Manifest) -> li
             rows, pool.map(file_sha256, [output / row["name"] for row in rows]), strict=True
         ):
             if digest is None or digest != row.get("sha256"):
-                raise RefusedError(f"{output / row['name']}: missing or changed; use --force to start over")
+                raise RefusedError(
+                    f"{output / row['name']}: missing or changed; use --force to start over",
+                    path=output / row["name"],
+                )
     return rows
 
 
@@ -380,13 +393,17 @@ def _lengths(shard: Path, row: ShardRow) -> NDArray[np.int64]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise RefusedError(f"{path}: missing; copy or encode the part again") from None
+        raise RefusedError(f"{path}: missing; copy or encode the part again", path=path) from None
     lengths = np.frombuffer(content[: len(content) // 8 * 8], "<u8")
     if 8 * len(lengths) != len(content) or len(lengths) != row.get("documents"):
-        raise RefusedError(f"{path}: not the lengths of {shard.name}; copy or encode the part again")
+        raise RefusedError(
+            f"{path}: not the lengths of {shard.name}; copy or encode the part again", path=path
+        )
     # Each of them first: a sum of arbitrary 64-bit integers may overflow to the right one.
     if (lengths > row["tokens"]).any() or int(lengths.sum()) != row["tokens"]:
-        raise RefusedError(f"{path}: not the lengths of {shard.name}; copy or encode the part again")
+        raise RefusedError(
+            f"{path}: not the lengths of {shard.name}; copy or encode the part again", path=path
+        )
     return lengths.astype(np.int64)
 
 
@@ -402,7 +419,9 @@ def _write(path: Path, shard: _Shard) -> str:
                 while left:
                     read = ids.readinto(buffer[: min(left, len(buffer))])
                     if not read:
-                        raise RefusedError(f"{source}: became shorter while it was read; copy the part again")
+                        raise RefusedError(
+                            f"{source}: became shorter while it was read; copy the part again", path=source
+                        )
                     file.write(buffer[:read])
                     digest.update(buffer[:read])
                     left -= read

@@ -90,5 +90,6 @@ class ShardMonitor:
                     self._times[number] = status.st_mtime_ns
                     return
         raise RefusedError(
-            f"{path}: changed while a run was reading it; restore the shard and resume, or start over"
+            f"{path}: changed while a run was reading it; restore the shard and resume, or start over",
+            path=path,
         )

@@ -77,11 +77,13 @@ def manifest_to_resume(output: Path, *, resume: bool, force: bool) -> dict[str, 
     if not resume:
         raise RefusedError(
             f"{output}: already contains shards; use --resume to continue an interrupted encoding, or "
-            "--force to replace them"
+            "--force to replace them",
+            path=output,
         )
     if not has_manifest:
         raise RefusedError(
-            f"{output}: contains shards but no manifest, so it cannot be resumed; use --force to start over"
+            f"{output}: contains shards but no manifest, so it cannot be resumed; use --force to start over",
+            path=output,
         )
     return read_manifest(output)
 
@@ -117,7 +119,8 @@ def check_same_encoding(
         if recorded.get("truncated"):
             raise RefusedError(
                 f"{output}: cannot resume, because apr repair-manifest closed this interrupted encoding; "
-                "use --force to start over"
+                "use --force to start over",
+                path=output,
             )
         keys = [key for key in _SAME_IF_RECORDED if recorded.get(key) is not None]
         before |= {key: recorded[key] for key in keys}
@@ -133,7 +136,8 @@ def check_same_encoding(
         key = different[0]
         raise RefusedError(
             f"{output}: cannot resume: {key} was {_shortened(before.get(key))} and is now "
-            f"{_shortened(now.get(key))}; use the same options, or --force to start over"
+            f"{_shortened(now.get(key))}; use the same options, or --force to start over",
+            path=output,
         )
     # A part of few documents may have no shard.
     if is_complete and recorded.get("shards") != []:
@@ -141,7 +145,8 @@ def check_same_encoding(
         if differences:
             raise RefusedError(
                 f"{output / MANIFEST}: does not match the shards: {'; '.join(differences)}; "
-                "use --force to start over"
+                "use --force to start over",
+                path=output / MANIFEST,
             )
 
 
@@ -167,7 +172,8 @@ def _check_same_corpus(
         if newer:
             raise RefusedError(
                 f"{newer[0]}: changed since it was encoded{_others(newer)}; "
-                "use --force to encode the whole corpus again"
+                "use --force to encode the whole corpus again",
+                path=newer[0],
             )
     if "corpus_files" in different:
         raise RefusedError(
@@ -191,7 +197,8 @@ def check_corpus_unchanged(output: Path, corpus: Corpus, skipped: set[str]) -> N
     if changed:
         raise RefusedError(
             f"{changed[0]}: changed while it was encoded{_others(changed)}; use --force to encode the whole "
-            f"corpus again, or apr repair-manifest {output} to keep the shards as they are"
+            f"corpus again, or apr repair-manifest {output} to keep the shards as they are",
+            path=changed[0],
         )
 
 
@@ -208,20 +215,24 @@ def check_kept_shards(output: Path, rows: Sequence[ShardRow]) -> None:
         for row, digest in zip(rows, digests, strict=True):
             path = output / row["name"]
             if digest is None:
-                raise RefusedError(f"{path}: is missing; use --force to start over")
+                raise RefusedError(f"{path}: is missing; use --force to start over", path=path)
             if digest != row.get("sha256"):
-                raise RefusedError(f"{path}: changed since it was written; use --force to start over")
+                raise RefusedError(
+                    f"{path}: changed since it was written; use --force to start over", path=path
+                )
             tokens = path.stat().st_size // ID_SIZE
             if tokens * ID_SIZE != path.stat().st_size or tokens != row["tokens"]:
                 raise RefusedError(
                     f"{output / MANIFEST}: {row['name']} has {row['tokens']} tokens, but the file contains "
-                    f"{tokens}; use --force to start over"
+                    f"{tokens}; use --force to start over",
+                    path=output / MANIFEST,
                 )
     # One is normal: a kill may come after the shard was written and before the manifest that counts it.
     uncounted = {path.name for path in output.glob("*.bin")} - {row["name"] for row in rows}
     if len(uncounted) > 1:
         raise RefusedError(
-            f"{output / max(uncounted)}: the manifest does not list this shard; use --force to start over"
+            f"{output / max(uncounted)}: the manifest does not list this shard; use --force to start over",
+            path=output / max(uncounted),
         )
 
 
@@ -257,9 +268,13 @@ def _shard_paths(output: Path) -> list[Path]:
             if not entry.name.endswith(".bin"):
                 continue
             if not SHARD_NAME.match(entry.name):
-                raise RefusedError(f"{entry.path}: not the name of a shard; move it out of the directory")
+                raise RefusedError(
+                    f"{entry.path}: not the name of a shard; move it out of the directory", path=entry.path
+                )
             if not entry.is_file(follow_symlinks=False):
-                raise RefusedError(f"{entry.path}: not a regular file; move it out of the directory")
+                raise RefusedError(
+                    f"{entry.path}: not a regular file; move it out of the directory", path=entry.path
+                )
             paths.append(output / entry.name)
     return paths
 
@@ -301,7 +316,7 @@ def _check_unfinished(path: Path, manifest: dict[str, Any]) -> None:
 
 def _cannot_resume(path: Path, key: str, value: object, why: str = "") -> RefusedError:
     return RefusedError(
-        f"{path}: cannot resume: {key} is {_shortened(value)}{why}; use --force to start over"
+        f"{path}: cannot resume: {key} is {_shortened(value)}{why}; use --force to start over", path=path
     )
 
 

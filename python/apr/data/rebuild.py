@@ -204,7 +204,8 @@ def _recorded_manifest(path: Path, shards: list[Shard], options: _Options) -> di
     if differences and not options.force:
         raise RefusedError(
             f"{path / MANIFEST}: does not match the shards: {'; '.join(differences)}; "
-            "pass --force to replace it (the old one is kept as manifest.json.bak)"
+            "pass --force to replace it (the old one is kept as manifest.json.bak)",
+            path=path / MANIFEST,
         )
     return recorded
 

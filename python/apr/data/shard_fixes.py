@@ -55,17 +55,20 @@ class ShardFixes:
                 raise RefusedError(f"{reason}; pass --truncate-torn to remove the partial id")
         if last is None:
             raise RefusedError(
-                f"{files[0][0]}: empty shard, and no other shard has any ids; encode the corpus again"
+                f"{files[0][0]}: empty shard, and no other shard has any ids; encode the corpus again",
+                path=files[0][0],
             )
         empty = [file for (file, _), size in zip(files, whole_sizes, strict=True) if not size]
         at_end = {file for file, _ in files[last + 1 :]}
         for file in empty:
             if file not in at_end:
                 raise RefusedError(
-                    f"{file}: empty shard between others; encode it again, or remove it and renumber the rest"
+                    f"{file}: empty shard between others; encode it again, or remove it and renumber "
+                    "the rest",
+                    path=file,
                 )
             if not drop_empty:
-                raise RefusedError(f"{file}: empty shard; pass --drop-empty to move it aside")
+                raise RefusedError(f"{file}: empty shard; pass --drop-empty to move it aside", path=file)
         shards = [
             Shard(file.name, path, size // ID_SIZE)
             for (file, _), size in zip(files[: last + 1], whole_sizes, strict=False)

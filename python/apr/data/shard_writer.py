@@ -101,7 +101,8 @@ class ShardWriter:
         if len(number) > self._digits:
             raise RefusedError(
                 f"{self._output}: too many shards; number {number} has more than {self._digits} digits; "
-                "increase --shard-tokens"
+                "increase --shard-tokens",
+                path=self._output,
             )
         self._submitted += 1
         name = f"shard-{number}.bin"

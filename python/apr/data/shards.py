@@ -54,17 +54,20 @@ class ShardDir:
         if differences:
             raise RefusedError(
                 f"{self.path / MANIFEST}: {'; '.join(differences)}; "
-                f"rebuild it with apr repair-manifest {self.path} --force"
+                f"rebuild it with apr repair-manifest {self.path} --force",
+                path=self.path / MANIFEST,
             )
         if is_unfinished and not unfinished:
             raise RefusedError(
                 f"{self.path}: the encoding was interrupted; use apr tokenize encode --resume, "
-                f"or keep these shards with apr repair-manifest {self.path}"
+                f"or keep these shards with apr repair-manifest {self.path}",
+                path=self.path,
             )
         if "part" in self.manifest and not unfinished:
             raise RefusedError(
                 f"{self.path}: part {self.manifest['part']} of an encoding; join all parts with "
-                "apr tokenize merge"
+                "apr tokenize merge",
+                path=self.path,
             )
         self._starts = [0, *accumulate(shard.tokens for shard in self.shards)]
         self._opened: tuple[int, TokenStream] | None = None

@@ -51,7 +51,8 @@ def split_dataset(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: i
         if len(windows) == 0:
             raise RefusedError(
                 f"{windows.shards.path}: {windows.stop - windows.start} tokens for {purpose} are fewer than "
-                f"one window of {seq_length} + 1; lower --seq-length or encode more text"
+                f"one window of {seq_length} + 1; lower --seq-length or encode more text",
+                path=windows.shards.path,
             )
     return Split(train, held_out, description)
 

@@ -335,7 +335,7 @@ def _end_of_text(
     """Return the end-of-text token, and a note about the choice."""
     if requested is not None:
         if requested not in ids:
-            raise UsageError(f"{source}: --eos-token {requested!r} is not in the vocabulary")
+            raise UsageError(f"{source}: --eos-token {requested!r} is not in the vocabulary", path=source)
         return requested, None
     # SmolLM2-Instruct's configuration names <|im_end|>, but a document is not a turn of a chat.
     if configured in CHAT_ENDS and END_OF_TEXT in ids:

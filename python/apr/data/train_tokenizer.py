@@ -66,7 +66,7 @@ def train(
     for name in FILES:
         # Refused before training, which takes longer than this check.
         if (output / name).exists():
-            raise RefusedError(f"{output / name}: already exists; use another --output")
+            raise RefusedError(f"{output / name}: already exists; use another --output", path=output / name)
     corpus.check_fields()
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -41,7 +41,9 @@ class Windows:
 
     def __init__(self, shards: ShardDir, seq_length: int, start: int = 0, stop: int | None = None) -> None:
         if seq_length < 1:
-            raise RefusedError(f"{shards.path}: the window length must be at least 1, not {seq_length}")
+            raise RefusedError(
+                f"{shards.path}: the window length must be at least 1, not {seq_length}", path=shards.path
+            )
         if start < 0 or (stop is not None and stop > shards.total_tokens):
             raise IndexError(
                 f"{shards.path}: ids {start} to {stop} are out of range; there are {shards.total_tokens}"

@@ -142,7 +142,8 @@ def _of_apr(file: TensorFile) -> _Parameters:
         parameter = hf_name(name) or name
         if parameter in sources:
             raise WeightsError(
-                f"{file.path}: {sources[parameter]} and {name} are both {parameter}; remove one of them"
+                f"{file.path}: {sources[parameter]} and {name} are both {parameter}; remove one of them",
+                path=file.path,
             )
         sources[parameter] = name
     config = _config(file.metadata, head_present=HEAD in sources)

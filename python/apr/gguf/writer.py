@@ -78,7 +78,7 @@ class GgufOutput:
                 problem = f"{largest:.3g} does not fit in {self.dtype}; pass --dtype bf16 or f32"
             else:
                 problem = "a value is NaN or infinite"
-            raise WeightsError(f"{self.name}: {problem}")
+            raise WeightsError(f"{self.name}: {problem}", path=self.name)
         if self.dtype not in NUMPY:
             quantized: NDArray[np.uint8] = quantize(single[None], _ggml_type(self.dtype))
             stored = quantized.reshape(-1)

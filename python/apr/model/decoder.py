@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 from apr.container.load import load
-from apr.errors import RefusedError
+from apr.errors import about
 from apr.model.attention import attend
 from apr.model.config import ModelConfig
 from apr.model.families import FAMILIES
@@ -72,11 +72,8 @@ class Decoder(nn.Module):
             WeightsError: the tensors do not match the model or are not trained weights; the message names
                 them.
         """
-        with load(path) as file:
-            try:
-                config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
-            except RefusedError as error:
-                raise type(error)(f"{file.path}: {error}") from None
+        with load(path) as file, about(file.path):
+            config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
             check_layers(file.path, config, len(file))
             model = cls.empty(config, device, dtype)
             fill(config, model.named_parameters(), file)

@@ -74,7 +74,8 @@ def match(config: ModelConfig, file: TensorFile) -> dict[str, str]:
         if not torch.equal(file[result.head_copy], file[embedding]):
             raise WeightsError(
                 f"{file.path}: tie_word_embeddings is true, but {result.head_copy} differs from {embedding}; "
-                "correct tie_word_embeddings or remove the head"
+                "correct tie_word_embeddings or remove the head",
+                path=file.path,
             )
     return result.sources
 
@@ -92,7 +93,7 @@ def check_values(config: ModelConfig, file: TensorFile) -> None:
         except WeightsError as error:
             problems.append(str(error).removeprefix(f"{file.path}: "))
     if problems:
-        raise WeightsError(f"{file.path}: {listed(problems)}")
+        raise WeightsError(f"{file.path}: {listed(problems)}", path=file.path)
 
 
 def _read_plausible(file: TensorFile, source: str, name: str) -> Tensor:
@@ -102,11 +103,12 @@ def _read_plausible(file: TensorFile, source: str, name: str) -> Tensor:
         values = values.flatten()
     if not values.is_floating_point():
         raise WeightsError(
-            f"{file.path}: {source} has dtype {values.dtype}, but weights are floating-point numbers"
+            f"{file.path}: {source} has dtype {values.dtype}, but weights are floating-point numbers",
+            path=file.path,
         )
     problem = implausible(name, values)
     if problem is not None:
-        raise WeightsError(f"{file.path}: {source}: {problem}; check its dtype and its bytes")
+        raise WeightsError(f"{file.path}: {source}: {problem}; check its dtype and its bytes", path=file.path)
     return values
 
 

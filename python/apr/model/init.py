@@ -114,5 +114,5 @@ def read_arch(arch: str) -> dict[str, Any]:
         raise FileNotFoundError(2, f"neither a preset ({', '.join(PRESETS)}) nor an existing file", arch)
     sizes = read_options(path)
     if not sizes:
-        raise UsageError(f"{path}: the file is empty; it must map metadata keys to sizes")
+        raise UsageError(f"{path}: the file is empty; it must map metadata keys to sizes", path=path)
     return sizes

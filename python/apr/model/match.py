@@ -59,7 +59,8 @@ def match_names(config: ModelConfig, file: TensorFile) -> Match:
         parameter = hf_name(name) or name
         if parameter in sources:
             raise WeightsError(
-                f"{file.path}: {sources[parameter]} and {name} are both {parameter}; remove one of them"
+                f"{file.path}: {sources[parameter]} and {name} are both {parameter}; remove one of them",
+                path=file.path,
             )
         sources[parameter] = name
     head_copy = None
@@ -70,7 +71,9 @@ def match_names(config: ModelConfig, file: TensorFile) -> Match:
     shapes = {name: file.info(source).shape for name, source in sources.items()}
     problem = mismatch(config, shapes, sources)
     if problem is not None:
-        raise WeightsError(f"{file.path}: the tensors do not match the model in the metadata: {problem}")
+        raise WeightsError(
+            f"{file.path}: the tensors do not match the model in the metadata: {problem}", path=file.path
+        )
     return Match(sources, head_copy)
 
 

@@ -28,7 +28,9 @@ def check_layers(path: str, config: ModelConfig, tensors: int) -> None:
         WeightsError: the file has fewer tensors than layers.
     """
     if config.num_layers > tensors:
-        raise WeightsError(f"{path}: num_layers is {config.num_layers:,}, but the file has {tensors} tensors")
+        raise WeightsError(
+            f"{path}: num_layers is {config.num_layers:,}, but the file has {tensors} tensors", path=path
+        )
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -79,7 +79,11 @@ def evaluate_file(
         # Only a default is lowered to fit the model. A length that was asked for is refused below.
         length = min(_SEQ_LENGTH, positions)
     if length > positions:
-        raise RefusedError(f"--seq-length {length} is more than the model's {positions} positions")
+        raise RefusedError(
+            f"{path}: --seq-length {length} is more than the model's {positions} positions; use --seq-length "
+            f"{positions} or less",
+            path=path,
+        )
     windows, text, ids = _open_windows(
         dataset, training, model.config.vocab_size, length, tokens, held_out=held_out
     )
@@ -110,7 +114,8 @@ def _open_windows(
     if scan.max_id >= vocab_size:
         raise RefusedError(
             f"{dataset}: contains id {scan.max_id}, but the model's vocabulary has only {vocab_size} ids; "
-            "encode with the model's tokenizer"
+            "encode with the model's tokenizer",
+            path=dataset,
         )
     windows, text, ids = _choose_windows(
         shards, scan.corpus_sha256, training, length, tokens, held_out=held_out
@@ -118,12 +123,13 @@ def _open_windows(
     if len(windows) == 0:
         raise RefusedError(
             f"{dataset}: {windows.stop - windows.start} tokens are fewer than one window of {length} + 1; "
-            "lower --seq-length"
+            "lower --seq-length",
+            path=dataset,
         )
     # A corpus of one id has a loss near zero, which others have taken for success.
     oddities = corpus_problems(scan, *(shards.manifest.get(key) for key in ("eos_token_id", "unk_token_id")))
     if oddities:
-        raise RefusedError(f"{dataset}: does not look like text: {'; '.join(oddities)}")
+        raise RefusedError(f"{dataset}: does not look like text: {'; '.join(oddities)}", path=dataset)
     return windows, text, ids
 
 
@@ -147,7 +153,8 @@ def _choose_windows(
         if held_out:
             raise RefusedError(
                 f"{shards.path}: the model was trained on all of it; pass the run's --val-dataset as "
-                "--dataset, or leave out --held-out"
+                "--dataset, or leave out --held-out",
+                path=shards.path,
             )
         return Windows(shards, length), "training", "all"
     if held_out:
@@ -166,7 +173,7 @@ def _count(path: Path, training: dict[str, Any], name: str, given: int | None) -
     value = training.get(name)
     if value is None or (isinstance(value, int) and value >= 1):
         return value
-    raise UsageError(f"{path}: training.{name} is {value!r}, which is not a count; pass {flag}")
+    raise UsageError(f"{path}: training.{name} is {value!r}, which is not a count; pass {flag}", path=path)
 
 
 def _mapping(metadata: Any, key: str) -> dict[str, Any]:  # noqa: ANN401 (metadata of any file)

@@ -63,7 +63,8 @@ def check_run_dir(config: PretrainConfig) -> None:
     run_dir, taken = config.run_dir, holds_run(config.run_dir)
     if taken and not config.force:
         raise RefusedError(
-            f"{run_dir}: already holds a run; pass --resume to continue it, or --force to move it away"
+            f"{run_dir}: already holds a run; pass --resume to continue it, or --force to move it away",
+            path=run_dir,
         )
     if taken:
         resolved = run_dir.resolve()
@@ -89,7 +90,7 @@ def check_holds_run(run_dir: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "not a run directory but a file", str(run_dir))
     if not holds_run(run_dir):
         advice = _other_run(run_dir) or "check --run-dir, or leave out --resume to start a run there"
-        raise RefusedError(f"{run_dir}: no run to resume, {_contents(run_dir)}; {advice}")
+        raise RefusedError(f"{run_dir}: no run to resume, {_contents(run_dir)}; {advice}", path=run_dir)
     if not (run_dir / CONFIG).exists():
         reason = "missing; restore the file that the run wrote, or pass --force to start over"
         raise FileNotFoundError(errno.ENOENT, reason, str(run_dir / CONFIG))
@@ -183,7 +184,9 @@ def resumed_config(config: PretrainConfig) -> PretrainConfig:
     saved = saved_options(config.run_dir)
     missing = [name for name, option in options.items() if option.required and name not in saved]
     if missing:
-        raise UsageError(f"{path}: {', '.join(missing)} missing; restore the file that the run wrote")
+        raise UsageError(
+            f"{path}: {', '.join(missing)} missing; restore the file that the run wrote", path=path
+        )
     kept = (*ResolvedConfig.__annotations__, "target_val_loss")
     unset = [name for name in kept if getattr(config, name) is None]
     config = replace(config, **{name: saved[name] for name in unset if name in saved})
@@ -194,7 +197,11 @@ def resumed_config(config: PretrainConfig) -> PretrainConfig:
         _conflict(option, config, before, has_checkpoint=has_checkpoint) for option in options.values()
     ]
     # --batch-size and --grad-accum share one line.
-    problems = [RefusedError(f"{config.run_dir}: {line}") for line in dict.fromkeys(conflicts) if line]
+    problems = [
+        RefusedError(f"{config.run_dir}: {line}", path=config.run_dir)
+        for line in dict.fromkeys(conflicts)
+        if line
+    ]
     if len(problems) == 1:
         raise problems[0]
     if problems:

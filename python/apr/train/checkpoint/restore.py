@@ -71,7 +71,8 @@ def _check_same_data(file: TensorFile, training: TrainingFacts) -> None:
         return
     raise RefusedError(
         f"{file.path}: the shards of {flag} are not those that this run was started with; "
-        f"pass {flag} with their new location, or pass --force to start over"
+        f"pass {flag} with their new location, or pass --force to start over",
+        path=file.path,
     )
 
 
@@ -79,4 +80,6 @@ def _tensor(file: TensorFile, name: str) -> Tensor:
     try:
         return file[TRAINING_PREFIX + name]
     except KeyError:
-        raise RefusedError(f"{file.path}: cannot be resumed; {TRAINING_PREFIX}{name} is missing") from None
+        raise RefusedError(
+            f"{file.path}: cannot be resumed; {TRAINING_PREFIX}{name} is missing", path=file.path
+        ) from None

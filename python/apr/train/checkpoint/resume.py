@@ -82,7 +82,8 @@ def find_resume_point(run_dir: Path) -> ResumePoint:
     if damaged:
         raise RefusedError(
             f"{run_dir}: no usable checkpoint ({'; '.join(damaged.values())}); "
-            "restore one, or pass --force to start over"
+            "restore one, or pass --force to start over",
+            path=run_dir,
         )
     return ResumePoint(checkpoints, damaged)
 

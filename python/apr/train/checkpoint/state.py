@@ -124,5 +124,5 @@ def state_of(file: TensorFile) -> RunState:
         return RunState(**file.metadata["training"]["state"])
     except (KeyError, TypeError):
         raise RefusedError(
-            f"{file.path}: not a checkpoint of a run; its metadata has no training state"
+            f"{file.path}: not a checkpoint of a run; its metadata has no training state", path=file.path
         ) from None

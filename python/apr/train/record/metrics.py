@@ -56,7 +56,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             records.append(record)
         elif number < len(lines):
             raise RefusedError(
-                f"{path}: line {number} is not a record of a step or an evaluation; restore the file"
+                f"{path}: line {number} is not a record of a step or an evaluation; restore the file",
+                path=path,
             )
     return records
 

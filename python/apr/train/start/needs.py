@@ -78,7 +78,8 @@ def check_disk(needs: Needs, run_dir: Path) -> None:
     if needs.disk_bytes > needs.free_disk_bytes:
         raise RefusedError(
             f"{run_dir}: checkpoints need {decimal(needs.disk_bytes)}, but only "
-            f"{decimal(needs.free_disk_bytes)} are free; lower --keep or use another --run-dir"
+            f"{decimal(needs.free_disk_bytes)} are free; lower --keep or use another --run-dir",
+            path=run_dir,
         )
 
 

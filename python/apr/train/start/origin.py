@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr.container.load import load
 from apr.container.metadata import HF_TOKENIZER, VOCABULARY
-from apr.errors import RefusedError
+from apr.errors import RefusedError, about
 from apr.model.config import ModelConfig
 from apr.model.fill import check_values, match
 from apr.model.init import PRESETS, load_arch
@@ -66,11 +66,8 @@ def from_file(path: Path, tokenizer: LoadedTokenizer | None) -> Origin:
         RefusedError: it does not contain a decoder, or only a part of one.
     """
     # All bytes, before hours of training on them: the CRC32 of 1 GB takes 0.13 s on two cores.
-    with load(path, verify="full") as file:
-        try:
-            model = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
-        except RefusedError as error:
-            raise type(error)(f"{path}: {error}") from None
+    with load(path, verify="full") as file, about(path):
+        model = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
         # Names and shapes before any memory is allocated. A loader that filled only some parameters, without
         # the biases, once said nothing.
         match(model, file)
@@ -88,7 +85,7 @@ def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
     Raises:
         RefusedError: `init` or `arch` exists and is not what the run was started with.
     """
-    with load(path) as file:
+    with load(path) as file, about(path):
         model = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
         carried = _carried(file, None)
         base: BaseModel | None = file.metadata["training"].get("base_model")
@@ -101,13 +98,15 @@ def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
         if base is None or (now["size"], now["crc32"]) != (base["size"], base["crc32"]):
             raise RefusedError(
                 f"{path}: the run was started from {_text(base)}, but --init is now {_text(now)}; "
-                "restore that file, or pass --force to start over"
+                "restore that file, or pass --force to start over",
+                path=path,
             )
     exists = arch is not None and (arch in PRESETS or Path(arch).exists())
     if arch is not None and exists and load_arch(arch, model.vocab_size) != model:
         raise RefusedError(
             f"{path}: --arch {arch} does not match the run's model; "
-            "restore its sizes, or pass --force to start over"
+            "restore its sizes, or pass --force to start over",
+            path=path,
         )
     return Origin(model, carried, base, path)
 

@@ -195,7 +195,8 @@ def _changes(config: PretrainConfig) -> list[str]:
 def _refuse_fewer_steps(config: PretrainConfig, done: int) -> None:
     raise RefusedError(
         f"{config.run_dir}: already trained for {counted(done, 'step')}, more than --num-steps "
-        f"{config.num_steps}; pass at least --num-steps {done}"
+        f"{config.num_steps}; pass at least --num-steps {done}",
+        path=config.run_dir,
     )
 
 
@@ -248,13 +249,17 @@ def _check_model(
         if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
             raise RefusedError(
                 f"{tokenizer.source}: the vocabulary has {tokenizer.vocab_size} ids, but the model's only "
-                f"{model.vocab_size}; pass the model's own tokenizer"
+                f"{model.vocab_size}; pass the model's own tokenizer",
+                path=tokenizer.source,
             )
     with problems:
         if config.seq_length > model.max_position_embeddings:
+            source = str(config.init or config.arch)
             raise RefusedError(
-                f"--seq-length {config.seq_length} is more than the model's {model.max_position_embeddings} "
-                "positions"
+                f"{source}: --seq-length {config.seq_length} is more than the model's "
+                f"{model.max_position_embeddings} positions; use --seq-length "
+                f"{model.max_position_embeddings} or less",
+                path=source,
             )
 
 
@@ -268,19 +273,21 @@ def _check_corpus(
         eos, unk = _special_ids(corpus.shards, tokenizer, {} if start is None else start.carried)
         oddities = corpus_problems(corpus.scan, eos, unk)
         if oddities:
-            raise RefusedError(f"{path}: does not look like text: {'; '.join(oddities)}")
+            raise RefusedError(f"{path}: does not look like text: {'; '.join(oddities)}", path=path)
     with problems:
         if model is not None and encoded_with is not None and encoded_with > model.vocab_size:
             raise RefusedError(
                 f"{path}: encoded with a vocabulary of {encoded_with} ids, but the model has only "
-                f"{model.vocab_size}; encode with the model's tokenizer"
+                f"{model.vocab_size}; encode with the model's tokenizer",
+                path=path,
             )
         # By the ids themselves: a manifest may be silent about its vocabulary, or wrong.
         last = max(corpus.scan.shards, key=lambda shard: shard.max_id)
         if model is not None and last.max_id >= model.vocab_size:
             raise RefusedError(
                 f"{path / last.name}: contains id {last.max_id}, but the model's vocabulary has only "
-                f"{model.vocab_size} ids; encode with the model's tokenizer"
+                f"{model.vocab_size} ids; encode with the model's tokenizer",
+                path=path / last.name,
             )
     with problems:
         # A tokenizer larger than the model has been refused already, with better advice.
@@ -288,7 +295,8 @@ def _check_corpus(
         if tokenizer is not None and fits and encoded_with not in {None, tokenizer.vocab_size}:
             raise RefusedError(
                 f"{path}: encoded with a vocabulary of {encoded_with} ids, but {tokenizer.source} has "
-                f"{tokenizer.vocab_size}; pass the tokenizer that encoded it"
+                f"{tokenizer.vocab_size}; pass the tokenizer that encoded it",
+                path=path,
             )
 
 
@@ -329,7 +337,8 @@ def _split(
                 raise RefusedError(
                     f"{config.dataset}: the run needs {needed:,} windows of {config.seq_length} tokens, but "
                     f"there are only {available:,}; use --num-steps "
-                    f"{available // config.windows_per_step}, encode more text, or pass --allow-shard-cycle"
+                    f"{available // config.windows_per_step}, encode more text, or pass --allow-shard-cycle",
+                    path=config.dataset,
                 )
     return parts
 
