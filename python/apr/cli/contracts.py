@@ -12,9 +12,11 @@ import tyro
 
 from apr.contracts.lint import lint
 from apr.contracts.record import record
-from apr.contracts.schema import load_contract
+from apr.contracts.schema import Problem, load_contract
+from apr.contracts.shipped import SHIPPED
 from apr.contracts.verdict import check
-from apr.errors import EXIT_REFUSED
+from apr.errors import EXIT_REFUSED, UsageError
+from apr.options import Unset
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,12 @@ class Check:
 
     The exit code is 5 if a falsifier that blocks a release fails.
 
-    Example: apr contracts check contracts/apr-pretrain-init-finetune-v1.yaml --run-dir runs/first
+    Example: apr contracts check init-finetune --run-dir runs/first
     """
 
-    contract: Annotated[Path, tyro.conf.Positional]
-    """The contract file."""
+    contract: Annotated[str, tyro.conf.Positional]
+    """The contract file, or the name of one that ships with apr: init-finetune stands for
+    apr-pretrain-init-finetune-v1."""
     run_dir: Path
     """The run directory."""
     record: bool = False
@@ -71,6 +74,10 @@ class Check:
 
     def run(self) -> int:
         """Print the verdict."""
+        if self.record and not Path(self.contract).is_file():
+            raise UsageError(
+                f"{self.contract}: --record writes beside the contract; pass the path of a file of your own"
+            )
         contract = load_contract(self.contract)
         verdict = check(contract, self.run_dir)
         print(json.dumps(verdict.to_dict()) if self.json else verdict)
@@ -88,21 +95,26 @@ class Check:
 
 @dataclass(frozen=True)
 class List:
-    """List contracts with their status, their number of falsifiers (requirements) and their description.
+    """List contracts with their description, their number of falsifiers (requirements) and their status.
 
     The exit code is 5 if a file is not a valid contract.
 
     Example: apr contracts list
     """
 
-    directory: Annotated[Path, tyro.conf.Positional] = Path("contracts")
+    directory: Annotated[Path | None, tyro.conf.Positional, Unset("the contracts that ship with apr")] = None
     """Directory of *.yaml contracts."""
     json: bool = False
     """Print one JSON object to standard output."""
 
     def run(self) -> int:
         """Print a row for each contract."""
-        contracts, problems = lint(self.directory)
+        if self.directory is None:
+            # Their tests are not installed, so that `lint` would not find them.
+            contracts = [load_contract(path) for path in sorted(SHIPPED.glob("*.yaml"))]
+            problems: list[Problem] = []
+        else:
+            contracts, problems = lint(self.directory)
         if self.json:
             rows = [
                 {
@@ -115,8 +127,9 @@ class List:
             ]
             print(json.dumps({"contracts": rows}))
         else:
+            width = max((len(c.description) for c in contracts), default=0)
             for c in contracts:
-                print(f"{c.name:<40} {c.status:<15} {len(c.falsifiers):>3}  {c.description}")
+                print(f"{c.name:<40} {c.description:<{width}}  {len(c.falsifiers):>3}  {c.status}")
         for problem in problems:
             print(problem, file=sys.stderr)
         return EXIT_REFUSED if problems else 0

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.contracts.checks import CHECKS
+from apr.contracts.shipped import find_contract
 from apr.errors import FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
+    from pathlib import Path
 
     import yaml
 
@@ -103,14 +104,18 @@ class _Reader:
 def load_contract(path: str | PathLike[str]) -> Contract:
     """Read a contract.
 
+    Args:
+        path: the path of a contract, or the name of one that ships with apr, such as `init-finetune`.
+
     Raises:
         FormatError: the file is not a valid contract; the message has the first problem.
         OSError: the file cannot be read.
     """
-    contract, problems = read_contract(Path(path))
+    file = find_contract(path)
+    contract, problems = read_contract(file)
     if contract is None:
         more = f" (and {len(problems) - 1} more; apr contracts lint lists them)" if len(problems) > 1 else ""
-        raise FormatError(f"{problems[0]}{more}", path=path)
+        raise FormatError(f"{problems[0]}{more}", path=file)
     return contract
 
 

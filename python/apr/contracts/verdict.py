@@ -59,17 +59,19 @@ class Verdict:
     def __str__(self) -> str:
         rows = [
             (
-                d.id,
+                # The promise in words, before the numbers that decide it and the name that programs use.
                 _WORDS[d.outcome.passed] + ("" if d.blocking else " (advisory)"),
+                d.rule,
                 str(d.outcome.measured),
                 str(d.outcome.threshold),
+                d.id,
                 d.outcome.artifact + (f": {d.outcome.detail}" if d.outcome.detail else ""),
             )
             for d in self.decisions
         ]
-        widths = [max(len(row[n]) for row in rows) for n in range(4)]
+        widths = [max(len(row[n]) for row in rows) for n in range(5)]
         lines = [
-            "  ".join((*(t.ljust(w) for t, w in zip(row, widths, strict=False)), row[4])) for row in rows
+            "  ".join((*(t.ljust(w) for t, w in zip(row, widths, strict=False)), row[5])) for row in rows
         ]
         conditions = ", ".join(f"{key} {value}" for key, value in self.conditions.items())
         return "\n".join(
@@ -81,7 +83,7 @@ def check(contract: Contract | str | PathLike[str], run_dir: str | PathLike[str]
     """Run all checks of a contract on the files of a run.
 
     Args:
-        contract: a contract, or the path of one.
+        contract: a contract, its path, or the name of one that ships with apr.
         run_dir: the directory of the run.
 
     Raises:
