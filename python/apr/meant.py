@@ -55,7 +55,6 @@ _FLAGS = {
         "eval-steps eval-interval eval-freq eval-frequency val-interval val-every evaluate-every "
         "validation-steps"
     ),
-    "--steps-per-epoch": "eval-steps eval-interval eval-freq eval-frequency val-interval val-every",
     "--save-every": (
         "save-steps save-interval save-freq checkpoint-interval checkpoint-every ckpt-every "
         "checkpointing-steps"

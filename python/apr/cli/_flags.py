@@ -101,7 +101,7 @@ def parse_known(command: type[T], prog: str, arguments: Sequence[str]) -> T:
             )
     except SystemExit:
         return command()
-    return parsed
+    return command() if usage_problems(command, prog, arguments, accepted=True) else parsed
 
 
 class _Refused(Exception):  # noqa: N818 (never seen outside this module)

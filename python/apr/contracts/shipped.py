@@ -46,3 +46,11 @@ def find_contract(contract: str | PathLike[str]) -> Path:
     raise FileNotFoundError(
         2, f"neither a file nor a contract that ships with apr; {hint}apr contracts list shows them", name
     )
+
+
+def is_shipped(contract: str) -> bool:
+    """Whether a text is the name of one contract that ships with apr, and not of a file."""
+    try:
+        return find_contract(contract).parent == SHIPPED
+    except (FileNotFoundError, UsageError):
+        return False

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from apr.contracts.shipped import is_shipped
 from apr.errors import OptionsError, UsageError
 from apr.options import Alias, Metavar, Negatable, Unset, accepts_aliases, check_options, options_of
 
@@ -172,8 +173,9 @@ class EvaluationOptions:
     """Number of evaluations without a new best held-out loss after which the run stops early."""
     min_evaluations: Annotated[int, Ge(0), Alias("--min-epochs"), Resume.FREE] = 3
     """Number of evaluations before --patience can stop the run."""
-    contract: Annotated[Path | None, Unset("none"), Resume.FREE] = None
-    """Contract (YAML file) to check at the end of the run. It never changes the exit code."""
+    contract: Annotated[str | None, Metavar("NAME|FILE"), Unset("none"), Resume.FREE] = None
+    """Contract to check at the end of the run: a YAML file, or the name of one that ships with apr, such as
+    init-finetune. It never changes the exit code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,15 +333,18 @@ class PretrainConfig(
             for name, option in options.items()
             if option.type is Path and name != "run_dir" and getattr(self, name) is not None
         }
-        if self._arch_file is not None:
-            paths[options["arch"].flag] = self._arch_file
-        return paths
+        return paths | {options[name].flag: path for name, path in self._named_files().items()}
 
-    @property
-    def _arch_file(self) -> Path | None:
+    def _named_files(self) -> dict[str, Path]:
+        """Return the files of options that may also hold the name of something that ships with apr."""
         from apr.model.init import PRESETS
 
-        return None if self.arch is None or self.arch in PRESETS else Path(self.arch)
+        files = {}
+        if self.arch is not None and self.arch not in PRESETS:
+            files["arch"] = Path(self.arch)
+        if self.contract is not None and not is_shipped(self.contract):
+            files["contract"] = Path(self.contract)
+        return files
 
     def to_yaml(self) -> dict[str, Any]:
         """Return what config.yaml holds: all that is needed to run again, with absolute paths."""
@@ -348,10 +353,8 @@ class PretrainConfig(
             for name, option in options_of(PretrainConfig).items()
             if option.marker(Resume) is not Resume.NOT_SAVED
         }
-        if self._arch_file is not None:
-            # A preset's name stays a name. A file is made absolute: --resume may be called from another
-            # directory.
-            values["arch"] = self._arch_file
+        # A name stays a name. A file is made absolute: --resume may be called from another directory.
+        values |= self._named_files()
         return {
             name: str(value.absolute()) if isinstance(value, Path) else value
             for name, value in values.items()

@@ -164,7 +164,7 @@ def _write(result: Result, run_dir: Path, report: Report) -> Result:
     return result
 
 
-def _with_verdict(result: Result, contract: Path, run_dir: Path, report: Report) -> Result:
+def _with_verdict(result: Result, contract: str, run_dir: Path, report: Report) -> Result:
     from apr.contracts import check
 
     try:
