@@ -88,7 +88,7 @@ def test_other_names_of_commands_name_the_command(capsys, typed, suggested):
         (["tokenize", "help"], ["tokenize"]),
         (["contracts", "help", "check"], ["contracts", "check"]),
     ],
-    ids=lambda words: " ".join(words),
+    ids=" ".join,
 )
 def test_help_is_a_command_too(capsys, typed, words):
     assert main(typed) == 0
