@@ -77,7 +77,7 @@ def test_a_wrong_add_is_refused_and_the_writer_stays_usable(tmp_path):
         writer.add("a", np.ones(3))
         for name, value, error, says in [
             ("a", np.ones(3), apr.AprError, '"a"'),
-            ("b", np.ones(3, bool), TypeError, "'b'.*bool"),
+            ("b", np.ones(3, complex), TypeError, "'b'.*complex128"),
             ("b", [1.0], TypeError, "'b'.*list"),
             (7, np.ones(3), TypeError, "7"),
             ("", np.ones(3), apr.AprError, "name"),

@@ -23,6 +23,17 @@ DTYPES = [
     torch.int64,
     torch.int8,
     torch.uint8,
+    torch.bool,
+    torch.int16,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+    torch.float8_e4m3fn,
+    torch.float8_e5m2,
+    torch.float8_e8m0fnu,
+    torch.float8_e4m3fnuz,
+    torch.float8_e5m2fnuz,
+    torch.complex64,
 ]
 
 

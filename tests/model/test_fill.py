@@ -149,3 +149,48 @@ def test_real_weights_are_plausible_at_any_scale(scale):
     sparse = normal * (torch.rand(300, 200, generator=torch.Generator().manual_seed(4)) < 0.1)
     for values in (normal, sparse, normal.half(), normal.bfloat16(), (normal / scale).round() * scale):
         assert implausible("w", values) is None
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_float64_weights_are_rounded_once(dtype, changed):
+    import torch
+    from tests.container.test_narrow import DTYPES, nearest
+
+    import apr
+    from apr.model import Decoder
+
+    # Just above what float32 can tell from a tie.
+    source = apr.load(FILE).to_torch(dtype=torch.float64)
+    weights = {name: w.bfloat16().double() * (1 + 2.0**-8 + 2.0**-40) for name, w in source.items()}
+    model = Decoder.from_apr(changed(weights), dtype=getattr(torch, dtype))
+    numpy_dtype = DTYPES["f16" if dtype == "float16" else "bf16"][0]
+    for name, parameter in model.named_parameters():
+        expected = torch.from_numpy(nearest(weights[name].numpy(), numpy_dtype))
+        assert parameter.detach().double().equal(expected), name
+
+
+def test_a_weight_beyond_the_range_of_the_dtype_is_refused(changed):
+    import torch
+
+    import apr
+    from apr.errors import WeightsError
+    from apr.model import Decoder
+
+    norm = apr.load(FILE)["model.norm.weight"].clone()
+    norm[3] = 70000
+    path = changed({"model.norm.weight": norm})
+    assert Decoder.from_apr(path).model.norm.weight[3] == 70000
+    with pytest.raises(WeightsError, match=r"changed\.apr.*model\.norm\.weight.*float16"):
+        Decoder.from_apr(path, dtype=torch.float16)
+
+
+def test_weights_of_eight_bits_are_read(changed):
+    import torch
+
+    import apr
+    from apr.model import Decoder
+
+    name = "model.layers.0.mlp.up_proj.weight"
+    values = apr.load(FILE)[name].to(torch.float8_e4m3fn)
+    model = Decoder.from_apr(changed({name: values}))
+    assert model.get_parameter(name).equal(values.float())

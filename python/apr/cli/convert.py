@@ -63,7 +63,10 @@ class Command:
         GgufDtype | None, Unset("as stored; f32 for quantized tensors, unless SOURCE and TARGET are .apr")
     ] = None
     """Data type to store floating-point tensors in, including dequantized ones. Those with a q in their names
-    are for a .gguf TARGET, in which norms and biases are always f32."""
+    are for a .gguf TARGET, in which norms and biases are always f32. A value beyond the
+    range of the type, such as 70,000 in f16, is refused with its tensor."""
+    allow_overflow: bool = False
+    """Store values beyond the range of --dtype as infinities instead of refusing them."""
     keep_quantized: bool = False
     """Keep quantized tensors as stored, whatever --dtype is. For GGUF sources, this applies to q4_k and q6_k.
     The target must be .apr."""
@@ -91,6 +94,7 @@ class Command:
             raise UsageError("--check and --no-check exclude each other")
         options = ConvertOptions(
             dtype=self.dtype,
+            allow_overflow=self.allow_overflow,
             keep_quantized=self.keep_quantized,
             max_shard_size=None if self.max_shard_size is None else _parse_size(self.max_shard_size),
             tokenizer=not self.no_tokenizer,

@@ -11,7 +11,8 @@ from apr.compat.safe_open import safe_open
 from apr.compat.shared_memory import duplicates, overlapping
 from apr.compat.text_metadata import checked_texts
 from apr.container.save import save as save_apr
-from apr.container.save import to_bytes
+from apr.container.save import spec_of, to_bytes
+from apr.container.torch_values import plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -119,7 +120,7 @@ def save_model(
         AprError: a name or shape that the format does not allow.
         OSError: the file cannot be written; an existing one is unchanged.
     """
-    state = model.state_dict()
+    state = {name: _plain(name, value) for name, value in model.state_dict().items()}
     texts = dict(checked_texts(metadata))
     for kept, left_out in duplicates(state).items():
         for name in left_out:
@@ -195,20 +196,28 @@ def _check(tensors: Mapping[str, torch.Tensor]) -> None:
         raise ValueError(  # noqa: TRY004 (safetensors' class)
             f"expected a dict of tensors by name, not {type(tensors).__name__}"
         )
-    for name, value in tensors.items():
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(  # noqa: TRY004 (safetensors' class)
-                f"tensor {name!r} must be a torch.Tensor, not {type(value).__name__}"
-            )
-        if value.layout != torch.strided:
-            raise ValueError(f"tensor {name!r} is sparse; call .to_dense() first")
+    state = {name: _plain(name, value) for name, value in tensors.items()}
+    for name, value in state.items():
+        spec_of(name, value)
     # safetensors' order: shared memory is reported before a layout that is not contiguous.
-    shared = overlapping(tensors)
+    shared = overlapping(state)
     if shared:
         names = "; ".join(", ".join(group) for group in shared)
         raise RuntimeError(
             f"tensors share memory: {names}; use save_model to store them once, or apr.save to store each"
         )
-    for name, value in tensors.items():
+    for name, value in state.items():
         if not value.is_contiguous():
             raise ValueError(f"tensor {name!r} is not contiguous; call .contiguous() first, or use apr.save")
+
+
+def _plain(name: str, value: object) -> torch.Tensor:
+    """Return a value of a state dict as one of torch's own tensors, in the same memory."""
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(  # noqa: TRY004 (safetensors' class)
+            f"tensor {name!r} must be a torch.Tensor, not {type(value).__name__}"
+        )
+    with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 (as in `plain`)
+        if value.layout != torch.strided and not value.is_nested:
+            raise ValueError(f"tensor {name!r} has the layout {value.layout}; call .to_dense() first")
+    return plain(value, name)

@@ -299,7 +299,7 @@ def _compare(name: str, a: Values, b: Values, atol: float | None, *, values_only
 def _squares(values: NDArray[Any]) -> float:
     """Return the sum of the squares of the finite values."""
     with np.errstate(over="ignore"):
-        numbers = values.astype(np.float64)
+        numbers = np.abs(values).astype(np.float64) if values.dtype.kind == "c" else values.astype(np.float64)
         numbers[~np.isfinite(numbers)] = 0
         return float(np.dot(numbers, numbers))
 
@@ -331,7 +331,8 @@ def _distance(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
         exact: NDArray[Any] = high.astype(np.uint64) - low.astype(np.uint64)
         return exact
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.abs(a.astype(np.float64) - b.astype(np.float64))
+        wide = np.complex128 if "c" in {a.dtype.kind, b.dtype.kind} else np.float64
+        return np.abs(a.astype(wide) - b.astype(wide))
 
 
 def _short(value: object) -> str:

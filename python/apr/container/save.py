@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from apr._core import Writer
+from apr.container.byte_dtypes import stored_as, with_dtypes
 from apr.container.header import Flags
 from apr.container.metadata import HF_TOKENIZER, SHARDING, VOCABULARY, encode
 from apr.container.quantized import Quantized
@@ -127,13 +128,15 @@ def write(
     """
     # All sizes are known, so that data go straight to their place: `Writer`, which learns them one by one,
     # needs the space twice for a while.
-    rows = [(spec.name, spec.dtype, spec.shape) for spec in specs]
-    writer = Writer(path, rows, encode(metadata), flags_of(metadata or {}))
+    given = [(spec.name, spec.dtype, spec.shape) for spec in specs]
+    rows = [(name, *stored_as(dtype, shape)) for name, dtype, shape in given]
+    metadata = with_dtypes(metadata, given)
+    writer = Writer(path, rows, encode(metadata), flags_of(metadata))
     try:
         # In name order, so that the order of the mapping does not change the bytes.
         for spec in sorted(specs, key=lambda spec: spec.name):
-            given = values(spec)
-            for part in given if isinstance(given, Iterator) else (given,):
+            stored = values(spec)
+            for part in stored if isinstance(stored, Iterator) else (stored,):
                 writer.part(cast("Buffer", part))
             writer.end()
         return writer.finish()
@@ -186,20 +189,19 @@ def spec_of(name: str, value: object) -> TensorSpec:
 
 
 def _spec_of_torch(name: str, value: torch.Tensor) -> TensorSpec:
-    import torch
-
     from apr.container.torch_dtypes import NAMES
+    from apr.container.torch_values import plain
 
-    if value.layout != torch.strided or value.is_nested:
-        raise TypeError(f"tensor {name!r} has the layout {value.layout}; call .to_dense() first")
-    if value.is_meta:
-        raise TypeError(
-            f"tensor {name!r} is on the meta device and has no values; load or initialize it first"
-        )
+    value = plain(value, name)
     dtype = NAMES.get(value.dtype)
     if dtype is None:
         raise _unsupported_dtype(name, value.dtype)
-    return TensorSpec(name, dtype, tuple(value.shape))
+    shape = tuple(value.shape)
+    if dtype == "f4":  # torch counts pairs of values
+        if not shape:
+            raise TypeError(f"tensor {name!r} is a pair of f4 values without a dimension; reshape it to [1]")
+        shape = (*shape[:-1], shape[-1] * 2)
+    return TensorSpec(name, dtype, shape)
 
 
 def _unsupported_dtype(name: str, dtype: object) -> TypeError:
@@ -217,12 +219,10 @@ def bytes_of(value: torch.Tensor | np.ndarray | Quantized) -> Buffer:
     import numpy as np
 
     if not isinstance(value, (np.ndarray, np.generic)):
-        import torch
+        from apr.container.torch_values import plain, stored_values
 
-        # Conjugation and negation may be pending as flags of a view.
-        plain = value.detach().resolve_conj().resolve_neg().cpu().contiguous()
         # Through bytes: NumPy has no bfloat16.
-        return plain.view(-1).view(torch.uint8).numpy().data
+        return stored_values(plain(value)).numpy().data
     native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
     # Through bytes: ml_dtypes' bfloat16 does not have the buffer protocol.
     return native.reshape(-1).view(np.uint8).data

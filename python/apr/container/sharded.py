@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from apr._core import verify_file
 from apr.container.file import AprFile
 from apr.container.header import Flags, Header, TensorInfo
+from apr.container.mapped_file import with_dtypes_check
 from apr.container.metadata import SHARDING, Metadata
 from apr.container.report import Check, Report
 from apr.container.shard_index import read_index, refuse_index
@@ -94,6 +95,8 @@ class ShardedFile(TensorFile):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         names: Iterable[str] | None = None,
+        *,
+        allow_overflow: bool = False,
     ) -> dict[str, torch.Tensor]:
         if isinstance(names, str):
             raise TypeError(f"names must be a list of names, not a string; pass [{names!r}]")
@@ -104,7 +107,7 @@ class ShardedFile(TensorFile):
             by_file[self.file_of(name)].append(name)
         tensors: dict[str, torch.Tensor] = {}
         for file, in_file in by_file.items():
-            tensors |= file.to_torch(device, dtype, in_file)
+            tensors |= file.to_torch(device, dtype, in_file, allow_overflow=allow_overflow)
         return {name: tensors[source] for name, source in stored.items()}
 
     @property
@@ -204,6 +207,9 @@ def verify_sharded(
     for file in files:
         file_progress = None if on_progress is None else _offset_progress(on_progress, done, total)
         part = Report.from_findings(file, verify_file(index.with_name(file), file_progress))
+        if part.opened:
+            with AprFile(index.with_name(file)) as opened:
+                part = with_dtypes_check(part, opened)
         done += sizes[file]
         checks += [replace(check, detail=f"{file}: {check.detail}") for check in part.checks]
         if not part.opened:

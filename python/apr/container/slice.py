@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from apr.container.dtypes import NUMPY
+from apr.container.dtypes import NUMPY, check_numpy_has
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,8 @@ class TensorSlice:
         dtype: the stored dtype as the format spells it.
     """
 
-    def __init__(self, container: Container, info: TensorInfo) -> None:
+    def __init__(self, path: str, container: Container, info: TensorInfo) -> None:
+        self._path = path
         self._container = container
         self._info = info
         self.shape = info.shape
@@ -95,9 +96,11 @@ class TensorSlice:
 
         Raises:
             TruncatedError: the file was cut short since it was opened.
+            UnsupportedError: a dtype whose values share bytes: f4, f6_e2m3, f6_e3m2.
         """
         # Read by position and not from mapped pages: a file that was cut short is an error here, and not a
         # SIGBUS.
+        check_numpy_has(self._path, self._info)
         plain = NUMPY.get(self.dtype)
         values: NDArray[Any] = np.empty(stop - start, plain or np.float32)
         if plain is None:

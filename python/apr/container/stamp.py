@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from apr._core import Stamp
+from apr.container.byte_dtypes import check_unreserved
 from apr.container.header import Flags
 from apr.container.metadata import encode
 from apr.container.save import FLAG_OF_KEY, flags_of
@@ -34,6 +35,7 @@ def stamp(path: str | PathLike[str], changes: Mapping[str, object], out: str | P
         TypeError, ValueError: a key is not a string, or JSON cannot represent a value.
         OSError: the source cannot be read, or `out` cannot be written.
     """
+    check_unreserved(changes)
     encode(changes)  # also checks the keys to remove
     source = Stamp(path)
     # `|` keeps the place of a key that exists, so that nothing else of the metadata moves.

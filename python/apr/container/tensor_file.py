@@ -119,6 +119,8 @@ class TensorFile(ModelFile, Mapping[str, "torch.Tensor"]):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         names: Iterable[str] | None = None,
+        *,
+        allow_overflow: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Return a state dict in new memory. This is the fast way to a device: reads run in parallel.
 
@@ -127,8 +129,10 @@ class TensorFile(ModelFile, Mapping[str, "torch.Tensor"]):
             dtype: the dtype of floating-point tensors; by default they stay as stored, and quantized ones
                 become float32.
             names: the tensors to read, in this order; by default all of them.
+            allow_overflow: whether values beyond the range of `dtype` become infinities.
 
         Raises:
+            WeightsError: a value is beyond the range of `dtype`, as 70,000 is of float16.
             KeyError: the file has no tensor of this name; the message suggests similar names.
             TruncatedError: the file was cut short since it was opened.
             TypeError: `names` is a single string, or `dtype` is not a torch dtype.

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import gc
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
+from apr.container.byte_dtypes import BITS, STORED
 from apr.container.devices import parse_device
-from apr.container.torch_dtypes import TORCH, empty
+from apr.container.dtypes import FLOATS, QUANTIZED
+from apr.container.narrow import beyond_range
+from apr.container.torch_dtypes import TORCH, check_torch_has, empty, of_bytes
+from apr.container.torch_values import beyond, narrowed
+from apr.errors import WeightsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,20 +45,27 @@ _GAP_BYTES = 4096
 
 
 def to_device(
+    path: str,
     container: Container,
     stored: Mapping[str, TensorInfo],
     device: torch.device | str,
     dtype: torch.dtype | None,
+    *,
+    allow_overflow: bool,
 ) -> dict[str, torch.Tensor]:
     """Read tensors into new memory of a device.
 
     Args:
+        path: the file, for errors.
         container: the opened file.
         stored: for each name to return, the index entry that holds its values: a tied tensor has another's.
         device: the target.
         dtype: the dtype of floating-point tensors; None leaves them as stored, quantized ones as float32.
+        allow_overflow: whether values beyond the range of `dtype` become infinities.
 
     Raises:
+        WeightsError: a value is beyond the range of `dtype`.
+        UnsupportedError: torch does not have the dtype of a tensor.
         DeviceError: the device does not exist.
         TypeError: `dtype` is not a torch dtype.
         TruncatedError: the file was cut short since it was opened.
@@ -63,22 +75,47 @@ def to_device(
         raise TypeError(f"dtype must be a torch.dtype, not {dtype!r}")
     # By stored tensor: a tied head and its embedding are read once, and share memory as in the model.
     infos = {info.name: info for info in stored.values()}
-    plain = [info for info in infos.values() if info.dtype in TORCH]
+    for info in infos.values():
+        check_torch_has(path, info)
+    # A tensor that is stored as bytes is read as bytes.
+    plain = [
+        replace(info, dtype=STORED, shape=(info.nbytes,)) if info.dtype in BITS else info
+        for info in infos.values()
+        if info.dtype not in QUANTIZED
+    ]
     if target.type == "cuda":
         tensors = _read_to_gpu(container, plain, target)
     else:
         tensors = {info.name: empty(info.shape, TORCH[info.dtype]) for info in plain}
         container.read([(info.offset, _bytes_of(tensors[info.name]).numpy().data) for info in plain])
+    overflows: dict[str, torch.Tensor] = {}
     for name, info in infos.items():
-        if name not in tensors:  # quantized
-            tensors[name] = empty(info.shape, torch.float32)
-            container.dequantize(name, 0, tensors[name].view(-1).numpy().data)
-    for name, values in tensors.items():
-        wanted = dtype if dtype is not None and values.is_floating_point() else values.dtype
-        if values.device != target or values.dtype != wanted:
-            # On a GPU, the stored bytes cross the bus and are converted there.
-            tensors[name] = values.to(target, wanted)
+        if info.dtype in QUANTIZED:
+            values = empty(info.shape, torch.float32)
+            container.dequantize(name, 0, values.view(-1).numpy().data)
+        else:
+            values = of_bytes(tensors[name], info) if info.dtype in BITS else tensors[name]
+        # On a GPU, the stored bytes cross the bus and are converted there.
+        values = values.to(target)
+        if dtype is not None and info.dtype in FLOATS | QUANTIZED:
+            values, overflow = narrowed(values, dtype)
+            if overflow is not None:
+                overflows[name] = overflow
+        tensors[name] = values
+    if overflows and not allow_overflow and torch.stack(list(overflows.values())).any():
+        name = next(name for name, overflow in overflows.items() if overflow)
+        assert dtype is not None
+        _refuse_overflow(path, container, infos[name], dtype)
     return {name: tensors[info.name] for name, info in stored.items()}
+
+
+def _refuse_overflow(path: str, container: Container, info: TensorInfo, dtype: torch.dtype) -> NoReturn:
+    """Raise the error for a tensor with a value beyond the range of a dtype, which is read again."""
+    stored = to_device(path, container, {info.name: info}, "cpu", None, allow_overflow=True)[info.name]
+    value = float(stored[beyond(stored, stored.to(dtype))].flatten()[0])
+    advice = "choose a dtype with a larger range, or pass allow_overflow=True to get infinities"
+    problem = beyond_range(info.name, value, str(dtype), advice)
+    raise WeightsError(f"{path}: {problem}", path=path, tensor=info.name)
 
 
 def _bytes_of(values: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apr._core import verify_file
+from apr.container.file import AprFile
+from apr.container.mapped_file import with_dtypes_check
 from apr.container.report import Report
 from apr.errors import AprError
 
@@ -61,4 +63,8 @@ def verify(
             # A file that grows meanwhile is read past the size it had.
             on_progress(min(read, total), total)
 
-    return Report.from_findings(name, verify_file(path, tell, **keys))
+    report = Report.from_findings(name, verify_file(path, tell, **keys))
+    if not report.opened:
+        return report
+    with AprFile(path) as file:
+        return with_dtypes_check(report, file)

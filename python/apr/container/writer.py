@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, Self
 
 from apr._core import StreamWriter
+from apr.container.byte_dtypes import check_unreserved, stored_as, with_dtypes
 from apr.container.metadata import encode
 from apr.container.save import bytes_of, flags_of, spec_of
 
@@ -50,10 +51,12 @@ class Writer:
             OSError: the directory cannot be written to.
         """
         self.metadata: dict[str, object] = dict(metadata or {})
+        check_unreserved(self.metadata)
         encode(self.metadata)  # refuse wrong metadata now rather than after hours of adding tensors
         self._path = os.fspath(path)
         self._stream = StreamWriter(self._path)
         self._closed = False
+        self._tensors: list[tuple[str, str, tuple[int, ...]]] = []
 
     def add(self, name: str, tensor: torch.Tensor | np.ndarray | Quantized) -> None:
         """Write one tensor.
@@ -70,7 +73,10 @@ class Writer:
             OSError: writing failed, for example on a full disk. Nothing more can be added.
         """
         spec = spec_of(name, tensor)
-        self._stream.add(spec.name, spec.dtype, spec.shape, bytes_of(tensor))
+        dtype, shape = stored_as(spec.dtype, spec.shape)
+        self._stream.add(spec.name, dtype, shape, bytes_of(tensor))
+        if dtype != spec.dtype:
+            self._tensors.append((spec.name, spec.dtype, spec.shape))
 
     def close(self) -> None:
         """Write the file, flush it to the disk and put it in place. A second call does nothing.
@@ -84,7 +90,8 @@ class Writer:
         if self._closed:
             return
         # Encoded again, because the dictionary may have been changed since the writer was made.
-        self._stream.finish(encode(self.metadata), flags_of(self.metadata))
+        metadata = with_dtypes(self.metadata, self._tensors)
+        self._stream.finish(encode(metadata), flags_of(metadata))
         self._closed = True
 
     def abort(self) -> None:

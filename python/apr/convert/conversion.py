@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apr.container.byte_dtypes import check_unreserved
 from apr.container.load import load
 from apr.container.metadata import encode
 from apr.convert import (
@@ -88,10 +89,22 @@ def convert(
         UnavailableError: `check` is set, but the package xllamacpp is not installed.
         FormatError: the source is invalid.
         UnsupportedError: the source has something that the target cannot store.
-        WeightsError: the tensors are not those of the model that the metadata describe.
+        WeightsError: the tensors are not those of the model that the metadata describe, or a value is beyond
+            the range of the dtype.
         OSError: reading or writing failed; an earlier target is unchanged.
     """
     plan = make_plan(Path(source), Path(target), options)
+    try:
+        return _convert(plan, on_tensor)
+    except WeightsError as error:
+        if error.path is not None:
+            raise
+        # Found in values on their way, which do not know their file.
+        raise WeightsError(f"{plan.source}: {error}", path=plan.source, tensor=error.tensor) from None
+
+
+def _convert(plan: Plan, on_tensor: OnTensor | None) -> Conversion:
+    options = plan.options
     if plan.source_format == "apr":
         return _convert_apr(plan, on_tensor)
     if plan.source_format == "gguf":
@@ -104,10 +117,13 @@ def convert(
     model = _checked(plan, model)
     # Before any tensor is read: Python reads NaN and lone surrogates from JSON, but .apr cannot store them.
     try:
+        check_unreserved(model.metadata)
         encode(model.metadata)
     except (TypeError, ValueError) as error:
         raise FormatError(f"{plan.source}: {error}", path=plan.source) from None
-    tensors = [tensor.cast(options.float_dtype) for tensor in model.tensors]
+    tensors = [
+        tensor.cast(options.float_dtype, allow_overflow=options.allow_overflow) for tensor in model.tensors
+    ]
     return _write(plan, replace(model, tensors=tensors), on_tensor)
 
 
@@ -148,6 +164,7 @@ def _convert_apr(plan: Plan, on_tensor: OnTensor | None) -> Conversion:
             file,
             plan.target,
             dtype=plan.options.float_dtype,
+            allow_overflow=plan.options.allow_overflow,
             max_shard_size=plan.options.max_shard_size or _SHARD_SIZE,
             tokenizer=plan.options.tokenizer,
             force=plan.options.force,

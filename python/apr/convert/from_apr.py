@@ -42,7 +42,7 @@ def read(file: TensorFile, plan: Plan) -> ModelStream:
         if name.startswith(TRAINING_PREFIX):
             training += 1  # optimizer moments keep their dtype, so that a run can resume from them
         else:
-            tensor = tensor.cast(options.float_dtype)
+            tensor = tensor.cast(options.float_dtype, allow_overflow=options.allow_overflow)
         tensors.append(tensor)
     metadata = dict(file.metadata)
     # It describes the files of the source; the target gets its own. Anything but an object is a user's key.

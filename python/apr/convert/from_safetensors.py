@@ -32,18 +32,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# safetensors' names of the dtypes, and ours.
-DTYPES = {
-    "F32": "f32",
-    "F16": "f16",
-    "BF16": "bf16",
-    "F64": "f64",
-    "I32": "i32",
-    "I64": "i64",
-    "I8": "i8",
-    "U8": "u8",
-}
-# Bits of a value of each dtype of the format, as the safetensors package 0.8 lists them.
+# Bits of a value of each dtype, as the safetensors package 0.8 lists them. Ours have the same names in lower
+# case.
 _BITS = {
     **dict.fromkeys(("F4",), 4),
     **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
@@ -103,7 +93,7 @@ def read(path: Path) -> ModelStream:
 
     Raises:
         FormatError: the structure of a file is invalid, or the index does not match the files.
-        UnsupportedError: a tensor has a dtype that .apr does not store.
+        UnsupportedError: a tensor has an unknown dtype.
         OSError: a file cannot be read.
     """
     texts, tensors = read_several(path) if path.name.endswith(".json") else read_file(path)
@@ -116,7 +106,7 @@ def read_file(path: Path) -> tuple[dict[str, str], list[TensorStream]]:
     Raises:
         FormatError: the structure of the file is invalid.
         TruncatedError: the file ends before its tensors do.
-        UnsupportedError: a tensor has a dtype that .apr does not store.
+        UnsupportedError: a tensor has an unknown dtype.
         OSError: the file cannot be read.
     """
     contents = read_contents(path)
@@ -175,7 +165,7 @@ def read_several(index: Path) -> tuple[dict[str, str], list[TensorStream]]:
     Raises:
         FormatError: a file is invalid, is not in the directory of the index, or does not match it.
         TruncatedError: a file ends before its tensors do.
-        UnsupportedError: a tensor has a dtype that .apr does not store.
+        UnsupportedError: a tensor has an unknown dtype.
         OSError: a file cannot be read.
     """
     files = read_index(index)
@@ -294,18 +284,13 @@ def _is_sizes(value: object) -> TypeGuard[list[int]]:
 
 
 def _stream(path: Path, entry: Entry) -> TensorStream:
-    if entry.dtype not in DTYPES:
-        raise UnsupportedError(
-            f"{path}: {entry.name} has dtype {entry.dtype}; .apr stores {', '.join(DTYPES)}",
-            path=path,
-            tensor=entry.name,
-        )
-    spec = TensorSpec(entry.name, DTYPES[entry.dtype], entry.shape)
+    spec = TensorSpec(entry.name, entry.dtype.lower(), entry.shape)
 
     def chunks() -> Iterator[NDArray[Any]]:
-        dtype = NUMPY[spec.dtype]
+        # Packed values are copied as bytes.
+        dtype = NUMPY.get(spec.dtype, NUMPY["u8"])
         with path.open("rb") as file:
-            for start, stop in chunk_ranges(prod(spec.shape)):
+            for start, stop in chunk_ranges(entry.nbytes // dtype.itemsize):
                 yield read_values(file, entry, dtype, start, stop)
 
     return TensorStream(spec, chunks)

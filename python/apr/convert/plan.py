@@ -44,6 +44,8 @@ class ConvertOptions:
     and dequantizes to f32 where the target cannot store a quantized tensor or the source is GGUF. The state
     of a training run is never cast. q8_0, q4_0, q4_1, q5_0 and q5_1 are only for .gguf targets; in those,
     norms and biases are always f32."""
+    allow_overflow: bool = False
+    """Whether values beyond the range of `dtype` become infinities. Otherwise they are refused."""
     keep_quantized: bool = False
     """Keep quantized tensors as stored, whatever `dtype` is; of a GGUF source, those in q4_k and q6_k. Only
     for .apr targets."""
@@ -155,6 +157,13 @@ def _check(plan: Plan) -> None:
         raise UsageError(f"{target}: --dtype {options.dtype} needs a target that ends in .gguf", path=target)
     if options.check is not None and layout is not Layout.GGUF:
         raise UsageError(f"{target}: --check and --no-check need a target that ends in .gguf", path=target)
+    if options.allow_overflow and options.dtype is None:
+        raise UsageError("--allow-overflow needs --dtype")
+    if options.allow_overflow and layout is Layout.GGUF:
+        raise UsageError(
+            f"{target}: --allow-overflow does not apply to a .gguf target, which cannot hold infinities",
+            path=target,
+        )
     if options.keep_quantized and layout is Layout.GGUF:
         raise UsageError(
             f"{target}: --keep-quantized needs an .apr target; use --dtype for a .gguf target", path=target

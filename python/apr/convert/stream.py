@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from apr._core import nbytes
-from apr.container.dtypes import NUMPY
+from apr.container.byte_dtypes import nbytes
+from apr.container.dtypes import FLOATS, NUMPY, QUANTIZED
+from apr.container.narrow import check_range, narrowed
 from apr.container.save import TensorSpec
-from apr.errors import FormatError, WeightsError
+from apr.errors import FormatError, UnsupportedError, WeightsError
 from apr.model.match import match_names
 from apr.model.names import EMBEDDING
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 OnTensor: TypeAlias = "Callable[[str, int, int], None]"
 """A callback that gets (name, number of tensors done, number of tensors) before each tensor is read."""
 FloatDtype = Literal["f32", "f16", "bf16"]
-_FLOATS = {"f64", "f32", "f16", "bf16"}
+_OVERFLOW_ADVICE = (
+    "choose a --dtype with a larger range, or pass --allow-overflow to store such values as infinities"
+)
 # 16 MiB of float32. With the copies of a cast, a conversion then stays below 120 MB (tests/convert).
 _CHUNK_VALUES = 4 << 20
 
@@ -41,28 +44,42 @@ class TensorStream:
     """Name, dtype and shape as they will be stored."""
     chunks: Callable[[], Iterator[NDArray[Any]]]
     """Starts to read the values: arrays of any shape that follow one another in row-major order, in the dtype
-    of `spec`, or uint8 with the stored bytes if that dtype is quantized."""
+    of `spec`, or uint8 with the stored bytes if that dtype is quantized or packed."""
 
     def byte_chunks(self) -> Iterator[NDArray[np.uint8]]:
         """Read the values as flat arrays of bytes."""
         for chunk in self.chunks():
             yield np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
 
-    def cast(self, dtype: FloatDtype | None) -> TensorStream:
-        """Return the tensor rounded to nearest even in `dtype`; integers and quantized tensors stay."""
-        if dtype is None or self.spec.dtype not in _FLOATS or self.spec.dtype == dtype:
+    def cast(self, dtype: FloatDtype | None, *, allow_overflow: bool = False) -> TensorStream:
+        """Return the tensor rounded to nearest even in `dtype`; integers and quantized tensors stay.
+
+        Reading raises WeightsError at a value beyond the range of `dtype`, unless it may become an infinity.
+        """
+        if dtype is None or self.spec.dtype not in FLOATS or self.spec.dtype == dtype:
             return self
 
         def rounded() -> Iterator[NDArray[Any]]:
-            # Values beyond float16 become infinities, as in torch and NumPy.
-            with np.errstate(over="ignore"):
-                for chunk in self.chunks():
-                    yield chunk.astype(np.float32).astype(NUMPY[dtype])
+            for chunk in self.chunks():
+                result = narrowed(chunk, NUMPY[dtype])
+                if not allow_overflow:
+                    check_range(self.spec.name, chunk, result, dtype, _OVERFLOW_ADVICE)
+                yield result
 
         return TensorStream(replace(self.spec, dtype=dtype), rounded)
 
     def rows(self, name: str, start: int, stop: int) -> TensorStream:
-        """Return rows `start` to `stop` as a tensor of their own. Rows before them are read and skipped."""
+        """Return rows `start` to `stop` as a tensor of their own. Rows before them are read and skipped.
+
+        Raises:
+            UnsupportedError: the values are quantized or packed.
+        """
+        if self.spec.dtype not in NUMPY:
+            raise UnsupportedError(
+                f"{self.spec.name} has dtype {self.spec.dtype}, whose values share bytes and cannot be split "
+                "into the parts of the tensor",
+                tensor=self.spec.name,
+            )
         row = prod(self.spec.shape[1:])
         first, last = start * row, stop * row
 
@@ -174,7 +191,9 @@ def stream_stored(file: TensorFile, name: str) -> TensorStream:
 def stream_values(file: TensorFile, name: str) -> TensorStream:
     """Return a tensor of an .apr file, dequantized to f32 if it is quantized."""
     stored = file.slice(name)
-    dtype = stored.dtype if stored.dtype in NUMPY else "f32"
+    dtype = "f32" if stored.dtype in QUANTIZED else stored.dtype
+    if dtype not in NUMPY:  # packed values, which are copied as they are
+        return stream_stored(file, name)
 
     def chunks() -> Iterator[NDArray[Any]]:
         for start, stop in chunk_ranges(prod(stored.shape)):

@@ -66,6 +66,7 @@ def write(
     directory: Path,
     *,
     dtype: FloatDtype | None,
+    allow_overflow: bool,
     max_shard_size: int,
     tokenizer: bool,
     force: bool,
@@ -82,6 +83,7 @@ def write(
         file: the opened file.
         directory: the directory to write.
         dtype: the dtype of floating-point tensors; None keeps them as stored.
+        allow_overflow: whether values beyond the range of `dtype` become infinities.
         max_shard_size: bytes of tensors per safetensors file.
         tokenizer: whether to write the tokenizer files.
         force: whether to replace an existing model directory.
@@ -92,12 +94,14 @@ def write(
 
     Raises:
         RefusedError: the metadata lack a size or contradict themselves, or the directory may not be replaced.
-        WeightsError: the tensors are not those of the model that the metadata describe.
+        WeightsError: the tensors are not those of the model that the metadata describe, or a value is beyond
+            the range of `dtype`.
         OSError: the directory cannot be written; nothing of it is left.
     """
     model = _as_hf(file)
     total = len(model.tensors)
-    tensors = [t.cast(dtype).with_progress(n, total, on_tensor) for n, t in enumerate(model.tensors)]
+    cast = [tensor.cast(dtype, allow_overflow=allow_overflow) for tensor in model.tensors]
+    tensors = [tensor.with_progress(n, total, on_tensor) for n, tensor in enumerate(cast)]
     config = model.metadata | _config_dtype(model.metadata, tensors)
     tokenizer_files, notes = _tokenizer_files(file) if tokenizer else ({}, ())
     shards = split_into_shards(tensors, max_shard_size)

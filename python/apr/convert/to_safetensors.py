@@ -10,7 +10,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from apr.compat.text_metadata import as_texts
-from apr.convert.from_safetensors import DTYPES, JSON_KEYS, METADATA
+from apr.convert.from_safetensors import JSON_KEYS, METADATA
 from apr.convert.plan import SAFETENSORS_INDEX
 from apr.errors import UnsupportedError
 from apr.files import replacing, write_json
@@ -22,9 +22,12 @@ if TYPE_CHECKING:
     from apr.container.save import TensorSpec
     from apr.convert.stream import TensorStream
 
-_NAMES = {ours: theirs for theirs, ours in DTYPES.items()}
 # The package sorts tensors by this order of dtypes, then by name: wide dtypes first, so that all are aligned.
-_DTYPE_ORDER = ("i64", "f64", "f32", "i32", "bf16", "f16", "i8", "u8")
+_DTYPE_ORDER = (
+    *("u64", "i64", "f64", "c64", "f32", "u32", "i32", "bf16", "f16", "u16", "i16"),
+    *("f8_e5m2fnuz", "f8_e4m3fnuz", "f8_e8m0", "f8_e4m3", "f8_e5m2", "i8", "u8"),
+    *("f6_e3m2", "f6_e2m3", "f4", "bool"),
+)
 
 
 def write(path: Path, tensors: Sequence[TensorStream], texts: Mapping[str, str]) -> None:
@@ -47,7 +50,7 @@ def write(path: Path, tensors: Sequence[TensorStream], texts: Mapping[str, str])
     for tensor in ordered:
         start, end = end, end + tensor.nbytes
         header[tensor.spec.name] = {
-            "dtype": _NAMES[tensor.spec.dtype],
+            "dtype": tensor.spec.dtype.upper(),
             "shape": list(tensor.spec.shape),
             "data_offsets": [start, end],
         }
@@ -120,7 +123,7 @@ def _check(path: Path, spec: TensorSpec) -> None:
         raise UnsupportedError(
             f"{path}: safetensors cannot store a tensor named {METADATA}", path=path, tensor=spec.name
         )
-    if spec.dtype not in _NAMES:
+    if spec.dtype not in _DTYPE_ORDER:
         raise UnsupportedError(
             f"{path}: safetensors cannot store {spec.name}, which has dtype {spec.dtype}",
             path=path,

@@ -5,14 +5,11 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
-import numpy as np
-
 from apr.container.dtypes import NUMPY
 from apr.container.header import TensorInfo
 from apr.container.metadata import HF_CONFIG
 from apr.container.report import Check
-from apr.convert.from_safetensors import DTYPES, from_texts, read_contents, read_index, read_values
+from apr.convert.from_safetensors import from_texts, read_contents, read_index, read_values
 from apr.convert.hf_files import CONFIG
 from apr.convert.stream import read_json_object
 from apr.errors import UnsupportedError
@@ -27,21 +24,6 @@ if TYPE_CHECKING:
     from apr.convert.from_safetensors import Contents, Entry
 
 FORM = "safetensors"
-# NumPy's dtype of each dtype. F4, F6_E2M3, F6_E3M2 (several values to a byte) and C64 (whose difference is
-# not a real number) are listed, but their values are not read.
-_NUMPY: dict[str, np.dtype[Any]] = {
-    **{theirs: NUMPY[ours] for theirs, ours in DTYPES.items()},
-    "BOOL": np.dtype(np.bool_),
-    "I16": np.dtype(np.int16),
-    "U16": np.dtype(np.uint16),
-    "U32": np.dtype(np.uint32),
-    "U64": np.dtype(np.uint64),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
-    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
-    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
-}
 
 
 def open_safetensors(path: Path, shown: str, directory: Path | None) -> ForeignFile:
@@ -118,7 +100,8 @@ def _index_check(path: Path, files: dict[Path, Contents]) -> Check:
 
 
 def _stored(path: Path, entry: Entry) -> StoredTensor:
-    dtype = _NUMPY.get(entry.dtype)
+    name = entry.dtype.lower()
+    dtype = NUMPY.get(name)
 
     def flat(start: int, stop: int) -> NDArray[Any]:
         if dtype is None:
@@ -130,7 +113,6 @@ def _stored(path: Path, entry: Entry) -> StoredTensor:
         with path.open("rb") as file:
             return read_values(file, entry, dtype, start, min(stop, prod(entry.shape)))
 
-    name = DTYPES.get(entry.dtype, entry.dtype.lower())
     return StoredTensor(
         TensorInfo(entry.name, name, entry.shape, entry.nbytes, entry.offset), str(path), flat
     )

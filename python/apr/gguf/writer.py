@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 
 from apr.container.dtypes import NUMPY
+from apr.container.narrow import check_range, narrowed
 from apr.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -68,19 +69,15 @@ class GgufOutput:
     def _encode(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         from gguf import quantize
 
-        # Values beyond float16 become infinities, which is an error below.
-        with np.errstate(over="ignore", invalid="ignore"):
-            single = values.astype(np.float32, copy=False)
-            stored = single.astype(NUMPY[self.dtype], copy=False) if self.dtype in NUMPY else single
-        if not np.isfinite(stored.astype(np.float32, copy=False)).all():
-            if np.isfinite(single).all():
-                largest = float(np.abs(single).max())
-                problem = f"{largest:.3g} does not fit in {self.dtype}; pass --dtype bf16 or f32"
-            else:
-                problem = "a value is NaN or infinite"
-            raise WeightsError(f"{self.name}: {problem}", path=self.name)
+        # Blocks are quantized from float32.
+        stored = narrowed(values, NUMPY.get(self.dtype, NUMPY["f32"]))
+        if not np.isfinite(stored).all():
+            if not np.isfinite(values).all():
+                raise WeightsError(f"{self.name}: a value is NaN or infinite", tensor=self.name)
+            advice = "pass --dtype bf16 or f32" if self.dtype == "f16" else "a GGUF file cannot hold it"
+            check_range(self.name, values, stored, self.dtype, advice)
         if self.dtype not in NUMPY:
-            quantized: NDArray[np.uint8] = quantize(single[None], _ggml_type(self.dtype))
+            quantized: NDArray[np.uint8] = quantize(stored[None], _ggml_type(self.dtype))
             stored = quantized.reshape(-1)
         return stored.view(np.uint8)
 
@@ -109,9 +106,9 @@ def rounded(values: NDArray[Any], dtype: GgufDtype) -> NDArray[np.float32]:
     """
     from gguf import dequantize, quantize
 
-    single = values.astype(np.float32, copy=False)
+    single: NDArray[np.float32] = narrowed(values, NUMPY.get(dtype, NUMPY["f32"])).astype(np.float32)
     if dtype in NUMPY:
-        return single.astype(NUMPY[dtype]).astype(np.float32)
+        return single
     kind, flat = _ggml_type(dtype), single.reshape(-1)
     parts = [
         dequantize(quantize(flat[None, start : start + _QUANTIZED_TOGETHER], kind), kind)[0]

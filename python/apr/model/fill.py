@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from apr.container.torch_values import narrowed
 from apr.errors import WeightsError
 from apr.gguf.names import unpermute
 from apr.model.match import listed, match_names, permuted_heads
@@ -58,6 +59,15 @@ def fill(config: ModelConfig, parameters: Iterable[tuple[str, nn.Parameter]], fi
                 # NumPy has no bfloat16. The permutation moves whole rows, so that any two-byte type will do.
                 raw = values.view(torch.int16) if values.dtype == torch.bfloat16 else values
                 values = torch.from_numpy(unpermute(raw.numpy(), heads)).view(values.dtype)
+            # The stored bytes cross the bus, and are converted on the device.
+            values, overflow = narrowed(values.to(parameter.device), parameter.dtype)
+            if overflow is not None and overflow:
+                raise WeightsError(
+                    f"{file.path}: {source}: a value is beyond the range of {parameter.dtype}; choose "
+                    "another dtype",
+                    path=file.path,
+                    tensor=source,
+                )
             parameter.copy_(values)
 
 
@@ -106,6 +116,8 @@ def _read_plausible(file: TensorFile, source: str, name: str) -> Tensor:
             f"{file.path}: {source} has dtype {values.dtype}, but weights are floating-point numbers",
             path=file.path,
         )
+    if values.itemsize == 1:  # torch does not compute with eight-bit dtypes
+        values = values.float()
     problem = implausible(name, values)
     if problem is not None:
         raise WeightsError(f"{file.path}: {source}: {problem}; check its dtype and its bytes", path=file.path)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 from apr.container import torch_dtypes
 from apr.container.load import load
 from apr.container.save import TensorSpec, bytes_of, write
+from apr.container.torch_values import narrowed
+from apr.errors import WeightsError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from typing_extensions import Buffer
 
     from apr.model.decoder import Decoder
     from apr.train.checkpoint.metadata import CheckpointMetadata
@@ -29,11 +32,23 @@ def export_weights(path: Path, model: Decoder, metadata: CheckpointMetadata, dty
     Raises:
         OSError: the file cannot be written.
         AprError: what was written does not verify.
+        WeightsError: a weight is beyond the range of `dtype`.
     """
     parameters = dict(model.named_parameters())
     dtype_name = torch_dtypes.NAMES[dtype]
     specs = [TensorSpec(name, dtype_name, tuple(p.shape)) for name, p in parameters.items()]
     # Converted one at a time: no second copy of all weights is held.
-    write(path, metadata.to_dict(), specs, lambda spec: bytes_of(parameters[spec.name].detach().to(dtype)))
+
+    def values(spec: TensorSpec) -> Buffer:
+        result, overflow = narrowed(parameters[spec.name].detach(), dtype)
+        if overflow is not None and overflow:
+            raise WeightsError(
+                f"{path}: {spec.name}: a value is beyond the range of {dtype_name}",
+                path=path,
+                tensor=spec.name,
+            )
+        return bytes_of(result)
+
+    write(path, metadata.to_dict(), specs, values)
     # A disk may return other bits than it was given; the run reports the file as verified.
     load(path, verify="full").close()
