@@ -1,12 +1,12 @@
 //! Replace a file as a whole: readers see the old file or the new one, never a part.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::fs::MetadataExt,
+        unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
     process,
@@ -159,14 +159,23 @@ fn through_links(target: &Path) -> io::Result<PathBuf> {
 }
 
 /// Return the start of the names of temporary files for a target. The CRC32 keeps long names with the same start apart.
-fn prefix(name: &std::ffi::OsStr) -> OsString {
-    let bytes = name.as_encoded_bytes();
-    let kept = String::from_utf8_lossy(&bytes[..bytes.len().min(KEPT)]).into_owned();
-    OsString::from(format!(".{kept}.{:08x}.", crc32fast::hash(bytes)))
+fn prefix(name: &OsStr) -> OsString {
+    let bytes = name.as_bytes();
+    let mut kept = bytes.len().min(KEPT);
+    if let Some(text) = name.to_str() {
+        while !text.is_char_boundary(kept) {
+            kept -= 1;
+        }
+    }
+    let mut prefix = OsString::from(".");
+    // As bytes: a name in another encoding must not grow, or it would be longer than a name may be.
+    prefix.push(OsStr::from_bytes(&bytes[..kept]));
+    prefix.push(format!(".{:08x}.", crc32fast::hash(bytes)));
+    prefix
 }
 
 /// Remove temporary files of the same target whose writers are gone. A failure does not matter to the new file.
-fn remove_leftovers(directory: &Path, prefix: &std::ffi::OsStr) {
+fn remove_leftovers(directory: &Path, prefix: &OsStr) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
@@ -238,6 +247,18 @@ mod tests {
         assert!(error.raw_os_error().is_none());
         assert_eq!(fs::read(&target).unwrap(), b"new");
         assert_eq!(names(directory.path()), ["a.apr"]);
+    }
+
+    #[test]
+    fn a_name_of_255_bytes_in_any_encoding_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        for part in ["a".as_bytes(), "é".as_bytes(), "x\u{1f600}".as_bytes(), b"\xe9"] {
+            let name: Vec<u8> = part.iter().copied().cycle().take(255 - 255 % part.len()).collect();
+            let target = directory.path().join(OsStr::from_bytes(&name));
+            AtomicFile::create(&target).unwrap().commit().unwrap();
+            assert!(target.is_file());
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 4);
     }
 
     #[test]
