@@ -8,7 +8,8 @@ import pytest
 
 import apr
 from apr.cli import main
-from apr.data.byte_level import PRE_TYPES, Vocabulary, gpt2_alphabet
+from apr.data.byte_level import Vocabulary, gpt2_alphabet
+from apr.data.pre_tokenizers import PRE_TYPES
 from apr.data.tokenizers import load_tokenizer
 from apr.errors import FormatError, UnsupportedError, UsageError
 
@@ -157,8 +158,9 @@ def test_pre_tokenizers_split_digits_differently(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"pre_type": "deepseek-coder"}, "deepseek-coder"),
-        ({"model_type": "llama"}, "llama"),
+        ({"pre_type": "kimi-k2"}, "kimi-k2"),
+        ({"model_type": "bert"}, "bert"),
+        ({"model_type": "llama"}, r"tokenizer\.scores"),
         ({"vocabulary": None}, "tokenizer.vocabulary"),
         ({"eos_token_id": 9999}, "tokenizer.eos_token_id"),
         ({"merges": ["a"]}, r"tokenizer\.merges\[0\]"),
@@ -284,3 +286,109 @@ def test_the_hash_is_that_of_the_files(tokenizer_json, tmp_path):
     content = (pair / "vocab.json").read_bytes() + (pair / "merges.txt").read_bytes()
     assert load_tokenizer(pair).sha256 == hashlib.sha256(content).hexdigest()
     assert load_tokenizer(tokenizer_json).sha256 == hashlib.sha256(tokenizer_json.read_bytes()).hexdigest()
+
+
+# Files beside tokenizer.json or the pair. Ids from 512 on are new.
+BESIDE = {
+    "a map alone": {"special_tokens_map.json": {"eos_token": "<|endoftext|>"}},
+    "a map with an object": {"special_tokens_map.json": {"eos_token": {"content": "<|endoftext|>"}}},
+    "a map before the configuration": {
+        "tokenizer_config.json": {"eos_token": "def"},
+        "special_tokens_map.json": {"eos_token": "<|endoftext|>"},
+    },
+    "a configuration that lists its tokens": {
+        "tokenizer_config.json": {
+            "eos_token": "<|endoftext|>",
+            "added_tokens_decoder": {"512": {"content": "<a>", "special": False}},
+        },
+        "special_tokens_map.json": {"eos_token": "def"},
+        "added_tokens.json": {"<b>": 512},
+    },
+    "added tokens": {
+        "tokenizer_config.json": {"eos_token": "<|endoftext|>"},
+        "added_tokens.json": {"<b>": 513, "<a>": 512, "ñandú": 514},
+    },
+    "an added end of text": {
+        "special_tokens_map.json": {"eos_token": "</s>", "extra_special_tokens": ["<x>"]},
+        "added_tokens.json": {"</s>": 512, "<x>": 513, "<y>": 514},
+    },
+    "tokens with flags": {
+        "tokenizer_config.json": {
+            "eos_token": "<|endoftext|>",
+            "added_tokens_decoder": {
+                "512": {"content": "<l>", "lstrip": True, "special": False, "normalized": False},
+                "513": {"content": "<r>", "rstrip": True, "special": False, "normalized": True},
+                "514": {"content": "<s>", "special": True},
+            },
+        }
+    },
+}
+BESIDE_TEXT = "a <a> <b>x <l> y <r>  z</s> <x><y> ñandú <s> def f(x)"
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_files_beside_a_tokenizer_json_are_read_as_in_transformers(name, tokenizer_json, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
+    for file, content in BESIDE[name].items():
+        (tmp_path / file).write_text(json.dumps(content))
+    loaded = load_tokenizer(tmp_path)
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert (loaded.eos_token, loaded.eos_id) == (theirs.eos_token, theirs.eos_token_id)
+    assert (
+        ids_of(loaded, BESIDE_TEXT)
+        == theirs(BESIDE_TEXT, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    )
+    assert loaded.tokenizer.get_vocab() == theirs.get_vocab()
+    assert load_tokenizer(tmp_path / "tokenizer.json").eos_id == loaded.eos_id
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_a_model_file_keeps_what_is_beside_its_tokenizer(name, tokenizer_json, tmp_path):
+    files = {"tokenizer.json": tokenizer_json.read_text()}
+    files |= {file: json.dumps(content) for file, content in BESIDE[name].items()}
+    for file, content in files.items():
+        (tmp_path / file).write_text(content)
+    apr.save({"w": np.zeros(1, np.float32)}, tmp_path / "m.apr", {"hf_tokenizer": files})
+    inside, beside = load_tokenizer(tmp_path / "m.apr"), load_tokenizer(tmp_path)
+    assert ids_of(inside, BESIDE_TEXT) == ids_of(beside, BESIDE_TEXT)
+    assert (inside.eos_id, inside.sha256) == (beside.eos_id, beside.sha256)
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_files_beside_a_pair_are_read_as_beside_a_tokenizer_json(name, tokenizer_json, tmp_path):
+    # The pair of the same tokenizer: its added token is in the vocabulary.
+    model = json.loads(tokenizer_json.read_text())["model"]
+    merges = [merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"]]
+    write_pair(tmp_path / "pair", model["vocab"] | {"<|endoftext|>": 0}, merges)
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json" / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
+    for file, content in BESIDE[name].items():
+        for directory in ("pair", "json"):
+            (tmp_path / directory / file).write_text(json.dumps(content))
+    pair, whole = load_tokenizer(tmp_path / "pair"), load_tokenizer(tmp_path / "json")
+    assert (pair.eos_token, pair.eos_id, pair.vocab_size) == (whole.eos_token, whole.eos_id, whole.vocab_size)
+    if "flags" not in name:
+        assert ids_of(pair, BESIDE_TEXT) == ids_of(whole, BESIDE_TEXT)
+
+
+def test_a_model_file_may_keep_a_pair(tmp_path):
+    pair = write_pair(tmp_path / "pair", byte_vocabulary("<|endoftext|>"), MERGES)
+    files = {path.name: path.read_text() for path in pair.iterdir()}
+    apr.save({"w": np.zeros(1, np.float32)}, tmp_path / "m.apr", {"hf_tokenizer": files})
+    inside, beside = load_tokenizer(tmp_path / "m.apr"), load_tokenizer(pair)
+    assert ids_of(inside, TEXT) == ids_of(beside, TEXT)
+    assert (inside.eos_id, inside.sha256) == (beside.eos_id, beside.sha256)
+
+
+def test_an_added_token_whose_id_cannot_be_kept_is_refused(tokenizer_json, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(tokenizer_json.read_bytes())
+    (tmp_path / "added_tokens.json").write_text('{"<a>": 600}')
+    with pytest.raises(FormatError, match=r"'<a>'.* 600.* 512"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_token_named_none_is_not_the_unknown_token(tmp_path):
+    vocabulary = byte_vocabulary("None", "<|endoftext|>")
+    assert load_tokenizer(write_pair(tmp_path, vocabulary, MERGES)).unk_id is None

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from apr.container.metadata import HF_GENERATION, HF_TOKENIZER, VOCABULARY
+from apr.data.pre_tokenizers import PRE_TYPES, split_by_patterns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,25 +24,6 @@ _NOT_IN_GGUF = frozenset({"vocab_size", "model_type"})
 # these are below every rank, for tokens that no merge makes.
 _NO_MERGE_SCORE = -1e6
 
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_CASED = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*%s"
-    r"|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# How llama.cpp splits a text before it merges bytes, by the names that it has for it: the patterns, applied
-# one after the other, and whether a piece that is a token is taken without merging.
-_PRE_TYPES: dict[str, tuple[tuple[str, ...], bool]] = {
-    "gpt-2": ((_GPT2,), False),
-    "smollm": ((r"\p{N}", _GPT2), False),
-    "qwen2": ((_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL,), False),
-    "llama-bpe": ((_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL,), True),
-    "dbrx": ((_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL,), False),
-    "gpt-4o": ((_CASED % (f"{_CONTRACTIONS}?", f"{_CONTRACTIONS}?", "{1,3}"),), False),
-    "tekken": ((_CASED % ("", "", ""),), True),
-}
 # Two splitters that agree on this text are taken for the same. It has what they differ in: contractions in
 # both cases, runs of digits, capitals within words, marks, spaces, line ends, slashes and other scripts.
 _PROBE = (
@@ -197,20 +179,16 @@ def _sentencepiece(
 
 def _pre_type(tokenizer: Tokenizer, *, ignore_merges: bool) -> tuple[str | None, str | None]:
     """Return llama.cpp's name for the splitting of a text, and a note where that name is not exact."""
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
-
     if tokenizer.pre_tokenizer is None:
         return None, None
     # A normalizer composes characters or does nothing; the probe shows both. llama.cpp never normalizes.
     pieces = [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(_PROBE)]
     close = None
-    for name, (patterns, takes_tokens) in _PRE_TYPES.items():
-        splits = [Split(Regex(pattern), behavior="isolated") for pattern in patterns]
-        reference = Sequence([*splits, ByteLevel(add_prefix_space=False, use_regex=False)])
+    for name, kind in PRE_TYPES.items():
+        reference = split_by_patterns(kind.patterns)
         if [piece for piece, _ in reference.pre_tokenize_str(_PROBE)] != pieces:
             continue
-        if takes_tokens == ignore_merges:
+        if kind.ignore_merges == ignore_merges:
             return name, None
         close = close or name
     if close is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from apr.data.pre_tokenizers import PRE_TYPES, pre_tokenizer
 from apr.errors import FormatError
 
 if TYPE_CHECKING:
@@ -13,17 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tokenizers import Tokenizer
-
-# The patterns of the models' own tokenizer.json; Qwen2 and Llama 3 differ in how they cut digits.
-_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_QWEN2 = _SPLIT % r"\p{N}"
-_LLAMA3 = _SPLIT % r"\p{N}{1,3}"
-
-# The known pre-tokenizers, under GGUF's names (`tokenizer.ggml.pre`).
-PRE_TYPES = ("gpt-2", "smollm", "qwen2", "llama-bpe")
 
 _HEX = re.compile(r"(?:[0-9a-f]{2})+")
 # A vocabulary with this many of the 256 keys "00" … "ff" is in hex. A byte-level vocabulary of text does not
@@ -79,83 +69,26 @@ class Vocabulary:
         from tokenizers import AddedToken, Tokenizer, decoders, normalizers
         from tokenizers.models import BPE
 
+        kind = PRE_TYPES[self.pre_type]
         try:
             model = BPE(
                 vocab=dict(self.ids),
                 merges=list(self.merges),
                 unk_token=self.unknown,
-                # Llama 3 encodes a piece that is in the vocabulary as that token without merging.
-                ignore_merges=self.pre_type == "llama-bpe",
+                ignore_merges=kind.ignore_merges,
             )
         except Exception as error:  # noqa: BLE001 (the package raises nothing narrower)
             raise FormatError(
                 f"{source}: the merges do not match the vocabulary: {error}", path=source
             ) from None
         tokenizer = Tokenizer(model)
-        if self.pre_type == "qwen2":
-            # Qwen2's own tokenizer.json normalizes to NFC, the others do not normalize.
+        if kind.nfc:
             tokenizer.normalizer = normalizers.NFC()
-        tokenizer.pre_tokenizer = _pre_tokenizer(self.pre_type)
+        tokenizer.pre_tokenizer = pre_tokenizer(self.pre_type)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in self.special])
         tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self.added])
         return tokenizer
-
-
-def pre_type_of(spec: Mapping[str, Any]) -> str | None:
-    """Return which of PRE_TYPES a tokenizer.json has; None for another model or another pre-tokenizer.
-
-    Args:
-        spec: the contents of a tokenizer.json.
-    """
-    model = spec["model"]
-    # Byte fallback marks SentencePiece vocabularies, whose tokens are characters and not bytes.
-    if model.get("type") != "BPE" or model.get("byte_fallback"):
-        return None
-    parts = (
-        _without_offsets(spec.get("pre_tokenizer")),
-        spec.get("normalizer"),
-        bool(model.get("ignore_merges")),
-    )
-    for pre_type in PRE_TYPES:
-        normalizer = {"type": "NFC"} if pre_type == "qwen2" else None
-        if parts == (_without_offsets(_pre_tokenizer_spec(pre_type)), normalizer, pre_type == "llama-bpe"):
-            return pre_type
-    return None
-
-
-def _pre_tokenizer(pre_type: str) -> Any:  # noqa: ANN401 (the package's stubs have no common class)
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
-
-    if pre_type == "gpt-2":
-        return ByteLevel(add_prefix_space=False)
-    if pre_type == "smollm":
-        # SmolLM2 encodes each digit by itself, and otherwise as GPT-2 does.
-        return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
-    pattern = _QWEN2 if pre_type == "qwen2" else _LLAMA3
-    return Sequence(
-        [Split(Regex(pattern), behavior="isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-
-
-def _pre_tokenizer_spec(pre_type: str) -> Any:  # noqa: ANN401 (JSON)
-    """Return a pre-tokenizer as tokenizer.json spells it: the package serializes whole tokenizers only."""
-    import json
-
-    from tokenizers import Tokenizer
-    from tokenizers.models import BPE
-
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = _pre_tokenizer(pre_type)
-    return json.loads(tokenizer.to_str())["pre_tokenizer"]
-
-
-def _without_offsets(value: Any) -> Any:  # noqa: ANN401 (JSON)
-    """Return JSON without `trim_offsets`, which changes offsets only, not ids."""
-    if isinstance(value, dict):
-        return {key: _without_offsets(inner) for key, inner in value.items() if key != "trim_offsets"}
-    return [_without_offsets(inner) for inner in value] if isinstance(value, list) else value
 
 
 def gpt2_alphabet() -> list[str]:

@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER
 from apr.data.chat import render_chat
+from apr.data.pre_tokenizers import pre_type_named
 from apr.data.tokenizers import CHAT_ENDS, LoadedTokenizer, load_tokenizer, tokenizer_from_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
+
+# Pre-tokenizers whose models expect the token that begins texts.
+_BOS_FIRST = frozenset({"llama-bpe", "tekken"})
 
 
 class PromptTokenizer:
@@ -85,5 +89,8 @@ def _adds_bos(metadata: Mapping[str, Any]) -> bool:
     if HF_TOKENIZER in metadata:
         return False
     stated = metadata.get("tokenizer.add_bos_token")
+    if stated is not None:
+        return stated is True
     # llama.cpp's rule where a file does not say.
-    return stated is True if stated is not None else metadata.get("tokenizer.pre_type") == "llama-bpe"
+    kind = metadata.get("tokenizer.model_type") or metadata.get("tokenizer.model")
+    return kind == "llama" or pre_type_named(str(metadata.get("tokenizer.pre_type"))) in _BOS_FIRST

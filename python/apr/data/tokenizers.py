@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apr.container.metadata import HF_TOKENIZER
-from apr.data.byte_level import PRE_TYPES, Vocabulary, pre_type_of
+from apr.data.byte_level import Vocabulary
+from apr.data.pre_tokenizers import pre_type_named, pre_type_of
+from apr.data.sentencepiece import ScoredVocabulary
 from apr.errors import FormatError, UnsupportedError, UsageError
+from apr.file_format import format_of_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +34,14 @@ _NO_PRE_TYPE = (
     "the file does not name its pre-tokenizer (tokenizer.pre_type), so GPT-2's is used; to be sure, pass the "
     "directory of the model's tokenizer.json"
 )
-_NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5  # GGUF's token types
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # GGUF's token types
+# The files of a tokenizer's directory that are read, as transformers reads them.
+_TOKENIZER, _CONFIG, _SPECIAL_MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
+_ADDED, _VOCAB, _MERGES = "added_tokens.json", "vocab.json", "merges.txt"
+_FILES = (_TOKENIZER, _CONFIG, _SPECIAL_MAP, _ADDED, _VOCAB, _MERGES)
+# The keys of a configuration that name a special token.
+_SPECIAL_KEYS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
+_SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens")
 
 
 @dataclass(frozen=True)
@@ -122,28 +132,22 @@ def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -
     """
     path = Path(path)
     if path.is_dir():
-        # First, because it is complete: the pair of files does not say how a text is split before it is
-        # merged.
-        if (path / "tokenizer.json").is_file():
-            return _from_file(path / "tokenizer.json", eos_token)
-        if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
-            return _from_pair(path, eos_token)
-        reason = "contains neither tokenizer.json nor vocab.json and merges.txt"
-        raise FileNotFoundError(errno.ENOENT, reason, str(path))
+        return _from_files(path, _read_files(path), eos_token)
     with path.open("rb") as file:
-        magic = file.read(4)
-    if magic == b"GGUF":
-        from apr.gguf.metadata import read_metadata
+        start = file.read(9)
+    format_ = format_of_start(start)
+    if format_ == "gguf":
+        from apr.gguf.metadata import read_tokenizer_metadata
 
-        return _from_metadata(path, read_metadata(path), eos_token)
-    # Every form of the format starts so: `APR\0`, `APRN`, `APR1` and `APR2`.
-    if magic.startswith(b"APR"):
+        return _from_metadata(path, read_tokenizer_metadata(path), eos_token)
+    if format_ == "apr":
         import apr
 
         with apr.load(path) as model:
             metadata = model.metadata
         return tokenizer_from_metadata(path, metadata, eos_token=eos_token)
-    return _from_file(path, eos_token)
+    files = {**_read_files(path.parent), _TOKENIZER: path.read_bytes()}
+    return _from_json(path, files, eos_token)
 
 
 def tokenizer_from_metadata(
@@ -160,23 +164,33 @@ def tokenizer_from_metadata(
         FormatError, UnsupportedError, UsageError: as `load_tokenizer`.
     """
     path = Path(path)
-    files = metadata.get(HF_TOKENIZER)
-    if isinstance(files, dict) and isinstance(files.get("tokenizer.json"), str):
-        config = _json_object(path, str(files.get("tokenizer_config.json", "{}")).encode())
-        return _from_json(path, files["tokenizer.json"].encode(), config, eos_token)
+    kept = metadata.get(HF_TOKENIZER)
+    if isinstance(kept, dict):
+        files = {name: kept[name].encode() for name in _FILES if isinstance(kept.get(name), str)}
+        if _TOKENIZER in files or {_VOCAB, _MERGES} <= files.keys():
+            return _from_files(path, files, eos_token)
     return _from_metadata(path, metadata, eos_token)
 
 
-def _from_file(path: Path, eos_token: str | None) -> LoadedTokenizer:
-    content = path.read_bytes()
-    return _from_json(path, content, _config(path.parent), eos_token)
+def _read_files(directory: Path) -> dict[str, bytes]:
+    return {name: (directory / name).read_bytes() for name in _FILES if (directory / name).is_file()}
 
 
-def _from_json(
-    path: Path, content: bytes, config: Mapping[str, Any], eos_token: str | None
-) -> LoadedTokenizer:
-    from tokenizers import Tokenizer
+def _from_files(path: Path, files: Mapping[str, bytes], eos_token: str | None) -> LoadedTokenizer:
+    """Build the tokenizer from the files of a directory, or from those that a model file keeps."""
+    # First, because it is complete: the pair of files does not say how a text is split before it is merged.
+    if _TOKENIZER in files:
+        return _from_json(path / _TOKENIZER if path.is_dir() else path, files, eos_token)
+    if _VOCAB in files and _MERGES in files:
+        return _from_pair(path, files, eos_token)
+    reason = "contains neither tokenizer.json nor vocab.json and merges.txt"
+    raise FileNotFoundError(errno.ENOENT, reason, str(path))
 
+
+def _from_json(path: Path, files: Mapping[str, bytes], eos_token: str | None) -> LoadedTokenizer:
+    from tokenizers import AddedToken, Tokenizer
+
+    content = files[_TOKENIZER]
     spec = _json_object(path, content)
     if not isinstance(spec.get("model"), dict):
         raise FormatError(f"{path}: not a tokenizer.json: the key `model` is missing", path=path)
@@ -184,6 +198,22 @@ def _from_json(
         tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # noqa: BLE001 (the package raises nothing narrower)
         raise FormatError(f"{path}: the tokenizers package cannot read it: {error}", path=path) from None
+    config, added = _configuration(path.parent, files)
+    known = tokenizer.get_added_tokens_decoder()
+    new = {
+        id_: flags
+        for id_, flags in added.items()
+        if getattr(known.get(id_), "content", None) != flags["content"]
+    }
+    if new:
+        tokenizer.add_tokens([AddedToken(**flags) for _, flags in sorted(new.items())])
+    for id_, flags in new.items():
+        if (given := tokenizer.token_to_id(flags["content"])) != id_:
+            raise FormatError(
+                f"{path}: the added token {flags['content']!r} has id {id_} in the files beside it, but "
+                f"{given} in the tokenizer",
+                path=path,
+            )
     return _finish(
         tokenizer,
         path,
@@ -196,26 +226,28 @@ def _from_json(
     )
 
 
-def _from_pair(directory: Path, eos_token: str | None) -> LoadedTokenizer:
-    files = [directory / "vocab.json", directory / "merges.txt"]
-    contents = [file.read_bytes() for file in files]
-    config = _config(directory)
-    ids = _ids(files[0], _json_object(files[0], contents[0]))
-    special = {token: id_ for id_, token in _added_tokens(config).items() if ids.get(token, id_) == id_}
+def _from_pair(path: Path, files: Mapping[str, bytes], eos_token: str | None) -> LoadedTokenizer:
+    # The files of a model file have no paths of their own.
+    vocab, merges = (path / name if path.is_dir() else path for name in (_VOCAB, _MERGES))
+    config, added = _configuration(path, files)
+    ids = _ids(vocab, _json_object(vocab, files[_VOCAB]))
+    added = {id_: flags for id_, flags in added.items() if ids.get(flags["content"], id_) == id_}
+    special = [flags["content"] for flags in added.values() if flags["special"]]
     vocabulary = Vocabulary(
-        ids=ids | special,
-        merges=_merges(files[1], contents[1]),
+        ids=ids | {flags["content"]: id_ for id_, flags in added.items()},
+        merges=_merges(merges, files[_MERGES]),
         pre_type="qwen2" if str(config.get("tokenizer_class", "")).startswith("Qwen2") else "gpt-2",
         special=tuple(special) or tuple(token for token in (END_OF_TEXT, UNKNOWN) if token in ids),
         unknown=UNKNOWN if UNKNOWN in ids else None,
+        added=tuple(flags["content"] for flags in added.values() if not flags["special"]),
     )
     is_hex = vocabulary.is_hex()
-    tokenizer = (vocabulary.from_hex() if is_hex else vocabulary).build(directory)
+    tokenizer = (vocabulary.from_hex() if is_hex else vocabulary).build(path)
     return _finish(
         tokenizer,
-        directory,
+        path,
         # The ecosystem's definition of `tokenizer_sha256` for a pair: vocab.json, then merges.txt.
-        sha256=hashlib.sha256(b"".join(contents)).hexdigest(),
+        sha256=hashlib.sha256(files[_VOCAB] + files[_MERGES]).hexdigest(),
         configured=_token_text(config.get("eos_token")),
         bos=_token_text(config.get("bos_token")),
         requested=eos_token,
@@ -226,25 +258,103 @@ def _from_pair(directory: Path, eos_token: str | None) -> LoadedTokenizer:
 
 def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | None) -> LoadedTokenizer:
     tokens, merges = metadata.get("tokenizer.vocabulary"), metadata.get("tokenizer.merges")
-    if not isinstance(tokens, list) or not isinstance(merges, list):
+    if not isinstance(tokens, list):
         raise UnsupportedError(
-            f"{path}: does not contain a byte-level tokenizer (tokenizer.vocabulary and tokenizer.merges); "
-            "pass a tokenizer directory or a tokenizer.json",
-            path=path,
-        )
-    kind = metadata.get("tokenizer.model_type") or metadata.get("tokenizer.model") or "BPE"
-    if str(kind).lower() not in {"bpe", "gpt2"}:
-        raise UnsupportedError(
-            f"{path}: tokenizer model {kind!r} is not supported, only byte-level BPE is", path=path
-        )
-    pre_type = metadata.get("tokenizer.pre_type") or "gpt-2"
-    if pre_type not in PRE_TYPES:
-        raise UnsupportedError(
-            f"{path}: pre-tokenizer {pre_type!r} is not supported; supported are {', '.join(PRE_TYPES)}",
+            f"{path}: does not contain a tokenizer (tokenizer.vocabulary); pass a tokenizer directory or a "
+            "tokenizer.json",
             path=path,
         )
     if not all(isinstance(token, str) for token in tokens):
         raise FormatError(f"{path}: tokenizer.vocabulary contains a value that is not a string", path=path)
+    kind = str(metadata.get("tokenizer.model_type") or metadata.get("tokenizer.model") or "BPE").lower()
+    if kind == "llama":
+        return _from_scores(path, tokens, metadata, eos_token)
+    if kind not in {"bpe", "gpt2"}:
+        raise UnsupportedError(
+            f"{path}: tokenizer model {kind!r} is not supported, only byte-level BPE (gpt2) and "
+            "SentencePiece's BPE (llama) are",
+            path=path,
+        )
+    if not isinstance(merges, list):
+        raise UnsupportedError(
+            f"{path}: does not contain a byte-level tokenizer (tokenizer.merges is missing); pass a "
+            "tokenizer directory or a tokenizer.json",
+            path=path,
+        )
+    named_pre_type = str(metadata.get("tokenizer.pre_type") or "gpt-2")
+    pre_type = pre_type_named(named_pre_type)
+    if pre_type is None:
+        raise UnsupportedError(
+            f"{path}: pre-tokenizer {named_pre_type!r} is not supported; pass a tokenizer directory or a "
+            "tokenizer.json",
+            path=path,
+        )
+    listed = _listed_tokens(path, tokens, metadata)
+    vocabulary = Vocabulary(
+        ids=listed.ids,
+        merges=[_merge(f"{path}: tokenizer.merges[{n}]", merge) for n, merge in enumerate(merges)],
+        pre_type=pre_type,
+        special=listed.special,
+        unknown=None,
+        added=listed.added,
+    )
+    merged = "".join(f"{a} {b}\n" for a, b in vocabulary.merges)
+    return _finish(
+        vocabulary.build(path),
+        path,
+        sha256=_list_sha256(listed.ids, merged),
+        configured=listed.named["eos"],
+        bos=listed.named["bos"],
+        requested=eos_token,
+        note=None if metadata.get("tokenizer.pre_type") else _NO_PRE_TYPE,
+    )
+
+
+def _from_scores(
+    path: Path, tokens: list[str], metadata: Mapping[str, Any], eos_token: str | None
+) -> LoadedTokenizer:
+    scores = metadata.get("tokenizer.scores")
+    if not isinstance(scores, list) or len(scores) != len(tokens):
+        raise FormatError(
+            f"{path}: tokenizer.scores does not have a number for each of the {len(tokens)} tokens", path=path
+        )
+    listed = _listed_tokens(path, tokens, metadata)
+    merged = {token for token, type_ in zip(tokens, listed.types, strict=False) if type_ in _MERGED}
+    vocabulary = ScoredVocabulary(
+        ids=listed.ids,
+        scores={token: float(scores[id_]) for token, id_ in listed.ids.items() if token in merged},
+        special=listed.special,
+        unknown=listed.named["unknown"],
+        added=listed.added,
+        space_first=metadata.get("tokenizer.add_space_prefix") is not False,
+    )
+    return _finish(
+        vocabulary.build(),
+        path,
+        sha256=_list_sha256(listed.ids, json.dumps(scores)),
+        configured=listed.named["eos"],
+        bos=listed.named["bos"],
+        requested=eos_token,
+        unknown=vocabulary.unknown,
+    )
+
+
+# The types of tokens that pairs of others are merged to.
+_MERGED = frozenset({_NORMAL, _USER_DEFINED})
+
+
+class _ListedTokens(NamedTuple):
+    """The tokens that GGUF's lists name."""
+
+    ids: dict[str, int]
+    types: list[Any]
+    special: tuple[str, ...]
+    added: tuple[str, ...]
+    named: dict[str, str | None]
+    """The end and start of text and the unknown token."""
+
+
+def _listed_tokens(path: Path, tokens: list[str], metadata: Mapping[str, Any]) -> _ListedTokens:
     named = {
         name: _token_at(path, tokens, name, metadata.get(f"tokenizer.{name}_token_id"))
         for name in ("eos", "bos", "unknown")
@@ -252,30 +362,19 @@ def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | Non
     types = metadata.get("tokenizer.token_type") or [_NORMAL] * len(tokens)
     if not isinstance(types, list):
         raise FormatError(f"{path}: tokenizer.token_type is not a list", path=path)
-    special = {token for token, type_ in zip(tokens, types, strict=False) if type_ == _CONTROL}
+    special = {token for token, type_ in zip(tokens, types, strict=False) if type_ in (_CONTROL, _UNKNOWN)}
     # The ends are special even if token_type calls them normal tokens.
     special |= {token for token in (named["eos"], named["bos"]) if token is not None}
     ids: dict[str, int] = {}  # a repeated token keeps its first id
     for id_, token in enumerate(tokens):
         ids.setdefault(token, id_)
-    vocabulary = Vocabulary(
-        ids=ids,
-        merges=[_merge(f"{path}: tokenizer.merges[{n}]", merge) for n, merge in enumerate(merges)],
-        pre_type=pre_type,
-        special=tuple(sorted(special, key=ids.__getitem__)),
-        unknown=None,
-        added=tuple(t for t, type_ in zip(tokens, types, strict=False) if type_ == _USER_DEFINED),
-    )
-    as_pair = json.dumps(ids, ensure_ascii=False) + "".join(f"{a} {b}\n" for a, b in vocabulary.merges)
-    return _finish(
-        vocabulary.build(path),
-        path,
-        sha256=hashlib.sha256(as_pair.encode(errors="surrogatepass")).hexdigest(),
-        configured=named["eos"],
-        bos=named["bos"],
-        requested=eos_token,
-        note=None if metadata.get("tokenizer.pre_type") else _NO_PRE_TYPE,
-    )
+    added = tuple(token for token, type_ in zip(tokens, types, strict=False) if type_ == _USER_DEFINED)
+    return _ListedTokens(ids, types, tuple(sorted(special, key=ids.__getitem__)), added, named)
+
+
+def _list_sha256(ids: Mapping[str, int], rest: str) -> str:
+    as_pair = json.dumps(ids, ensure_ascii=False) + rest
+    return hashlib.sha256(as_pair.encode(errors="surrogatepass")).hexdigest()
 
 
 def _finish(
@@ -300,7 +399,7 @@ def _finish(
         raise FormatError(f"{source}: the vocabulary is empty", path=source)
     eos, eos_note = _end_of_text(source, ids, configured, requested)
     eos_id = None if eos is None else ids[eos]
-    unk_id = unknown if isinstance(unknown, int) else ids.get(str(unknown))
+    unk_id = ids.get(unknown) if isinstance(unknown, str) else unknown if isinstance(unknown, int) else None
     return LoadedTokenizer(
         tokenizer=tokenizer,
         # Not the number of tokens: a vocabulary may have gaps, and every id must be below this.
@@ -354,9 +453,39 @@ def _end_of_text(
     return (END_OF_TEXT if END_OF_TEXT in ids else None), None
 
 
-def _config(directory: Path) -> dict[str, Any]:
-    path = directory / "tokenizer_config.json"
-    return _json_object(path, path.read_bytes()) if path.is_file() else {}
+def _configuration(
+    directory: Path, files: Mapping[str, bytes]
+) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
+    """Return a tokenizer's configuration, and by id the tokens that it adds to the vocabulary.
+
+    As in transformers: a tokenizer_config.json that lists its added tokens is complete. Otherwise
+    special_tokens_map.json goes before it, and added_tokens.json lists the added tokens.
+    """
+    config = _json_object(directory / _CONFIG, files.get(_CONFIG, b"{}"))
+    listed = config.get("added_tokens_decoder")
+    if isinstance(listed, dict):
+        return config, {
+            int(id_): _added_token(token, special=bool(token.get("special")))
+            for id_, token in listed.items()
+            if str(id_).isdecimal() and isinstance(token, dict) and isinstance(token.get("content"), str)
+        }
+    config |= _json_object(directory / _SPECIAL_MAP, files.get(_SPECIAL_MAP, b"{}"))
+    special = {_token_text(config.get(key)) for key in _SPECIAL_KEYS}
+    for key in _SPECIAL_LISTS:
+        more = config.get(key)
+        special |= {_token_text(token) for token in more} if isinstance(more, list) else set()
+    path = directory / _ADDED
+    added = _ids(path, _json_object(path, files.get(_ADDED, b"{}")))
+    return config, {
+        id_: _added_token({"content": token}, special=token in special) for token, id_ in added.items()
+    }
+
+
+def _added_token(token: Mapping[str, Any], *, special: bool) -> dict[str, Any]:
+    """Return the arguments of the package's AddedToken."""
+    flags = {name: bool(token.get(name, False)) for name in ("lstrip", "rstrip", "single_word")}
+    normalized = bool(token.get("normalized", not special))
+    return {"content": token["content"], "special": special, "normalized": normalized, **flags}
 
 
 def _json_object(path: Path, content: bytes) -> dict[str, Any]:
@@ -374,15 +503,6 @@ def _token_text(value: object) -> str | None:
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
-
-
-def _added_tokens(config: Mapping[str, Any]) -> dict[int, str]:
-    """Return the tokens that a configuration adds to vocab.json; Qwen2 has its special tokens only there."""
-    added = config.get("added_tokens_decoder")
-    if not isinstance(added, dict):
-        return {}
-    tokens = {int(id_): _token_text(token) for id_, token in added.items() if str(id_).isdecimal()}
-    return {id_: token for id_, token in tokens.items() if token is not None}
 
 
 def _ids(path: Path, vocabulary: Mapping[str, Any]) -> dict[str, int]:

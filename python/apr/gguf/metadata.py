@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isclose, prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from apr.errors import FormatError
 from apr.gguf.names import FAMILIES
 from apr.gguf.reader import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS, WINDOWED, GgufFile
 from apr.gguf.rope_formulas import longrope_attention_factor, rotary_fraction, yarn_attention_factor
+from apr.gguf.structure import read_structure
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -44,6 +46,15 @@ def read_metadata(path: str | PathLike[str]) -> dict[str, object]:
         UnsupportedError: a family, a feature or a tensor that is not supported.
     """
     return model_metadata(GgufFile(path))
+
+
+def read_tokenizer_metadata(path: str | PathLike[str]) -> dict[str, object]:
+    """Return the metadata of the tokenizer of a GGUF file of any architecture, also of one without tensors.
+
+    Raises:
+        FormatError: the file is not a valid GGUF file.
+    """
+    return _tokenizer_metadata(read_structure(Path(path)).fields)
 
 
 def model_metadata(file: GgufFile) -> dict[str, object]:
