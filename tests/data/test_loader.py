@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import apr
-from apr.data import Loader, LoaderState, ShardDir, Windows
+from apr.data import Loader, LoaderState, ShardDir, Windows, repair
 from apr.errors import RefusedError
 
 T = 8
@@ -110,6 +110,7 @@ def test_a_state_of_other_data_is_refused_and_the_difference_is_named(directory)
     ids = np.fromfile(directory / "shard-00001.bin", "<u4")
     ids[5] += 1
     ids.tofile(directory / "shard-00001.bin")
+    repair(directory, verify=True, force=True)
     with pytest.raises(RefusedError, match="corpus_sha256"):
         Loader(windows(directory), 10, state=state)
     with pytest.raises(RefusedError, match="seq_length"):

@@ -77,7 +77,7 @@ def make_shards(tmp_path):
             noise = np.random.default_rng(seed)
             ids, last = np.empty(tokens, np.int64), 1
             for i in range(tokens):
-                last = int(noise.integers(200)) if noise.random() < 0.2 else (last * 7 + 3) % 200
+                last = int(noise.integers(200)) if noise.random() < 0.2 else (last * 6 + 3) % 200
                 ids[i] = last
         folder = tmp_path / name
         folder.mkdir()

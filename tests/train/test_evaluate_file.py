@@ -78,3 +78,32 @@ def test_evaluate_gives_the_same_loss_as_the_run(options, train, capsys):
         values = json.loads(capsys.readouterr().out)
         assert values["val_loss"] == pytest.approx(result.final_val_loss, abs=1e-6)
         assert values["val_tokens"] == 640
+
+
+@pytest.mark.parametrize("change", ["damaged", "int64", "random"])
+def test_shards_that_cannot_be_trusted_are_named(options, make_shards, evaluate, change):
+    import hashlib
+
+    import numpy as np
+
+    folder = make_shards("other")
+    path = folder / "shard-00000.bin"
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    facts = {"shards": [{"name": path.name, "tokens": 8000, "sha256": sha256}]}
+    ids = np.fromfile(path, "<u4")
+    if change == "damaged":
+        ids[4000] ^= 1
+    else:
+        facts = {}
+        ids = ids[:4000].astype("<i8") if change == "int64" else np.arange(8000, dtype="<u4") % 512
+    ids.tofile(path)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | facts))
+    before = (folder / "manifest.json").read_bytes()
+    code, error, _ = evaluate(options().init, folder, "--seq-length", "32")
+    assert code == 5
+    word = {"damaged": "changed", "int64": "64-bit integers", "random": "at random"}[change]
+    assert word in error
+    assert (folder if change == "random" else path).name in error
+    if change == "damaged":
+        assert (folder / "manifest.json").read_bytes() == before

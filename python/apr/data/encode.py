@@ -36,6 +36,7 @@ from apr.data.round_trip import changed_text, text_loss
 from apr.data.sample import Sample, draw_sample
 from apr.data.scan import corpus_sha256
 from apr.data.shard_writer import CorpusPosition, ShardWriter, name_digits
+from apr.data.shards import ShardDir
 from apr.errors import FormatError, RefusedError
 from apr.plurals import counted
 
@@ -131,6 +132,8 @@ def encode_corpus(
             check_same_encoding(options.output, earlier, encoding.manifest([], CorpusPosition()), corpus)
             # Manifests of other producers lack the key: they are written at a clean exit only.
             if earlier.get("complete") is not False:
+                if earlier.get("shards") != []:
+                    ShardDir(options.output, unfinished=True).scan(keep=False)
                 seconds = time.monotonic() - started
                 manifest = cast("Manifest", earlier)
                 hidden = tuple(corpus.hidden)

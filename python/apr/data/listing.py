@@ -50,13 +50,30 @@ def list_shards(path: str | os.PathLike[str]) -> list[Shard]:
             )
         # An encoder that dies in the middle of a write leaves such a shard, always the last one.
         if size % ID_SIZE:
-            end = size - size % ID_SIZE
             raise RefusedError(
-                f"{directory / name}: ends in the middle of an id, after byte {end} of {size}; "
-                f"truncate it with apr repair-manifest {path} --truncate-torn",
+                f"{torn_reason(directory / name, size)}truncate it with apr repair-manifest {path} "
+                "--truncate-torn",
                 path=directory / name,
             )
     return [Shard(name, directory, size // ID_SIZE) for name, size in files]
+
+
+def torn_reason(path: Path, size: int) -> str:
+    """Return what is wrong with a shard that ends within an id, up to where the remedy begins.
+
+    Raises:
+        RefusedError: it is not a shard at all. Cutting it would not make it one.
+    """
+    # Imported here, because it loads numpy, which is not needed for listing good shards.
+    from apr.data.layout import foreign_layout
+
+    layout = foreign_layout(path)
+    if layout is not None:
+        raise RefusedError(
+            f"{path}: not little-endian 32-bit ids, but {layout}; encode the text again, or convert the ids",
+            path=path,
+        )
+    return f"{path}: ends in the middle of an id, after byte {size - size % ID_SIZE} of {size}; "
 
 
 def shard_files(path: str | os.PathLike[str]) -> list[tuple[str, int]]:

@@ -240,13 +240,8 @@ def _check_fingerprint(before: Fingerprint, now: Fingerprint, windows: Windows) 
     differences = [f"{name} was {old[name]}, is {new[name]}" for name in old if old[name] != new[name]]
     if not differences:
         return
-    changed = windows.shards.changed_shards()
-    names = ""
-    if changed:
-        more = " …" if len(changed) > 3 else ""
-        names = f" (changed: {', '.join(changed[:3])}{more})"
     raise RefusedError(
-        f"{windows.shards.path}: does not match the loader state{names}: {'; '.join(differences)}; "
+        f"{windows.shards.path}: does not match the loader state: {'; '.join(differences)}; "
         "restore the data or start over",
         path=windows.shards.path,
     )

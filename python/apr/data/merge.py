@@ -20,7 +20,8 @@ import numpy as np
 from apr.data.corpus_part import Part, parse_part
 from apr.data.listing import ID_SIZE, list_shards
 from apr.data.manifest import MANIFEST, check_manifest, read_manifest, shard_rows, write_manifest
-from apr.data.output_dir import clear_output, file_sha256, lock_output, manifest_to_resume
+from apr.data.output_dir import clear_output, lock_output, manifest_to_resume
+from apr.data.recorded import file_sha256
 from apr.data.scan import corpus_sha256
 from apr.data.shard_writer import lengths_path
 from apr.errors import RefusedError, UsageError

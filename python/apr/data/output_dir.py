@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -15,6 +14,7 @@ from apr.data.corpus_stream import STDIN
 from apr.data.documents import START
 from apr.data.listing import ID_SIZE, SHARD_NAME, list_shards
 from apr.data.manifest import MANIFEST, SHARD_WRITERS, check_manifest, is_count, read_manifest, shard_rows
+from apr.data.recorded import file_sha256
 from apr.data.shard_writer import LENGTHS_SUFFIX
 from apr.errors import FormatError, RefusedError
 
@@ -359,15 +359,6 @@ def _others(names: list[str]) -> str:
         return ""
     more = " …" if len(names) > _MAX_NAMED else ""
     return f" ({len(names)} files, also {', '.join(names[1:_MAX_NAMED])}{more})"
-
-
-def file_sha256(path: Path) -> str | None:
-    """Return the SHA-256 of a file; None if it is missing."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return None
 
 
 def _shortened(value: object) -> str:

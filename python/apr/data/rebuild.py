@@ -15,7 +15,6 @@ from apr.data.manifest import (
     SHARD_WRITERS,
     check_manifest,
     read_manifest,
-    shard_rows,
     still_valid,
     write_manifest,
 )
@@ -131,7 +130,7 @@ def _repair(path: Path, options: _Options) -> RepairReport:
         vocab_size = kept.get("vocab_size") if options.tokenizer is None else options.tokenizer.vocab_size
         scan = fixes.scan(vocab_size=vocab_size, hashes=options.hashes, on_progress=options.on_progress)
         contradicted = _contradicted_keys(kept, scan, options.tokenizer)
-        problems = _content_problems(kept, recorded, scan, options.tokenizer)
+        problems = _content_problems(kept, recorded, scan, options.tokenizer, force=options.force)
         if not options.force:
             problems += [
                 f"{MANIFEST}: {reason}; pass --force to correct it" for reason in contradicted.values()
@@ -272,31 +271,32 @@ def _content_problems(
     recorded: dict[str, Any],
     scan: FullScan,
     tokenizer: LoadedTokenizer | None,
+    *,
+    force: bool,
 ) -> list[str]:
     """Return what is wrong with the ids of the shards, one line each."""
     from apr.data.corpus_check import corpus_problems
-    from apr.data.scan import Scan
+    from apr.data.recorded import recorded_hashes
 
     problems = [
         f"{bad.shard}: id {bad.token} at byte {bad.index * ID_SIZE} is not in the vocabulary"
         for bad in scan.out_of_range
     ]
-    hashes: dict[str, str | None] = {}
-    earlier = Scan.from_manifest(recorded)
-    if earlier is not None:
-        # A hash from an earlier scan is evidence only while size and time say that nobody wrote to the file.
-        now = {(shard.name, shard.size, shard.mtime_ns) for shard in scan.shards}
-        for shard in earlier.shards:
-            if (shard.name, shard.size, shard.mtime_ns) in now:
-                hashes[shard.name] = shard.sha256
-    hashes |= {row["name"]: row["sha256"] for row in shard_rows(manifest) if row.get("sha256")}
+    by_encoder = recorded_hashes({"shards": manifest.get("shards")})
+    hashes = recorded_hashes(recorded) | by_encoder
     for shard in scan.shards:
         before = hashes.get(shard.name)
-        if before is not None and shard.sha256 is not None and before != shard.sha256:
-            problems.append(
-                f"{shard.name}: changed since its hash was recorded "
-                f"(SHA-256 {shard.sha256[:12]}…, recorded {before[:12]}…)"
-            )
+        if before is None or shard.sha256 in (None, before):
+            continue
+        reason = (
+            f"{shard.name}: changed since its hash was recorded "
+            f"(SHA-256 {shard.sha256[:12]}…, recorded {before[:12]}…)"
+        )
+        if shard.name in by_encoder:
+            problems.append(reason)
+        elif not force:
+            # Only an earlier scan has seen it: whoever wrote the shard may have changed it on purpose.
+            problems.append(f"{reason}; restore it, or pass --force to accept it")
     if tokenizer is not None:
         eos_id, unk_id = tokenizer.eos_id, tokenizer.unk_id
     else:

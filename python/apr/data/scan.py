@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apr import _core
+from apr.data.layout import foreign_layout
 from apr.data.listing import ID_SIZE
 
 if TYPE_CHECKING:
@@ -25,16 +26,20 @@ _TOP = 100
 
 @dataclass(frozen=True, slots=True)
 class ShardScan:
-    """Summary of one shard; it is valid while the file has this size and modification time."""
+    """Summary of one shard; it is valid while the file has this size and these times."""
 
     name: str
     size: int
     """Bytes."""
     mtime_ns: int
+    ctime_ns: int
+    """Time of the last change of the file or its attributes. Unlike `mtime_ns`, no program can set it."""
     max_id: int
     """The highest id."""
     sha256: str | None
     """In hex; None if the scan took no hashes."""
+    layout: str | None
+    """What the file contains if its bytes are not little-endian 32-bit ids; None if they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,11 @@ class Scan:
     def max_id(self) -> int:
         """The highest id of all shards."""
         return max(shard.max_id for shard in self.shards)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether a shard contains something else than little-endian 32-bit ids."""
+        return any(shard.layout is not None for shard in self.shards)
 
     @property
     def repeated_share(self) -> float:
@@ -163,6 +173,9 @@ def scan_shards(
         AprError: the size of a shard changed since it was listed (TruncatedError if it is shorter).
     """
     total = sum(shard.tokens for shard in shards)
+    # Before the ids: if a shard changes while it is read, the kept scan is not valid.
+    times = [shard.path.stat().st_ctime_ns for shard in shards]
+    layouts = [foreign_layout(shard.path) for shard in shards]
     result = _core.scan_shards(
         [(shard.path, shard.tokens) for shard in shards],
         vocab_size,
@@ -170,10 +183,11 @@ def scan_shards(
         None if on_progress is None else lambda read: on_progress(read, total),
     )
     scans, out_of_range = [], []
-    for shard, row in zip(shards, result.shards, strict=True):
+    for shard, row, ctime_ns, layout in zip(shards, result.shards, times, layouts, strict=True):
         # The scan has checked that the file has this size.
         size = shard.tokens * ID_SIZE
-        scans.append(ShardScan(shard.name, size, row.modified_ns, row.max_id or 0, row.sha256))
+        times_ns = row.modified_ns, ctime_ns
+        scans.append(ShardScan(shard.name, size, *times_ns, row.max_id or 0, row.sha256, layout))
         if row.first_out_of_range is not None:
             out_of_range.append(IdOutOfRange(shard.name, *row.first_out_of_range))
     # Ids beyond any vocabulary have no entry: ids of the other byte order reach 2^32, and a table of them

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apr.data.listing import ID_SIZE, Shard, shard_files
+from apr.data.listing import ID_SIZE, Shard, shard_files, torn_reason
 from apr.errors import RefusedError
 from apr.files import sync_directory, write_atomically
 
@@ -46,13 +46,11 @@ class ShardFixes:
         for file, size in files:
             if file not in torn:
                 continue
-            reason = f"{file}: ends in the middle of an id, after byte {torn[file]} of {size}"
+            reason = torn_reason(file, size)
             if file != files[-1][0]:
-                raise RefusedError(
-                    f"{reason}; only the last shard can be truncated, so encode this one again"
-                )
+                raise RefusedError(f"{reason}only the last shard can be truncated, so encode this one again")
             if not truncate_torn:
-                raise RefusedError(f"{reason}; pass --truncate-torn to remove the partial id")
+                raise RefusedError(f"{reason}pass --truncate-torn to remove the partial id")
         if last is None:
             raise RefusedError(
                 f"{files[0][0]}: empty shard, and no other shard has any ids; encode the corpus again",
@@ -110,10 +108,12 @@ class ShardFixes:
     def with_current_times(self, scan: FullScan) -> FullScan:
         """Return the scan with the modification times that cut shards have now, not those of their copies."""
         torn = {file.name: file for file in self.torn}
-        rows = [
-            replace(row, mtime_ns=torn[row.name].stat().st_mtime_ns) if row.name in torn else row
-            for row in scan.shards
-        ]
+        rows = []
+        for row in scan.shards:
+            if row.name in torn:
+                status = torn[row.name].stat()
+                row = replace(row, mtime_ns=status.st_mtime_ns, ctime_ns=status.st_ctime_ns)  # noqa: PLW2901
+            rows.append(row)
         return replace(scan, shards=tuple(rows))
 
     def apply(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_left, bisect_right
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
@@ -14,7 +15,8 @@ import numpy as np
 
 from apr._core import TokenStream
 from apr.data.listing import ID_DTYPE, list_shards
-from apr.data.manifest import MANIFEST, check_manifest, read_manifest, shard_rows, write_manifest
+from apr.data.manifest import MANIFEST, check_manifest, read_manifest, write_manifest
+from apr.data.recorded import check_hashes, file_sha256, recorded_hashes
 from apr.data.scan import Scan, scan_shards
 from apr.errors import RefusedError
 
@@ -53,8 +55,8 @@ class ShardDir:
         differences = check_manifest(self.manifest, self.shards)
         if differences:
             raise RefusedError(
-                f"{self.path / MANIFEST}: {'; '.join(differences)}; "
-                f"rebuild it with apr repair-manifest {self.path} --force",
+                f"{self.path / MANIFEST}: {'; '.join(differences)}; restore the shards, "
+                f"or accept them as they are with apr repair-manifest {self.path} --force",
                 path=self.path / MANIFEST,
             )
         if is_unfinished and not unfinished:
@@ -71,6 +73,9 @@ class ShardDir:
             )
         self._starts = [0, *accumulate(shard.tokens for shard in self.shards)]
         self._opened: tuple[int, TokenStream] | None = None
+        self._is_kept = True
+        # Numbers of the shards whose hash is recorded and not compared yet; None before the first read.
+        self._unchecked: set[int] | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -99,6 +104,7 @@ class ShardDir:
         Raises:
             IndexError: the range is not within the stream.
             TruncatedError: a shard became shorter; names it.
+            RefusedError: a shard does not have the hash that the manifest records.
             OSError: a shard cannot be read; FileNotFoundError if it is gone.
         """
         self._check_range(start, start, n)
@@ -112,9 +118,11 @@ class ShardDir:
         Raises:
             IndexError: the range is not within the stream.
             TruncatedError: a shard became shorter; names it.
+            RefusedError: a shard does not have the hash that the manifest records.
             OSError: a shard cannot be read; FileNotFoundError if it is gone.
         """
         self._check_range(start, start, len(out))
+        self._check_unread([start], len(out))
         self._stream.read(start, out.data)
 
     def gather(self, starts: Sequence[int], out: NDArray[np.uint32]) -> None:
@@ -123,10 +131,13 @@ class ShardDir:
         Raises:
             IndexError: a range is not within the stream.
             TruncatedError: a shard became shorter; names it.
+            RefusedError: a shard does not have the hash that the manifest records.
             OSError: a shard cannot be read; FileNotFoundError if it is gone.
         """
         if starts:
-            self._check_range(min(starts), max(starts), out.size // len(starts))
+            n = out.size // len(starts)
+            self._check_range(min(starts), max(starts), n)
+            self._check_unread(starts, n)
         self._stream.gather(starts, out.reshape(-1).data)
 
     def _check_range(self, first: int, last: int, n: int) -> None:
@@ -135,44 +146,81 @@ class ShardDir:
                 f"{self.path}: ids {first} to {last + n} are out of range; there are {self.total_tokens}"
             )
 
-    def scan(self, on_progress: Callable[[int, int], None] | None = None) -> Scan:
-        """Return a summary of all ids, with hashes.
+    def scan(self, on_progress: Callable[[int, int], None] | None = None, *, keep: bool = True) -> Scan:
+        """Return a summary of all ids, with hashes, which are compared with those that the manifest records.
 
-        The scan that the manifest keeps is returned if the size and time of every shard still match it.
+        The scan that the manifest keeps is returned if the size and times of every shard still match it.
         Otherwise all shards are read, and the manifest keeps the new scan if it can be written.
+
+        Args:
+            on_progress: called with (tokens read, total tokens) from time to time.
+            keep: whether to write a new scan to the manifest now; `keep_scan` does it later.
 
         Raises:
             OSError, AprError: a shard cannot be read, or its size changed since it was listed.
+            RefusedError: a shard does not have the hash that the manifest records. Nothing is written.
         """
-        kept = self._valid_kept_scan()
-        if kept is not None:
-            return kept
-        scan = scan_shards(self.shards, on_progress=on_progress)
-        self.manifest = {**self.manifest, **scan.manifest_keys()}
+        scan: Scan | None = self._valid_kept_scan()
+        is_kept = scan is not None
+        if scan is None:
+            scan = scan_shards(self.shards, on_progress=on_progress)
+        check_hashes(self.path, self.manifest, {shard.name: shard.sha256 for shard in scan.shards})
+        self._unchecked = set()
+        if not is_kept:
+            self.manifest = {**self.manifest, **scan.manifest_keys()}
+            self._is_kept = False
+            if keep:
+                self.keep_scan()
+        return scan
+
+    def keep_scan(self) -> None:
+        """Write a scan that was made and not kept to the manifest, if it can be written."""
+        if self._is_kept:
+            return
+        self._is_kept = True
         # Keeping the scan only saves time: a read-only directory or a full disk does not stop a run. Runs
         # that start together all write it, one after another.
         with suppress(OSError):
             write_manifest(self.path, self.manifest)
-        return scan
 
-    def changed_shards(self) -> list[str]:
-        """Return the names of shards whose hash differs from the one that their encoder recorded."""
-        recorded = {row["name"]: row.get("sha256") for row in shard_rows(self.manifest)}
-        return [s.name for s in self.scan().shards if recorded.get(s.name) not in (None, s.sha256)]
+    def _check_unread(self, starts: Sequence[int], n: int) -> None:
+        """Compare the shards with n ids from each start on with their recorded hashes, each shard once.
+
+        Raises:
+            RefusedError: a shard does not have the hash that the manifest records.
+        """
+        if self._unchecked is None:
+            recorded = recorded_hashes(self.manifest)
+            kept = self._valid_kept_scan()
+            if kept is not None:
+                # Nobody wrote to the shards since they were hashed.
+                check_hashes(self.path, self.manifest, {shard.name: shard.sha256 for shard in kept.shards})
+                recorded = {}
+            self._unchecked = {i for i, shard in enumerate(self.shards) if shard.name in recorded}
+        if not self._unchecked:
+            return
+        for start in starts:
+            first = bisect_right(self._starts, start) - 1
+            for number in range(first, bisect_left(self._starts, start + n, lo=first)):
+                if number in self._unchecked:
+                    shard = self.shards[number]
+                    check_hashes(self.path, self.manifest, {shard.name: file_sha256(shard.path)})
+                    self._unchecked.discard(number)
 
     def _valid_kept_scan(self) -> Scan | None:
         kept = Scan.from_manifest(self.manifest)
         # A scan with --no-hash does not do, because the fingerprint of a loader is made of hashes.
         if kept is None or kept.corpus_sha256 is None:
             return None
-        scanned = [(shard.name, shard.size, shard.mtime_ns) for shard in kept.shards]
+        scanned = [(shard.name, shard.size, shard.mtime_ns, shard.ctime_ns) for shard in kept.shards]
         status = [(shard.name, shard.path.stat()) for shard in self.shards]
-        now = [(name, at.st_size, at.st_mtime_ns) for name, at in status]
+        # The modification time alone does not do: copying tools and programs that restore it set it back.
+        now = [(name, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for name, at in status]
         return kept if now == scanned else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without open files: they are opened again on first use in the copy."""
-        return self.__dict__ | {"_opened": None}
+        return self.__dict__ | {"_opened": None, "_unchecked": None}
 
     @property
     def _stream(self) -> TokenStream:

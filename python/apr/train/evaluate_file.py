@@ -111,6 +111,10 @@ def _open_windows(
     """Check that the shards are text of this vocabulary, and return the windows to evaluate."""
     shards = ShardDir(dataset)
     scan = shards.scan()
+    # A corpus of one id has a loss near zero, which others have taken for success.
+    oddities = corpus_problems(scan, *(shards.manifest.get(key) for key in ("eos_token_id", "unk_token_id")))
+    if oddities:
+        raise RefusedError(f"{dataset}: does not look like text: {'; '.join(oddities)}", path=dataset)
     if scan.max_id >= vocab_size:
         raise RefusedError(
             f"{dataset}: contains id {scan.max_id}, but the model's vocabulary has only {vocab_size} ids; "
@@ -126,10 +130,6 @@ def _open_windows(
             "lower --seq-length",
             path=dataset,
         )
-    # A corpus of one id has a loss near zero, which others have taken for success.
-    oddities = corpus_problems(scan, *(shards.manifest.get(key) for key in ("eos_token_id", "unk_token_id")))
-    if oddities:
-        raise RefusedError(f"{dataset}: does not look like text: {'; '.join(oddities)}", path=dataset)
     return windows, text, ids
 
 

@@ -92,6 +92,8 @@ def _prepared(
     with ExitStack() as settings:
         try:
             prepared = prepare(config)
+            for windows in (prepared.split.train, prepared.split.held_out):
+                windows.shards.keep_scan()
             device, deterministic = prepared.device, prepared.config.deterministic
             settings.enter_context(training_settings(device, deterministic=deterministic))
             reset_peak_memory(device)  # an earlier run of this process may have needed more

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from tests.train.conftest import BASE, DATA, SEQ
+from tests.train.conftest import BASE, DATA, SEQ, flipped
 
 
 def test_a_missing_gpu_never_becomes_the_cpu(refused):
@@ -82,7 +82,7 @@ def test_a_vocabulary_larger_than_the_models(refused, tmp_path):
 def test_ids_beyond_the_vocabulary_name_the_shard(refused, make_shards):
     import numpy as np
 
-    ids = np.random.default_rng(0).integers(0, 512, 8000)
+    ids = np.random.default_rng(0).integers(0, 512, 8000) // 2 * np.arange(8000) % 512
     ids[4321] = 512
     line, code = refused(dataset=make_shards("beyond", ids=ids))
     assert code == 5
@@ -280,3 +280,104 @@ def test_what_auto_chose_is_kept_by_a_resumed_run(options, train, train_until):
     config = options()
     assert options_from_yaml(PretrainConfig, config.run_dir / "config.yaml")["compile"] is False
     assert train(options(resume=True)).steps_completed == 12
+
+
+def recorded(folder):
+    """Record the hash of each shard, as its encoder does, and return the folder."""
+    import hashlib
+
+    manifest = json.loads((folder / "manifest.json").read_text())
+    rows = [
+        {
+            "name": path.name,
+            "tokens": path.stat().st_size // 4,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        }
+        for path in sorted(folder.glob("*.bin"))
+    ]
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"shards": rows}))
+    return folder
+
+
+def tree(root):
+    """Return the contents and times of everything below a directory."""
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+        for path in (root, *root.rglob("*"))
+    }
+
+
+def unsuspected(path):
+    """Change a byte of a file and set its time back."""
+    import os
+
+    status = path.stat()
+    path.write_bytes(flipped(path.read_bytes()))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("option", ["dataset", "val_dataset"])
+@pytest.mark.parametrize("more", [[], ["--plan"]])
+@pytest.mark.parametrize("when", ["before the first scan", "after a kept scan", "unsuspected"])
+def test_a_damaged_shard_is_named_and_nothing_is_written(refused, make_shards, tmp_path, option, more, when):
+    from apr.data import ShardDir
+
+    folder = recorded(make_shards("damaged", shards=3, seed=3))
+    if when != "before the first scan":
+        ShardDir(folder).scan()
+    path = folder / "shard-00001.bin"
+    if when == "unsuspected":
+        unsuspected(path)
+    else:
+        path.write_bytes(flipped(path.read_bytes()))
+    make_shards()
+    before = tree(tmp_path)
+    line, code = refused(*more, **{option: folder})
+    assert code == 5
+    assert "shard-00001.bin" in line
+    assert "changed" in line
+    after = tree(tmp_path)
+    if not more:
+        # The run directory was claimed and removed again.
+        before.pop(tmp_path)
+        after.pop(tmp_path)
+    assert after == before
+
+
+def test_a_plan_writes_nothing(options, make_shards, tmp_path, flags, capsys):
+    from apr.cli import main
+
+    config = options(dataset=recorded(make_shards("a", shards=3)), val_dataset=make_shards("b", seed=7))
+    before = tree(tmp_path)
+    assert main(["pretrain", *flags(config), "--plan"]) == 0
+    capsys.readouterr()
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("option", ["dataset", "val_dataset"])
+@pytest.mark.parametrize(
+    ("dtype", "name"), [("<i8", "64-bit integers"), ("<u2", "16-bit"), (">u4", "big-endian")]
+)
+def test_shards_of_another_type_are_named(refused, make_shards, option, dtype, name):
+    import numpy as np
+
+    folder = make_shards("foreign")
+    ids = np.fromfile(folder / "shard-00000.bin", "<u4").astype(dtype)
+    ids.tofile(folder / "shard-00000.bin")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["total_tokens"] = ids.nbytes // 4
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    line, code = refused(**{option: folder})
+    assert code == 5
+    assert "shard-00000.bin" in line
+    assert name in line
+
+
+@pytest.mark.parametrize("option", ["dataset", "val_dataset"])
+def test_ids_drawn_at_random_are_not_text(refused, make_shards, option):
+    import numpy as np
+
+    ids = np.random.default_rng(0).integers(0, 512, 8000)
+    line, code = refused(**{option: make_shards("random", ids=ids)})
+    assert code == 5
+    assert "drawn at random" in line

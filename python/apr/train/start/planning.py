@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import time
+import zlib
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from rich.filesize import decimal
 
-from apr.container.load import load
-from apr.container.save import save
 from apr.duration import format_duration
 from apr.errors import RefusedError
 from apr.plurals import counted
@@ -155,7 +154,7 @@ class Plan:
 
 
 def plan(config: PretrainConfig) -> Plan:
-    """Check everything, and measure a step, a batch of evaluation and the disk. Train nothing.
+    """Check everything, and measure a step, a batch of evaluation and the disk. Train and write nothing.
 
     Raises:
         AprError: the init file is not valid.
@@ -234,14 +233,16 @@ def _measure_evaluation(prepared: Prepared, model: Decoder) -> float:
 def _measure_checkpoint(prepared: Prepared) -> float:
     """Return the seconds of a checkpoint: a part of its size is written to the run's disk and read back."""
     size = prepared.needs.checkpoint_bytes
-    # On the disk of the run directory, in a folder of its own that is removed: nothing else may remain.
     part = min(size, _PROBE_BYTES)
-    tensor = torch.empty(part // 4)
-    with TemporaryDirectory(prefix=".apr-plan-", dir=nearest_existing(prepared.config.run_dir)) as folder:
-        path = Path(folder) / "probe.apr"
+    content = bytes(part)
+    # On the disk of the run directory, in a file without a name: a plan leaves no trace.
+    with TemporaryFile(dir=nearest_existing(prepared.config.run_dir)) as file:
         started = time.perf_counter()
-        save({"probe": tensor}, path)
-        load(path, verify="full").close()
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        zlib.crc32(file.read())
         return (time.perf_counter() - started) * size / part
 
 

@@ -98,7 +98,8 @@ class _Corpus:
     @classmethod
     def open(cls, path: Path) -> Self:
         shards = ShardDir(path)
-        return cls(shards, shards.scan())
+        # The manifest keeps the scan when the run starts.
+        return cls(shards, shards.scan(keep=False))
 
 
 def prepare(config: PretrainConfig) -> Prepared:
@@ -274,6 +275,8 @@ def _check_corpus(
         oddities = corpus_problems(corpus.scan, eos, unk)
         if oddities:
             raise RefusedError(f"{path}: does not look like text: {'; '.join(oddities)}", path=path)
+    if corpus.scan.is_foreign:
+        return  # what they contain is no id of any vocabulary
     with problems:
         if model is not None and encoded_with is not None and encoded_with > model.vocab_size:
             raise RefusedError(
