@@ -369,6 +369,12 @@ def test_decode_locates_an_id_that_is_not_in_the_vocabulary(encode, tmp_path, ca
     ids = np.fromfile(shard, "<u4")
     ids[3] = 2**32 - 1
     ids.tofile(shard)
+    # As of an encoder that records no hashes: a shard that lost its recorded one is refused.
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    rows = [row | {"sha256": None} for row in manifest["shards"]]
+    (tmp_path / "out" / "manifest.json").write_text(
+        json.dumps(manifest | {"shards": rows, "corpus_sha256": None})
+    )
     assert main(argv) == 0
     printed = capsys.readouterr()
     text, odd, rest = printed.out.partition("<id 4294967295>")
