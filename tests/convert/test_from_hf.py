@@ -303,11 +303,40 @@ def test_a_tokenizer_too_large_for_metadata_is_compacted_or_refused(tmp_path):
 
 
 def test_a_config_that_json_cannot_store_is_refused_in_one_line(tmp_path, capsys):
-    for value in (float("inf"), "\ud800"):
-        copy = changed(IMPORTED / "hf_llama_tied", tmp_path, limit=value)
-        assert main(["convert", str(copy), str(tmp_path / "m.apr")]) == 4
-        (line,) = capsys.readouterr().err.splitlines()
-        assert str(copy) in line
-        assert "'hf_config'" in line
-        shutil.rmtree(copy)
+    copy = changed(IMPORTED / "hf_llama_tied", tmp_path, limit="\ud800")
+    assert main(["convert", str(copy), str(tmp_path / "m.apr")]) == 4
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(copy) in line
+    assert "'hf_config'" in line
+    shutil.rmtree(copy)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_infinities_in_a_configuration_come_back(name, tmp_path):
+    """As transformers writes them for Mamba: Python's literals, or since 4.57 an object."""
+    from transformers import AutoConfig
+
+    source = changed(IMPORTED / "hf_llama_tied", tmp_path)
+    more = {"limits": [0.0, float("inf"), {"low": float("-inf")}], "new": {"__float__": "Infinity"}}
+    path = source / name
+    config = (json.loads(path.read_text()) if path.exists() else {}) | more
+    path.write_text(json.dumps(config))
+    assert "Infinity" in path.read_text()
+    assert convert(source, tmp_path / "m.apr").notes == ()
+    assert apr.verify(tmp_path / "m.apr").ok
+    convert(tmp_path / "m.apr", tmp_path / "back")
+    assert json.loads((tmp_path / "back" / name).read_text()) == config
+    before, after = (AutoConfig.from_pretrained(path) for path in (source, tmp_path / "back"))
+    if name == "config.json":
+        assert before.limits == after.limits == more["limits"]
+        assert before.new == after.new == float("inf")
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_size_that_is_no_number_is_named(value, tmp_path):
+    source = changed(IMPORTED / "hf_llama_tied", tmp_path, rope_theta=value)
+    (note,) = convert(source, tmp_path / "m.apr").notes
+    assert "rope_theta" in note
+    convert(tmp_path / "m.apr", tmp_path / "back")
+    assert str(value) == str(json.loads((tmp_path / "back/config.json").read_text())["rope_theta"])

@@ -211,13 +211,100 @@ def test_other_tensors_with_a_decoders_configuration_are_stored_and_written_back
         assert back == before if name != "config.json" else json.loads(back) == json.loads(before)
 
 
+SIDE_FILES = {
+    "chat_template.jinja": b"{{ messages }}\r\n",
+    "additional_chat_templates/tool_use.jinja": b"{{ tools }}",
+    "additional_chat_templates/rag.jinja": "{{ documents }} \u00e9".encode(),
+    "special_tokens_map.json": b'{"bos_token": "<|endoftext|>"}',
+    "added_tokens.json": b"{}",
+    "tokenizer.4.0.0.json": b"{}",
+    "processor_config.json": b'{"processor_class": "X"}',
+    "preprocessor_config.json": b"{}",
+    "chat_template.json": b'{"chat_template": "{{ messages }}"}',
+    "vocab.json": b"{}",
+    "merges.txt": b"#version: 0.2\n",
+    "tiktoken.model": bytes(range(256)),
+    "qwen.tiktoken": b"IQ== 0\n",
+    "generation_config.json": b'{"eos_token_id": [0, 1], "temperature": 0.7}',
+}
+
+
+def with_side_files(directory):
+    for name, content in SIDE_FILES.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_bytes(content)
+    return directory
+
+
+def check_side_files(directory):
+    for name, content in SIDE_FILES.items():
+        assert (directory / name).exists(), name
+        written = (directory / name).read_bytes()
+        if name == "generation_config.json":
+            assert json.loads(written) == json.loads(content)
+        else:
+            assert written == content, name
+
+
+@pytest.mark.parametrize("through", ["one file", "several files", "safetensors"])
+def test_everything_that_transformers_reads_comes_back(through, tmp_path):
+    from transformers import AutoTokenizer, GenerationConfig
+
+    source = with_side_files(changed(IMPORTED / "hf_llama_tied", tmp_path))
+    kept = tmp_path / "m.apr"
+    if through == "several files":
+        kept = tmp_path / "several"
+        convert(source, kept, ConvertOptions(max_shard_size=100_000))
+    else:
+        convert(source, kept)
+    if through == "safetensors":
+        convert(kept, tmp_path / "m.safetensors")
+        convert(tmp_path / "m.safetensors", tmp_path / "again.apr")
+        kept = tmp_path / "again.apr"
+    result = convert(kept, tmp_path / "back")
+    files = [path for path in (tmp_path / "back").rglob("*") if path.is_file()]
+    assert result.nbytes == sum(path.stat().st_size for path in files)
+    check_side_files(tmp_path / "back")
+    before, after = (AutoTokenizer.from_pretrained(path) for path in (source, tmp_path / "back"))
+    assert before.chat_template == after.chat_template
+    assert set(after.chat_template) == {"default", "tool_use", "rag"}
+    assert before.special_tokens_map == after.special_tokens_map
+    settings = [GenerationConfig.from_pretrained(path).to_dict() for path in (source, tmp_path / "back")]
+    assert settings[0] == settings[1]
+    # The directory may be replaced: all in it are files that a conversion writes.
+    convert(kept, tmp_path / "back", ConvertOptions(force=True))
+    check_side_files(tmp_path / "back")
+    (tmp_path / "back/additional_chat_templates/notes.txt").write_text("mine")
+    with pytest.raises(RefusedError, match=r"additional_chat_templates/notes\.txt"):
+        convert(kept, tmp_path / "back", ConvertOptions(force=True))
+    assert (tmp_path / "back/additional_chat_templates/notes.txt").exists()
+
+
+def test_other_templates_reach_gguf(tmp_path):
+    import gguf
+
+    convert(with_side_files(changed(IMPORTED / "hf_llama_tied", tmp_path)), tmp_path / "m.apr")
+    convert(tmp_path / "m.apr", tmp_path / "m.gguf", ConvertOptions(check=False))
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    assert fields["tokenizer.chat_template.tool_use"].contents() == "{{ tools }}"
+    assert fields["tokenizer.chat_template"].contents() == "{{ messages }}\r\n"
+
+
 def test_a_binary_tokenizer_file_is_kept(tmp_path):
     copy = changed(IMPORTED / "hf_llama_tied", tmp_path)
     (copy / "tokenizer.model").write_bytes(bytes(range(256)))
     convert(copy, tmp_path / "m.apr")
     convert(tmp_path / "m.apr", tmp_path / "hf")
     assert (tmp_path / "hf" / "tokenizer.model").read_bytes() == bytes(range(256))
-    for wrong in ({"tokenizer.model": {"base64": "?"}}, {"../x": "text"}, {"tokenizer.json": 3}):
+    wrong_files = (
+        {"tokenizer.model": {"base64": "?"}},
+        {"../x": "text"},
+        {"additional_chat_templates/../x.jinja": "text"},
+        {"additional_chat_templates/a/b.jinja": "text"},
+        {"model.safetensors": "text"},
+        {"tokenizer.json": 3},
+    )
+    for wrong in wrong_files:
         apr.stamp(tmp_path / "m.apr", {"hf_tokenizer": wrong}, tmp_path / "wrong.apr")
         with pytest.raises(RefusedError, match="hf_tokenizer"):
             convert(tmp_path / "wrong.apr", tmp_path / "no")
@@ -233,3 +320,37 @@ def test_no_tokenizer_leaves_it_out(tmp_path):
     assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == ["config.json", "model.safetensors"]
     with pytest.raises(UsageError, match="--no-tokenizer"):
         convert(tmp_path / "m.apr", tmp_path / "m.safetensors", left_out)
+
+
+def test_special_tokens_of_gguf_reach_transformers_and_come_back(tmp_path):
+    import gguf
+    from tests.gguf.models import with_keys
+    from transformers import AutoConfig, AutoTokenizer
+
+    ids = {"bos": 3, "eos": 4, "padding": 7, "unknown": 5, "seperator": 8, "mask": 9, "eot": 6, "eom": 10}
+    keys = {f"tokenizer.ggml.{name}_token_id": id_ for name, id_ in ids.items()}
+    with_keys(IMPORTED / "llama_tied.gguf", tmp_path / "m.gguf", of_architecture=False, **keys)
+    convert(tmp_path / "m.gguf", tmp_path / "m.apr")
+    convert(tmp_path / "m.apr", tmp_path / "hf")
+    config = AutoConfig.from_pretrained(tmp_path / "hf")
+    assert (config.bos_token_id, config.pad_token_id, config.eos_token_id) == (3, 7, [4, 6, 10])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (3, 4, 7)
+    assert (tokenizer.unk_token_id, tokenizer.sep_token_id, tokenizer.mask_token_id) == (5, 8, 9)
+    # Back to GGUF, from the file itself and from the directory.
+    convert(tmp_path / "hf", tmp_path / "hf.apr")
+    for name in ("m", "hf"):
+        convert(tmp_path / f"{name}.apr", tmp_path / f"{name}-back.gguf", ConvertOptions(check=False))
+        fields = gguf.GGUFReader(tmp_path / f"{name}-back.gguf").fields
+        assert {key: fields[key].contents() for key in keys} == keys, name
+
+
+def test_the_padding_id_of_config_json_reaches_gguf(tmp_path):
+    """Where the tokenizer has no padding token, as Qwen2 base models with one in their configuration."""
+    import gguf
+
+    source = changed(IMPORTED / "hf_llama_tied", tmp_path, pad_token_id=11, bos_token_id=3)
+    convert(source, tmp_path / "m.apr")
+    convert(tmp_path / "m.apr", tmp_path / "m.gguf", ConvertOptions(check=False))
+    fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
+    assert fields["tokenizer.ggml.padding_token_id"].contents() == 11

@@ -65,13 +65,17 @@ def write_gguf(path, architecture="llama", tensors=None, endianess=None, **chang
     return path
 
 
-def with_keys(source, target, **changes):
-    """Copy a GGUF file with other keys of its architecture; None drops one, and a list is an array."""
+def with_keys(source, target, *, of_architecture=True, **changes):
+    """Copy a GGUF file with other keys of its architecture; None drops one, and a list is an array.
+
+    With `of_architecture=False` the keys are given whole.
+    """
     import gguf
 
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
-    changes = {f"{architecture}.{key}": value for key, value in changes.items()}
+    if of_architecture:
+        changes = {f"{architecture}.{key}": value for key, value in changes.items()}
     writer = gguf.GGUFWriter(target, architecture)
     for key, field in reader.fields.items():
         if key not in changes and not key.startswith("GGUF.") and key != "general.architecture":

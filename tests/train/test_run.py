@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 
@@ -295,3 +296,23 @@ def test_options_come_from_a_file_and_flags_win(options, flags, tmp_path, capsys
     saved = (run / "config.yaml").read_text()
     assert "shuffle: false" in saved
     assert "lr: 0.001" in saved
+
+
+def test_a_fine_tuned_model_keeps_what_transformers_reads(options, train, tmp_path, data):
+    """Through a checkpoint that is resumed from."""
+    from tests.convert.test_to_hf import check_side_files, with_side_files
+
+    from apr.convert import convert
+
+    source = tmp_path / "source"
+    shutil.copytree(data / "imported-0.72" / "hf_qwen2_tied", source)
+    convert(with_side_files(source), tmp_path / "base.apr")
+    train(options(init=tmp_path / "base.apr", num_steps=2, eval_every=2))
+    (tmp_path / "base.apr").unlink()
+    result = train(options(init=tmp_path / "base.apr", num_steps=4, eval_every=2, resume=True, extend=True))
+    assert result.steps_completed == 4
+    last = max((tmp_path / "run" / "ckpt").glob("epoch-*.apr"))
+    convert(last, tmp_path / "hf")
+    check_side_files(tmp_path / "hf")
+    before, after = (json.loads((path / "config.json").read_text()) for path in (source, tmp_path / "hf"))
+    assert before == after | {key: before[key] for key in ("dtype", "torch_dtype") if key in before}

@@ -228,6 +228,6 @@ def _conversion(plan: Plan, model: ModelStream) -> Conversion:
     if plan.layout in {Layout.APR, Layout.SAFETENSORS}:
         size = plan.target.stat().st_size
     else:
-        size = sum(path.stat().st_size for path in plan.directory.iterdir())
+        size = sum(path.stat().st_size for path in plan.directory.rglob("*") if path.is_file())
     parameters = sum(tensor.numel for tensor in model.tensors)
     return Conversion(plan.source, plan.target, len(model.tensors), parameters, size, model.notes)

@@ -10,7 +10,7 @@ import shutil
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from apr.convert.hf_files import CONFIG, GENERATION, TOKENIZER_BINARIES, TOKENIZER_TEXTS
+from apr.convert.hf_files import CONFIG, GENERATION, TEMPLATES, content_of
 from apr.errors import RefusedError
 from apr.files import sync_directory
 from apr.held import held
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# The files that conversions write to a directory.
-_WRITTEN = {CONFIG, GENERATION, *TOKENIZER_TEXTS, *TOKENIZER_BINARIES}
+# The files that conversions write to a directory, beside those of tokenizers.
+_WRITTEN = {CONFIG, GENERATION}
 _WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.(safetensors|apr)|model\.(safetensors|apr)\.index\.json")
 # Errors that only writing has.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -47,14 +47,17 @@ def check_replaceable(target: Path, *, force: bool) -> None:
         raise RefusedError(
             f"{target}: the directory exists and is not empty; pass --force to replace it", path=target
         )
+    templates = target / TEMPLATES
+    if templates in existing and templates.is_dir() and not templates.is_symlink():
+        existing[existing.index(templates) : existing.index(templates) + 1] = sorted(templates.iterdir())
     for path in existing:
-        is_written_here = path.name in _WRITTEN or _WEIGHTS.fullmatch(path.name)
+        name = path.relative_to(target).as_posix()
         # Everything else stays, so that a mistyped target costs nothing. A run's checkpoints have other
         # names.
-        if path.is_dir() or not is_written_here:
+        if path.is_dir() or not (name in _WRITTEN or _WEIGHTS.fullmatch(name) or content_of(name)):
             raise RefusedError(
-                f"{target}: --force replaces only models, but the directory holds {path.name}; move it away "
-                "or choose another directory",
+                f"{target}: --force replaces only models, but the directory holds {name}; move it away or "
+                "choose another directory",
                 path=target,
             )
 

@@ -17,9 +17,10 @@ from apr.convert.hf_files import (
     BASE64,
     CONFIG,
     GENERATION,
-    TOKENIZER_BINARIES,
-    TOKENIZER_TEXTS,
     WEIGHTS,
+    content_of,
+    side_files,
+    to_json,
 )
 from apr.convert.plan import SAFETENSORS_INDEX
 from apr.convert.stream import ModelStream, TensorStream, read_json_object, same_values, split_fused
@@ -65,10 +66,10 @@ def read(directory: Path, *, tokenizer: bool) -> ModelStream:
     metadata |= {
         "original_format": "safetensors",
         "param_count": sum(tensor.numel for tensor in tensors),
-        HF_CONFIG: config,
+        HF_CONFIG: to_json(config),
     }
     if (directory / GENERATION).is_file():
-        metadata[HF_GENERATION] = read_json_object(directory / GENERATION)
+        metadata[HF_GENERATION] = to_json(read_json_object(directory / GENERATION))
     if tokenizer and (files := _read_tokenizer(directory)):
         metadata[HF_TOKENIZER] = files
     return ModelStream(metadata, tensors, notes)
@@ -121,7 +122,7 @@ def _model_metadata(directory: Path, config: dict[str, Any], model: ModelConfig 
         "architecture": model_type,
         "hf_architecture": _class_name(config),
         "hf_model_type": model_type,
-        **{key: value for key in ALIASES for value in list(spellings(config, key).values())[:1]},
+        **{key: to_json(value) for key in ALIASES for value in list(spellings(config, key).values())[:1]},
     }
 
 
@@ -145,14 +146,10 @@ def _without_tied_head(directory: Path, tensors: list[TensorStream]) -> list[Ten
 
 def _read_tokenizer(directory: Path) -> dict[str, Any]:
     """Return the tokenizer files by name: texts as they are, binary files as {"base64": …}."""
-    files: dict[str, Any] = {
-        name: {BASE64: base64.b64encode((directory / name).read_bytes()).decode()}
-        for name in TOKENIZER_BINARIES
-        if (directory / name).is_file()
-    }
-    for name in TOKENIZER_TEXTS:
-        path = directory / name
-        if not path.is_file():
+    files: dict[str, Any] = {}
+    for name, path in side_files(directory):
+        if content_of(name) == "binary":
+            files[name] = {BASE64: base64.b64encode(path.read_bytes()).decode()}
             continue
         try:
             # Not read_text, which would turn CRLF into LF: the files must come back byte for byte.

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from apr.container.metadata import HF_GENERATION, HF_TOKENIZER, VOCABULARY
+from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER, VOCABULARY
+from apr.convert.hf_files import TEMPLATES
 from apr.data.pre_tokenizers import PRE_TYPES, split_by_patterns
+from apr.gguf.names import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
 
 # GGUF's token types.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
-# GGUF's key for each special token of tokenizer_config.json.
-_SPECIAL = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding", "sep": "seperator"}
+# GGUF's keys for further ids that end a text, in the order in which they are used.
+_OTHER_ENDS = ("eot", "eom")
 # Keys of .apr metadata that GGUF names otherwise, or not at all.
 _RENAMED = {"vocabulary": "tokens", "pre_type": "pre"}
 _NOT_IN_GGUF = frozenset({"vocab_size", "model_type"})
@@ -146,7 +148,7 @@ def _from_json(
     keys["tokenizer.ggml.add_bos_token"] = "bos" in special and encoded[:1] == [special["bos"]]
     keys["tokenizer.ggml.add_eos_token"] = "eos" in special and encoded[-1:] == [special["eos"]]
     for name, id_ in special.items():
-        keys[f"tokenizer.ggml.{_SPECIAL[name]}_token_id"] = id_
+        keys[f"tokenizer.ggml.{name}_token_id"] = id_
     return keys, notes
 
 
@@ -202,22 +204,28 @@ def _pre_type(tokenizer: Tokenizer, *, ignore_merges: bool) -> tuple[str | None,
 def _special_ids(
     files: Mapping[str, Any], metadata: Mapping[str, Any], ids: Mapping[str, int]
 ) -> dict[str, int]:
-    """Return the ids of the special tokens that the tokenizer's configuration names."""
+    """Return the ids of the special tokens that the model's configurations name, by GGUF's names."""
     found: dict[str, int] = {}
     configs = [_json(files.get(name)) for name in ("tokenizer_config.json", "special_tokens_map.json")]
-    generation = metadata.get(HF_GENERATION)
-    for name in _SPECIAL:
+    known = set(ids.values())
+    ends: list[int] = []
+    for name, key in SPECIAL_TOKENS.items():
         for config in configs:
-            token = config.get(f"{name}_token")
+            token = config.get(name)
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str) and token in ids:
-                found.setdefault(name, ids[token])
-        if name not in found and isinstance(generation, dict):
-            id_ = generation.get(f"{name}_token_id")
-            id_ = id_[0] if isinstance(id_, list) and id_ else id_
-            if type(id_) is int and id_ in ids.values():
-                found[name] = id_
-    return found
+                found.setdefault(key, ids[token])
+        for kept in (metadata.get(HF_GENERATION), metadata.get(HF_CONFIG)):
+            stated = kept.get(f"{name}_id") if isinstance(kept, dict) else None
+            candidates = stated if isinstance(stated, list) else [stated]
+            several = [id_ for id_ in candidates if type(id_) is int and id_ in known]
+            if several:
+                found.setdefault(key, several[0])
+            if name == "eos_token":
+                ends += several
+    # A chat model ends an answer with another token than a text, and generation stops at both.
+    others = [id_ for id_ in dict.fromkeys(ends) if id_ != found.get("eos")]
+    return found | dict(zip(_OTHER_ENDS, others, strict=False))
 
 
 def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, object]:
@@ -226,13 +234,18 @@ def _chat_templates(metadata: Mapping[str, Any]) -> dict[str, object]:
     files = files if isinstance(files, dict) else {}
     # As transformers reads them: the file of its own wins.
     template = files.get("chat_template.jinja")
+    others = {
+        f"tokenizer.chat_template.{name.removeprefix(f'{TEMPLATES}/').removesuffix('.jinja')}": text
+        for name, text in files.items()
+        if name.startswith(f"{TEMPLATES}/") and isinstance(text, str)
+    }
     if template is None:
         template = _json(files.get("tokenizer_config.json")).get("chat_template")
     if template is None:
         template = metadata.get("chat_template")
     if isinstance(template, str):
-        return {"tokenizer.chat_template": template}
-    keys: dict[str, object] = {}
+        return {"tokenizer.chat_template": template, **others}
+    keys: dict[str, object] = {**others}
     for entry in template if isinstance(template, list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("template"), str):
             name = entry.get("name")

@@ -20,9 +20,9 @@ from apr.convert.hf_files import (
     BASE64,
     CONFIG,
     GENERATION,
-    TOKENIZER_BINARIES,
-    TOKENIZER_TEXTS,
     WEIGHTS,
+    content_of,
+    from_json,
 )
 from apr.convert.stream import (
     ModelStream,
@@ -34,8 +34,8 @@ from apr.convert.stream import (
     stream_values,
 )
 from apr.errors import FormatError, RefusedError, UnsupportedError
-from apr.files import write_atomically, write_json
-from apr.gguf.names import unpermute
+from apr.files import write_atomically
+from apr.gguf.names import SPECIAL_TOKENS, unpermute
 from apr.model.config import ModelConfig, names_family
 from apr.model.families import FAMILIES
 from apr.model.match import has_head, permuted_heads
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from apr.container.tensor_file import TensorFile
     from apr.convert.stream import FloatDtype, OnTensor
 
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Metadata that transformers writes to each safetensors file and requires when it loads one.
 _SAFETENSORS_TEXTS = {"format": "pt"}
 _TORCH_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
@@ -106,16 +105,22 @@ def write(
     tokenizer_files, notes = _tokenizer_files(file) if tokenizer else ({}, ())
     shards = split_into_shards(tensors, max_shard_size)
     with replacing_directory(directory, force=force) as new:
-        write_json(new / CONFIG, config)
+        write_atomically(new / CONFIG, _json_text(config))
         if isinstance(file.metadata.get(HF_GENERATION), dict):
-            write_json(new / GENERATION, file.metadata[HF_GENERATION])
+            write_atomically(new / GENERATION, _json_text(file.metadata[HF_GENERATION]))
         for name, content in tokenizer_files.items():
+            (new / name).parent.mkdir(exist_ok=True)
             write_atomically(new / name, content)
         if len(shards) == 1:
             to_safetensors.write(new / WEIGHTS, tensors, _SAFETENSORS_TEXTS)
         else:
             to_safetensors.write_several(new, shards, {}, _SAFETENSORS_TEXTS)
     return ModelStream(config, tensors, (*model.notes, *notes))
+
+
+def _json_text(value: dict[str, Any]) -> bytes:
+    """Return the text of a configuration, with Infinity and NaN where it had them."""
+    return (json.dumps(from_json(value), indent=2) + "\n").encode()
 
 
 def _as_hf(file: TensorFile) -> ModelStream:
@@ -190,7 +195,7 @@ def _config_json(config: ModelConfig, metadata: Mapping[str, Any], kept: object)
         "initializer_range": 0.02,
         "use_cache": True,
         "torch_dtype": "float32",  # replaced by `_config_dtype`
-        **{key: metadata.get(key, metadata.get(f"tokenizer.{key}")) for key in _TOKEN_IDS},
+        **{f"{name}_id": _token_id(metadata, name) for name in ("bos_token", "eos_token", "pad_token")},
         # transformers 5 keeps rope_theta in rope_parameters, where it would contradict the one below.
         **{key: value for key, value in original.items() if key != "rope_parameters"},
         "architectures": [family.class_name],
@@ -209,6 +214,17 @@ def _config_json(config: ModelConfig, metadata: Mapping[str, Any], kept: object)
         **switches,
     }
     return result
+
+
+def _token_id(metadata: Mapping[str, Any], name: str) -> object:
+    """Return the id of a special token for config.json, or a list of ids if several end a text."""
+    own = metadata.get(f"{name}_id", metadata.get(f"tokenizer.{SPECIAL_TOKENS[name]}_token_id"))
+    if name != "eos_token" or type(own) is not int:
+        return own
+    # llama.cpp stops at the end of a turn and of a message too.
+    ends = (own, *(metadata.get(f"tokenizer.{end}_token_id") for end in ("eot", "eom")))
+    several = list(dict.fromkeys(id_ for id_ in ends if type(id_) is int))
+    return several if len(several) > 1 else own
 
 
 def _config_dtype(config: Mapping[str, Any], tensors: Sequence[TensorStream]) -> dict[str, str]:
@@ -240,10 +256,10 @@ def _tokenizer_files(file: TensorFile) -> tuple[dict[str, bytes], tuple[str, ...
     loaded.tokenizer.encode_special_tokens = False
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     token_of = {id_: token for token, id_ in loaded.tokenizer.get_vocab().items()}
-    for key in ("bos", "eos"):
+    for name, key in SPECIAL_TOKENS.items():
         id_ = file.metadata.get(f"tokenizer.{key}_token_id")
-        if id_ in token_of:
-            config[f"{key}_token"] = token_of[id_]
+        if type(id_) is int and id_ in token_of:
+            config[name] = token_of[id_]
     if isinstance(file.metadata.get("chat_template"), str):
         config["chat_template"] = file.metadata["chat_template"]
     files = {
@@ -257,9 +273,10 @@ def _kept_content(path: str, name: str, value: object) -> bytes:
     """Return the bytes of a tokenizer file that the metadata keep."""
     # Only known names are written: metadata could name any path.
     try:
-        if name in TOKENIZER_TEXTS and isinstance(value, str):
+        kind = content_of(name)
+        if kind == "text" and isinstance(value, str):
             return value.encode()
-        if name in TOKENIZER_BINARIES and isinstance(value, dict) and isinstance(value.get(BASE64), str):
+        if kind == "binary" and isinstance(value, dict) and isinstance(value.get(BASE64), str):
             return base64.b64decode(value[BASE64], validate=True)
     except ValueError as error:  # a lone surrogate, or invalid base64
         raise RefusedError(f"{path}: metadata key {HF_TOKENIZER}: {name}: {error}", path=path) from None

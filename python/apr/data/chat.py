@@ -8,21 +8,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from apr.container.metadata import HF_TOKENIZER
 from apr.errors import RefusedError
+from apr.gguf.names import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from os import PathLike
-
-# The names of special tokens that templates use, and GGUF's names of their ids.
-_SPECIAL = {
-    "bos_token": "bos",
-    "eos_token": "eos",
-    "unk_token": "unknown",
-    "pad_token": "padding",
-    "sep_token": "seperator",  # GGUF's own spelling
-    "cls_token": "cls",
-    "mask_token": "mask",
-}
 
 
 def chat_template(metadata: Mapping[str, Any]) -> str | None:
@@ -46,12 +36,12 @@ def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Return the special tokens that templates may name, such as `bos_token`."""
     tokens = metadata.get("tokenizer.vocabulary")
     found: dict[str, str] = {}
-    for name, stem in _SPECIAL.items():
+    for name, stem in SPECIAL_TOKENS.items():
         id_ = metadata.get(f"tokenizer.{stem}_token_id")
         if isinstance(tokens, list) and type(id_) is int and 0 <= id_ < len(tokens):
             found[name] = str(tokens[id_])
     for source in (_json(_files(metadata).get("special_tokens_map.json")), _config(metadata)):
-        for name in _SPECIAL:
+        for name in SPECIAL_TOKENS:
             value = source.get(name)
             value = value.get("content") if isinstance(value, dict) else value
             if isinstance(value, str):

@@ -82,7 +82,9 @@ def metadata_stop_ids(metadata: Mapping[str, Any]) -> set[int]:
     if stated is None and isinstance(config, dict):
         stated = config.get("eos_token_id")
     several = stated if isinstance(stated, list) else [stated]
-    return {id_ for id_ in (*several, metadata.get("tokenizer.eos_token_id")) if type(id_) is int}
+    # The ends of a text, of a turn and of a message, at which llama.cpp stops too.
+    ends = (metadata.get(f"tokenizer.{end}_token_id") for end in ("eos", "eot", "eom"))
+    return {id_ for id_ in (*several, *ends) if type(id_) is int}
 
 
 def _adds_bos(metadata: Mapping[str, Any]) -> bool:

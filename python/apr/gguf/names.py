@@ -35,6 +35,18 @@ ONE_PLUS = frozenset({"gemma2", "gemma3"})
 # Architectures for which llama.cpp needs the head as a tensor, even if it is tied to the embedding.
 STORED_HEADS = frozenset({"olmo2"})
 
+# transformers' names of special tokens, and GGUF's, which its keys for their ids begin with:
+# `tokenizer.ggml.bos_token_id`.
+SPECIAL_TOKENS = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "pad_token": "padding",
+    "sep_token": "seperator",  # GGUF's own spelling
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
+
 _TOP_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",

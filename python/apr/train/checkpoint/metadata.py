@@ -60,7 +60,8 @@ class CheckpointMetadata:
     """Number of the model's parameters; a tied head counts once."""
     carried: dict[str, Any]
     """Keys carried over from the base model or the tokenizer: name, license, data_source, data_license,
-    chat_template, special_tokens, and those that begin with `tokenizer.` or `hf_tokenizer`."""
+    hf_config, hf_generation_config, chat_template, special_tokens, and those that begin with `tokenizer.` or
+    `hf_tokenizer`."""
     training: TrainingFacts
 
     def to_dict(self, state: RunState | None = None) -> dict[str, Any]:

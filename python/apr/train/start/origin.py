@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.container.load import load
-from apr.container.metadata import HF_TOKENIZER, VOCABULARY
+from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER, VOCABULARY
 from apr.errors import RefusedError, about
 from apr.model.config import ModelConfig
 from apr.model.fill import check_values, match
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from apr.train.checkpoint.metadata import BaseModel
 
 _TOKENIZER_KEYS = ("tokenizer.", "chat_template", "special_tokens", HF_TOKENIZER)
+# How transformers configured and generates from the base model; a directory of the result has them again.
+_CONFIGURATIONS = (HF_CONFIG, HF_GENERATION)
 # Null where the base model does not have them: the ecosystem's own writer always writes these keys.
 _PROVENANCE_KEYS = ("license", "data_source", "data_license")
 # Bytes read at a time for the CRC of a file without a footer.
@@ -113,7 +115,8 @@ def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
 
 def _carried(file: TensorFile, tokenizer: LoadedTokenizer | None) -> dict[str, Any]:
     carried: dict[str, Any] = dict.fromkeys(_PROVENANCE_KEYS)
-    carried |= {key: file.metadata[key] for key in ("name", *_PROVENANCE_KEYS) if key in file.metadata}
+    kept = ("name", *_PROVENANCE_KEYS, *_CONFIGURATIONS)
+    carried |= {key: file.metadata[key] for key in kept if key in file.metadata}
     # A fine-tuned model must be usable without its base: tokenizer and chat template travel with the
     # checkpoints.
     from_file = {key: value for key, value in file.metadata.items() if key.startswith(_TOKENIZER_KEYS)}
