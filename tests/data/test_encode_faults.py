@@ -194,7 +194,17 @@ def test_an_encoding_killed_at_any_step_resumes_to_the_same_bytes(corpus, whole,
         assert run(flags(corpus, output), step=steps + 1)[0] == 0
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
+        (signal.SIGUSR1, 138),
+        (signal.SIGUSR2, 140),
+        (signal.SIGXCPU, 152),
+    ],
+)
 def test_a_signal_keeps_whole_shards(number, code, corpus, whole, tmp_path, monkeypatch, capsys):
     @contextmanager
     def signalled(_):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import io
 import json
 import multiprocessing
@@ -10,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import termios
 import threading
 from dataclasses import replace
 from itertools import count
@@ -93,6 +95,30 @@ def _run_and_stay(config, sender, evaluation):
 
     MetricsFile.write, loop.evaluate = writing, evaluating
     run(config)
+
+
+def lose_the_terminal(arguments):
+    """Run a command line on a terminal of its own that is closed in the fourth step."""
+    import pty
+
+    from apr.cli import main
+    from apr.train.record.metrics import MetricsFile
+
+    master, terminal = pty.openpty()
+    os.setsid()
+    fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+    for descriptor in (0, 1, 2):
+        os.dup2(terminal, descriptor)
+    os.close(terminal)
+    write = MetricsFile.write
+
+    def writing(self, record):
+        write(self, record)
+        if record["step"] == 3 and "train_loss" in record:
+            os.close(master)
+
+    MetricsFile.write = writing
+    sys.exit(main(arguments))
 
 
 def count_calls(config):

@@ -43,6 +43,45 @@ def test_losses_of_an_evaluation_are_summed_in_float64(monkeypatch):
     losses = torch.tensor([2.0**24, 1.0, 1.0, 1.0])
     monkeypatch.setattr(evaluation, "token_losses", lambda *_: losses)
     model = SimpleNamespace(head_weight=losses)
-    result = evaluation.evaluate(model, Windows(), val_tokens=8, batch_size=1, precision="fp32")
+    result = evaluation.evaluate(model, Windows(), val_tokens=8, precision="fp32")
     assert result.val_loss == (2**24 + 3) / 4
     assert result.val_tokens == 8
+
+
+@pytest.mark.parametrize("seq_length", [16, 32, 100])
+def test_the_batch_size_changes_no_bit_of_the_loss(options, train, make_shards, tmp_path, capsys, seq_length):
+    """3 and 9 windows at a time once gave ...0562738 and ...0503999."""
+    import json
+
+    from apr.cli import main
+
+    shards = make_shards(tokens=60_000)
+    # More windows than one group, and a last group that is smaller.
+    common = {"num_steps": 1, "seq_length": seq_length, "val_tokens": 5_000, "dataset": shards}
+    runs = [
+        train(options(**common, run_dir=tmp_path / str(size), batch_size=size, lr=1e-30)).initial_val_loss
+        for size in (1, 3, 9)
+    ]
+    assert len(set(runs)) == 1
+    losses = set()
+    for size in (1, 2, 3, 9, 64):
+        flags = ["--dataset", str(shards), "--seq-length", str(seq_length), "--val-tokens", "5000"]
+        more = ["--held-out", "--device", "cpu", "--json", "--batch-size", str(size)]
+        assert main(["evaluate", str(BASE), *flags, *more]) == 0
+        losses.add(json.loads(capsys.readouterr().out)["val_loss"])
+    assert losses == set(runs)
+
+
+def test_an_evaluation_that_does_not_fit_is_refused_by_its_size(run, make_shards, monkeypatch):
+    import torch
+
+    from apr.train import evaluation
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.")
+
+    monkeypatch.setattr(evaluation, "token_losses", full)
+    code, _, error = run("evaluate", BASE, "--dataset", make_shards(), "--seq-length", 32, "--device", "cpu")
+    assert code == 5
+    assert "64 windows of 32 tokens" in error
+    assert "Traceback" not in error

@@ -3,13 +3,22 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 from tests.train import children
 from tests.train.conftest import checkpoints, gate, left_by, records, step_records
 
-BOTH = pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+SIGNALS = [
+    (signal.SIGTERM, 143),
+    (signal.SIGINT, 130),
+    (signal.SIGHUP, 129),
+    (signal.SIGUSR1, 138),
+    (signal.SIGUSR2, 140),
+    (signal.SIGXCPU, 152),
+]
 
 
 def test_a_loss_of_nan_ends_the_run_before_the_update(options, train, train_until, monkeypatch, tmp_path):
@@ -258,8 +267,8 @@ def test_a_resumed_run_knows_the_losses_before_it(options, train, jump, train_un
     assert (config.run_dir / name).read_bytes() == (alone.run_dir / name).read_bytes()
 
 
-@BOTH
-@pytest.mark.parametrize("step", [3, 5, 7], ids=["within-an-epoch", "last-of-an-epoch", "second-epoch"])
+@pytest.mark.parametrize(("number", "exit_code"), SIGNALS[:2])
+@pytest.mark.parametrize("step", [3, 5, 7], ids=["between-evaluations", "before-one", "after-one"])
 def test_a_signal_saves_and_resume_ends_with_the_same_bytes(
     options, train, train_until, tmp_path, number, exit_code, step
 ):
@@ -294,10 +303,12 @@ def test_a_signal_saves_and_resume_ends_with_the_same_bytes(
     ids=["before-the-first-step", "of-an-epoch", "of-an-epoch-ctrl-c", "of-the-last-epoch"],
 )
 def test_a_signal_within_an_evaluation_keeps_what_was_trained(
-    options, train, tmp_path, number, exit_code, evaluation, saved
+    options, train, make_shards, tmp_path, number, exit_code, evaluation, saved
 ):
     """The evaluation is dropped, and made again after a resume; the steps are not."""
-    alone, config = options(run_dir=tmp_path / "alone"), options()
+    # Two groups of windows: the signal comes between them.
+    more = {"dataset": make_shards(tokens=30_000), "val_tokens": 3_000}
+    alone, config = options(run_dir=tmp_path / "alone", **more), options(**more)
     train(alone)
     child = children.start_and_stay(config, evaluation=evaluation)
     os.kill(child.pid, number)
@@ -311,3 +322,60 @@ def test_a_signal_within_an_evaluation_keeps_what_was_trained(
     child.join()
     assert child.exitcode == 0
     assert left_by(config.run_dir) == left_by(alone.run_dir)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), SIGNALS)
+def test_every_signal_that_announces_an_end_saves_the_run(options, train_until, number, exit_code):
+    stopped = train_until(options(), 3, number)
+    assert (stopped.status, stopped.exit_code) == ("INTERRUPTED", exit_code)
+    assert stopped.last_checkpoint == "ckpt/step-00000004.apr"
+    assert signal.Signals(number).name in stopped.detail
+
+
+@pytest.mark.parametrize(("number", "exit_code"), SIGNALS[2:])
+def test_repeated_warnings_wait_for_the_checkpoint(options, train, number, exit_code, monkeypatch):
+    """The kernel sends SIGXCPU every second; a second SIGTERM ends the run at once."""
+    from apr.train.checkpoint import saver
+    from apr.train.record.metrics import MetricsFile
+
+    write, snapshot = MetricsFile.write, saver.snapshot
+
+    def writing(self, record):
+        write(self, record)
+        if record["step"] == 3 and "train_loss" in record:
+            os.kill(os.getpid(), number)
+
+    def saving(*arguments):
+        for again in (number, signal.SIGTERM, number):
+            os.kill(os.getpid(), again)
+        return snapshot(*arguments)
+
+    monkeypatch.setattr(MetricsFile, "write", writing)
+    monkeypatch.setattr(saver, "snapshot", saving)
+    stopped = train(options())
+    assert (stopped.status, stopped.exit_code) == ("INTERRUPTED", exit_code)
+    assert stopped.last_checkpoint == "ckpt/step-00000004.apr"
+
+
+@pytest.mark.parametrize("number", [number for number, _ in SIGNALS[2:]])
+def test_a_warning_that_is_ignored_stays_ignored(options, train_until, number):
+    """As under nohup."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert train_until(options(num_steps=5), 3, number).status == "BUDGET_SPENT"
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_run_whose_terminal_is_lost_saves(options, flags, tmp_path):
+    """As when an ssh connection breaks: the kernel sends SIGHUP, and each line that is printed fails."""
+    program = (
+        "import sys; from tests.train.children import lose_the_terminal; lose_the_terminal(sys.argv[1:])"
+    )
+    arguments = ["pretrain", *flags(options())]
+    child = subprocess.run([sys.executable, "-c", program, *arguments], check=False, capture_output=True)
+    assert child.returncode == 129, child
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["exit_code"]) == ("INTERRUPTED", 129)
+    assert result["last_checkpoint"] == "ckpt/step-00000004.apr"

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from apr.errors import UsageError
 from apr.files import json_text
 from apr.options import Alias, Unset
 from apr.train.config import Precision
@@ -39,7 +40,8 @@ class Command:
     val_tokens: Annotated[int | None, Unset("the value in the checkpoint, or else 262144")] = None
     """Maximum number of tokens to evaluate."""
     batch_size: int = 1
-    """Windows per forward pass. Changes only speed and memory."""
+    """Has no effect: windows are computed in groups of a fixed size, so that the loss is always the same.
+    Kept for scripts."""
     device: str = "auto"
     """Device to compute on: auto, cpu, cuda or cuda:N."""
     precision: Annotated[Precision | None, Unset("bf16 on CUDA, fp32 on the CPU")] = None
@@ -53,6 +55,9 @@ class Command:
         from apr.train.evaluate_file import LOSS_NAMES, evaluate_file
         from apr.train.record.report import Report
 
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size must be at least 1, not {self.batch_size}")
+
         with Report(sys.stderr) as report:
             result, facts = evaluate_file(
                 self.file,
@@ -60,7 +65,6 @@ class Command:
                 held_out=self.held_out,
                 seq_length=self.seq_length,
                 val_tokens=self.val_tokens,
-                batch_size=self.batch_size,
                 device=self.device,
                 precision=self.precision,
                 on_progress=lambda done, total: report.progress(

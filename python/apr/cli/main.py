@@ -8,6 +8,7 @@ is not typed, and `refusal(error)` returns the JSON that `--json` prints for an 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
@@ -117,13 +118,15 @@ def _accept_any_text() -> None:
 
 
 def _flush(stream: TextIO) -> None:
-    """Flush a stream, or drop what is left if its reader is gone.
+    """Flush a stream, or drop what is left if its reader or its terminal is gone.
 
     The interpreter flushes again when it exits; on a broken pipe it would then exit with code 120.
     """
     try:
         stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and error.errno != errno.EIO:
+            raise
         with open(os.devnull, "wb") as devnull:  # noqa: PTH123 (a device)
             os.dup2(devnull.fileno(), stream.fileno())
 

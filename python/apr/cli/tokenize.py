@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import threading
 import time
 from bisect import bisect_right
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from apr.duration import format_duration
 from apr.errors import AprError, RefusedError, UsageError
 from apr.options import Alias, Metavar, Unset
 from apr.plurals import counted
+from apr.signals import WARNINGS, handled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 _MAX_NAMED = 5
 # Seconds between lines of progress that is not shown on a terminal.
 _LINE_SECONDS = 30.0
-# 128 + SIGTERM, as shells report it.
-EXIT_TERMINATED = 143
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ class Encode(EncodeOptions):
         if self.estimate_only:
             return self._estimate()
         try:
-            with _progress_bar("encoding") as update, _exit_on_sigterm():
+            with _progress_bar("encoding") as update, _exit_on_signals():
                 report = encode_corpus(
                     self,
                     lambda at: update(at.read, at.total, lambda seconds: _progress_text(at, seconds)),
@@ -198,7 +196,7 @@ class Merge:
         """Merge, print a summary, and return the exit code."""
         from apr.data.merge import merge_parts
 
-        with _progress_bar("merging") as update, _exit_on_sigterm():
+        with _progress_bar("merging") as update, _exit_on_signals():
             report = merge_parts(
                 self.parts,
                 self.output,
@@ -369,22 +367,21 @@ def _kept_shards(output: Path, corpus: tuple[str, ...]) -> str | None:
 
 
 @contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the command as Ctrl-C does, with an exit code of its own."""
+def _exit_on_signals() -> Iterator[None]:
+    """Let SIGTERM and the warnings of schedulers end the command as Ctrl-C does, with 128 + their number."""
+    stopping = False
 
-    def stop(*_: object) -> None:
+    def stop(number: int, _: object) -> None:
+        nonlocal stopping
+        # Warnings are repeated. Another one must not end the writing of shards that the first one began.
+        if stopping and number in WARNINGS:
+            return
+        stopping = True
         # An exception, so that the encoder cleans up and counts every closed shard.
-        raise SystemExit(EXIT_TERMINATED)
+        raise SystemExit(128 + number)
 
-    # Python allows signal handlers in the main thread only; tests and notebooks may run elsewhere.
-    if threading.current_thread() is not threading.main_thread():
+    with handled((signal.SIGTERM, *WARNINGS), stop):
         yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

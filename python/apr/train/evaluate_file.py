@@ -11,8 +11,10 @@ from apr.data.split import split_dataset
 from apr.data.windows import Windows
 from apr.errors import RefusedError, UsageError
 from apr.model.decoder import Decoder
-from apr.train.evaluation import Evaluation, evaluate
+from apr.plurals import counted
+from apr.train.evaluation import Evaluation, evaluate, group_size
 from apr.train.machine.device import choose_device, default_precision
+from apr.train.machine.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +41,6 @@ def evaluate_file(
     held_out: bool = False,
     seq_length: int | None = None,
     val_tokens: int | None = None,
-    batch_size: int = 1,
     device: str = "auto",
     precision: Precision | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -53,7 +54,6 @@ def evaluate_file(
             training on `dataset` would hold out.
         seq_length: number of tokens of a window.
         val_tokens: largest number of tokens to evaluate on.
-        batch_size: windows at a time; changes only speed and memory.
         device: auto, cpu, cuda or cuda:N.
         precision: bf16 or fp32.
         on_progress: called with (windows done, windows in total).
@@ -72,7 +72,6 @@ def evaluate_file(
         training = _mapping(file.metadata, "training")
     tokens = _count(path, training, "val_tokens", val_tokens) or _VAL_TOKENS
     length = _count(path, training, "seq_length", seq_length)
-    _count(path, {}, "batch_size", batch_size)
     model = Decoder.from_apr(path, chosen_device)
     positions = model.config.max_position_embeddings
     if length is None:
@@ -88,14 +87,19 @@ def evaluate_file(
         dataset, training, model.config.vocab_size, length, tokens, held_out=held_out
     )
     used_precision = precision or default_precision(chosen_device)
-    evaluation = evaluate(
-        model,
-        windows,
-        val_tokens=tokens,
-        batch_size=batch_size,
-        precision=used_precision,
-        on_progress=on_progress,
-    )
+    try:
+        evaluation = evaluate(
+            model, windows, val_tokens=tokens, precision=used_precision, on_progress=on_progress
+        )
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        group = counted(group_size(length, chosen_device), "window")
+        raise RefusedError(
+            f"{path}: out of memory on {chosen_device} while evaluating {group} of {length} tokens; use a "
+            "shorter --seq-length, --precision bf16 or a device with more memory",
+            path=path,
+        ) from None
     return evaluation, {
         "text": text,
         "seq_length": length,

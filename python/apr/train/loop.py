@@ -371,7 +371,6 @@ class Loop:
             self._model,
             self.prepared.split.held_out,
             val_tokens=self._config.val_tokens,
-            batch_size=self._config.batch_size,
             precision=self._config.precision,
             on_progress=on_progress,
         )

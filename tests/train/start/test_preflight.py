@@ -146,7 +146,10 @@ def test_a_directory_without_a_manifest_or_unfinished(refused, make_shards):
 
 
 def test_a_window_beyond_the_models_positions(refused):
-    assert "256 positions" in refused(seq_length=300, num_steps=5)[0]
+    line, code = refused(seq_length=300, num_steps=5)
+    assert code == 5
+    assert "256 positions" in line
+    assert "use --seq-length 256" in line
 
 
 def test_too_little_to_hold_out(refused, make_shards):

@@ -1,15 +1,15 @@
-"""SIGINT and SIGTERM as a request to save and stop."""
+"""Signals as a request to save and stop."""
 
 from __future__ import annotations
 
 import signal
-import threading
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Self
+
+from apr.signals import STOPS, WARNINGS, handled
 
 if TYPE_CHECKING:
     from types import FrameType, TracebackType
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(Exception):  # noqa: N818 (a request, not an error)
@@ -25,15 +25,17 @@ class StoppedAtOnce(KeyboardInterrupt):
 
 
 class StopRequest:
-    """Within the context, the first signal is kept for `check`, and a second one raises `StoppedAtOnce`.
+    """Within the context, the first signal is kept for `check`.
 
-    A third one does what it did before the context. Outside the main thread Python delivers no signals, and
-    nothing changes.
+    A second SIGINT or SIGTERM raises `StoppedAtOnce`, and a third one does what it did before the context.
+    The warnings of `apr.signals` only ask to stop, however often they come. Outside the main thread Python
+    delivers no signals, and nothing changes.
     """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._handlers_before: dict[int, object] = {}
+        self._asked = False
+        self._handlers = ExitStack()
 
     def check(self) -> None:
         """Stop here if a signal arrived.
@@ -45,25 +47,20 @@ class StopRequest:
             raise Interrupted
 
     def __enter__(self) -> Self:
-        # `signal.signal` raises ValueError in any other thread, and a run must work there too.
-        if threading.current_thread() is threading.main_thread():
-            self._handlers_before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
+        self._restore = self._handlers.enter_context(handled((*STOPS, *WARNINGS), self._on_signal))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._handlers_before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._handlers_before = {}
+        self._handlers.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         # The handler only notes the first signal: the interpreter may be anywhere, in the middle of a step or
         # of writing a record.
-        if self.signal is not None:
+        if self._asked and number in STOPS:
             self._restore()  # a third signal then does what it did before the run
             raise StoppedAtOnce(number)
-        self.signal = signal.Signals(number)
+        self._asked |= number in STOPS
+        if self.signal is None:
+            self.signal = signal.Signals(number)

@@ -17,7 +17,10 @@ _PROGRESS_SECONDS = 10.0
 
 
 class Outlet:
-    """A stream whose reader may close it, as `head` does; lines printed after that are dropped."""
+    """A stream that may break: its reader closes it, as `head` does, its terminal is gone, its disk is full.
+
+    Lines printed after that are dropped.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream: TextIO | None = stream
@@ -28,9 +31,9 @@ class Outlet:
             return
         try:
             print(text, file=self._stream, flush=True)
-        except BrokenPipeError:
+        except OSError:
             # Not an error of the run: `apr pretrain … | head` would end with another exit code than the
-            # run's.
+            # run's, and a run whose ssh connection is lost could not save.
             self._stream = None
 
     @property
@@ -89,7 +92,8 @@ class Report:
             self.line(text)
         terminal = self._out.terminal
         if terminal is not None:
-            self._show_bar(terminal, text, done, total)
+            with suppress(OSError):  # the terminal was lost just now
+                self._show_bar(terminal, text, done, total)
 
     def _show_bar(self, terminal: TextIO, text: str, done: int, total: int) -> None:
         if self._bar is None:
@@ -113,8 +117,9 @@ class Report:
 
     def _hide_bar(self) -> None:
         if self._bar is not None:
-            self._bar[0].stop()
-            self._bar = None
+            bar, self._bar = self._bar[0], None
+            with suppress(OSError):
+                bar.stop()
 
     def __enter__(self) -> Self:
         return self

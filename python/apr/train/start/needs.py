@@ -12,6 +12,7 @@ from rich.filesize import decimal
 from apr.errors import RefusedError
 from apr.model.names import parameter_shapes
 from apr.train.checkpoint.paths import CHECKPOINTS
+from apr.train.evaluation import group_size
 from apr.train.loss import rows_at_a_time
 from apr.train.machine.device import default_precision, free_memory_bytes
 from apr.train.prepared import Needs
@@ -143,9 +144,12 @@ def _memory_bytes(
     # A chunk of logits in the computing dtype, and its log-softmax and gradient in float32.
     rows = min(tokens, rows_at_a_time(model.vocab_size, device))
     logits = rows * model.vocab_size * (width + 8)
+    # An evaluation keeps one layer at a time, of a group that may have more tokens than a micro-batch.
+    group = group_size(config.seq_length, device) * config.seq_length
+    activations = max(tokens * model.num_layers, group) * layer * width
     # Autocast keeps a bfloat16 copy of the weights within a step.
     copies = _BF16_BYTES * parameters if precision == "bf16" else 0
-    return _TRAINING_BYTES * parameters + copies + tokens * model.num_layers * layer * width + logits
+    return _TRAINING_BYTES * parameters + copies + activations + logits
 
 
 def _fast_memory_bytes(

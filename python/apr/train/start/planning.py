@@ -17,6 +17,7 @@ from rich.filesize import decimal
 from apr.duration import format_duration
 from apr.errors import RefusedError
 from apr.plurals import counted
+from apr.train.evaluation import group_size
 from apr.train.loss import token_losses
 from apr.train.machine.device import computing, peak_memory_bytes, reset_peak_memory
 from apr.train.machine.out_of_memory import is_out_of_memory, out_of_memory, refusing_a_model_too_large
@@ -154,7 +155,7 @@ class Plan:
 
 
 def plan(config: PretrainConfig) -> Plan:
-    """Check everything, and measure a step, a batch of evaluation and the disk. Train and write nothing.
+    """Check everything, and measure a step, a part of an evaluation and the disk. Train and write nothing.
 
     Raises:
         AprError: the init file is not valid.
@@ -219,7 +220,8 @@ def _measure_step(prepared: Prepared, model: Decoder) -> float:
 
 
 def _measure_evaluation(prepared: Prepared, model: Decoder) -> float:
-    batch = _batch(prepared, min(prepared.config.batch_size, len(prepared.split.train)))
+    windows = prepared.val_tokens // prepared.config.seq_length
+    batch = _batch(prepared, min(group_size(prepared.config.seq_length, prepared.device), windows))
     seconds = 0.0
     # The first time on a GPU, libraries choose kernels.
     for _ in range(2 if prepared.device.type == "cuda" else 1):
