@@ -18,7 +18,7 @@ from rich.filesize import decimal
 from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.data.corpus_stream import STDIN
-from apr.data.encode import EncodeReport, Progress, encode_corpus, sample_corpus
+from apr.data.encode import EncodeReport, Progress, encode_corpus, estimate_corpus
 from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.listing import ID_SIZE
 from apr.data.manifest import read_manifest
@@ -154,18 +154,15 @@ class Encode(EncodeOptions):
         tokenizer, corpus = prepare(self)
         if corpus.nbytes is None:
             raise UsageError("--estimate-only cannot read standard input, which can be read only once")
-        sample = sample_corpus(self, tokenizer, corpus)
-        tokens, documents = sample.tokens or 0, sample.total_documents or 0
-        # One end of text for each document. `between` has one less, which is nothing to an estimate.
-        if self.eos_policy != "none":
-            tokens += documents
-        shards = -(-tokens // self.shard_tokens)
+        estimate = estimate_corpus(self, tokenizer, corpus)
+        tokens, documents, shards = estimate.tokens, estimate.documents, estimate.shards
         if self.json:
             row = {"tokens": tokens, "documents": documents, "shards": shards, "bytes": ID_SIZE * tokens}
-            print(json.dumps({"estimate": True, **row, "corpus_bytes": corpus.nbytes}))
+            print(json.dumps({"estimate": not estimate.counted, **row, "corpus_bytes": corpus.nbytes}))
         else:
             print(
-                f"about {counted(tokens, 'token')} from {counted(documents, 'document')} "
+                f"{'' if estimate.counted else 'about '}{counted(tokens, 'token')} from "
+                f"{counted(documents, 'document')} "
                 f"({decimal(corpus.nbytes)} in {counted(len(corpus.files), 'file')}): "
                 f"{counted(shards, 'shard')}, {decimal(ID_SIZE * tokens)}"
             )

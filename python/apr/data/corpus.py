@@ -215,6 +215,17 @@ class Corpus:
                         return documents, share * n / len(batch.stored) * cut
         return documents, 1.0
 
+    def batches_at(self, place: Place, nbytes: int) -> Iterator[Batch]:
+        """Yield the documents of a file with several documents from a place on, about `nbytes` at a time.
+
+        `read` of the batches counts bytes of the file.
+
+        Raises:
+            FormatError: the file is damaged.
+            OSError: reading failed within the file.
+        """
+        yield from self._batches_of(self.files[place.file], place, 0, nbytes)
+
     def check_fields(self, start: Place = START, stop: Place | None = None) -> None:
         """Check that in each file with rows, a row has the text field.
 

@@ -87,6 +87,15 @@ def _cut(corpus: Corpus, byte: int) -> Place:
     return Place(len(corpus.files))
 
 
+def place_in_file(corpus: Corpus, index: int, offset: int) -> Place:
+    """Return the place of the first document of a file that begins at a byte of it or after it.
+
+    The start of the file if there is none, or if the file cannot be read from there.
+    """
+    place = _cut_within(corpus, corpus.files[index], index, offset) if offset else Place(index)
+    return place if place.file == index else Place(index)
+
+
 def _cut_within(corpus: Corpus, file: CorpusFile, index: int, offset: int) -> Place:
     after = Place(index + 1)
     if file.format == "parquet":

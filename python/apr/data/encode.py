@@ -20,8 +20,9 @@ import numpy as np
 from apr._core import Encoder
 from apr.data.corpus import Corpus
 from apr.data.corpus_part import parse_part, part_range
-from apr.data.documents import START, Batch, Document, Place, Skipped
+from apr.data.documents import Batch, Document, Place, Skipped
 from apr.data.encode_options import EncodeOptions, prepare
+from apr.data.estimate import Estimate, estimated_totals, is_small
 from apr.data.listing import ID_DTYPE
 from apr.data.manifest import MANIFEST, SCHEMA, Manifest, ShardRow, write_manifest
 from apr.data.output_dir import (
@@ -91,13 +92,14 @@ class EncodeReport:
     """Whether nothing was left to do."""
 
 
-def sample_corpus(options: EncodeOptions, tokenizer: LoadedTokenizer, corpus: Corpus) -> Sample:
-    """Return a sample of the corpus, with estimates for all of it. Nothing is written.
+def estimate_corpus(options: EncodeOptions, tokenizer: LoadedTokenizer, corpus: Corpus) -> Estimate:
+    """Return what the encoding of a corpus will have. Nothing is written.
 
     Raises:
         FormatError, OSError: a file of the corpus cannot be read.
+        RefusedError: no row of a file has the text field; with `strict`, a document is not valid.
     """
-    return _Encoding(options, tokenizer, corpus).sample(START)
+    return _Encoding(options, tokenizer, corpus).estimate()
 
 
 def encode_corpus(
@@ -244,6 +246,43 @@ class _Encoding:
         """Return a sample of the corpus, with its batches from a place on."""
         stop = None if self._range is None else self._range.stop
         return draw_sample(self.corpus, self._encode_texts, self.options.normalization, start, stop)
+
+    def estimate(self) -> Estimate:
+        """Return what the encoding will have: counted in a small corpus, and else estimated."""
+        start = self.position.place
+        stop = None if self._range is None else self._range.stop
+        self.corpus.check_fields(start, stop)
+        if not is_small(self.corpus):
+            return self._estimate_from_sample()
+        tokens = shards = 0
+        for batch in self.corpus.batches(start, stop):
+            _, counts, is_document, _ = self._counted(batch, self._encode_batch(batch))
+            documents = self.position.documents + int(is_document.sum())
+            self.position = CorpusPosition(start, documents)
+            ends = np.cumsum(counts)
+            at = taken = 0
+            while at < len(ends):
+                at, is_full = self._end_of_shard(ends, taken)
+                count, taken = int(ends[at - 1]) - taken, int(ends[at - 1])
+                self._open_tokens += count
+                if is_full:
+                    shards, self._open_tokens = shards + 1, 0
+            tokens += taken
+        shards += bool(self._open_tokens)
+        return Estimate(tokens, self.position.documents, shards, counted=True)
+
+    def _estimate_from_sample(self) -> Estimate:
+        tokens, documents = estimated_totals(
+            self.corpus, lambda texts: [len(ids) for ids in self._encode_texts(texts)]
+        )
+        if self._range is not None:
+            share = self._range.nbytes / max(1, self.corpus.nbytes or 0)
+            tokens, documents = tokens * share, documents * share
+        # One end of text for each document. `between` has one less, which is nothing to an estimate.
+        if self.options.eos_policy != "none":
+            tokens += documents
+        shards = -(-round(tokens) // self.options.shard_tokens)
+        return Estimate(round(tokens), round(documents), shards, counted=False)
 
     def check_tokenizer(self, sample: Sample) -> None:
         """Check that the tokenizer keeps the text of a sample.
@@ -392,26 +431,11 @@ class _Encoding:
     ) -> None:
         """Add the ids of a batch to the open shard, and close every shard that becomes full."""
         encoded = future.result()
-        ids = np.frombuffer(encoded.ids, ID_DTYPE)
-        counts = np.frombuffer(encoded.counts, "<i8").copy()  # from bytes, an array is read-only
-        skipped = np.zeros(len(counts), np.int64)
-        if (counts < 0).any():
-            ids = self._encode_rejected(batch, ids, counts, skipped)
-        is_document = counts >= 0
-        # Documents that are still rejected have a count of -1.
-        np.maximum(counts, 0, out=counts)
-        is_first = self.part is None and not self.position.documents
-        if self._eos_before is not None and is_first and is_document.any():
-            # No end of text before the first document of all.
-            ids = ids[1:]
-            counts[is_document.argmax()] -= 1
+        ids, counts, is_document, skipped = self._counted(batch, encoded)
         ends = np.cumsum(counts)
         start = taken = 0
         while start < len(counts):
-            # The open shard is closed after the first document that fills it, found by bisection: a batch may
-            # have thousands of documents, and Python looks at each shard only.
-            last = int(np.searchsorted(ends, taken + self.options.shard_tokens - self._open_tokens))
-            stop = min(last + 1, len(counts))
+            stop, is_full = self._end_of_shard(ends, taken)
             # Slices, not copies: the shard is written part by part, and its ids are in memory once.
             self._open.append(ids[taken : ends[stop - 1]])
             self._open_tokens += int(ends[stop - 1]) - taken
@@ -422,7 +446,7 @@ class _Encoding:
                 self.position.documents + int(is_document[start:stop].sum()),
                 self.position.skipped + int(skipped[start:stop].sum()),
             )
-            if last < len(counts):
+            if is_full:
                 self._close_shard(writer)
             start, taken = stop, int(ends[stop - 1])
         self.text_bytes += encoded.text_bytes
@@ -439,6 +463,38 @@ class _Encoding:
                 shards=len(writer.rows),
             )
         )
+
+    def _counted(
+        self, batch: Batch, encoded: Encoded
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+        """Return the ids of a batch, and for each of its documents: ids, whether it is one, and how many not.
+
+        The first document of all has no end of text before it.
+        """
+        ids = np.frombuffer(encoded.ids, ID_DTYPE)
+        counts = np.frombuffer(encoded.counts, "<i8").copy()  # from bytes, an array is read-only
+        skipped = np.zeros(len(counts), np.int64)
+        if (counts < 0).any():
+            ids = self._encode_rejected(batch, ids, counts, skipped)
+        is_document = counts >= 0
+        # Documents that are still rejected have a count of -1.
+        np.maximum(counts, 0, out=counts)
+        is_first = self.part is None and not self.position.documents
+        if self._eos_before is not None and is_first and is_document.any():
+            ids = ids[1:]
+            counts[is_document.argmax()] -= 1
+        return ids, counts, is_document, skipped
+
+    def _end_of_shard(self, ends: NDArray[np.int64], taken: int) -> tuple[int, bool]:
+        """Return the documents of a batch up to the end of the open shard, and whether they fill it.
+
+        Args:
+            ends: the ids of the batch up to the end of each document.
+            taken: those that are in shards already.
+        """
+        # By bisection: a batch may have thousands of documents, and Python looks at each shard only.
+        last = int(np.searchsorted(ends, taken + self.options.shard_tokens - self._open_tokens))
+        return min(last + 1, len(ends)), last < len(ends)
 
     def _encode_rejected(
         self, batch: Batch, ids: NDArray[np.uint32], counts: NDArray[np.int64], skipped: NDArray[np.int64]

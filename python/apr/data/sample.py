@@ -39,8 +39,6 @@ class Sample:
     """The corpus from the requested place on, including what the sample read of standard input."""
     tokens: int | None
     """Estimated tokens of the whole corpus, without ends of text; None for standard input."""
-    total_documents: int | None
-    """Estimated documents of the whole corpus; None for standard input."""
 
 
 def draw_sample(
@@ -77,7 +75,7 @@ def draw_sample(
         stored = [item for batch in head for item in corpus.read_all(batch) if isinstance(item, Document)]
         documents = tuple(normalized(document) for document in _first_texts(stored))
         ids = encode_texts([document.text for document in documents])
-        return Sample(documents, ids, chain(head, batches), None, None)
+        return Sample(documents, ids, chain(head, batches), None)
 
     corpus.check_fields(start, stop)
     # Evenly spread, not random: the estimate decides how many digits the names of shards have, and they must
@@ -88,21 +86,15 @@ def draw_sample(
     ids_of_files = [encode_texts([document.text for document in texts]) for texts in texts_of_files]
     # The head of a file stands for the rest of it, and the sampled files stand for the others.
     scale = corpus.nbytes / max(1, sum(corpus.files[index].nbytes for index in indices))
-    tokens = count = 0.0
-    for (head_documents, share), ids_of_file in zip(heads, ids_of_files, strict=True):
+    tokens = 0.0
+    for (_, share), ids_of_file in zip(heads, ids_of_files, strict=True):
         # An empty file has a share of 0.
         tokens += sum(map(len, ids_of_file)) / max(share, 1e-9)
-        # The head of a text file is part of one document. Several documents are a share of the file's.
-        if len(head_documents) > 1:
-            count += max(1.0, len(head_documents) / max(share, 1e-9))
-        else:
-            count += len(head_documents)
     return Sample(
         documents=tuple(chain.from_iterable(texts_of_files)),
         ids=list(chain.from_iterable(ids_of_files)),
         batches=corpus.batches(start, stop),
         tokens=round(tokens * scale),
-        total_documents=round(count * scale),
     )
 
 
