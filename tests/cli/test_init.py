@@ -73,7 +73,7 @@ def test_wrong_options_are_refused_in_one_line(tmp_path, capsys):
     (tmp_path / "sizes.yaml").write_text("architecture: qwen2\nhidden_size: 64\n")
     for flags, code, says in [
         (["--arch", "qwen2-4m"], 2, "--vocab-size"),
-        (["--arch", "gone.yaml", "--vocab-size", "9"], 3, "preset"),
+        (["--arch", "gone.yaml", "--vocab-size", "9"], 3, "No such file"),
         (["--arch", str(tmp_path / "sizes.yaml"), "--vocab-size", "9"], 5, "num_layers"),
         ([*SMALL, "--tokenizer", str(TOKENIZER), "--vocab-size", "100"], 2, "512"),
         ([*SMALL, "--seed", "-1"], 2, "--seed"),

@@ -12,8 +12,8 @@ from rich.filesize import decimal
 
 from apr.cli._console import progress_bar
 from apr.convert import FloatDtype
-from apr.errors import RefusedError, UsageError
-from apr.options import Alias, Unset
+from apr.errors import RefusedError, UsageError, about
+from apr.options import Alias, Metavar, Unset
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,11 @@ class Command:
     Example: apr init --arch sizes.yaml --tokenizer my-tokenizer/ -o fresh.apr
     """
 
-    arch: Annotated[str, Alias("--preset")]
-    """A preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m), or a YAML file with sizes under their metadata
-    keys."""
+    arch: Annotated[str, Metavar("PRESET|FILE"), Alias("--preset")]
+    """A preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m), a YAML file of sizes, or transformers' config.json. A
+    YAML file has the keys architecture (such as qwen2 or llama), hidden_size, num_layers, num_heads,
+    num_kv_heads, intermediate_size, max_position_embeddings, rope_theta, rms_norm_eps and
+    tie_word_embeddings."""
     out: Annotated[Path, Alias("-o", "--output")]
     """The .apr file to write."""
     seed: int = 42
@@ -52,8 +54,8 @@ class Command:
         started = time.monotonic()
         if not 0 <= self.seed < 2**63:  # the range of torch's generators
             raise UsageError(f"--seed is {self.seed}; it must be at least 0 and below 2^63")
-        vocab_size, tokenizer_metadata = self._vocabulary()
-        tensors, parameters = self._write(vocab_size, tokenizer_metadata)
+        least, tokenizer_metadata = self._vocabulary()
+        vocab_size, tensors, parameters = self._write(least, tokenizer_metadata)
         size = self.out.stat().st_size
         if self.json:
             facts = {
@@ -72,14 +74,14 @@ class Command:
             )
         return 0
 
-    def _write(self, vocab_size: int, tokenizer_metadata: dict[str, Any]) -> tuple[int, int]:
-        """Write the file and return the number of tensors and of parameters."""
+    def _write(self, least: int, tokenizer_metadata: dict[str, Any]) -> tuple[int, int, int]:
+        """Write the file and return the vocabulary size, and the number of tensors and of parameters."""
         # Imported here, because these load torch, which --help does without.
         from apr.container.torch_dtypes import TORCH
         from apr.container.writer import Writer
         from apr.model.init import fresh_weights, load_arch
 
-        config = load_arch(self.arch, vocab_size)
+        config = load_arch(self.arch, least)
         metadata = {
             "model_type": config.family,
             "license": None,
@@ -97,13 +99,21 @@ class Command:
                 tensors, parameters = tensors + 1, parameters + weights.numel()
             # Known only now. The writer stores the metadata when it is closed.
             writer.metadata["param_count"] = parameters
-        return tensors, parameters
+        return config.vocab_size, tensors, parameters
 
     def _vocabulary(self) -> tuple[int, dict[str, Any]]:
-        """Return the vocabulary size and the tokenizer's metadata."""
+        """Return the smallest vocabulary size that is needed, and the tokenizer's metadata."""
         from apr.model.init import VOCABULARIES, read_arch
+        from apr.model.metadata import canonical
 
-        size = read_arch(self.arch).get("vocab_size", VOCABULARIES.get(self.arch))
+        with about(self.arch):
+            stated = canonical(read_arch(self.arch)).get("vocab_size")
+        if None not in (stated, self.vocab_size) and stated != self.vocab_size:
+            raise UsageError(
+                f"{self.arch}: vocab_size is {stated}, but --vocab-size is {self.vocab_size}; leave one out",
+                path=self.arch,
+            )
+        size = VOCABULARIES.get(self.arch) if stated is None else stated
         metadata: dict[str, Any] = {}
         if self.tokenizer is not None:
             from apr.data.tokenizers import load_tokenizer

@@ -145,6 +145,10 @@ class ModelConfig:
         name = _family(facts)
         family = FAMILIES[name]
         _refuse_features(facts, family)
+        if missing := missing_keys(facts, tied=head_present is not None):
+            *others, last = missing
+            listed = f"{', '.join(others)} and {last}, which are" if others else f"{last}, which is"
+            raise RefusedError(f"the metadata has no {listed} needed to build the model")
         numbers = {key: integer(facts, key) for key in _INTEGERS}
         head_dim = integer(facts, "head_dim") if "head_dim" in facts else _default_head_dim(numbers)
         bias = family.biases == "always qkv" or (family.biases != "none" and switch(facts, "attention_bias"))
@@ -308,6 +312,29 @@ def _with_default_thetas(parameters: dict[str, Any], family: Family) -> dict[str
             for kind, part in parts.items()
         },
     }
+
+
+def missing_keys(facts: Mapping[str, Any], *, tied: bool = False) -> list[str]:
+    """Return the keys that a model needs and that facts, in apr's spelling, lack.
+
+    Args:
+        facts: what `canonical` returns.
+        tied: whether something else decides if the head is tied.
+    """
+    named = names_family(facts)
+    family = FAMILIES[_family(dict(facts))] if named else None
+    needed = [*_INTEGERS, "rms_norm_eps"]
+    # Rotary parameters have several places, which `read_layers` reads.
+    if not isinstance(facts.get("rope_parameters"), dict) and facts.get("model.rope_theta") is None:
+        needed.append("rope_theta")
+    if not tied:
+        needed.append("tie_word_embeddings")
+    if family is not None and family.query_scalar:
+        needed.append("query_pre_attn_scalar")
+    if family is not None and family.multipliers:
+        needed += ["attention_multiplier", "embedding_multiplier", "residual_multiplier", "logits_scaling"]
+    missing = [key for key in needed if facts.get(key) is None]
+    return missing if named else ["architecture", *missing]
 
 
 def names_family(metadata: Mapping[str, Any]) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from apr.errors import RefusedError, UsageError
+from apr.errors import RefusedError, UsageError, about
+from apr.file_format import format_of_start
 from apr.files import read_options
-from apr.model.config import ModelConfig
+from apr.model.config import ModelConfig, missing_keys
+from apr.model.metadata import ALIASES, canonical, integer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
@@ -40,32 +43,68 @@ PRESETS: dict[str, dict[str, Any]] = {
 # The vocabulary sizes of the published models.
 # Qwen's tokenizer emits ids below 151,665; the published embedding has rows to spare.
 VOCABULARIES = {"qwen2.5-0.5b": 151_936, "smollm2-135m": 49_152}
+# The ends of what is meant as a path and not as the name of a preset.
+_SUFFIXES = {".yaml", ".yml", ".json"}
 # transformers' `initializer_range` for both families.
 _STD = 0.02
 
 
 def load_arch(arch: str, vocab_size: int) -> ModelConfig:
-    """Return the configuration of a preset or of a YAML file.
+    """Return the configuration of a preset or of a file of sizes.
 
     Args:
-        arch: the name of a preset, or the path of a YAML file with sizes under their metadata keys.
-        vocab_size: the vocabulary size of the model.
+        arch: as for `read_arch`.
+        vocab_size: the vocabulary size of the data. The model may have more rows, if the file says so:
+            published models have some to spare.
 
     Raises:
         FileNotFoundError: `arch` is neither a preset nor a file.
-        UsageError: the file is not a YAML mapping.
-        RefusedError: the sizes do not describe a model, or the file has another vocabulary size.
+        UsageError: the file is not a mapping of sizes.
+        RefusedError: the sizes do not describe a model, or are too small for the vocabulary.
     """
     sizes = read_arch(arch)
-    stated = sizes.get("vocab_size", vocab_size)
-    if stated != vocab_size:
-        raise RefusedError(
-            f"--arch {arch}: vocab_size is {stated}, but must be the data's vocabulary size, {vocab_size}"
-        )
-    try:
-        return ModelConfig.from_metadata({**sizes, "vocab_size": vocab_size})
-    except RefusedError as error:
-        raise RefusedError(f"--arch {arch}: {error}") from None
+    with about(arch):
+        stated = canonical(sizes).get("vocab_size")
+        rows = vocab_size if stated is None else integer({"vocab_size": stated}, "vocab_size")
+        if rows < vocab_size:
+            raise RefusedError(
+                f"vocab_size is {rows}, but the data's vocabulary has {vocab_size} ids; raise it, or leave "
+                "it out"
+            )
+        if _is_transformers(sizes):
+            # The weights are drawn: how published ones were quantized does not matter.
+            kept = {key: value for key, value in sizes.items() if key != "quantization_config"}
+            return ModelConfig.from_hf({**kept, "vocab_size": rows})
+        without = {key: value for key, value in sizes.items() if key not in ALIASES["vocab_size"]}
+        whole = {**without, "vocab_size": rows}
+        _check_complete(whole)
+        return ModelConfig.from_metadata(whole)
+
+
+def _is_transformers(sizes: Mapping[str, Any]) -> bool:
+    """Whether sizes are a config.json of transformers, whose class has a default for what is missing."""
+    if "architectures" in sizes or "transformers_version" in sizes:
+        return True
+    ours = {"architecture", "num_layers", "num_heads", "num_kv_heads"}
+    return "model_type" in sizes and not ours & sizes.keys()
+
+
+def _check_complete(sizes: Mapping[str, Any]) -> None:
+    """Check that sizes have all keys that a model needs, and name the others that may be meant for them.
+
+    Raises:
+        RefusedError: keys are missing.
+    """
+    missing = missing_keys(canonical(sizes))
+    if not missing:
+        return
+    known = {spelling for key, others in ALIASES.items() for spelling in (key, *others)}
+    hints = [
+        f"{key!r} is not a key; did you mean {close[0]!r}?"
+        for key in map(str, sizes)
+        if key not in known and (close := get_close_matches(key, missing, n=1, cutoff=0.8))
+    ]
+    raise RefusedError("; ".join([f"{', '.join(missing)} missing", *hints]))
 
 
 def init_weights(model: Decoder, seed: int) -> None:
@@ -101,17 +140,35 @@ def fresh_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]
 
 
 def read_arch(arch: str) -> dict[str, Any]:
-    """Return the sizes of a preset or of a YAML file, under their metadata keys.
+    """Return the sizes of a preset or of a file, under their keys in metadata or in a config.json.
+
+    Args:
+        arch: the name of a preset, or the path of a YAML file, of transformers' config.json, or of a
+            directory with one.
 
     Raises:
         FileNotFoundError: `arch` is neither a preset nor a file.
-        UsageError: the file is not a YAML mapping, or it is empty.
+        UsageError: the file is not a mapping of sizes, or it is empty.
     """
     if arch in PRESETS:
         return PRESETS[arch]
     path = Path(arch)
+    if path.is_dir() and (path / "config.json").exists():
+        path /= "config.json"
+    if not path.exists() and ("/" in arch or path.suffix in _SUFFIXES):
+        raise FileNotFoundError(2, "No such file or directory", arch)
     if not path.exists():
-        raise FileNotFoundError(2, f"neither a preset ({', '.join(PRESETS)}) nor an existing file", arch)
+        close = get_close_matches(arch, PRESETS, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise FileNotFoundError(
+            2, f"neither a preset nor a file; {hint}presets are {', '.join(PRESETS)}", arch
+        )
+    with path.open("rb") as file:
+        if format_of_start(file.read(9)) is not None:
+            raise UsageError(
+                f"{path}: a model, not a file of sizes; to train its weights, pass it with --init",
+                path=path,
+            )
     sizes = read_options(path)
     if not sizes:
         raise UsageError(f"{path}: the file is empty; it must map metadata keys to sizes", path=path)

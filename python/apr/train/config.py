@@ -104,8 +104,10 @@ class ModelOptions:
     init: Annotated[Path | None, Unset("none"), Resume.MOVABLE] = None
     """Model file (.apr) to start from. Required, except with --mode from-scratch."""
     arch: Annotated[str | None, Metavar("PRESET|FILE"), Unset("none"), Resume.MOVABLE] = None
-    """Architecture for --mode from-scratch: a preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m) or a YAML file of
-    sizes."""
+    """Architecture for --mode from-scratch: a preset (qwen2.5-0.5b, smollm2-135m, qwen2-4m), a YAML file of
+    sizes, or transformers' config.json. A YAML file has the keys architecture (such as qwen2 or llama),
+    hidden_size, num_layers, num_heads, num_kv_heads, intermediate_size, max_position_embeddings, rope_theta,
+    rms_norm_eps and tie_word_embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from apr.data.scan import Scan, common_shards
 from apr.data.shards import ShardDir
 from apr.data.split import split_dataset
 from apr.errors import AprError, PreflightError, RefusedError
+from apr.model.init import load_arch
 from apr.plurals import counted
 from apr.train import rundir
 from apr.train.checkpoint.metadata import CheckpointMetadata, TrainingFacts
@@ -228,9 +229,10 @@ def _find_model(
             return origin.from_checkpoint(resume_point.last.path, config.init, config.arch)
         if config.init is not None:
             return origin.from_file(config.init, tokenizer)
-        if dataset is None or (tokenizer is None and config.tokenizer is not None):
-            return None
         assert config.arch is not None
+        if dataset is None or (tokenizer is None and config.tokenizer is not None):
+            load_arch(config.arch, 1)  # what is wrong with the file does not depend on the data
+            return None
         if tokenizer is not None:
             vocab_size = tokenizer.vocab_size
         elif dataset.shards.vocab_size is not None:
