@@ -36,3 +36,10 @@ def test_the_table_of_families_is_complete_and_its_tests_exist() -> None:
     assert len(proofs) == len(rows[0]) - 1
     for path, name in proofs:
         assert f"def {name}(" in (DOCS.parent / path).read_text()
+
+
+def test_the_script_of_the_safetensors_page_runs(tmp_path: Path, monkeypatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "safetensors.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["model.apr"]

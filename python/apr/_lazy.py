@@ -27,7 +27,10 @@ def lazy_exports(package: str) -> tuple[list[str], Callable[[str], object], Call
             raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=module)
         from importlib import import_module  # `import apr` does without it, and a millisecond sooner
 
-        value = getattr(import_module(homes[name]), name)
+        from apr.errors import named_extras
+
+        with named_extras():
+            value = getattr(import_module(homes[name]), name)
         setattr(module, name, value)  # the next access finds it without a call
         return value
 

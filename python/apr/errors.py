@@ -150,7 +150,7 @@ def about(path: str | PathLike[str]) -> Iterator[None]:
     except RefusedError as error:
         if error.path is not None or isinstance(error, PreflightError):
             raise
-        raise type(error)(f"{fspath(path)}: {error}", path=path) from None
+        raise type(error)(f"{fspath(path)}: {error}", path=path, tensor=error.tensor) from None
 
 
 def exit_code(error: BaseException) -> int:
@@ -167,6 +167,20 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, ModuleNotFoundError) and not (error.name or "apr").startswith("apr"):
         return EXIT_UNAVAILABLE
     return EXIT_UNFORESEEN
+
+
+@contextmanager
+def named_extras() -> Iterator[None]:
+    """Make the error for a module that is not installed name the extra and the command that install it.
+
+    Around imports of optional modules, and as a decorator of functions that make them.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        raise ModuleNotFoundError(_line(error), name=error.name) from None
 
 
 def messages(error: BaseException) -> list[str]:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     AnyPath = str | os.PathLike[str]  # text where pathlib, at 8 ms, would be the slowest part of a command
 
 
+# Bytes in a name, on every file system in use.
+_LONGEST_NAME = 255
+
+
 def write_atomically(path: AnyPath, content: bytes | memoryview) -> None:
     """Write a file as a whole, in the way of `replacing`.
 
@@ -62,6 +66,21 @@ def path_of(file: BinaryIO) -> Path:
     from pathlib import Path
 
     return Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+
+
+def beside(path: Path, suffix: str, prefix: str = "") -> Path:
+    """Return a path beside another, with its name between `prefix` and `suffix`.
+
+    A name that would be longer than file systems allow is cut, and a CRC32 keeps long names apart.
+    """
+    import zlib
+
+    name = os.fsencode(path.name)
+    room = _LONGEST_NAME - len(os.fsencode(prefix + suffix))
+    if len(name) > room:
+        # Bytes of a character that is cut in two stay as they are, as `os.fsdecode` has them.
+        name = name[: room - 9] + b".%08x" % zlib.crc32(name)
+    return path.with_name(f"{prefix}{os.fsdecode(name)}{suffix}")
 
 
 def sync_directory(path: AnyPath) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-from apr.compat.torch_functions import load, load_file, load_model, save, save_file, save_model
+from apr.errors import named_extras
+
+with named_extras():
+    from apr.compat.torch_functions import load, load_file, load_model, save, save_file, save_model
 
 __all__ = ["load", "load_file", "load_model", "save", "save_file", "save_model"]

@@ -1,5 +1,6 @@
 """A model in several files: one mapping over all, and every rule of its index."""
 
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tests.properties.test_container import TENSORS, bits
 
 import apr
+import apr.torch
 
 DATA = Path(__file__).parents[1] / "fixtures" / "aprender-0.72"
 TENSORS_OF = [
@@ -265,21 +267,55 @@ def test_a_missing_file_is_named(index, run):
         apr.load(index.with_name("gone.apr.index.json"))
 
 
-def test_links_are_followed_only_within_the_directory(index, tmp_path):
+def hub_cache(source, root):
+    """The files of a directory as the cache of the Hugging Face Hub holds them: links to blobs."""
+    blobs, snapshot = root / "blobs", root / "snapshots" / "0123abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in sorted(source.iterdir()):
+        blob = hashlib.sha256(path.read_bytes()).hexdigest()
+        (blobs / blob).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{blob}")
+    return snapshot
+
+
+@pytest.mark.parametrize("given", ["directory", "index", "link to the directory"])
+def test_links_of_the_hub_cache_are_followed_by_every_command(given, index, tmp_path, run):
+    snapshot = hub_cache(index.parent, tmp_path / "models--a--b")
+    path = {
+        "directory": snapshot,
+        "index": snapshot / index.name,
+        "link to the directory": tmp_path / "link",
+    }[given]
+    (tmp_path / "link").symlink_to(snapshot)
+    with apr.load(path, verify="full") as file:
+        assert {name: file.numpy(name).tolist() for name in file} == {
+            name: tensor.tolist() for part in TENSORS_OF for name, tensor in part.items()
+        }
+    assert apr.verify(path).ok
+    assert apr.diff(path, index).same
+    assert list(apr.torch.load_file(path)) == ["a", "b", "c", "d"]
+    for command in ("inspect", "tensors", "verify", "seal", "verify"):
+        code, _, err = run(command, path)
+        assert (code, err) == (0, ""), command
+    for target in ("one.apr", "one.safetensors", "several/model.apr.index.json"):
+        code, _, err = run("convert", path, tmp_path / target)
+        assert (code, err) == (0, ""), target
+    assert apr.diff(tmp_path / "one.apr", index).same
+    # Links stay links, and blobs stay as they were.
+    assert all((snapshot / entry.name).is_symlink() for entry in index.parent.iterdir())
+
+
+def test_links_with_absolute_targets_are_followed_and_broken_ones_named(index, tmp_path, run):
     part = index.parent / name_of(1, 2)
-    part.rename(index.parent / "stored")
-    part.symlink_to("stored")
+    part.rename(tmp_path / "outside")
+    part.symlink_to(tmp_path / "outside")
     assert list(apr.load(index)) == ["a", "b", "c", "d"]
-    linked = tmp_path / "linked"
-    linked.symlink_to(index.parent)
-    assert list(apr.load(linked)) == ["a", "b", "c", "d"]
-    (index.parent / "stored").rename(tmp_path / "outside")
-    part.unlink()
-    for target in (tmp_path / "outside", "../outside"):
-        part.symlink_to(target)
-        with pytest.raises(apr.FormatError, match="link"):
-            apr.load(index)
-        part.unlink()
+    (tmp_path / "outside").unlink()
+    for command in ("inspect", "tensors", "verify"):
+        code, _, err = run(command, index)
+        assert (code, len(err.splitlines())) == (3, 1)
+        assert str(part) in err
 
 
 def test_a_directory_or_another_format_in_place_of_a_shard_is_refused(index):

@@ -5,6 +5,7 @@ import shutil
 import struct
 
 import pytest
+import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.convert.memory import memory_of_conversions
@@ -119,3 +120,56 @@ def test_several_files_are_read_by_their_index_and_must_match_it(tmp_path):
     with pytest.raises(FormatError, match="two files"):
         convert(source, tmp_path / "no.apr")
     assert not (tmp_path / "no.apr").exists()
+
+
+LONE = {
+    "a tensor name": forge({"\ud800": F32}, bytes(8)),
+    "half of a pair": forge({"a\udc00b": F32}, bytes(8)),
+    "a metadata key": forge({"a": F32}, bytes(8), {"\ud800": "x"}),
+    "a metadata value": forge({"a": F32}, bytes(8), {"x": "\udfff"}),
+    # Not as an escape, but as the bytes that UTF-8 would have for it.
+    "bytes": forge({"a~~~": F32}, bytes(8)).replace(b"~~~", b"\xed\xa0\x80"),
+}
+
+
+@pytest.mark.parametrize("case", LONE)
+def test_a_lone_surrogate_is_one_line_in_every_command(case, tmp_path, run):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(LONE[case])
+    with pytest.raises(safetensors.SafetensorError):  # the package refuses them too
+        safetensors.safe_open(path, "np")
+    commands = [[command, path] for command in ("inspect", "tensors", "verify", "seal")]
+    for command in (*commands, ["diff", path, path], ["convert", path, tmp_path / "b.apr"]):
+        code, _, err = run(*command)
+        assert code == 4, command
+        (line,) = err.splitlines()
+        assert str(path) in line
+    with pytest.raises(FormatError) as caught:
+        convert(path, tmp_path / "b.apr")
+    assert caught.value.path == str(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+@pytest.mark.parametrize("where", ["a tensor", "a file", "a key"])
+def test_a_lone_surrogate_in_an_index_is_one_line(where, tmp_path, run):
+    (tmp_path / "1.safetensors").write_bytes(forge({"a": F32}, bytes(8)))
+    index = tmp_path / "model.safetensors.index.json"
+    weight_map = {
+        "a tensor": {"a": "1.safetensors", "\ud800": "1.safetensors"},
+        "a file": {"a": "\ud800.safetensors"},
+        "a key": {"a": "1.safetensors"},
+    }[where]
+    index.write_text(json.dumps({"weight_map": weight_map} | ({"\ud800": 1} if where == "a key" else {})))
+    for command in (["convert", index, tmp_path / "b.apr"], ["inspect", index], ["verify", index]):
+        code, _, err = run(*command)
+        assert code == 4, command
+        (line,) = err.splitlines()
+        assert "surrogate" in line
+
+
+def test_an_emoji_in_two_escapes_is_no_lone_surrogate(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(forge({"\U0001f600": F32}, bytes(8), {"x": "\U0001f600"}))
+    assert rb"\ud83d\ude00" in path.read_bytes()
+    convert(path, tmp_path / "b.apr")
+    assert list(apr.load(tmp_path / "b.apr")) == ["\U0001f600"]

@@ -14,6 +14,7 @@ from apr.cli._console import progress_bar
 from apr.convert import FloatDtype
 from apr.errors import RefusedError, UsageError, about
 from apr.options import Alias, Metavar, Unset
+from apr.path_arguments import foreign_name
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,9 @@ class Command:
         started = time.monotonic()
         if not 0 <= self.seed < 2**63:  # the range of torch's generators
             raise UsageError(f"--seed is {self.seed}; it must be at least 0 and below 2^63")
+        problem = foreign_name(str(self.out))
+        if problem is not None:
+            raise UsageError(problem, path=self.out)
         least, tokenizer_metadata = self._vocabulary()
         vocab_size, tensors, parameters = self._write(least, tokenizer_metadata)
         size = self.out.stat().st_size

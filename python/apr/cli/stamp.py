@@ -13,6 +13,7 @@ from apr.cli._console import console
 from apr.container.stamp import stamp
 from apr.errors import AprError, UsageError
 from apr.options import Alias
+from apr.path_arguments import foreign_name
 from apr.plurals import counted
 
 
@@ -40,6 +41,9 @@ class Command:
         changes = dict(_change(text) for text in self.changes)
         if not changes:
             raise UsageError("no change given; name at least one KEY=VALUE")
+        problem = foreign_name(str(self.out))
+        if problem is not None:
+            raise UsageError(problem, path=self.out)
         try:
             stamp(self.file, changes, self.out)
         except AprError:  # also a ValueError: the file is not valid, which is not a mistake in the arguments

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from apr.container.load import load
 from apr.errors import AprError
+from apr.path_arguments import looks_like_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +26,9 @@ def opened_bytes(data: bytes) -> Iterator[TensorFile]:
     Raises:
         AprError: the bytes are not a valid file; `path` is "<bytes>".
     """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        hint = "; use load_file for a path" if looks_like_path(data) else ""
+        raise TypeError(f"data must be the bytes of a file, not {type(data).__name__}{hint}")
     # The core maps files. A memory file is one without a disk, and vanishes with its last mapping.
     memory = os.memfd_create("apr")
     path = f"/proc/self/fd/{memory}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -11,9 +12,9 @@ from apr.compat.safe_open import safe_open
 from apr.compat.text_metadata import checked_texts
 from apr.container.save import save as save_apr
 from apr.container.save import to_bytes
+from apr.path_arguments import as_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from os import PathLike
 
     from numpy.typing import NDArray
@@ -37,6 +38,7 @@ def save_file(
         AprError: a name or shape that the format does not allow.
         OSError: the file cannot be written; an existing one is unchanged.
     """
+    as_path(filename, "filename", "save_file(tensor_dict, filename)")
     _check(tensor_dict)
     save_apr(tensor_dict, filename, checked_texts(metadata))
 
@@ -88,6 +90,8 @@ def load(data: bytes) -> dict[str, NDArray[Any]]:
 
 
 def _check(tensors: Mapping[str, NDArray[Any]]) -> None:
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"expected a mapping from names to arrays, not {type(tensors).__name__}")
     for name, value in tensors.items():
         # np.generic too: NumPy's own functions return scalars where an array would have no dimension.
         if not isinstance(value, (np.ndarray, np.generic)):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from apr.compat.text_metadata import as_texts
 from apr.container.dtypes import QUANTIZED
 from apr.container.load import load
+from apr.errors import named_extras
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -54,7 +55,8 @@ class safe_open:  # noqa: N801 (safetensors' name)
         self._is_torch = framework in _TORCH
         self._is_mapped = backend == "mmap"
         if self._is_torch:
-            from apr.container.devices import parse_device
+            with named_extras():
+                from apr.container.devices import parse_device
 
             self._device = parse_device(device)
             self._is_mapped = self._is_mapped and self._device.type == "cpu"

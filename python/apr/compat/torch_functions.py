@@ -13,6 +13,7 @@ from apr.compat.text_metadata import checked_texts
 from apr.container.save import save as save_apr
 from apr.container.save import spec_of, to_bytes
 from apr.container.torch_values import plain
+from apr.path_arguments import as_path
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +42,7 @@ def save_file(
         AprError: a name or shape that the format does not allow.
         OSError: the file cannot be written; an existing one is unchanged.
     """
+    as_path(filename, "filename", "save_file(tensors, filename)")
     _check(tensors)
     save_apr(tensors, filename, checked_texts(metadata))
 
@@ -120,6 +122,7 @@ def save_model(
         AprError: a name or shape that the format does not allow.
         OSError: the file cannot be written; an existing one is unchanged.
     """
+    as_path(filename, "filename", "save_model(model, filename)")
     state = {name: _plain(name, value) for name, value in model.state_dict().items()}
     texts = dict(checked_texts(metadata))
     for kept, left_out in duplicates(state).items():
@@ -162,6 +165,7 @@ def load_model(
         ValueError: an unknown device (`DeviceError`) or backend.
         OSError: the file cannot be opened or read.
     """
+    as_path(filename, "filename", "load_model(model, filename)")
     state = load_file(filename, device, backend=backend)
     shared = duplicates(model.state_dict(), preferred=state.keys())
     for kept, others in shared.items():

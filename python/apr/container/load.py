@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from apr._core import Container
 from apr.container.file import AprFile
 from apr.errors import UnsupportedError
+from apr.path_arguments import as_path
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -51,23 +52,22 @@ def load(
     """
     if verify not in {"structure", "full"}:
         raise ValueError(f"verify must be 'structure' or 'full', not {verify!r}")
-    if isinstance(path, bytes):
-        raise TypeError(f"path must be a str or a PathLike, not bytes; pass os.fsdecode({path!r})")
-    if os.fspath(path).endswith(".index.json") or os.path.isdir(path):  # noqa: PTH112 (a Path costs more)
+    path = as_path(path)
+    if path.endswith(".index.json") or os.path.isdir(path):  # noqa: PTH112 (a Path costs more)
         # Imported here: opening one file takes a third of a millisecond, and needs none of these.
         from apr.container.legacy.keys import refuse_keys
         from apr.container.shard_index import find_model
         from apr.container.sharded import ShardedFile
 
-        _refuse_safetensors(os.fspath(path))
+        _refuse_safetensors(path)
         model = find_model(Path(path))
         if not model.name.endswith(".apr"):
             refuse_keys(
                 model, {"password": password, "recipient_key": recipient_key, "trusted_key": trusted_key}
             )
             return ShardedFile(model, verify=verify)
-        path = model
-    container = Container(os.fspath(path), password, recipient_key, trusted_key)
+        path = os.fspath(model)
+    container = Container(path, password, recipient_key, trusted_key)
     if verify == "full":
         # The metadata of a version 2 file are not read before: with a tokenizer they are 12 MB, which take 85
         # ms.

@@ -14,7 +14,7 @@ from apr.container.header import TensorInfo
 from apr.container.metadata import Metadata
 from apr.container.report import Check, Report
 from apr.container.tensor_file import TensorFile
-from apr.errors import FormatError
+from apr.errors import FormatError, named_extras
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -60,7 +60,8 @@ class MappedFile(TensorFile):
 
     def _copied(self, name: str) -> torch.Tensor:
         """Return a tensor that the pages do not hold as it is: empty, tied, quantized or unaligned."""
-        import torch
+        with named_extras():
+            import torch
 
         from apr.container.torch_dtypes import TORCH, check_torch_has, empty, of_bytes
 
@@ -127,7 +128,8 @@ class MappedFile(TensorFile):
         *,
         allow_overflow: bool = False,
     ) -> dict[str, torch.Tensor]:
-        from apr.container.to_device import to_device
+        with named_extras():
+            from apr.container.to_device import to_device
 
         if isinstance(names, str):
             raise TypeError(f"names must be a list of names, not a string; pass [{names!r}]")
@@ -229,7 +231,8 @@ class MappedFile(TensorFile):
     @cached_property
     def _from_dlpack(self) -> Callable[[object], torch.Tensor]:
         # Kept on the file: importing it in every __getitem__ would cost as much as the rest of the call.
-        from torch.utils.dlpack import from_dlpack
+        with named_extras():
+            from torch.utils.dlpack import from_dlpack
 
         return from_dlpack
 

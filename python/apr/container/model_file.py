@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from apr.path_arguments import as_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -40,7 +41,7 @@ class ModelFile(ABC):
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = os.fspath(path)
+        self._path = as_path(path)
 
     @abstractmethod
     def __iter__(self) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -13,9 +13,10 @@ from apr.container.byte_dtypes import stored_as, with_dtypes
 from apr.container.header import Flags
 from apr.container.metadata import HF_TOKENIZER, SHARDING, VOCABULARY, encode
 from apr.container.quantized import Quantized
+from apr.path_arguments import as_path, looks_like_path, warn_of_foreign_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from os import PathLike
 
     import numpy as np
@@ -52,7 +53,8 @@ def save(
 ) -> None:
     """Write tensors and metadata to a file, which replaces an existing one only once it is complete.
 
-    The existing file may be open, and may even hold the tensors that are saved: it keeps its values. Two
+    The contents are always .apr. A name of another format, such as model.safetensors, gets a warning. The
+    existing file may be open, and may even hold the tensors that are saved: it keeps its values. Two
     saves of the same contents write the same bytes.
 
     Args:
@@ -62,14 +64,20 @@ def save(
         metadata: any JSON values by name, written in this order; at most 16 MiB of JSON.
 
     Raises:
-        TypeError: a value is not a tensor or has a dtype that the format does not have; metadata that JSON
-            cannot represent.
+        TypeError: a value is not a tensor, has no values or a dtype that is not known; metadata that JSON
+            cannot represent; a path of another type.
         ValueError: a name contains a lone surrogate; metadata contain NaN or an infinity.
         AprError: a name or shape that the format does not allow.
         OSError: the file cannot be written. An existing file is unchanged, unless the message says that the
             new file is in place but its directory was not flushed.
     """
-    _save(tensors, os.fspath(path), metadata)
+    order = "save(tensors, path)"
+    if not isinstance(tensors, Mapping):
+        hint = f"; the order is {order}" if looks_like_path(tensors) else ""
+        raise TypeError(
+            f"tensors must be a mapping from names to tensors, not {type(tensors).__name__}{hint}"
+        )
+    _save(tensors, as_path(path, order=order), metadata)
 
 
 def to_bytes(
@@ -131,6 +139,8 @@ def write(
     given = [(spec.name, spec.dtype, spec.shape) for spec in specs]
     rows = [(name, *stored_as(dtype, shape)) for name, dtype, shape in given]
     metadata = with_dtypes(metadata, given)
+    if path is not None:
+        warn_of_foreign_name(os.fspath(path))
     writer = Writer(path, rows, encode(metadata), flags_of(metadata))
     try:
         # In name order, so that the order of the mapping does not change the bytes.

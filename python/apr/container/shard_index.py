@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from apr.errors import FormatError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # Ends the name of an index; the name before it is the model's.
 INDEX_SUFFIX = ".apr.index.json"
@@ -42,18 +44,19 @@ def find_model(path: Path) -> Path:
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """Return the file name of each tensor. Every file exists and is in the directory of the index.
+    """Return the file name of each tensor. Every name is one in the directory of the index.
+
+    A link is followed wherever it leads: in the cache of the Hugging Face Hub, each file is a link to
+    `../../blobs`.
 
     Raises:
-        FormatError: the file is not a valid index, or a file name leads out of the directory.
+        FormatError: the file is not a valid index, or a file name has a directory.
         FileNotFoundError: a file that the index names does not exist.
         OSError: the index cannot be read.
     """
     weight_map = _parse_index(path)
-    # The directory itself may be reached by a link. Only a link that leads out of it is refused.
-    directory = Path(os.path.realpath(path.parent))
     for name in dict.fromkeys(weight_map.values()):
-        # A hostile index must not make a reader open files elsewhere, neither by a path nor by a link.
+        # A hostile index must not make a reader open files elsewhere. It cannot make links.
         if "/" in name or not name.isprintable() or not name.endswith(".apr"):
             refuse_index(path, f"{name!r} must be the name of an .apr file, without a directory")
         file = path.with_name(name)
@@ -61,8 +64,6 @@ def read_index(path: Path) -> dict[str, str]:
             raise FileNotFoundError(
                 errno.ENOENT, f"no such file, although {path.name} lists it", os.fspath(file)
             )
-        if Path(os.path.realpath(file)).parent != directory:
-            refuse_index(path, f"{name!r} is a link to a file outside the directory")
     return weight_map
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from apr.container.dtypes import NUMPY, check_numpy_has
+from apr.errors import named_extras
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +52,8 @@ class TensorSlice:
             ValueError: the step of a slice is not positive.
             TruncatedError: the file was cut short since it was opened.
         """
-        import torch
+        with named_extras():
+            import torch
 
         from apr.container.torch_dtypes import TORCH
 

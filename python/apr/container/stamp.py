@@ -10,6 +10,7 @@ from apr.container.byte_dtypes import check_unreserved
 from apr.container.header import Flags
 from apr.container.metadata import encode
 from apr.container.save import FLAG_OF_KEY, flags_of
+from apr.path_arguments import as_path, warn_of_foreign_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,8 +36,11 @@ def stamp(path: str | PathLike[str], changes: Mapping[str, object], out: str | P
         TypeError, ValueError: a key is not a string, or JSON cannot represent a value.
         OSError: the source cannot be read, or `out` cannot be written.
     """
+    order = "stamp(path, changes, out)"
+    path, out = as_path(path, order=order), as_path(out, "out", order)
     check_unreserved(changes)
     encode(changes)  # also checks the keys to remove
+    warn_of_foreign_name(out)
     source = Stamp(path)
     # `|` keeps the place of a key that exists, so that nothing else of the metadata moves.
     metadata = json.loads(source.metadata()) | changes

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Self
 
 from apr._core import StreamWriter
 from apr.container.byte_dtypes import check_unreserved, stored_as, with_dtypes
 from apr.container.metadata import encode
 from apr.container.save import bytes_of, flags_of, spec_of
+from apr.path_arguments import as_path, warn_of_foreign_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,10 +50,11 @@ class Writer:
             TypeError, ValueError: metadata that JSON cannot represent.
             OSError: the directory cannot be written to.
         """
+        self._path = as_path(path, order="Writer(path, metadata)")
         self.metadata: dict[str, object] = dict(metadata or {})
         check_unreserved(self.metadata)
         encode(self.metadata)  # refuse wrong metadata now rather than after hours of adding tensors
-        self._path = os.fspath(path)
+        warn_of_foreign_name(self._path)
         self._stream = StreamWriter(self._path)
         self._closed = False
         self._tensors: list[tuple[str, str, tuple[int, ...]]] = []

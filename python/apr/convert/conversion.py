@@ -24,10 +24,11 @@ from apr.convert import (
 from apr.convert.directory import replacing_directory
 from apr.convert.plan import ConvertOptions, Layout, Plan, make_plan
 from apr.convert.stream import ModelStream, OnTensor, split_into_shards
-from apr.errors import FormatError, RefusedError, WeightsError
+from apr.errors import FormatError, RefusedError, WeightsError, about, named_extras
 from apr.gguf.reader import ROPE_TENSORS
 from apr.model.config import ModelConfig, names_family
 from apr.model.match import mismatch
+from apr.path_arguments import as_path
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -56,6 +57,7 @@ class Conversion:
     """How far llama.cpp agrees with `apr` about a GGUF file; None if they were not compared."""
 
 
+@named_extras()
 def convert(
     source: str | PathLike[str],
     target: str | PathLike[str],
@@ -93,14 +95,11 @@ def convert(
             the range of the dtype.
         OSError: reading or writing failed; an earlier target is unchanged.
     """
-    plan = make_plan(Path(source), Path(target), options)
-    try:
+    order = "convert(source, target, options)"
+    plan = make_plan(Path(as_path(source, "source", order)), Path(as_path(target, "target", order)), options)
+    # Values on their way do not know their file.
+    with about(plan.source):
         return _convert(plan, on_tensor)
-    except WeightsError as error:
-        if error.path is not None:
-            raise
-        # Found in values on their way, which do not know their file.
-        raise WeightsError(f"{plan.source}: {error}", path=plan.source, tensor=error.tensor) from None
 
 
 def _convert(plan: Plan, on_tensor: OnTensor | None) -> Conversion:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from apr.convert.hf_files import CONFIG, GENERATION, TEMPLATES, content_of
 from apr.errors import RefusedError
-from apr.files import sync_directory
+from apr.files import beside, sync_directory
 from apr.held import held
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
 
     Until then, an earlier directory stays as it is. All work is done in `.NAME.apr-convert` beside it, which
     one conversion at a time holds; what a killed conversion leaves there, the next one restores or deletes.
-    If `path` is a symbolic link, the directory it points to is replaced.
+    If `path` is a symbolic link, the directory it points to is replaced. The modes of the directory and of
+    files of the same names stay.
 
     Args:
         path: the directory to write.
@@ -82,7 +83,7 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
     path = path.resolve()
     # One work directory per target, with a lock. Two conversions that shared an unlocked one could publish
     # what the other had half written.
-    work = path.with_name(f".{path.name}.apr-convert")
+    work = beside(path, ".apr-convert", prefix=".")
     with _errors_about(path, work), _held(work, path):
         _recover(work, path)
         check_replaceable(path, force=force)
@@ -98,6 +99,7 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
             # Files may have appeared in the target during the minutes that a large model takes.
             check_replaceable(path, force=force)
             if path.exists():
+                _copy_modes(path, new)
                 path.rename(old)
             new.rename(path)
         except BaseException:  # also KeyboardInterrupt, between the two renames too
@@ -107,6 +109,14 @@ def replacing_directory(path: Path, *, force: bool) -> Iterator[Path]:
             raise
         sync_directory(path.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _copy_modes(old: Path, new: Path) -> None:
+    """Give a directory and its files the modes of those that they replace: a private model stays private."""
+    for path in new.iterdir():
+        with suppress(FileNotFoundError):
+            shutil.copymode(old / path.name, path)
+    shutil.copymode(old, new)
 
 
 @contextmanager

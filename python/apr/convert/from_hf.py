@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,8 @@ def _model_metadata(directory: Path, config: dict[str, Any], model: ModelConfig 
     model_type = config.get("model_type")
     metadata = {
         "model_type": model_type,
-        "name": directory.resolve().name,
+        # A name in another encoding than UTF-8 has bytes that JSON cannot hold.
+        "name": os.fsencode(directory.resolve().name).decode(errors="replace"),
         # The ecosystem's writer stores these three even if they are null.
         "license": None,
         "data_source": None,

@@ -23,7 +23,13 @@ import numpy as np
 
 from apr.container.dtypes import NUMPY
 from apr.container.save import TensorSpec
-from apr.convert.stream import ModelStream, TensorStream, chunk_ranges, read_json_object
+from apr.convert.stream import (
+    ModelStream,
+    TensorStream,
+    chunk_ranges,
+    has_lone_surrogate,
+    read_json_object,
+)
 from apr.errors import FormatError, TruncatedError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -244,11 +250,26 @@ def _read_header(path: Path, file: BinaryIO, size: int) -> tuple[dict[str, Any],
             offset=0,
         )
     try:
-        header = json.loads(file.read(length))
+        # Decoded first: `json` would accept other encodings, and lone surrogates.
+        header = json.loads(file.read(length).decode())
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: invalid JSON in the header: {error}", path=path, offset=8) from None
     if not isinstance(header, dict):
         raise FormatError(f"{path}: the header is not a JSON object", path=path, offset=8)
+    texts = header.get(METADATA)
+    for what, keys in (
+        ("tensor name", header),
+        ("metadata key", texts if isinstance(texts, dict) else ()),
+        ("metadata value", texts.values() if isinstance(texts, dict) else ()),
+    ):
+        for key in keys:
+            if isinstance(key, str) and has_lone_surrogate(key):
+                raise FormatError(
+                    f"{path}: {what} {key[:_SHOWN_ENTRY]!r} in the header has a lone surrogate, which UTF-8 "
+                    "cannot encode",
+                    path=path,
+                    offset=8,
+                )
     return header, 8 + length
 
 

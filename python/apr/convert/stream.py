@@ -140,9 +140,20 @@ def read_json_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{path}: invalid JSON: {error}", path=path) from None
+    if has_lone_surrogate(json.dumps(value, ensure_ascii=False)):
+        raise FormatError(f"{path}: a text has a lone surrogate, which UTF-8 cannot encode", path=path)
     if not isinstance(value, dict):
         raise FormatError(f"{path}: the JSON is not an object", path=path)
     return value
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text cannot be written as UTF-8. Python reads half a surrogate pair from JSON."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def split_into_shards(tensors: Sequence[TensorStream], max_shard_size: int) -> list[list[TensorStream]]:

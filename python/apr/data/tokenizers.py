@@ -15,7 +15,7 @@ from apr.container.metadata import HF_TOKENIZER
 from apr.data.byte_level import Vocabulary
 from apr.data.pre_tokenizers import pre_type_named, pre_type_of
 from apr.data.sentencepiece import ScoredVocabulary
-from apr.errors import FormatError, UnsupportedError, UsageError
+from apr.errors import FormatError, UnsupportedError, UsageError, named_extras
 from apr.file_format import format_of_start
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class LoadedTokenizer:
         return {key: value for key, value in keys.items() if value is not None}
 
 
+@named_extras()
 def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -> LoadedTokenizer:
     """Read a tokenizer.
 

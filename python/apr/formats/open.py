@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 from apr.container.legacy.keys import refuse_keys
 from apr.container.load import load
 from apr.container.shard_index import INDEX_SUFFIX, find_model
+from apr.errors import named_extras
 from apr.file_format import format_of_start
+from apr.path_arguments import as_path
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -27,6 +29,7 @@ _TRANSFORMERS = ("model.safetensors", "model.safetensors.index.json")
 _MAX_LISTED = 3
 
 
+@named_extras()
 def open_model(path: str | PathLike[str], **keys: Unpack[Keys]) -> ModelFile:
     """Open a model file, an index, or the model in a directory.
 
@@ -42,6 +45,7 @@ def open_model(path: str | PathLike[str], **keys: Unpack[Keys]) -> ModelFile:
         IsADirectoryError: the directory has no model, or several.
         OSError: a file cannot be opened or read.
     """
+    path = as_path(path)
     model = find(Path(path))
     kind = format_of(model)
     if kind is None or kind == "apr":
@@ -52,10 +56,10 @@ def open_model(path: str | PathLike[str], **keys: Unpack[Keys]) -> ModelFile:
     if kind == "gguf":
         from apr.formats.gguf import open_gguf
 
-        return open_gguf(model, os.fspath(path))
+        return open_gguf(model, path)
     from apr.formats.safetensors import open_safetensors
 
-    return open_safetensors(model, os.fspath(path), Path(path) if model != Path(path) else None)
+    return open_safetensors(model, path, Path(path) if model != Path(path) else None)
 
 
 def find(path: Path) -> Path:

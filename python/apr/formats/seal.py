@@ -20,6 +20,7 @@ from apr.errors import AprError, ChecksumError, FormatError, UnsupportedError
 from apr.files import write_json
 from apr.formats.open import format_of, open_model
 from apr.held import held
+from apr.path_arguments import as_path
 from apr.plurals import counted
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def seal(path: str | PathLike[str], *, on_progress: OnProgress | None = None) ->
         FileNotFoundError: there is no such file, or the directory has no files.
         OSError: a file cannot be read, or the seal cannot be written.
     """
-    given = Path(path)
+    given = Path(as_path(path))
     directory = given if given.is_dir() else given.parent
     paths = [directory / name for name in _names(given)]
     if not paths:
@@ -125,6 +126,8 @@ def read_seal(path: Path) -> Seal:
         UnsupportedError: the seal has a newer version.
         OSError: the file cannot be read.
     """
+    if not path.is_file() and path.exists():  # opening a named pipe would wait for a writer
+        _refuse(path, "not a regular file")
     with path.open("rb") as file:
         # One byte more than the limit tells that the file is larger, without reading the rest.
         text = file.read(_LARGEST_SEAL + 1)
@@ -301,7 +304,7 @@ def _write(seal: Seal) -> None:
 
 def _parse_file(path: Path, name: str, record: object) -> SealedFile:
     # A hostile seal must not make a reader open files elsewhere.
-    if Path(name).name != name or not name.isprintable():
+    if Path(name).name != name or not _is_printable(name):
         _refuse(path, f"{name[:80]!r} is not the name of a file in this directory")
     if not isinstance(record, dict) or not isinstance(record.get("tensors"), dict):
         _refuse(path, f"the record of {name} is not valid")
@@ -318,6 +321,14 @@ def _parse_file(path: Path, name: str, record: object) -> SealedFile:
             _refuse(path, f"the record of {name} has tensors that overlap or leave the file")
         end = place.offset + place.size
     return SealedFile(size, _crc(path, name, record), _crc(path, name, record, "rest_crc32"), tensors)
+
+
+def _is_printable(name: str) -> bool:
+    """Whether a name has no control characters. Bytes of other encodings than UTF-8 are none."""
+    try:
+        return os.fsencode(name).decode(errors="replace").isprintable()
+    except UnicodeEncodeError:
+        return False
 
 
 def _number(path: Path, name: str, record: object, key: str) -> int:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from apr.container.legacy.keys import refuse_keys
 from apr.container.report import Check, Report
 from apr.container.verify import verify as verify_apr
-from apr.errors import AprError
+from apr.errors import AprError, named_extras
 from apr.formats.open import find, format_of, open_model
 from apr.formats.seal import SEAL, check_files, read_seal
+from apr.path_arguments import as_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     OnProgress = Callable[[int, int], None]
 
 
+@named_extras()
 def verify(
     path: str | PathLike[str], *, on_progress: OnProgress | None = None, **keys: Unpack[Keys]
 ) -> Report:
@@ -47,6 +49,7 @@ def verify(
         OSError: a file cannot be opened or read.
         ModuleNotFoundError: the gguf package, which reads GGUF files, is not installed.
     """
+    path = as_path(path)
     given = Path(path)
     if given.name == SEAL:
         return _verify_seal(given, on_progress)
@@ -60,7 +63,7 @@ def verify(
         return replace(report, checks=(*report.checks, _failed("seal", error)))
     if given.is_file() and format_of(given) is None and given.name in seal.files:
         # A configuration or a tokenizer, sealed beside its model.
-        return Report(os.fspath(path), opened=True, checks=tuple(check_files(seal, given, on_progress)))
+        return Report(path, opened=True, checks=tuple(check_files(seal, given, on_progress)))
     try:
         report = _structure(given, on_progress, keys)
     except IsADirectoryError:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from apr.errors import EXIT_UNFORESEEN, AprError, RefusedError, exit_code, message, messages
-from apr.files import write_json
+from apr.files import write_atomically, write_json
 from apr.train import rundir
 from apr.train.claim import Claim
 from apr.train.ends import Ending
@@ -178,6 +178,6 @@ def _train(loop: Loop, report: Report, stop: StopRequest) -> Ending:
             report.line(f"out of memory: {first_line}")
             return Ending("FAILED", EXIT_UNFORESEEN, out_of_memory(config, loop.prepared.device))
         with suppress(OSError):  # a full disk must not hide what went wrong
-            (run_dir / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            write_atomically(run_dir / "traceback.txt", traceback.format_exc().encode(errors="replace"))
         detail = f"{type(error).__name__}: {first_line} (see traceback.txt)"
         return Ending("FAILED", EXIT_UNFORESEEN, detail)

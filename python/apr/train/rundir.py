@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr import held
 from apr.errors import PreflightError, RefusedError, UsageError
-from apr.files import read_options, write_atomically
+from apr.files import beside, read_options, write_atomically
 from apr.options import options_from_yaml, options_of
 from apr.train.config import PretrainConfig, ResolvedConfig, Resume
 
@@ -134,7 +134,7 @@ def _runs_in(directory: Path) -> list[str]:
 def move_away(path: Path) -> Path:
     """Rename a file or directory to NAME.bak-N with the first N that is free, and return the new path."""
     # Never overwritten: the second --force would otherwise lose the run that the first one moved away.
-    names = (path.with_name(f"{path.name}.bak-{n}") for n in count(1))
+    names = (beside(path, f".bak-{n}") for n in count(1))
     return path.rename(next(name for name in names if not name.exists()))
 
 

@@ -12,6 +12,7 @@ from apr._core import Container
 from apr.container.header import FileHeader, flag_states
 from apr.container.mapped_file import MappedFile
 from apr.errors import DecryptionError, UnsupportedError
+from apr.path_arguments import as_path
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -120,7 +121,7 @@ def open_v1(
         AprError: the file is damaged or cut short; the error has the path and byte.
         OSError: the file cannot be opened or read.
     """
-    container = Container(os.fspath(path), password, recipient_key, trusted_key)
+    container = Container(as_path(path), password, recipient_key, trusted_key)
     # `Container` opens every form; only version 1 has this header.
     if container.v1_header() is None:
         name = os.fspath(path)
