@@ -121,6 +121,29 @@ def encode_with(source: Path, directory: Path, corpus: Path, nbytes: int) -> Non
     print(flush=True)
 
 
+def short(directory: Path, options: argparse.Namespace) -> None:
+    """Encode documents of one character; the peer is the same with half as many of them."""
+    from apr.data.encode import encode_corpus as to_shards
+    from apr.data.encode_options import EncodeOptions
+
+    corpus, _ = text_files(directory / "corpus", options)
+    source = Path((options.tokenizer or [default_tokenizer(corpus, directory)])[0])
+    counts = (100_000, 200_000)
+    for count in counts:
+        (directory / f"{count}.jsonl").write_bytes(b'{"content": "x"}\n' * count)
+
+    def run(count: int) -> None:
+        path = str(directory / f"{count}.jsonl")
+        to_shards(EncodeOptions((path,), source, directory / "shards", force=True))
+
+    half, whole = (
+        cpu for _, cpu in taking_turns_with_cpu([lambda: run(counts[0]), lambda: run(counts[1])], ROUNDS)
+    )
+    # The start, which is the same for both, cancels out: four times the difference would be a square.
+    print(f"encode {counts[1]:,} documents of one character: {whole:.2f} CPU-seconds", end="")
+    print(f", half of them {half:.2f}: {whole / half:.2f} x (target at most 2.2)", flush=True)
+
+
 def parts(directory: Path, options: argparse.Namespace) -> None:
     """Encode in four parts, one after another, and join them; the peer is one run, and `cp` with `sha256`."""
     from apr.data.encode import encode_corpus as to_shards
@@ -362,6 +385,7 @@ def loader(directory: Path, _options: argparse.Namespace) -> None:
 ROWS = {
     "encode": encode,
     "parts": parts,
+    "short": short,
     "repair_manifest": repair_manifest,
     "verify": verify,
     "loader": loader,

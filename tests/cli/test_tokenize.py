@@ -261,14 +261,32 @@ def test_hidden_files_are_counted_and_left_out_unless_asked_for(encode, corpus, 
     assert "--hidden" in capsys.readouterr().err
 
 
-def test_an_estimate_is_close_and_writes_nothing(encode, tmp_path, capsys):
+@pytest.mark.parametrize("estimate", [[], ["--estimate-only"]], ids=["encode", "estimate"])
+@pytest.mark.parametrize(
+    "name", ["out", "out/shard-00000.bin", "out/manifest.json", "m.gguf", "m.safetensors", "m.apr"]
+)
+def test_a_corpus_that_is_no_text_is_named(name, estimate, encode, tmp_path, capsys):
+    assert encode() == 0
+    (tmp_path / "m.gguf").write_bytes((IMPORTED / "llama_tied.gguf").read_bytes())
+    (tmp_path / "m.safetensors").write_bytes((TOKENIZER / "model.safetensors").read_bytes())
+    assert main(["convert", str(TOKENIZER), str(tmp_path / "m.apr")]) == 0
+    capsys.readouterr()
+    assert encode("--corpus", str(tmp_path / name), *estimate, output="again") == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / name) in error
+    assert "token shard" in error or f"({name[2:]})" in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "again").exists()
+
+
+def test_an_estimate_is_exact_and_writes_nothing(encode, tmp_path, capsys):
     assert encode("--estimate-only", "--json") == 0
     estimate = json.loads(capsys.readouterr().out)
     assert not (tmp_path / "out").exists()
     assert encode("--json") == 0
     made = json.loads(capsys.readouterr().out)
     assert estimate["documents"] == made["total_documents"]
-    assert estimate["tokens"] == pytest.approx(made["total_tokens"], rel=0.05)
+    assert estimate["tokens"] == made["total_tokens"]
 
 
 def test_standard_input_is_encoded_but_not_estimated(tmp_path, monkeypatch, capsys):

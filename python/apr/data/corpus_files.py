@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.data.corpus_stream import STDIN, open_stream, without_bom
+from apr.data.listing import SHARD_NAME
+from apr.data.manifest import MANIFEST
 from apr.errors import FormatError, UsageError
+from apr.file_format import format_of_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,9 +86,11 @@ def list_corpus_files(
 
     Raises:
         OSError: the root does not exist or cannot be read.
-        UsageError: the root is neither a file nor a directory.
+        UsageError: the root is neither a file nor a directory, or contains token shards or a model.
     """
     path = Path(root)
+    if root != STDIN and (what := _not_text(path)) is not None:
+        raise UsageError(f"{path}: {what}, not text to encode; pass text files or their directory", path=path)
     if root == STDIN:
         yield CorpusFile(path, "jsonl", 0, 0)
     elif path.is_dir():
@@ -114,6 +119,23 @@ def list_corpus_files(
         if not stat.S_ISREG(status.st_mode):
             raise UsageError(f"{path}: neither a file nor a directory; to read from a pipe, use -", path=path)
         yield _file(path, status, content_field)
+
+
+def _not_text(root: Path) -> str | None:
+    """Return what a path of the command line is if it is a result of these commands, or a model."""
+    if root.is_dir():
+        with os.scandir(root) as entries:
+            has_shards = any(SHARD_NAME.match(entry.name) for entry in entries)
+        return "a directory of token shards" if has_shards else None
+    if SHARD_NAME.match(root.name):
+        return "a token shard"
+    if root.name == MANIFEST and any(SHARD_NAME.match(beside.name) for beside in root.parent.iterdir()):
+        return "the manifest of token shards"
+    if root.is_file():
+        with root.open("rb") as file:
+            format_ = format_of_start(file.read(9))
+        return None if format_ is None else f"a model file ({format_})"
+    return None
 
 
 def _directory_entry(entry: os.DirEntry[str], content_field: str) -> Iterator[CorpusFile]:
