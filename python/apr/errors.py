@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from os import PathLike, fspath
 
@@ -195,10 +196,31 @@ def message(error: BaseException) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
+def _hint(error: OSError) -> str:
+    """Return what the file of an error of the operating system is, if it is of another kind than expected."""
+    from apr.recognize import hint_if_missing, recognized
+
+    path = error.filename
+    # With another text the error says what is wrong already.
+    if not isinstance(path, str) or error.strerror != os.strerror(error.errno or 0):
+        return ""
+    if isinstance(error, FileNotFoundError):
+        hint = hint_if_missing(path)
+    elif isinstance(error, (NotADirectoryError, IsADirectoryError)):
+        what = recognized(path)
+        hint = f"it is {what}" if what else ""
+    else:
+        hint = ""
+    return f"; {hint}" if hint else ""
+
+
 def _line(error: BaseException) -> str:
     # Python's own text is "[Errno 2] No such file or directory: 'x'".
     if isinstance(error, OSError) and error.strerror is not None:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        if error.filename is None:
+            return error.strerror
+        hint = _hint(error)
+        return f"{error.filename}: {error.strerror}{hint}"
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         module = error.name.partition(".")[0]
         if module not in _EXTRA:

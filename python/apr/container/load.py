@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from apr._core import Container
 from apr.container.file import AprFile
-from apr.errors import UnsupportedError
+from apr.errors import FormatError, UnsupportedError
 from apr.path_arguments import as_path
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from os import PathLike
 
     from apr.container.tensor_file import TensorFile
@@ -67,7 +69,8 @@ def load(
             )
             return ShardedFile(model, verify=verify)
         path = os.fspath(model)
-    container = Container(path, password, recipient_key, trusted_key)
+    with recognizing(path):
+        container = Container(path, password, recipient_key, trusted_key)
     if verify == "full":
         # The metadata of a version 2 file are not read before: with a tokenizer they are 12 MB, which take 85
         # ms.
@@ -78,6 +81,21 @@ def load(
     from apr.container.legacy.v1 import V1File
 
     return V1File(path, container)
+
+
+@contextmanager
+def recognizing(path: str | PathLike[str]) -> Iterator[None]:
+    """Make the error of a file that is not a model say what the file is, by its name."""
+    try:
+        yield
+    except FormatError as error:
+        from apr.recognize import recognized
+
+        what = recognized(path)
+        # A damaged file of a format that names itself is described by the error.
+        if not what or error.offset != 0 or os.fspath(path).endswith((".apr", ".gguf", ".safetensors")):
+            raise
+        raise FormatError(f"{path}: not an .apr file, but {what}", path=path, offset=0) from None
 
 
 def _refuse_safetensors(path: str) -> None:

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from apr.errors import FormatError
+from apr.recognize import recognized
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +33,8 @@ def find_model(path: Path) -> Path:
     # An index outranks files: those beside it are usually its parts.
     candidates = indices or files
     if not candidates:
-        problem = f"the directory has neither an index (*{INDEX_SUFFIX}) nor an .apr file"
+        what = recognized(path)
+        problem = what or f"the directory has neither an index (*{INDEX_SUFFIX}) nor an .apr file"
         raise IsADirectoryError(errno.EISDIR, problem, os.fspath(path))
     if len(candidates) > 1:
         problem = (

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apr._core import Stamp
 from apr.container.byte_dtypes import check_unreserved
 from apr.container.header import Flags
+from apr.container.load import recognizing
 from apr.container.metadata import encode
 from apr.container.save import FLAG_OF_KEY, flags_of
+from apr.container.shard_index import find_model
 from apr.path_arguments import as_path, warn_of_foreign_name
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ def stamp(path: str | PathLike[str], changes: Mapping[str, object], out: str | P
     format (magic, dtype ids) become the current ones. Memory does not grow with the file.
 
     Args:
-        path: the source, a version 2 file.
+        path: the source, a version 2 file, or the directory of one.
         changes: JSON values by top-level key. An existing key keeps its place, a new one is appended, and
             None removes a key. Removing a key that does not exist does nothing.
         out: the file to write, which replaces an existing one only once it is complete; may be `path`.
@@ -41,7 +44,8 @@ def stamp(path: str | PathLike[str], changes: Mapping[str, object], out: str | P
     check_unreserved(changes)
     encode(changes)  # also checks the keys to remove
     warn_of_foreign_name(out)
-    source = Stamp(path)
+    with recognizing(path):
+        source = Stamp(find_model(Path(path)))
     # `|` keeps the place of a key that exists, so that nothing else of the metadata moves.
     metadata = json.loads(source.metadata()) | changes
     metadata = {key: value for key, value in metadata.items() if key not in changes or value is not None}

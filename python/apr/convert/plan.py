@@ -13,6 +13,7 @@ from apr.convert.hf_files import CONFIG
 from apr.convert.stream import FloatDtype
 from apr.errors import UnsupportedError, UsageError
 from apr.file_format import FileFormat, format_of_start
+from apr.recognize import recognized
 
 if TYPE_CHECKING:
     from apr.gguf.writer import GgufDtype
@@ -100,20 +101,16 @@ def _source_format(source: Path) -> SourceFormat:
     """Return the format of the source, from its bytes and not from its name."""
     if source.is_dir():
         if (source / _ADAPTER).exists() and not any(source.glob("model*.safetensors")):
-            raise UnsupportedError(
-                f"{source}: a PEFT adapter, not a model; merge it into its base model with PEFT: "
-                'AutoPeftModelForCausalLM.from_pretrained("…").merge_and_unload().save_pretrained("…")',
-                path=source,
-            )
+            raise UnsupportedError(f"{source}: {recognized(source)}", path=source)
         if (source / CONFIG).exists():
             return "hf"
         if any(source.glob("*.apr")):
             return "apr"
-        raise UnsupportedError(
-            f"{source}: the directory has neither {CONFIG} nor an .apr file; to convert safetensors files "
-            f"without {CONFIG}, pass the file or its index",
-            path=source,
+        what = recognized(source) or (
+            f"the directory has neither {CONFIG} nor an .apr file; to convert safetensors files without "
+            f"{CONFIG}, pass the file or its index"
         )
+        raise UnsupportedError(f"{source}: {what}", path=source)
     if source.name.endswith(".safetensors.index.json"):
         return "safetensors"
     if source.name.endswith(INDEX_SUFFIX):
@@ -124,6 +121,8 @@ def _source_format(source: Path) -> SourceFormat:
     if (found := format_of_start(start)) is not None:
         return found
     message = f"{source}: not a GGUF, safetensors or .apr file, and not a directory with {CONFIG}"
+    if what := recognized(source):
+        message = f"{source}: not a model, but {what}"
     # A zip archive, in which PyTorch puts its pickle, or a bare pickle of protocol 2, as before version 1.6.
     if start[:2] in {b"PK", b"\x80\x02"}:
         message += "; it looks like a PyTorch checkpoint, which can be saved as safetensors with PyTorch"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from apr.errors import RefusedError
+from apr.recognize import recognized
 
 SHARD_NAME = re.compile(r"^shard-([0-9]{4,6})\.bin$")
 # A shard is a flat array of little-endian 32-bit ids. The dtype is a string: numpy takes 80 ms to import, and
@@ -96,7 +97,9 @@ def shard_files(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
                     not_files.add(entry.name)
     names = sorted(sizes)
     if not names:
-        raise RefusedError(f"{path}: contains no shards (shard-NNNNN.bin)", path=path)
+        what = recognized(path)
+        hint = f"; it is {what}" if what else ""
+        raise RefusedError(f"{path}: contains no shards (shard-NNNNN.bin){hint}", path=path)
     # With equal widths, the order of the names is the order of the numbers. All names are compared at once,
     # because a directory may hold a million; which one is wrong, and why, is only looked for if one is.
     digits = max(0, len(names[0]) - len("shard-.bin"))

@@ -17,6 +17,7 @@ from apr.data.pre_tokenizers import pre_type_named, pre_type_of
 from apr.data.sentencepiece import ScoredVocabulary
 from apr.errors import FormatError, UnsupportedError, UsageError, named_extras
 from apr.file_format import format_of_start
+from apr.recognize import recognized
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -148,7 +149,14 @@ def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -
             metadata = model.metadata
         return tokenizer_from_metadata(path, metadata, eos_token=eos_token)
     files = {**_read_files(path.parent), _TOKENIZER: path.read_bytes()}
-    return _from_json(path, files, eos_token)
+    try:
+        return _from_json(path, files, eos_token)
+    except FormatError:
+        # By its name, which is that of a tokenizer even where the contents are damaged.
+        what = "" if path.name == _TOKENIZER else recognized(path)
+        if not what:
+            raise
+        raise FormatError(f"{path}: not a tokenizer, but {what}", path=path) from None
 
 
 def tokenizer_from_metadata(
@@ -185,7 +193,8 @@ def _from_files(path: Path, files: Mapping[str, bytes], eos_token: str | None) -
     if _VOCAB in files and _MERGES in files:
         return _from_pair(path, files, eos_token)
     reason = "contains neither tokenizer.json nor vocab.json and merges.txt"
-    raise FileNotFoundError(errno.ENOENT, reason, str(path))
+    what = recognized(path)
+    raise FileNotFoundError(errno.ENOENT, f"{reason}; it is {what}" if what else reason, str(path))
 
 
 def _from_json(path: Path, files: Mapping[str, bytes], eos_token: str | None) -> LoadedTokenizer:

@@ -13,6 +13,7 @@ from apr.container.shard_index import INDEX_SUFFIX, find_model
 from apr.errors import named_extras
 from apr.file_format import format_of_start
 from apr.path_arguments import as_path
+from apr.recognize import recognized
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -85,7 +86,10 @@ def find(path: Path) -> Path:
     if len(candidates) == 1:
         return path / candidates[0]
     if not candidates:
-        problem = "the directory has no .apr, .safetensors or .gguf file and no index (*.index.json)"
+        problem = (
+            recognized(path)
+            or "the directory has no .apr, .safetensors or .gguf file and no index (*.index.json)"
+        )
     else:
         listed = ", ".join(candidates[:_MAX_LISTED])
         more = ", …" if len(candidates) > _MAX_LISTED else ""

@@ -1,0 +1,135 @@
+"""What a file or directory is that stands where something else was expected, and what was probably meant."""
+
+from __future__ import annotations
+
+import json
+import os
+
+TYPE_CHECKING = False  # typing costs 4 ms; type checkers take this name as true
+if TYPE_CHECKING:
+    from os import PathLike
+
+_TEXTS = (".jsonl", ".ndjson", ".txt", ".parquet", ".csv", ".md", ".text", ".json")
+_COMPRESSED = (".gz", ".zst")
+# A file of weights that transformers reads.
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+_PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_MERGE = 'AutoPeftModelForCausalLM.from_pretrained("…").merge_and_unload().save_pretrained("…")'
+
+
+def recognized(path: str | PathLike[str]) -> str:
+    """Return what a path is and what to do with it, such as `a run directory; pass a checkpoint in it`.
+
+    Returns:
+        The text; an empty one for what is not recognized.
+    """
+    shown = os.fspath(path)
+    return _directory(shown) if os.path.isdir(shown) else _file(shown)  # noqa: PTH112 (pathlib takes 8 ms)
+
+
+def _directory(path: str) -> str:
+    try:
+        names = sorted(os.listdir(path))  # noqa: PTH208
+    except OSError:
+        return ""
+    present = set(names)
+    if "ckpt" in present and {"result.json", "config.yaml", "train.jsonl"} & present:
+        return f"a run directory; pass a checkpoint in it{_checkpoint(path)}"
+    if any(name.startswith("shard-") and name.endswith(".bin") for name in names):
+        return "a directory of token shards, which is for --dataset"
+    weights = any(name.endswith(_WEIGHTS) for name in names)
+    whole = any(name.startswith("model") and name.endswith(_WEIGHTS) for name in names)
+    if "adapter_config.json" in present and not whole:
+        return f"a PEFT adapter; merge it into its base model with PEFT: {_MERGE}"
+    if "config.json" in present and weights:
+        return f"a transformers model; convert it with apr convert {path} {_stem(path)}.apr"
+    if "config.json" in present and present & {*_PICKLES}:
+        return (
+            "a transformers model in pickles; save it as safetensors with transformers, then convert it with "
+            "apr convert"
+        )
+    if weights:
+        return "a directory of safetensors files; convert one, or their index, with apr convert"
+    gguf = next((name for name in names if name.endswith(".gguf")), None)
+    if gguf is not None:
+        return f"a directory of GGUF files; convert one with apr convert {os.path.join(path, gguf)} OUT.apr"  # noqa: PTH118
+    if "tokenizer.json" in present or {"vocab.json", "merges.txt"} <= present:
+        return "a tokenizer, which is for --tokenizer"
+    if present & {"dataset_info.json", "state.json", "dataset_dict.json"}:
+        return (
+            "a dataset of the datasets library; save it with to_parquet or to_json, then encode it with "
+            "apr tokenize encode"
+        )
+    if any(_is_text(name) for name in names):
+        return f"a directory of texts; encode it with {_encode(path)}"
+    return ""
+
+
+def _checkpoint(run: str) -> str:
+    """Return the best checkpoint of a run, or else its last one, as an example."""
+    directory = os.path.join(run, "ckpt")  # noqa: PTH118
+    try:
+        with open(os.path.join(run, "result.json"), encoding="utf-8") as file:  # noqa: PTH118, PTH123
+            best = json.load(file).get("best_checkpoint")
+        if isinstance(best, str) and os.path.isfile(os.path.join(run, best)):  # noqa: PTH113, PTH118
+            return f", such as {os.path.join(run, best)}"  # noqa: PTH118
+    except (OSError, ValueError, AttributeError):
+        pass  # no result, or a damaged one: the name of a file is enough
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".apr"))  # noqa: PTH208
+    except OSError:
+        names = []
+    return f", such as {os.path.join(directory, names[-1])}" if names else ""  # noqa: PTH118
+
+
+def _file(path: str) -> str:
+    name = os.path.basename(path)  # noqa: PTH119
+    if name == "config.json":
+        directory = _parent(path)
+        return f"the configuration of a transformers model; pass its directory to apr convert: {directory}"
+    if name.startswith("tokenizer") and name.endswith(".json"):
+        return "a tokenizer, which is for --tokenizer"
+    if name == "manifest.json":
+        return f"the manifest of a shard directory; pass the directory: {_parent(path)}"
+    if name.startswith("shard-") and name.endswith(".bin"):
+        return f"one token shard; pass its directory: {_parent(path)}"
+    if name == "result.json":
+        return f"the result of a run; pass a checkpoint of it{_checkpoint(_parent(path))}"
+    if name.endswith((".yaml", ".yml")):
+        return "a YAML file, which is for --config, --arch or --contract"
+    if name.endswith(".apr"):
+        return "a model file, which is for --init"
+    if name.endswith((".gguf", ".safetensors")):
+        return f"a model file; convert it with apr convert {path} {_stem(path)}.apr"
+    if _is_text(name):
+        return f"a file of texts; encode it with {_encode(path)}"
+    return ""
+
+
+def hint_if_missing(path: str) -> str:
+    """Return what to say about a path that does not exist if it looks like a repository on the Hub."""
+    owner, slash, name = path.partition("/")
+    plain = owner and name and "/" not in name and not owner.startswith((".", "~")) and " " not in path
+    # Qwen2.5-0.5B has no ending, and first.apr has one.
+    ending = os.path.splitext(name)[1][1:]  # noqa: PTH122
+    if not (slash and plain) or os.path.exists(owner) or ending.isalpha():  # noqa: PTH110
+        return ""
+    return "apr downloads nothing: if this is a repository on the Hub, download it and pass the directory"
+
+
+def _is_text(name: str) -> bool:
+    for ending in _COMPRESSED:
+        name = name.removesuffix(ending)
+    return name.endswith(_TEXTS)
+
+
+def _encode(path: str) -> str:
+    return f"apr tokenize encode --corpus {path} --tokenizer MODEL.apr --output shards"
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(os.path.normpath(path)))[0]  # noqa: PTH119, PTH122
+
+
+def _parent(path: str) -> str:
+    return os.path.dirname(path) or "."  # noqa: PTH120

@@ -1,0 +1,128 @@
+"""A path of another kind than a command wants: what it is and the command or flag that was meant."""
+
+import json
+import shutil
+
+import pytest
+
+import apr
+from apr.cli import main
+
+MODEL = "aprender-0.72/qwen2_untied_f32.apr"
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, data, monkeypatch):
+    """A directory with a path of every kind, the current one."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data / "imported-0.72" / "hf_llama_untied", "transformers")
+    for name in ("epoch-000.apr", "epoch-001.apr"):
+        (tmp_path / "run" / "ckpt").mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / MODEL, tmp_path / "run" / "ckpt" / name)
+    files = {
+        "run/result.json": json.dumps({"best_checkpoint": "ckpt/epoch-000.apr"}),
+        "run/config.yaml": "",
+        "killed/config.yaml": "",
+        "killed/ckpt/step-00000003.apr": "",
+        "tokenizer/tokenizer.json": "{}",
+        "shards/manifest.json": "{}",
+        "shards/shard-00000.bin": "a" * 80,
+        "adapter/adapter_config.json": "{}",
+        "adapter/adapter_model.safetensors": "",
+        "gguf/model.gguf": "",
+        "texts/a.txt": "a",
+        "datasets/dataset_info.json": "{}",
+        "docs.jsonl": '{"text": "a"}\n',
+        "docs.jsonl.gz": "a" * 80,
+        "docs.parquet": "PAR1",
+        "notes.txt": "a",
+        "config.json": "{}",
+        "sizes.yaml": "architecture: llama",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "empty").mkdir()
+    return tmp_path
+
+
+WHAT = {
+    "transformers": "apr convert transformers transformers.apr",
+    "run": "run/ckpt/epoch-000.apr",
+    "killed": "killed/ckpt/step-00000003.apr",
+    "run/result.json": "run/ckpt/epoch-000.apr",
+    "shards": "--dataset",
+    "shards/shard-00000.bin": "its directory: shards",
+    "shards/manifest.json": "the directory: shards",
+    "tokenizer": "--tokenizer",
+    "adapter": "merge_and_unload",
+    "gguf": "apr convert gguf/model.gguf",
+    "texts": "apr tokenize encode --corpus texts",
+    "datasets": "to_parquet",
+    "docs.jsonl": "apr tokenize encode --corpus docs.jsonl",
+    "docs.jsonl.gz": "apr tokenize encode --corpus docs.jsonl.gz",
+    "notes.txt": "apr tokenize encode --corpus notes.txt",
+    "config.json": "apr convert",
+    "sizes.yaml": "--arch",
+    "org/model-0.5B": "downloads nothing",
+}
+COMMANDS = {
+    "pretrain --run-dir new --dataset {shards} --init {}": {"shards"},
+    "evaluate {} --dataset {shards}": set(),
+    "generate {} --prompt x": set(),
+    "stamp {} a=1 -o new.apr": set(),
+}
+
+
+@pytest.mark.parametrize("path", WHAT)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_is_not_a_model_names_what_was_meant(capsys, command, path):
+    words = [word.replace("{}", path).replace("{shards}", "shards") for word in command.split()]
+    assert main(words) in {3, 4, 5}
+    lines = [line for line in capsys.readouterr().err.splitlines() if f"error: {path}" in line]
+    assert [line for line in lines if WHAT[path] in line], lines
+
+
+@pytest.mark.parametrize("path", sorted(WHAT.keys() - {"transformers", "gguf", "adapter"}))
+@pytest.mark.parametrize("command", ["inspect", "tensors", "convert"])
+def test_commands_of_every_format_name_it_too(capsys, command, path):
+    assert main([command, path, *(["new.apr"] if command == "convert" else [])]) in {3, 4}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert WHAT[path] in line
+
+
+@pytest.mark.parametrize("path", sorted(WHAT.keys() - {"shards", "shards/manifest.json"}))
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain --run-dir new --init m.apr --dataset",
+        "evaluate m.apr --dataset",
+        "tokenize decode",
+        "repair-manifest",
+    ],
+)
+def test_what_is_not_a_shard_directory_names_what_was_meant(place, capsys, command, path):
+    shutil.copy(place / "run" / "ckpt" / "epoch-000.apr", place / "m.apr")
+    assert main([*command.split(), path]) in {3, 5}
+    lines = [line for line in capsys.readouterr().err.splitlines() if f"error: {path}" in line]
+    assert [line for line in lines if WHAT[path] in line], lines
+
+
+@pytest.mark.parametrize("path", ["run", "shards", "docs.jsonl", "shards/shard-00000.bin", "org/model-0.5B"])
+def test_what_is_not_a_tokenizer_names_what_was_meant(capsys, path):
+    assert main(["tokenize", "encode", "--corpus", "texts", "--tokenizer", path, "--output", "new"]) in {3, 4}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert WHAT[path] in line
+
+
+def test_the_directory_of_one_model_is_that_model(place, data):
+    (place / "one").mkdir()
+    shutil.copy(data / MODEL, place / "one" / "m.apr")
+    apr.stamp(place / "one", {"a": 1}, place / "new.apr")
+    assert apr.load(place / "new.apr").metadata["a"] == 1
+
+
+@pytest.mark.parametrize("name", ["m.apr", "x/y/z", "runs/first.apr", "two words/x", "a/"])
+def test_other_missing_paths_are_only_missing(capsys, name):
+    assert main(["inspect", name]) == 3
+    assert capsys.readouterr().err.splitlines()[0].endswith(": No such file or directory")
