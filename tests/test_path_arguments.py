@@ -109,6 +109,8 @@ def test_tensors_that_are_no_mapping_are_refused(tmp_path):
     for value in ("m.apr", [torch.ones(3)], torch.ones(3), None):
         with pytest.raises(TypeError, match="mapping"):
             apr.save(value, tmp_path / "m.apr")
+    with pytest.raises(TypeError, match="state_dict"):
+        apr.save(torch.nn.Linear(1, 1), tmp_path / "m.apr")
 
 
 NAMES = ["a.safetensors", "a.gguf", "a.pt", "a.pth", "a.bin", "A.BIN", "a.ckpt", "a.npz", "a.onnx"]

@@ -83,6 +83,11 @@ def beside(path: Path, suffix: str, prefix: str = "") -> Path:
     return path.with_name(f"{prefix}{os.fsdecode(name)}{suffix}")
 
 
+def as_utf8(name: str) -> str:
+    """Return a file name with bytes of another encoding than UTF-8 replaced, for metadata and pictures."""
+    return os.fsencode(name).decode(errors="replace")
+
+
 def sync_directory(path: AnyPath) -> None:
     """Flush a directory to the disk, so that renames in it survive a power failure."""
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

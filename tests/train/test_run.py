@@ -316,3 +316,19 @@ def test_a_fine_tuned_model_keeps_what_transformers_reads(options, train, tmp_pa
     check_side_files(tmp_path / "hf")
     before, after = (json.loads((path / "config.json").read_text()) for path in (source, tmp_path / "hf"))
     assert before == after | {key: before[key] for key in ("dtype", "torch_dtype") if key in before}
+
+
+def test_names_in_another_encoding_than_utf8_do_not_end_a_run(options, train, make_shards, tmp_path):
+    import apr
+
+    name = os.fsdecode("modèle".encode("latin-1"))
+    base = tmp_path / f"{name}.apr"
+    shutil.copyfile(BASE, base)
+    shards = make_shards().rename(tmp_path / name)
+    config = options(init=base, dataset=shards, run_dir=tmp_path / f"{name}-run")
+    result = train(config)
+    assert result.status == "BUDGET_SPENT"
+    assert (config.run_dir / "loss.png").exists()
+    with apr.load(config.run_dir / result.last_checkpoint) as file:
+        assert file.metadata["training"]["base_model"]["name"] == "mod\ufffdle.apr"
+    assert r"mod\udce8le" in (config.run_dir / "run.log").read_text()

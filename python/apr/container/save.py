@@ -74,6 +74,8 @@ def save(
     order = "save(tensors, path)"
     if not isinstance(tensors, Mapping):
         hint = f"; the order is {order}" if looks_like_path(tensors) else ""
+        if hasattr(tensors, "state_dict"):
+            hint = "; pass its state_dict(), or use apr.torch.save_model"
         raise TypeError(
             f"tensors must be a mapping from names to tensors, not {type(tensors).__name__}{hint}"
         )

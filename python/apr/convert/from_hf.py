@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from apr.convert.hf_files import (
 from apr.convert.plan import SAFETENSORS_INDEX
 from apr.convert.stream import ModelStream, TensorStream, read_json_object, same_values, split_fused
 from apr.errors import FormatError, RefusedError, UnsupportedError, UsageError, WeightsError
+from apr.files import as_utf8
 from apr.model.config import ModelConfig
 from apr.model.metadata import ALIASES, spellings
 from apr.model.names import EMBEDDING, HEAD, fused_parts
@@ -110,8 +110,7 @@ def _model_metadata(directory: Path, config: dict[str, Any], model: ModelConfig 
     model_type = config.get("model_type")
     metadata = {
         "model_type": model_type,
-        # A name in another encoding than UTF-8 has bytes that JSON cannot hold.
-        "name": os.fsencode(directory.resolve().name).decode(errors="replace"),
+        "name": as_utf8(directory.resolve().name),
         # The ecosystem's writer stores these three even if they are null.
         "license": None,
         "data_source": None,

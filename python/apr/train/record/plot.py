@@ -6,7 +6,7 @@ import io
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from apr.files import write_atomically
+from apr.files import as_utf8, write_atomically
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +50,9 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float | No
                           fontsize=8, color=_RED)  # fmt: skip
     if target is not None:
         axes.axhline(target, color="#555555", lw=0.9, ls="--", label=f"target: {target:g}")
-    axes.set_title(title, fontsize=10, loc="left", parse_math=False)  # a file name may contain dollar signs
+    axes.set_title(
+        as_utf8(title), fontsize=10, loc="left", parse_math=False
+    )  # a file name may contain dollar signs
     axes.set_xlabel("training tokens seen")
     axes.set_ylabel("cross entropy, nats per token")
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))

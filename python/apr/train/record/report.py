@@ -56,7 +56,7 @@ class Report:
     def open_log(self, path: Path) -> None:
         """Append to a log everything that was and will be printed."""
         # Appended to: a resumed run continues the log of its earlier part.
-        self._log = path.open("a", encoding="utf-8")
+        self._log = path.open("a", encoding="utf-8", errors="backslashreplace")
         for text in self._lines_before_log:
             self._log.write(text + "\n")
         self._lines_before_log.clear()

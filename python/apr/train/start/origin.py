@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from apr.container.load import load
 from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER, VOCABULARY
 from apr.errors import RefusedError, about
+from apr.files import as_utf8
 from apr.model.config import ModelConfig
 from apr.model.fill import check_values, match
 from apr.model.init import PRESETS, load_arch
@@ -134,7 +135,7 @@ def _base_model(file: TensorFile) -> BaseModel:
             while chunk := raw.read(_CHUNK_BYTES):
                 # Some old files end without a footer, which is legal.
                 crc = zlib.crc32(chunk, crc)
-    return {"name": Path(file.path).name, "size": file.nbytes, "crc32": f"{crc:08x}"}
+    return {"name": as_utf8(Path(file.path).name), "size": file.nbytes, "crc32": f"{crc:08x}"}
 
 
 def _text(base: BaseModel | None) -> str:
