@@ -13,12 +13,14 @@ from apr.file_format import format_of_start
 from apr.files import read_options
 from apr.model.config import ModelConfig, missing_keys
 from apr.model.metadata import ALIASES, canonical, integer
+from apr.model.names import parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from torch import Tensor
 
+    from apr.container.tensor_file import TensorFile
     from apr.model.decoder import Decoder
 
 # Two published models, and one that two CPU cores train in a minute. The vocabulary size comes from the data
@@ -131,12 +133,33 @@ def fresh_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]
         shapes = {name: parameter.shape for name, parameter in Decoder(config).named_parameters()}
     for name, shape in shapes.items():
         if len(shape) == 1:
-            # Gemma's norms multiply by 1 + weight.
-            is_zero = name.endswith(".bias") or config.norm_kind == "one-plus"
-            yield name, torch.full(shape, 0.0 if is_zero else 1.0)
+            yield name, torch.full(shape, _initial_vector(config, name))
             continue
         std = residual if name.endswith(("o_proj.weight", "down_proj.weight")) else _STD
         yield name, torch.normal(0.0, std, shape, generator=generator)
+
+
+def is_fresh(config: ModelConfig, file: TensorFile, sources: Mapping[str, str]) -> bool:
+    """Whether a file's weights were never trained: all norms and biases have their initial values.
+
+    Training changes them in the first step, whatever wrote the file and in whatever dtype. Always false for a
+    family whose norms have no weights.
+
+    Args:
+        config: the configuration of the model in the file.
+        file: the opened file.
+        sources: the name of each parameter's tensor in it, from `apr.model.fill.match`.
+    """
+    vectors = [name for name, shape in parameter_shapes(config).items() if len(shape) == 1]
+    return bool(vectors) and all(
+        bool((file[sources[name]].float() == _initial_vector(config, name)).all()) for name in vectors
+    )
+
+
+def _initial_vector(config: ModelConfig, name: str) -> float:
+    """Return the value that all elements of a norm or a bias start with."""
+    # Gemma's norms multiply by 1 + weight.
+    return 0.0 if name.endswith(".bias") or config.norm_kind == "one-plus" else 1.0
 
 
 def read_arch(arch: str) -> dict[str, Any]:

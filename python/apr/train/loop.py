@@ -64,9 +64,9 @@ class Loop:
         self._report, self._stop = report, stop
         self._dir = prepared.config.run_dir
         self._train = prepared.split.train
-        self.first_cap = gates.first_cap(
-            prepared.config.mode_defaults.first_val_loss_cap, prepared.model_config.vocab_size
-        )
+        # Random weights in --init start near ln V, which may be above the cap of a trained model.
+        cap = None if prepared.starts_untrained else prepared.config.mode_defaults.first_val_loss_cap
+        self.first_cap = gates.first_cap(cap, prepared.model_config.vocab_size)
         """The largest held-out loss that the first evaluation after training began may have, in nats."""
         self.state = RunState()
         self.first_step = 0

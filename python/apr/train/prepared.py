@@ -75,6 +75,12 @@ class Prepared:
         return self.needs.parameters
 
     @property
+    def starts_untrained(self) -> bool:
+        """Whether the run started from random weights: from scratch, or from a file of them."""
+        base = self.metadata.training["base_model"]
+        return base is None or base.get("untrained", False)
+
+    @property
     def val_tokens(self) -> int:
         """Number of tokens that each evaluation takes."""
         return evaluation_windows(self.split.held_out, self.config.val_tokens) * self.config.seq_length

@@ -91,3 +91,63 @@ def test_names_decide_the_rope_order_not_rope_type(tmp_path, rope_type):
     apr.stamp(BASE, {"rope_type": rope_type}, tmp_path / "stamped.apr")
     ids = torch.arange(20)[None]
     assert torch.equal(Decoder.from_apr(tmp_path / "stamped.apr")(ids), Decoder.from_apr(BASE)(ids))
+
+
+@pytest.fixture
+def fresh(tmp_path, run):
+    """Make a file of random weights, by how it was made."""
+
+    def make(how):
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        import apr
+
+        path = tmp_path / "fresh.apr"
+        if how == "transformers":
+            torch.manual_seed(0)
+            config = AutoConfig.from_pretrained(DATA / "hf_qwen2_tied")
+            AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "hf")
+            assert run("convert", tmp_path / "hf", path)[0] == 0
+            return path
+        dtype = how if how in {"f16", "bf16"} else "f32"
+        flags = ["--arch", "qwen2-4m", "--vocab-size", 512, "--dtype", dtype]
+        assert run("init", *flags, "-o", path)[0] == 0
+        if how == "trained":
+            with apr.load(path) as file:
+                tensors, metadata = {name: file[name].clone() for name in file}, dict(file.metadata)
+            tensors["model.layers.3.input_layernorm.weight"][5] += 0.01
+            apr.save(tensors, path, metadata=metadata)
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize("mode", ["finetune", "from-init"])
+@pytest.mark.parametrize("how", ["f32", "f16", "bf16", "transformers", "trained"])
+def test_random_weights_in_init_are_noticed_and_the_learning_rate_is_said(options, fresh, mode, how):
+    from apr.train import plan
+
+    text = str(plan(options(init=fresh(how), mode=mode, lr=None)))
+    assert ("was never trained" in text) == (how != "trained")
+    assert (f"5e-05 is the default of --mode {mode}" in text) == (how != "trained")
+    assert ("--lr 0.0003" in text) == (how != "trained")
+    asked = str(plan(options(init=fresh(how), mode=mode, lr=2e-3)))
+    assert ("peak lr 0.002, as asked" in asked) == (how != "trained")
+
+
+def test_the_limit_of_the_first_loss_is_that_of_random_weights(options, train, train_until, fresh, tmp_path):
+    """2 ln V, also after a resume: ln V of a large vocabulary is above the 10 of trained weights."""
+    import math
+
+    from tests.train.conftest import gate
+
+    init = fresh("f32")
+    stopped = train_until(options(init=init), 7)
+    ended = train(options(init=init, resume=True))
+    for result in (stopped, ended):
+        assert result.val_loss_history[0] < 2 * math.log(512)
+    assert gate(stopped, "divergence").threshold == pytest.approx(2 * math.log(512))
+    (tmp_path / "next").mkdir()
+    trained = options(init=tmp_path / "run" / ended.last_checkpoint, run_dir=tmp_path / "next", num_steps=1)
+    assert gate(train(trained), "divergence").threshold == 10

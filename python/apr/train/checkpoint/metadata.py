@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 if TYPE_CHECKING:
     from apr.model.config import ModelConfig
@@ -19,6 +19,8 @@ class BaseModel(TypedDict):
     """Bytes."""
     crc32: str
     """CRC-32 of all bytes, in hexadecimal."""
+    untrained: NotRequired[bool]
+    """True if its weights were random, as `apr init` writes them; missing otherwise."""
 
 
 class CorpusFacts(TypedDict):

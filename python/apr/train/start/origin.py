@@ -13,7 +13,7 @@ from apr.errors import RefusedError, about
 from apr.files import as_utf8
 from apr.model.config import ModelConfig
 from apr.model.fill import check_values, match
-from apr.model.init import PRESETS, load_arch
+from apr.model.init import PRESETS, is_fresh, load_arch
 from apr.model.match import has_head
 
 if TYPE_CHECKING:
@@ -73,8 +73,11 @@ def from_file(path: Path, tokenizer: LoadedTokenizer | None) -> Origin:
         model = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
         # Names and shapes before any memory is allocated. A loader that filled only some parameters, without
         # the biases, once said nothing.
-        match(model, file)
-        return Origin(model, _carried(file, tokenizer), _base_model(file), path)
+        sources = match(model, file)
+        base = _base_model(file)
+        if is_fresh(model, file, sources):
+            base["untrained"] = True
+        return Origin(model, _carried(file, tokenizer), base, path)
 
 
 def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:

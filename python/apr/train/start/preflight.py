@@ -18,6 +18,7 @@ from apr.plurals import counted
 from apr.train import rundir
 from apr.train.checkpoint.metadata import CheckpointMetadata, TrainingFacts
 from apr.train.checkpoint.resume import find_resume_point
+from apr.train.config import MODES
 from apr.train.machine.device import choose_device, describe
 from apr.train.prepared import Prepared
 from apr.train.record.tensorboard import check_tensorboard
@@ -169,7 +170,12 @@ def prepare(config: PretrainConfig) -> Prepared:
         metadata=_metadata(
             config, start, needs.parameters, parts, dataset.scan, (val_dataset or dataset).scan
         ),
-        notes=(*_notes(config, device, needs, len(parts.train), tokenizer), why, *changes),
+        notes=(
+            *_notes(config, device, needs, len(parts.train), tokenizer),
+            *_untrained_note(config, start),
+            why,
+            *changes,
+        ),
         weights=start.weights,
         resume_point=resume_point,
         sampler=sampler,
@@ -410,6 +416,20 @@ def _notes(
             f"use at least {_ENOUGH_TOKENS_PER_PARAMETER} from scratch (--force-under-provisioned hides this)"
         )
     return tuple(notes)
+
+
+def _untrained_note(config: PretrainConfig, start: Origin) -> list[str]:
+    """Return a line if --init holds random weights: the defaults of its mode are for trained ones."""
+    if start.base is None or not start.base.get("untrained", False) or start.weights != config.init:
+        return []
+    note = f"note: {config.init} was never trained (its norms and biases have their initial values); peak lr "
+    if config.lr is not None:
+        return [f"{note}{config.lr:g}, as asked"]
+    usual = MODES["from-scratch"].lr
+    return [
+        f"{note}{config.mode_defaults.lr:g} is the default of --mode {config.mode}, but random weights "
+        f"usually take --lr {usual:g}, the default of from-scratch"
+    ]
 
 
 def _compiles(config: PretrainConfig, device: torch.device, steps: int) -> tuple[bool, str]:
