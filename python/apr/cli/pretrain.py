@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -51,6 +52,8 @@ class Command:
 
     def run(self) -> int:
         """Train or plan, and return the run's exit code."""
+        # Before torch is loaded, which takes seconds that --max-minutes counts.
+        started = time.monotonic()
         # Imported here, because these load torch, which --help does without.
         from apr.train.machine.signals import StoppedAtOnce
         from apr.train.start.planning import plan
@@ -71,19 +74,19 @@ class Command:
                 print(json_text(planned.to_dict(), indent=2))
             return 0
         try:
-            return self._train(config)
+            return self._train(config, started)
         except StoppedAtOnce as stopped:  # before the run began, or while its end was written
             print(f"apr pretrain: {stopped}", file=sys.stderr)
             # As shells report a process that a signal ended.
             return 128 + stopped.signal
 
-    def _train(self, config: PretrainConfig) -> int:
+    def _train(self, config: PretrainConfig, started: float) -> int:
         from apr.train.record.callbacks import Callbacks
         from apr.train.record.report import Outlet
         from apr.train.run import pretrain
 
         if not self.json:
-            return pretrain(config).exit_code
+            return pretrain(config, started=started).exit_code
         # Not print: a reader that goes away must end neither the run nor its exit code. `apr pretrain | head`
         # once gave 0 for a run that failed.
         out = Outlet(sys.stdout)
@@ -98,7 +101,7 @@ class Command:
                 "checkpoint", {**asdict(record), "path": str(record.path.relative_to(config.run_dir))}
             ),
         )
-        result = pretrain(config, callbacks=callbacks, out=sys.stderr)
+        result = pretrain(config, callbacks=callbacks, out=sys.stderr, started=started)
         event("result", result.to_dict())
         return result.exit_code
 

@@ -14,6 +14,7 @@ from apr.model.fill import first_implausible
 from apr.plurals import counted
 from apr.train import gates, rundir
 from apr.train.checkpoint.export import export_weights
+from apr.train.checkpoint.probe import checkpoint_seconds
 from apr.train.checkpoint.restore import restore
 from apr.train.checkpoint.resume import cut_back_to, seconds_before
 from apr.train.checkpoint.saver import Saver
@@ -21,6 +22,7 @@ from apr.train.checkpoint.state import RunState
 from apr.train.ends import Ending, after_evaluation, budget_spent, ending
 from apr.train.evaluation import evaluate
 from apr.train.loss import token_losses
+from apr.train.machine.deadline import Deadline
 from apr.train.machine.device import computing
 from apr.train.optimizer import make_optimizer, set_learning_rate
 from apr.train.record.recorder import Recorder
@@ -52,8 +54,8 @@ class Loop:
         prepared: the run.
         model: its model, on its device.
         report: prints lines for people.
-        stop: asked before each step and each batch of an evaluation.
-        started: `time.monotonic()` of when the run began.
+        stop: asked before each step and each group of an evaluation.
+        started: `time.monotonic()` of when the run began, and with it the time of --max-minutes.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Loop:
         self.exported: Path | None = None
         """The file with the weights alone, once it is written."""
         self._disagreement: float | None = None
+        self._deadline = Deadline(started, prepared.config.max_minutes)
+        self._step_seconds = self._evaluation_seconds = self._save_seconds = 0.0
         # The generator's state is in every checkpoint, so it must not depend on the caller.
         torch.manual_seed(self._config.seed)
         self._optimizer = make_optimizer(model, self._config)
@@ -143,7 +147,12 @@ class Loop:
 
         Raises:
             Interrupted: a signal asked for it; what was trained is not saved yet.
+            OutOfTime: the time of --max-minutes is over; what was trained is not saved yet.
         """
+        if self._config.max_minutes is not None:
+            # A guess until there is a checkpoint; twice, because training goes on while the first one is
+            # written.
+            self._save_seconds = 2 * checkpoint_seconds(self._dir, self.prepared.needs.checkpoint_bytes)
         point = self.prepared.resume_point
         if point is not None:
             cut_back_to(self._dir, point, self.state, self._report)
@@ -204,7 +213,7 @@ class Loop:
             # a DIVERGENCE into a BUDGET_SPENT with exit code 0.
             ended = after_evaluation(config, state, self.first_cap)
         while ended is None and state.step < config.num_steps:
-            self._stop.check()
+            self._check_stop(self._step_seconds)
             # Here, not on the saver's thread: callbacks are called in this one.
             self.saver.poll()
             ended = self._take_step()
@@ -215,6 +224,14 @@ class Loop:
             elif config.saves_on_the_way(state.step):
                 self.saver.save_step(state)
         return ended or budget_spent(config, state)
+
+    def _check_stop(self, seconds: float) -> None:
+        """Stop here if a signal arrived, or if what takes so many seconds could not be saved in time."""
+        self._stop.check()
+        save = max(self._save_seconds, self.saver.seconds)
+        # One that is being written comes before that of the stop. A contract reads the last one again.
+        saves = 1 + (not self.saver.idle) + (self._config.contract is not None)
+        self._deadline.check(seconds + saves * save)
 
     # A step.
 
@@ -236,7 +253,7 @@ class Loop:
         limit = state.loss_limit
         skip_above = limit if config.skip_spikes and limit is not None else math.inf
         outcome = self._step.update(lr, skip_above)
-        seconds = time.perf_counter() - started
+        seconds = self._step_seconds = time.perf_counter() - started
         if not outcome.finite:
             return self._bad_step(outcome, lr, seconds)
         self._record_step(outcome, lr, seconds)
@@ -361,10 +378,12 @@ class Loop:
 
     def _evaluate(self, name: str) -> float:
         """Measure and record the held-out loss."""
+        # Not begun if it would be dropped at the end of the time. How long it takes is known after the first.
+        self._check_stop(self._evaluation_seconds)
         started = time.perf_counter()
 
         def on_progress(done: int, total: int) -> None:
-            self._stop.check()
+            self._check_stop(0.0)
             self._report.progress(f"evaluation {name}: {done}/{total} windows", done, total)
 
         evaluation = evaluate(
@@ -374,13 +393,14 @@ class Loop:
             precision=self._config.precision,
             on_progress=on_progress,
         )
+        self._evaluation_seconds = time.perf_counter() - started
         self.recorder.evaluation(
             name,
             val_loss=evaluation.val_loss,
             val_tokens=evaluation.val_tokens,
             step=self.state.step,
             tokens_seen=self.state.tokens_seen,
-            seconds=time.perf_counter() - started,
+            seconds=self._evaluation_seconds,
         )
         # Weights that are not finite have nothing to say.
         if self.prepared.sampler is not None and math.isfinite(evaluation.val_loss):

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, TextIO
 
 from apr.errors import EXIT_UNFORESEEN, AprError, RefusedError, exit_code, message, messages
 from apr.files import write_atomically, write_json
+from apr.plurals import counted
 from apr.train import rundir
 from apr.train.claim import Claim
 from apr.train.ends import Ending
 from apr.train.finish import finish, versions
 from apr.train.finished import finished_result
 from apr.train.loop import Loop
+from apr.train.machine.deadline import OutOfTime
 from apr.train.machine.device import reset_peak_memory
 from apr.train.machine.out_of_memory import is_out_of_memory, out_of_memory, refusing_a_model_too_large
 from apr.train.machine.settings import prefer_expandable_segments, training_settings
@@ -28,6 +30,9 @@ from apr.train.record.tensorboard import EventFiles
 from apr.train.start.planning import summary
 from apr.train.start.preflight import prepare
 
+# That of coreutils' timeout(1).
+EXIT_OUT_OF_TIME = 124
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -36,7 +41,11 @@ if TYPE_CHECKING:
 
 
 def pretrain(
-    config: PretrainConfig, *, callbacks: Callbacks | None = None, out: TextIO | None = None
+    config: PretrainConfig,
+    *,
+    callbacks: Callbacks | None = None,
+    out: TextIO | None = None,
+    started: float | None = None,
 ) -> Result:
     """Train, and write to the run directory all that it promises, however the run ends.
 
@@ -49,12 +58,15 @@ def pretrain(
         config: the options.
         callbacks: functions that are called with the records of steps, evaluations and checkpoints.
         out: where lines for people are printed; standard output by default.
+        started: `time.monotonic()` of when the run's time began, for `wall_seconds` and `max_minutes`; the
+            call by default.
 
     Raises:
         AprError, OSError, RefusedError: the run was refused before its first step. `result.json` records it
             if the run directory existed, held no run, and was not in use by another one.
     """
-    started = time.monotonic()
+    if started is None:
+        started = time.monotonic()
     if config.resume:
         # Before the claim, which creates the directory.
         rundir.check_holds_run(config.run_dir)
@@ -151,18 +163,19 @@ def _train(loop: Loop, report: Report, stop: StopRequest) -> Ending:
             if ended.exit_code == 0:
                 loop.export()
             return ended
-        except Interrupted:
-            # Within the outer `try`: a second signal may come, or the disk may be full, while it is saved.
-            number = stop.signal or signal.SIGINT
-            saved = loop.saver.save_unsaved_steps(loop.state)
-            detail = f"{number.name} after {loop.state.step} steps; no step was trained yet"
-            if saved is not None:
-                path = saved.path.relative_to(run_dir)
-                detail = (
-                    f"{number.name} after {loop.state.step} steps; saved {path}, pass --resume to continue"
-                )
+        except (Interrupted, OutOfTime) as request:
             # 128 + the signal's number, as shells report it: 130 for SIGINT, 143 for SIGTERM.
-            return Ending("INTERRUPTED", 128 + number, detail)
+            number = stop.signal or signal.SIGINT
+            reason, code = number.name, 128 + number
+            if isinstance(request, OutOfTime):
+                reason, code = f"--max-minutes {config.max_minutes:g} were used", EXIT_OUT_OF_TIME
+            # Within the outer `try`: a second signal may come, or the disk may be full, while it is saved.
+            saved = loop.saver.save_unsaved_steps(loop.state)
+            kept = "no step was trained yet"
+            if saved is not None:
+                kept = f"saved {saved.path.relative_to(run_dir)}, pass --resume to continue"
+            detail = f"{reason} after {counted(loop.state.step, 'step')}; {kept}"
+            return Ending("INTERRUPTED", code, detail)
     except StoppedAtOnce as stopped:
         loop.saver.abandon()
         last = loop.saver.last

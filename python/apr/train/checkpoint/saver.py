@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,8 @@ class Saver:
         self._error: BaseException | None = None
         self._saved: Checkpoint | None = None
         self._abandoned = threading.Event()
+        self.seconds = 0.0
+        """How long the last checkpoint took, from copying it to reading it back; 0 before there is one."""
         self.checkpoints: list[Checkpoint] = []
         """The checkpoints that were verified and not pruned, the latest last."""
 
@@ -171,11 +174,14 @@ class Saver:
         # Before the wait, so that people see why a run with a slow disk stands still.
         self._report.progress(f"writing {checkpoint.path.name}", 0, 1)
         self.wait()
+        started = time.monotonic()
         copied = snapshot(self._model, self._optimizer, state, self._metadata, self._memory)
         # A tuple, because the training thread appends to the list meanwhile.
         write = partial(self._write, checkpoint, copied, epoch_metadata, tuple(state.val_loss_history))
         # A daemon, so that the process can end after a second Ctrl-C without waiting for the disk.
-        self._thread = threading.Thread(target=self._run, args=(write,), name="apr-checkpoint", daemon=True)
+        self._thread = threading.Thread(
+            target=self._run, args=(write, started), name="apr-checkpoint", daemon=True
+        )
         self._idle.clear()
         try:
             self._thread.start()
@@ -184,10 +190,11 @@ class Saver:
             self._idle.set()
             raise
 
-    def _run(self, write: Callable[[], list[Checkpoint]]) -> None:
+    def _run(self, write: Callable[[], list[Checkpoint]], started: float) -> None:
         try:
             self.checkpoints = write()
             self._saved = self.checkpoints[-1]
+            self.seconds = time.monotonic() - started
         # A half-written file was removed by `write`, and the checkpoints before it are untouched.
         except _Abandoned:
             pass

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
-import zlib
 from dataclasses import dataclass
 from statistics import median
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +14,7 @@ from rich.filesize import decimal
 from apr.duration import format_duration
 from apr.errors import RefusedError
 from apr.plurals import counted
+from apr.train.checkpoint.probe import checkpoint_seconds
 from apr.train.evaluation import group_size
 from apr.train.loss import token_losses
 from apr.train.machine.device import computing, peak_memory_bytes, reset_peak_memory
@@ -32,8 +30,6 @@ if TYPE_CHECKING:
     from apr.train.config import PretrainConfig
     from apr.train.prepared import Prepared
 
-# Enough that the speed of the disk shows, not that of opening a file.
-_PROBE_BYTES = 64 << 20
 # The first step compiles, captures and allocates, the second may still choose kernels.
 _WARM_UP_STEPS, _MEASURED_STEPS = 2, 5
 
@@ -176,7 +172,8 @@ def plan(config: PretrainConfig) -> Plan:
                 raise
             raise RefusedError(out_of_memory(prepared.config, prepared.device)) from None
     peak = peak_memory_bytes(prepared.device) if prepared.device.type == "cuda" else None
-    return Plan(prepared, step, evaluation, _measure_checkpoint(prepared), peak)
+    checkpoint = checkpoint_seconds(nearest_existing(config.run_dir), prepared.needs.checkpoint_bytes)
+    return Plan(prepared, step, evaluation, checkpoint, peak)
 
 
 def summary(prepared: Prepared) -> list[str]:
@@ -230,22 +227,6 @@ def _measure_evaluation(prepared: Prepared, model: Decoder) -> float:
             token_losses(model, batch)
         seconds = _now(prepared.device) - started
     return seconds * prepared.val_tokens / (len(batch) * prepared.config.seq_length)
-
-
-def _measure_checkpoint(prepared: Prepared) -> float:
-    """Return the seconds of a checkpoint: a part of its size is written to the run's disk and read back."""
-    size = prepared.needs.checkpoint_bytes
-    part = min(size, _PROBE_BYTES)
-    content = bytes(part)
-    # On the disk of the run directory, in a file without a name: a plan leaves no trace.
-    with TemporaryFile(dir=nearest_existing(prepared.config.run_dir)) as file:
-        started = time.perf_counter()
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-        file.seek(0)
-        zlib.crc32(file.read())
-        return (time.perf_counter() - started) * size / part
 
 
 def _batch(prepared: Prepared, windows: int) -> torch.Tensor:
