@@ -318,15 +318,19 @@ def test_a_fine_tuned_model_keeps_what_transformers_reads(options, train, tmp_pa
     assert before == after | {key: before[key] for key in ("dtype", "torch_dtype") if key in before}
 
 
-def test_names_in_another_encoding_than_utf8_do_not_end_a_run(options, train, make_shards, tmp_path):
+def test_names_in_another_encoding_than_utf8_do_not_end_a_run(options, make_shards, tmp_path):
     import apr
+    from apr.train import pretrain
 
     name = os.fsdecode("modèle".encode("latin-1"))
     base = tmp_path / f"{name}.apr"
     shutil.copyfile(BASE, base)
     shards = make_shards().rename(tmp_path / name)
     config = options(init=base, dataset=shards, run_dir=tmp_path / f"{name}-run")
-    result = train(config)
+    with io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict") as strict:
+        result = pretrain(config, out=strict)
+        strict.seek(0)
+        assert r"mod\udce8le" in strict.read()
     assert result.status == "BUDGET_SPENT"
     assert (config.run_dir / "loss.png").exists()
     with apr.load(config.run_dir / result.last_checkpoint) as file:

@@ -29,6 +29,10 @@ class Outlet:
         """Print a line and flush it."""
         if self._stream is None:
             return
+        # A path may have characters that the stream's encoding lacks. The commands make their streams escape
+        # them; a caller's own may be strict.
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "backslashreplace").decode(encoding)
         try:
             print(text, file=self._stream, flush=True)
         except OSError:
