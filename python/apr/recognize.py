@@ -14,7 +14,9 @@ _COMPRESSED = (".gz", ".zst")
 # A file of weights that transformers reads.
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-_MERGE = 'AutoPeftModelForCausalLM.from_pretrained("…").merge_and_unload().save_pretrained("…")'
+# The files of a PEFT adapter.
+ADAPTER = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def recognized(path: str | PathLike[str]) -> str:
@@ -24,7 +26,35 @@ def recognized(path: str | PathLike[str]) -> str:
         The text; an empty one for what is not recognized.
     """
     shown = os.fspath(path)
+    if adapter := adapter_directory(shown):
+        return (
+            "a PEFT adapter; merge it into its base model with PEFT, and convert OUT: "
+            f'AutoPeftModelForCausalLM.from_pretrained("{adapter}").merge_and_unload().save_pretrained("OUT")'
+        )
     return _directory(shown) if os.path.isdir(shown) else _file(shown)  # noqa: PTH112 (pathlib takes 8 ms)
+
+
+def adapter_directory(path: str | PathLike[str]) -> str:
+    """Return the directory of the PEFT adapter that a path stands for; an empty text for anything else.
+
+    PEFT writes an adapter to a directory, an adapter with a name to a directory of this name in it.
+    """
+    shown = os.fspath(path)
+    if not os.path.isdir(shown):  # noqa: PTH112
+        is_part = os.path.basename(shown) in {ADAPTER, *_ADAPTER_WEIGHTS}  # noqa: PTH119
+        return _parent(shown) if is_part and os.path.isfile(shown) else ""  # noqa: PTH113
+    try:
+        names = sorted(os.listdir(shown))  # noqa: PTH208
+    except OSError:
+        return ""
+    if any(name.endswith(".apr") or (name.startswith("model") and name.endswith(_WEIGHTS)) for name in names):
+        return ""  # a whole model, perhaps with an adapter beside it
+    if ADAPTER in names:
+        return shown
+    if "config.json" in names:
+        return ""
+    inside = (os.path.join(shown, name) for name in names)  # noqa: PTH118
+    return next((one for one in inside if os.path.isfile(os.path.join(one, ADAPTER))), "")  # noqa: PTH113, PTH118
 
 
 def _directory(path: str) -> str:
@@ -38,9 +68,6 @@ def _directory(path: str) -> str:
     if any(name.startswith("shard-") and name.endswith(".bin") for name in names):
         return "a directory of token shards, which is for --dataset"
     weights = any(name.endswith(_WEIGHTS) for name in names)
-    whole = any(name.startswith("model") and name.endswith(_WEIGHTS) for name in names)
-    if "adapter_config.json" in present and not whole:
-        return f"a PEFT adapter; merge it into its base model with PEFT: {_MERGE}"
     if "config.json" in present and weights:
         return f"a transformers model; convert it with apr convert {path} {_stem(path)}.apr"
     if "config.json" in present and present & {*_PICKLES}:
@@ -87,6 +114,8 @@ def _file(path: str) -> str:
     if name == "config.json":
         directory = _parent(path)
         return f"the configuration of a transformers model; pass its directory to apr convert: {directory}"
+    if name in _PICKLES and name.endswith(".json"):
+        return "the index of a transformers model in pickles; save it as safetensors with transformers"
     if name.startswith("tokenizer") and name.endswith(".json"):
         return "a tokenizer, which is for --tokenizer"
     if name == "manifest.json":

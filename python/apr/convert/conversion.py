@@ -22,7 +22,7 @@ from apr.convert import (
     to_safetensors,
 )
 from apr.convert.directory import replacing_directory
-from apr.convert.plan import ConvertOptions, Layout, Plan, make_plan
+from apr.convert.plan import ConvertOptions, Layout, Plan, make_plan, note_about
 from apr.convert.stream import ModelStream, OnTensor, split_into_shards
 from apr.errors import FormatError, RefusedError, WeightsError, about, named_extras
 from apr.gguf.reader import ROPE_TENSORS
@@ -114,6 +114,10 @@ def _convert(plan: Plan, on_tensor: OnTensor | None) -> Conversion:
     else:
         model = from_safetensors.read(plan.source)
     model = _checked(plan, model)
+    note = note_about(plan)
+    # A file that `apr convert` wrote describes its model.
+    if note is not None and not (plan.source_format == "safetensors" and names_family(model.metadata)):
+        model = replace(model, notes=(*model.notes, note))
     # Before any tensor is read: Python reads NaN and lone surrogates from JSON, but .apr cannot store them.
     try:
         check_unreserved(model.metadata)

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast, get_args
 
+from apr.container.load import load
 from apr.container.shard_index import INDEX_SUFFIX
 from apr.convert.directory import check_replaceable
-from apr.convert.hf_files import CONFIG
+from apr.convert.hf_files import CONFIG, WEIGHTS
 from apr.convert.stream import FloatDtype
 from apr.errors import UnsupportedError, UsageError
 from apr.file_format import FileFormat, format_of_start
-from apr.recognize import recognized
+from apr.recognize import ADAPTER, adapter_directory, recognized
 
 if TYPE_CHECKING:
     from apr.gguf.writer import GgufDtype
 
 SourceFormat = FileFormat | Literal["hf"]
 APR_INDEX = f"model{INDEX_SUFFIX}"
-# The configuration of a PEFT adapter (LoRA and others).
-_ADAPTER = "adapter_config.json"
+# One of several files of a model, with their number.
+_SHARD = re.compile(r"model-\d{5,}-of-(\d{5,})\.safetensors")
+# The names of files of other formats. Any other may be that of a directory: `Qwen2.5-0.5B` has a suffix too.
+_FOREIGN = {
+    "PyTorch checkpoints": (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".mar"),
+    "NumPy files": (".npz", ".npy"),
+    "Keras or HDF5 files": (".h5", ".hdf5", ".keras"),
+    "ONNX files": (".onnx", ".ort"),
+    "TensorFlow files": (".tflite", ".pb"),
+    "Flax files": (".msgpack",),
+    "Core ML files": (".mlmodel", ".mlpackage"),
+    "GGML files, the predecessor of GGUF": (".ggml", ".ggjt"),
+    "archives": (".zip", ".tar", ".gz", ".tgz", ".xz", ".zst", ".7z"),
+    "tables or texts": (".json", ".jsonl", ".yaml", ".yml", ".txt", ".md", ".csv", ".parquet"),
+}
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 
 
@@ -99,9 +115,9 @@ def make_plan(source: Path, target: Path, options: ConvertOptions) -> Plan:
 
 def _source_format(source: Path) -> SourceFormat:
     """Return the format of the source, from its bytes and not from its name."""
+    if adapter_directory(source):
+        raise UnsupportedError(f"{source}: {recognized(source)}", path=source)
     if source.is_dir():
-        if (source / _ADAPTER).exists() and not any(source.glob("model*.safetensors")):
-            raise UnsupportedError(f"{source}: {recognized(source)}", path=source)
         if (source / CONFIG).exists():
             return "hf"
         if any(source.glob("*.apr")):
@@ -120,13 +136,32 @@ def _source_format(source: Path) -> SourceFormat:
         start = file.read(9)
     if (found := format_of_start(start)) is not None:
         return found
-    message = f"{source}: not a GGUF, safetensors or .apr file, and not a directory with {CONFIG}"
-    if what := recognized(source):
-        message = f"{source}: not a model, but {what}"
-    # A zip archive, in which PyTorch puts its pickle, or a bare pickle of protocol 2, as before version 1.6.
-    if start[:2] in {b"PK", b"\x80\x02"}:
-        message += "; it looks like a PyTorch checkpoint, which can be saved as safetensors with PyTorch"
-    raise UnsupportedError(message, path=source)
+    named_as_model = source.suffix in {".apr", ".gguf", ".safetensors"}
+    if not named_as_model and (what := recognized(source)):
+        raise UnsupportedError(f"{source}: not a model, but {what}", path=source)
+    # The reader of .apr files names every format of a file that it recognizes, and what to do about it.
+    load(source).close()
+    return "apr"
+
+
+def note_about(plan: Plan) -> str | None:
+    """Return what to tell the user about a source that is only a part of a model, or None."""
+    source, directory = plan.source, plan.source.parent
+    is_index = source.name == SAFETENSORS_INDEX
+    shard = _SHARD.fullmatch(source.name)
+    if plan.source_format == "hf" and (source / ADAPTER).exists():
+        return f"{source}: the adapter of {ADAPTER} is not applied; to apply it, merge it with PEFT first"
+    if plan.source_format != "safetensors" or not (is_index or shard or source.name == WEIGHTS):
+        return None
+    if shard and int(shard[1]) > 1:
+        what, command = f"one of the {int(shard[1])} files of a model", "pass its directory"
+    else:
+        what, command = "the tensors of a model alone, without a configuration", "pass its directory"
+    if not (directory / CONFIG).is_file():
+        if source.name == WEIGHTS:
+            return None  # a file of tensors may have any name
+        command = f"put its {CONFIG} into the directory, and pass that"
+    return f"{source}: {what}; to convert the whole model, {command}: apr convert {directory} {plan.target}"
 
 
 def _layout(target: Path) -> tuple[Layout, Path]:
@@ -143,7 +178,23 @@ def _layout(target: Path) -> tuple[Layout, Path]:
         raise UsageError(f"{target}: an index must be named {APR_INDEX} or {SAFETENSORS_INDEX}", path=target)
     if target.suffix.lower() == ".gguf":
         return Layout.GGUF, target.parent
+    if not target.is_dir():
+        _refuse_suffix(target)
     return Layout.DIRECTORY, target
+
+
+def _refuse_suffix(target: Path) -> None:
+    """Refuse the name of a file of another format, which would become a directory of that name."""
+    suffix = target.suffix.lower()
+    what = next((what for what, suffixes in _FOREIGN.items() if suffix in suffixes), None)
+    if what is not None:
+        raise UsageError(
+            f"{target}: apr does not write {what}; choose a name that ends in .apr, .safetensors or .gguf, "
+            "or a directory",
+            path=target,
+        )
+    if close := get_close_matches(suffix, (".apr", ".safetensors", ".gguf"), n=1, cutoff=0.8):
+        raise UsageError(f"{target}: did you mean {target.with_suffix(close[0]).name}?", path=target)
 
 
 def _check(plan: Plan) -> None:

@@ -111,8 +111,10 @@ pub enum Foreign {
     Gguf,
     /// safetensors.
     Safetensors,
-    /// A zip archive: what `torch.save` writes since `PyTorch` 1.6, and `NumPy`'s `.npz`.
+    /// A zip archive: what `torch.save` writes since `PyTorch` 1.6, and others.
     Zip,
+    /// A zip archive of arrays, `NumPy`'s `.npz`.
+    Npz,
     /// A zip archive without entries.
     EmptyZip,
     /// A Python pickle: what `torch.save` wrote before `PyTorch` 1.6.
@@ -139,6 +141,7 @@ impl fmt::Display for Foreign {
             Self::Gguf => "a GGUF file",
             Self::Safetensors => "a safetensors file",
             Self::Zip => "a zip archive (a PyTorch checkpoint or .npz)",
+            Self::Npz => "an archive of NumPy arrays (.npz)",
             Self::EmptyZip => "an empty zip archive",
             Self::Pickle => "a Python pickle (an old PyTorch checkpoint)",
             Self::Npy => "a NumPy array (.npy)",
@@ -156,7 +159,9 @@ impl Foreign {
     /// Recognize a format by the first bytes of a file.
     fn detect(prefix: &[u8]) -> Option<Self> {
         if let Some((_, format)) = MAGICS.iter().find(|(magic, _)| prefix.starts_with(magic)) {
-            return Some(*format);
+            let is_npz =
+                *format == Self::Zip && first_entry(prefix).is_some_and(|name| name.ends_with(b".npy"));
+            return Some(if is_npz { Self::Npz } else { *format });
         }
         // safetensors has no magic: it starts with the length of a JSON object as a u64, then the object.
         if let Some((length, [b'{', ..])) = prefix.split_first_chunk()
@@ -166,6 +171,13 @@ impl Foreign {
         }
         (!prefix.is_empty() && prefix.iter().all(|&byte| byte == 0)).then_some(Self::Zeros)
     }
+}
+
+/// Return the name of the first entry of a zip archive, if all of it is in the first bytes.
+fn first_entry(prefix: &[u8]) -> Option<&[u8]> {
+    // The local file header: the length of the name is a u16 at byte 26, and the name starts at byte 30.
+    let length = u16::from_le_bytes([*prefix.get(26)?, *prefix.get(27)?]);
+    prefix.get(30..30 + usize::from(length))
 }
 
 /// First bytes of the formats that have a magic.
@@ -209,6 +221,13 @@ mod tests {
     fn formats_without_a_magic_are_recognized() {
         assert_eq!(Foreign::detect(b"\x02\0\0\0\0\0\0\0{}"), Some(Foreign::Safetensors));
         assert_eq!(Foreign::detect(&[0; 64]), Some(Foreign::Zeros));
+        let mut archive = b"PK\x03\x04".to_vec();
+        assert_eq!(Foreign::detect(&archive), Some(Foreign::Zip));
+        archive.extend([0; 22]);
+        archive.extend(b"\x05\0\0\0x.npy");
+        assert_eq!(Foreign::detect(&archive), Some(Foreign::Npz));
+        archive.pop();
+        assert_eq!(Foreign::detect(&archive), Some(Foreign::Zip));
         // A length of more than 100 MB before the brace.
         assert_eq!(Foreign::detect(b"abcdefgh{}"), None);
         assert_eq!(Foreign::detect(b""), None);

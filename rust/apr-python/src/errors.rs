@@ -68,7 +68,13 @@ fn remedy(error: &Error) -> Option<&'static str> {
     match &error.rule {
         Rule::Foreign { format } => match format {
             Foreign::Gguf | Foreign::Safetensors => Some("convert it with apr convert FILE OUT.apr"),
-            Foreign::Zip | Foreign::Pickle => Some(
+            Foreign::Zip => Some(
+                "convert a state dict that you trust with \
+                 apr.save(torch.load(FILE, weights_only=True), 'OUT.apr'), or arrays with \
+                 apr.save(dict(numpy.load(FILE)), 'OUT.apr')",
+            ),
+            Foreign::Npz => Some("convert it with apr.save(dict(numpy.load(FILE)), 'OUT.apr')"),
+            Foreign::Pickle => Some(
                 "convert a state dict that you trust with \
                  apr.save(torch.load(FILE, weights_only=True), 'OUT.apr')",
             ),
