@@ -359,7 +359,7 @@ def test_decode_uses_the_tokenizer_of_the_manifest_and_accepts_unfinished_shards
     short["total_documents"] = first[0]["documents"]
     assert decoded(**short) == (code, printed)
     for changes, exit_code, says in (
-        ({"tokenizer_sha256": "0" * 64}, 5, "tokenizer_sha256"),
+        ({"tokenizer_sha256": "0" * 64, "tokenizer_identity": None}, 5, "tokenizer_sha256"),
         ({"tokenizer_dir": str(tmp_path / "gone")}, 2, str(tmp_path / "gone")),
         ({"tokenizer_dir": None}, 2, "--tokenizer"),
     ):
@@ -373,8 +373,10 @@ def test_decode_with_another_vocabulary_is_refused(encode, tmp_path, capsys):
     argv = ["tokenize", "train", "--corpus", str(tmp_path / "src"), "--vocab-size", "258"]
     assert main([*argv, "--output", str(tmp_path / "small")]) == 0
     argv = ["tokenize", "decode", str(tmp_path / "out"), "--tokenizer", str(tmp_path / "small")]
-    assert main([*argv, "--tokens", "2000"]) == 2
-    assert "SHA-256" in capsys.readouterr().err
+    assert main([*argv, "--tokens", "2000"]) == 5
+    error = capsys.readouterr().err
+    assert str(tmp_path / "small") in error
+    assert str(TOKENIZER) in error
 
 
 def test_decode_locates_an_id_that_is_not_in_the_vocabulary(encode, tmp_path, capsys):

@@ -123,7 +123,10 @@ def without_part(directory):
         (lambda parts: parts.__delitem__(slice(1)), "missing parts: 1/3"),
         (lambda parts: parts.append(parts[0]), r"part-1: part 1/3 is also .*part-1"),
         (lambda parts: edit(parts[1], part="2/4"), r"part-2: part 2/4, but .*part-1 is part 1/3"),
-        (lambda parts: edit(parts[2], tokenizer_sha256="0"), r"part-3: tokenizer_sha256 differs"),
+        (
+            lambda parts: edit(parts[2], tokenizer_sha256="0", tokenizer_identity="0"),
+            r"part-3: encoded with .*hf_llama_tied, but .*part-1",
+        ),
         (lambda parts: edit(parts[2], eos_policy="after"), r"part-3: eos_policy differs"),
         (lambda parts: edit(parts[2], input_files=[]), r"part-3: input_files differs"),
         (lambda parts: edit(parts[2], input_bytes=1), r"part-3: input_bytes differs"),

@@ -86,7 +86,7 @@ def test_the_tokenizer_fills_null_keys_and_must_match_the_others(directory, caps
     before = file_bytes(directory)
     assert main(asked) == 0
     assert file_bytes(directory) == before
-    for change in ({"vocab_size": 600}, {"tokenizer_sha256": "0" * 64}):
+    for change in ({"vocab_size": 600}, {"tokenizer_sha256": "0" * 64, "tokenizer_identity": None}):
         edit_json(directory, **(json.loads(before["manifest.json"]) | change))
         capsys.readouterr()
         assert main(asked) == 5

@@ -74,7 +74,10 @@ class Command:
         if self.json:
             print(json_text({"file": str(self.file), **asdict(result), "val_ppl": result.val_ppl, **facts}))
         else:
-            conditions = ", ".join(f"{key} {value}" for key, value in facts.items() if key != "text")
+            if facts["tokenizer"] != "the same":
+                print(f"note: {facts['tokenizer']}", file=sys.stderr)
+            apart = ("text", "tokenizer")
+            conditions = ", ".join(f"{key} {value}" for key, value in facts.items() if key not in apart)
             print(
                 f"{self.file}: {LOSS_NAMES[facts['text']]} {result.val_loss:.4f}, "
                 f"perplexity {result.val_ppl:.2f}, {result.val_tokens:,} tokens ({conditions})"

@@ -125,9 +125,15 @@ class Command(GenerateOptions):
     def _tokenizer(self, metadata: Mapping[str, Any]) -> PromptTokenizer | None:
         """Return the tokenizer; None if only ids are wanted and the file's tokenizer cannot be rebuilt."""
         from apr.data.prompt import PromptTokenizer
+        from apr.data.same_tokenizer import (
+            check_same_tokenizer,
+            facts_of_model,
+            facts_of_tokenizer,
+            unknown_note,
+        )
 
         try:
-            return PromptTokenizer(self.file, metadata, self.tokenizer)
+            tokenizer = PromptTokenizer(self.file, metadata, self.tokenizer)
         except (AprError, ModuleNotFoundError) as error:
             if not self.ids:
                 if isinstance(error, AprError) and self.tokenizer is None:
@@ -137,6 +143,12 @@ class Command(GenerateOptions):
                 raise UsageError(f"--stop needs a tokenizer, but {error}") from None
             print(f"note: printing ids, because {error}", file=sys.stderr)
             return None
+        if self.tokenizer is not None:
+            facts = (facts_of_model(self.file, metadata), facts_of_tokenizer(tokenizer.loaded))
+            check_same_tokenizer(*facts)
+            if (unknown := unknown_note(facts)) is not None:
+                print(f"note: {unknown}", file=sys.stderr)
+        return tokenizer
 
     def _encode(self, tokenizer: PromptTokenizer) -> list[int]:
         text = self.prompt

@@ -120,6 +120,7 @@ class Command:
         size = VOCABULARIES.get(self.arch) if stated is None else stated
         metadata: dict[str, Any] = {}
         if self.tokenizer is not None:
+            from apr.data.identity import MODEL_KEY
             from apr.data.tokenizers import load_tokenizer
 
             tokenizer = load_tokenizer(self.tokenizer)
@@ -130,6 +131,7 @@ class Command:
                     "--tokenizer and pass --vocab-size",
                     path=self.tokenizer,
                 )
+            metadata[MODEL_KEY] = tokenizer.identity
             # More rows than ids are fine: Qwen2.5 has 151,936 rows for 151,665 ids.
             if self.vocab_size is not None and self.vocab_size < size:
                 raise UsageError(

@@ -20,8 +20,10 @@ from tyro.conf import FlagCreatePairsOff as Flag
 from apr.data.corpus_stream import STDIN
 from apr.data.encode import EncodeReport, Progress, encode_corpus, estimate_corpus
 from apr.data.encode_options import EncodeOptions, prepare
+from apr.data.identity import MANIFEST_KEY
 from apr.data.listing import ID_SIZE
 from apr.data.manifest import read_manifest
+from apr.data.same_tokenizer import check_same_tokenizer, facts_of_shards, facts_of_tokenizer, unknown_note
 from apr.duration import format_duration
 from apr.errors import AprError, RefusedError, UsageError
 from apr.options import Alias, Metavar, Unset
@@ -244,7 +246,14 @@ class Decode:
 
         # Also what a killed encoding left, to see how far it got.
         shards = ShardDir(self.directory, unfinished=True)
-        tokenizer = _recorded_tokenizer(shards) if self.tokenizer is None else load_tokenizer(self.tokenizer)
+        if self.tokenizer is None:
+            tokenizer = _recorded_tokenizer(shards)
+        else:
+            tokenizer = load_tokenizer(self.tokenizer)
+            facts = (facts_of_shards(shards.path, shards.manifest), facts_of_tokenizer(tokenizer))
+            check_same_tokenizer(*facts)
+            if (unknown := unknown_note(facts)) is not None:
+                print(f"note: {unknown}", file=sys.stderr)
         if not 0 <= self.start < shards.total_tokens or self.count < 1:
             raise UsageError(
                 f"--start {self.start} --count {self.count} is out of range; the shards contain tokens 0 to "
@@ -280,7 +289,8 @@ def _recorded_tokenizer(shards: ShardDir) -> LoadedTokenizer:
             path=path,
         )
     tokenizer = load_tokenizer(path)
-    if sha256 not in (None, tokenizer.sha256):
+    identity = shards.manifest.get(MANIFEST_KEY)
+    if sha256 not in (None, tokenizer.sha256) and identity != tokenizer.identity:
         raise RefusedError(
             f"{path}: the file has changed since {shards.path} was encoded (tokenizer_sha256 differs); "
             "pass the original one with --tokenizer",

@@ -21,7 +21,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 _OTHER_ENDS = ("eot", "eom")
 # Keys of .apr metadata that GGUF names otherwise, or not at all.
 _RENAMED = {"vocabulary": "tokens", "pre_type": "pre"}
-_NOT_IN_GGUF = frozenset({"vocab_size", "model_type"})
+_NOT_IN_GGUF = frozenset({"vocab_size", "model_type", "identity"})
 # SentencePiece merges the pair with the highest score first. Scores that follow from ranks are at most 0;
 # these are below every rank, for tokens that no merge makes.
 _NO_MERGE_SCORE = -1e6

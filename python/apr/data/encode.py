@@ -342,6 +342,7 @@ class _Encoding:
             "complete": complete,
             "tokenizer_dir": str(options.tokenizer),
             "tokenizer_sha256": self.tokenizer.sha256,
+            "tokenizer_identity": self.tokenizer.identity,
             "vocab_size": self.tokenizer.vocab_size,
             "eos_policy": options.eos_policy,
             "eos_token_id": self.tokenizer.eos_id,

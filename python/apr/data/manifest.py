@@ -54,6 +54,8 @@ class Manifest(TypedDict, total=False):
     tokenizer_dir: str | None
     """Path of the tokenizer as it was given."""
     tokenizer_sha256: str
+    tokenizer_identity: str
+    """What decides the tokenizer's ids, the same in every form that it is stored in: `apr.data.identity`."""
     vocab_size: int | None
     """The highest id of the vocabulary + 1."""
     eos_policy: str

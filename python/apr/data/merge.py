@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from apr.data.corpus_part import Part, parse_part
+from apr.data.identity import same_in_manifests
 from apr.data.listing import ID_SIZE, list_shards
 from apr.data.manifest import MANIFEST, check_manifest, read_manifest, shard_rows, write_manifest
 from apr.data.output_dir import clear_output, lock_output, manifest_to_resume
@@ -211,7 +212,17 @@ def _check_parts(parts: Sequence[Path]) -> list[_Source]:
                 "have the same N",
                 path=source.path,
             )
-        different = [key for key in _SAME if source.manifest.get(key) != first.manifest.get(key)]
+        if not same_in_manifests(source.manifest, first.manifest):
+            raise RefusedError(
+                f"{source.path}: encoded with {source.manifest.get('tokenizer_dir')}, but {first.path} with "
+                f"another tokenizer, {first.manifest.get('tokenizer_dir')}; encode all parts with one",
+                path=source.path,
+            )
+        different = [
+            key
+            for key in _SAME
+            if key != "tokenizer_sha256" and source.manifest.get(key) != first.manifest.get(key)
+        ]
         ranges = [one.manifest["part_range"] for one in (first, source)]
         different += [
             key for key in ("corpus_files", "name_digits") if ranges[0].get(key) != ranges[1].get(key)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from apr import held
 from apr.data.corpus_stream import STDIN
 from apr.data.documents import START
+from apr.data.identity import same_in_manifests
 from apr.data.listing import ID_SIZE, SHARD_NAME, list_shards
 from apr.data.manifest import MANIFEST, SHARD_WRITERS, check_manifest, is_count, read_manifest, shard_rows
 from apr.data.recorded import file_sha256
@@ -111,6 +112,12 @@ def check_same_encoding(
     Raises:
         RefusedError: an option or the corpus differs; the message names the difference.
     """
+    if not same_in_manifests(recorded, requested):
+        raise RefusedError(
+            f"{output}: cannot resume: encoded with {recorded.get('tokenizer_dir')}, which is another "
+            f"tokenizer than {requested['tokenizer_dir']} is now; use the same one, or --force to start over",
+            path=output,
+        )
     is_complete = recorded.get("complete") is not False
     before: dict[str, Any] = {key: recorded.get(key) for key in _SAME}
     now: dict[str, Any] = {key: requested.get(key) for key in _SAME}
@@ -129,6 +136,8 @@ def check_same_encoding(
         _check_unfinished(output / MANIFEST, recorded)
         before |= recorded["progress"]["options"]
         now |= requested["progress"]["options"]
+    # Another form of the same tokenizer has another hash.
+    now["tokenizer_sha256"] = before["tokenizer_sha256"]
     different = [key for key in before | now if before.get(key) != now.get(key)]
     if set(different) <= _OF_CORPUS:
         _check_same_corpus(output, recorded, requested, corpus, different, is_complete=is_complete)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apr.data.identity import same_in_manifests
 from apr.data.listing import ID_SIZE, Shard
 from apr.data.manifest import (
     MANIFEST,
@@ -19,6 +20,7 @@ from apr.data.manifest import (
     write_manifest,
 )
 from apr.data.repair_report import RepairReport
+from apr.data.same_tokenizer import check_same_tokenizer, facts_of_shards, facts_of_tokenizer
 from apr.data.shard_fixes import ShardFixes, free_name
 from apr.errors import FormatError, RefusedError
 from apr.files import write_atomically
@@ -196,10 +198,14 @@ def _recorded_manifest(path: Path, shards: list[Shard], options: _Options) -> di
             differences = check_manifest(recorded, shards)
     tokenizer = options.tokenizer
     if tokenizer is not None and recorded:
-        for key, value in (("vocab_size", tokenizer.vocab_size), ("tokenizer_sha256", tokenizer.sha256)):
-            # Null is no contradiction: the tokenizer fills it in.
-            if recorded.get(key) not in (None, value):
-                differences.append(f"{key} is {recorded[key]!r}, but {value!r} for this tokenizer")
+        if not options.force:
+            _check_tokenizer(path, recorded, tokenizer)
+        size = recorded.get("vocab_size")
+        # Null is no contradiction: the tokenizer fills it in. Other forms of it may have other sizes, filled
+        # up to the model's.
+        is_another_form = recorded.get("tokenizer_sha256") not in (None, tokenizer.sha256)
+        if not is_another_form and size not in (None, tokenizer.vocab_size):
+            differences.append(f"vocab_size is {size!r}, but {tokenizer.vocab_size!r} for this tokenizer")
     if differences and not options.force:
         raise RefusedError(
             f"{path / MANIFEST}: does not match the shards: {'; '.join(differences)}; "
@@ -207,6 +213,24 @@ def _recorded_manifest(path: Path, shards: list[Shard], options: _Options) -> di
             path=path / MANIFEST,
         )
     return recorded
+
+
+def _check_tokenizer(path: Path, recorded: dict[str, Any], tokenizer: LoadedTokenizer) -> None:
+    """Check that the tokenizer is the one that the manifest records.
+
+    Raises:
+        RefusedError: it is another one. The manifest is right, so the message does not offer to replace it.
+    """
+    shards, given = facts_of_shards(path, recorded), facts_of_tokenizer(tokenizer)
+    check_same_tokenizer(shards, given)
+    if shards.is_known or shards.sha256 in (None, given.sha256):
+        return
+    raise RefusedError(
+        f"{given.label}: not the tokenizer that {path / MANIFEST} records: tokenizer_sha256 is "
+        f"{shards.sha256!r}, but {given.sha256!r} for this one; "
+        f"pass {recorded.get('tokenizer_dir') or 'the one that encoded the shards'}",
+        path=given.label,
+    )
 
 
 def _keep_scan(report: RepairReport) -> RepairReport:
@@ -308,13 +332,15 @@ def _rebuilt(
     true_keys: dict[str, Any], report: RepairReport, options: _Options, *, unfinished: bool
 ) -> dict[str, Any]:
     """Return a new manifest: what is still true of the old one, and what the files, ids and tokenizer say."""
-    tokenizer, scan = options.tokenizer, report.scan
+    scan = report.scan
     new: dict[str, Any] = _tokenizer_keys(options)
-    if tokenizer is not None and true_keys.get("tokenizer_sha256") == tokenizer.sha256:
-        # The encoding may have named another end of text with --eos-token than the tokenizer's own.
-        eos_id = true_keys.get("eos_token_id")
-        if eos_id is not None:
-            new["eos_token_id"] = eos_id
+    if true_keys.get("tokenizer_sha256") is not None and same_in_manifests(true_keys, new):
+        # The encoding may have named another end of text with --eos-token than the tokenizer's own, and the
+        # tokenizer may be another form of the one that it used.
+        kept_keys = ["eos_token_id"]
+        if true_keys["tokenizer_sha256"] != new["tokenizer_sha256"]:
+            kept_keys += ["tokenizer_dir", "tokenizer_sha256", "vocab_size"]
+        new |= {key: true_keys[key] for key in kept_keys if true_keys.get(key) is not None}
     if scan is not None:
         new |= scan.manifest_keys()
         if scan.corpus_sha256 is not None:
@@ -357,6 +383,7 @@ def _tokenizer_keys(options: _Options) -> dict[str, Any]:
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_dir": os.fspath(options.tokenizer_path),
         "tokenizer_sha256": tokenizer.sha256,
+        "tokenizer_identity": tokenizer.identity,
         "eos_token_id": tokenizer.eos_id,
         "unk_token_id": tokenizer.unk_id,
     }

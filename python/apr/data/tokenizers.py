@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from apr.container.metadata import HF_TOKENIZER
 from apr.data.byte_level import Vocabulary
+from apr.data.identity import tokenizer_identity
 from apr.data.pre_tokenizers import pre_type_named, pre_type_of
 from apr.data.sentencepiece import ScoredVocabulary
 from apr.errors import FormatError, UnsupportedError, UsageError, named_extras
@@ -70,6 +71,13 @@ class LoadedTokenizer:
 
     literal: Mapping[int, str] = field(default_factory=dict)
     """Added tokens that the tokenizer's decoder does not write as they are."""
+    split_known: bool = True
+    """Whether the way in which texts are split is the tokenizer's own; otherwise the file does not say."""
+
+    @cached_property
+    def identity(self) -> str:
+        """What decides its ids, the same in every form that it is stored in: `apr.data.identity`."""
+        return tokenizer_identity(self.tokenizer, unk_id=self.model_unk_id, split_known=self.split_known)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Return the text of ids, including special tokens unless `skip_special`."""
@@ -317,6 +325,7 @@ def _from_metadata(path: Path, metadata: Mapping[str, Any], eos_token: str | Non
         bos=listed.named["bos"],
         requested=eos_token,
         note=None if metadata.get("tokenizer.pre_type") else _NO_PRE_TYPE,
+        split_known=bool(metadata.get("tokenizer.pre_type")),
     )
 
 
@@ -397,6 +406,7 @@ def _finish(
     requested: str | None,
     unknown: object = None,
     note: str | None = None,
+    split_known: bool = True,
 ) -> LoadedTokenizer:
     # A tokenizer.json may turn these on. A corpus is encoded in full, and always to the same ids.
     tokenizer.no_truncation()
@@ -424,6 +434,7 @@ def _finish(
         source=source,
         sha256=sha256,
         literal=_literal(tokenizer),
+        split_known=split_known,
         note="; ".join(part for part in (note, eos_note) if part) or None,
     )
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from apr.container.load import load
 from apr.data.corpus_check import corpus_problems
+from apr.data.same_tokenizer import check_same_tokenizer, facts_of_model, facts_of_shards, unknown_note
 from apr.data.shards import ShardDir
 from apr.data.split import split_dataset
 from apr.data.windows import Windows
@@ -60,7 +61,8 @@ def evaluate_file(
 
     Returns:
         The evaluation, and its conditions: `text` (what the text is to the model), `seq_length`, `device`,
-        `precision` and `ids` (which ids, for people).
+        `precision`, `ids` (which ids, for people) and `tokenizer` (the same as that of the shards, or what is
+        not known, for people).
 
     Raises:
         AprError, OSError: the file or the shards cannot be read.
@@ -70,6 +72,7 @@ def evaluate_file(
     # Conditions that the checkpoint records are the defaults, so that the number equals the run's own.
     with load(path) as file:
         training = _mapping(file.metadata, "training")
+        tokenizer = facts_of_model(path, file.metadata)
     tokens = _count(path, training, "val_tokens", val_tokens) or _VAL_TOKENS
     length = _count(path, training, "seq_length", seq_length)
     model = Decoder.from_apr(path, chosen_device)
@@ -83,8 +86,11 @@ def evaluate_file(
             f"{positions} or less",
             path=path,
         )
+    shards = ShardDir(dataset)
+    tokenizers = (tokenizer, facts_of_shards(dataset, shards.manifest))
+    check_same_tokenizer(*tokenizers)
     windows, text, ids = _open_windows(
-        dataset, training, model.config.vocab_size, length, tokens, held_out=held_out
+        shards, training, model.config.vocab_size, length, tokens, held_out=held_out
     )
     used_precision = precision or default_precision(chosen_device)
     try:
@@ -106,15 +112,15 @@ def evaluate_file(
         "device": str(chosen_device),
         "precision": used_precision,
         "ids": ids,
+        "tokenizer": unknown_note(tokenizers) or "the same",
     }
 
 
 def _open_windows(
-    dataset: Path, training: dict[str, Any], vocab_size: int, length: int, tokens: int, *, held_out: bool
+    shards: ShardDir, training: dict[str, Any], vocab_size: int, length: int, tokens: int, *, held_out: bool
 ) -> tuple[Windows, Text, str]:
     """Check that the shards are text of this vocabulary, and return the windows to evaluate."""
-    shards = ShardDir(dataset)
-    scan = shards.scan()
+    dataset, scan = shards.path, shards.scan()
     # A corpus of one id has a loss near zero, which others have taken for success.
     oddities = corpus_problems(scan, *(shards.manifest.get(key) for key in ("eos_token_id", "unk_token_id")))
     if oddities:

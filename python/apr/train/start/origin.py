@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from apr.container.load import load
 from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER, VOCABULARY
+from apr.data.same_tokenizer import facts_of_model
 from apr.errors import RefusedError, about
 from apr.files import as_utf8
 from apr.model.config import ModelConfig
@@ -18,6 +19,7 @@ from apr.model.match import has_head
 
 if TYPE_CHECKING:
     from apr.container.tensor_file import TensorFile
+    from apr.data.same_tokenizer import TokenizerFacts
     from apr.data.tokenizers import LoadedTokenizer
     from apr.train.checkpoint.metadata import BaseModel
 
@@ -41,6 +43,8 @@ class Origin:
     """The file that the run was started from; None from scratch."""
     weights: Path | None
     """The file with its weights; None from scratch."""
+    tokenizer: TokenizerFacts | None
+    """What is known about the file's own tokenizer; None from scratch."""
 
     def check_values(self) -> None:
         """Check all values of the weights, as filling a model does.
@@ -58,7 +62,7 @@ def from_scratch(arch: str, vocab_size: int, tokenizer: LoadedTokenizer | None) 
     carried: dict[str, Any] = dict.fromkeys(_PROVENANCE_KEYS)
     if tokenizer is not None:
         carried |= tokenizer.metadata()
-    return Origin(load_arch(arch, vocab_size), carried, None, None)
+    return Origin(load_arch(arch, vocab_size), carried, None, None, None)
 
 
 def from_file(path: Path, tokenizer: LoadedTokenizer | None) -> Origin:
@@ -77,7 +81,8 @@ def from_file(path: Path, tokenizer: LoadedTokenizer | None) -> Origin:
         base = _base_model(file)
         if is_fresh(model, file, sources):
             base["untrained"] = True
-        return Origin(model, _carried(file, tokenizer), base, path)
+        facts = facts_of_model(path, file.metadata)
+        return Origin(model, _carried(file, tokenizer), base, path, facts)
 
 
 def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
@@ -94,6 +99,7 @@ def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
     with load(path) as file, about(path):
         model = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
         carried = _carried(file, None)
+        facts = facts_of_model(path, file.metadata)
         base: BaseModel | None = file.metadata["training"].get("base_model")
     # Neither file is needed any more, but one that exists and differs is a mistake that nobody would notice.
     if init is not None and init.exists():
@@ -114,7 +120,7 @@ def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
             "restore its sizes, or pass --force to start over",
             path=path,
         )
-    return Origin(model, carried, base, path)
+    return Origin(model, carried, base, path, facts)
 
 
 def _carried(file: TensorFile, tokenizer: LoadedTokenizer | None) -> dict[str, Any]:

@@ -9,6 +9,8 @@ import torch
 
 from apr.contracts.verdict import load_decidable
 from apr.data.corpus_check import corpus_problems
+from apr.data.identity import MANIFEST_KEY, MODEL_KEY
+from apr.data.same_tokenizer import check_same_tokenizer, facts_of_shards, facts_of_tokenizer, unknown_note
 from apr.data.scan import Scan, common_shards
 from apr.data.shards import ShardDir
 from apr.data.split import split_dataset
@@ -27,11 +29,12 @@ from apr.train.start import origin
 from apr.train.start.needs import check_disk, check_memory, estimate_needs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Any
 
+    from apr.data.same_tokenizer import TokenizerFacts
     from apr.data.split import Split
     from apr.data.tokenizers import LoadedTokenizer
     from apr.model.config import ModelConfig
@@ -140,9 +143,13 @@ def prepare(config: PretrainConfig) -> Prepared:
     start = _find_model(config, resume_point, dataset, tokenizer, problems)
     if start is not None:
         _check_model(start.model, config, tokenizer, problems)
+    reported = len(problems.errors)
+    tokenizers = _check_tokenizers(start, tokenizer, (dataset, val_dataset), problems)
+    # Whatever else is wrong with ids and sizes follows from another tokenizer.
+    is_another = len(problems.errors) > reported
     for corpus in (dataset, val_dataset):
         if corpus is not None:
-            _check_corpus(corpus, tokenizer, start, problems)
+            _check_corpus(corpus, tokenizer, start, problems, by_size=not is_another)
     sampler = None
     if config.sample_prompt is not None and start is not None:
         sampler = attempt(make_sampler, config.sample_prompt, start.model, start.carried, config.tokenizer)
@@ -168,10 +175,10 @@ def prepare(config: PretrainConfig) -> Prepared:
         device=device,
         needs=needs,
         metadata=_metadata(
-            config, start, needs.parameters, parts, dataset.scan, (val_dataset or dataset).scan
+            config, start, needs.parameters, parts, dataset.scan, (val_dataset or dataset).scan, tokenizers
         ),
         notes=(
-            *_notes(config, device, needs, len(parts.train), tokenizer),
+            *_notes(config, device, needs, len(parts.train), tokenizer, tokenizers),
             *_untrained_note(config, start),
             why,
             *changes,
@@ -273,9 +280,14 @@ def _check_model(
 
 
 def _check_corpus(
-    corpus: _Corpus, tokenizer: LoadedTokenizer | None, start: Origin | None, problems: Problems
+    corpus: _Corpus,
+    tokenizer: LoadedTokenizer | None,
+    start: Origin | None,
+    problems: Problems,
+    *,
+    by_size: bool,
 ) -> None:
-    """Check that a corpus looks like text, and that its ids belong to the model and the tokenizer."""
+    """Check that a corpus looks like text, and `by_size` that its ids fit the model and the tokenizer."""
     path, encoded_with = corpus.shards.path, corpus.shards.vocab_size
     model = None if start is None else start.model
     with problems:
@@ -283,8 +295,8 @@ def _check_corpus(
         oddities = corpus_problems(corpus.scan, eos, unk)
         if oddities:
             raise RefusedError(f"{path}: does not look like text: {'; '.join(oddities)}", path=path)
-    if corpus.scan.is_foreign:
-        return  # what they contain is no id of any vocabulary
+    if corpus.scan.is_foreign or not by_size:
+        return  # what foreign files contain is no id of any vocabulary
     with problems:
         if model is not None and encoded_with is not None and encoded_with > model.vocab_size:
             raise RefusedError(
@@ -303,12 +315,35 @@ def _check_corpus(
     with problems:
         # A tokenizer larger than the model has been refused already, with better advice.
         fits = tokenizer is not None and (model is None or tokenizer.vocab_size <= model.vocab_size)
+        # Forms of one tokenizer may differ in size: converters fill a vocabulary up to the model's.
+        fits = fits and MANIFEST_KEY not in corpus.shards.manifest
         if tokenizer is not None and fits and encoded_with not in {None, tokenizer.vocab_size}:
             raise RefusedError(
                 f"{path}: encoded with a vocabulary of {encoded_with} ids, but {tokenizer.source} has "
                 f"{tokenizer.vocab_size}; pass the tokenizer that encoded it",
                 path=path,
             )
+
+
+def _check_tokenizers(
+    start: Origin | None,
+    tokenizer: LoadedTokenizer | None,
+    corpora: Sequence[_Corpus | None],
+    problems: Problems,
+) -> list[TokenizerFacts]:
+    """Check that model, --tokenizer and shards belong to one tokenizer, and return what is known of each."""
+    facts = [] if start is None or start.tokenizer is None else [start.tokenizer]
+    if tokenizer is not None:
+        facts.append(facts_of_tokenizer(tokenizer))
+    facts += [facts_of_shards(c.shards.path, c.shards.manifest) for c in corpora if c is not None]
+    agreeing: list[TokenizerFacts] = []
+    for second in facts:
+        with problems:
+            # One line for each that is odd, not for each pair.
+            for first in agreeing:
+                check_same_tokenizer(first, second)
+            agreeing.append(second)
+    return facts
 
 
 def _special_ids(
@@ -369,7 +404,13 @@ def _check_needs(
 
 
 def _metadata(
-    config: PretrainConfig, start: Origin, parameters: int, parts: Split, data: Scan, held_out: Scan
+    config: PretrainConfig,
+    start: Origin,
+    parameters: int,
+    parts: Split,
+    data: Scan,
+    held_out: Scan,
+    tokenizers: Sequence[TokenizerFacts],
 ) -> CheckpointMetadata:
     training: TrainingFacts = {
         "mode": config.mode,
@@ -390,7 +431,10 @@ def _metadata(
             "stop": parts.held_out.stop,
         },
     }
-    return CheckpointMetadata(start.model, parameters, start.carried, training)
+    # Recorded for a model whose file does not contain its tokenizer; the first is the model's own.
+    identity = next((one.identity for one in tokenizers if one.identity is not None), None)
+    carried = start.carried if identity is None else start.carried | {MODEL_KEY: identity}
+    return CheckpointMetadata(start.model, parameters, carried, training)
 
 
 def _notes(
@@ -399,12 +443,15 @@ def _notes(
     needs: Needs,
     windows: int,
     tokenizer: LoadedTokenizer | None,
+    tokenizers: Sequence[TokenizerFacts],
 ) -> tuple[str, ...]:
     """Return lines for the user: what was chosen, and warnings."""
     chosen = " (chosen by auto)" if config.device == "auto" else ""
     notes = [f"device: {describe(device)}, {needs.precision}{chosen}"]
     if tokenizer is not None and tokenizer.note:
         notes.append(f"tokenizer: {tokenizer.note}")
+    if (unknown := unknown_note(tokenizers)) is not None:
+        notes.append(unknown)
     visits = config.num_steps * config.windows_per_step / windows
     if visits > 1:
         notes.append(f"the run makes {visits:.1f} epochs (passes over the {windows:,} training windows)")
