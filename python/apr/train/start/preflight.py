@@ -333,7 +333,8 @@ def _check_tokenizers(
 ) -> list[TokenizerFacts]:
     """Check that model, --tokenizer and shards belong to one tokenizer, and return what is known of each."""
     facts = [] if start is None or start.tokenizer is None else [start.tokenizer]
-    if tokenizer is not None:
+    # A tokenizer larger than the model has been refused already, with better advice.
+    if tokenizer is not None and (start is None or tokenizer.vocab_size <= start.model.vocab_size):
         facts.append(facts_of_tokenizer(tokenizer))
     facts += [facts_of_shards(c.shards.path, c.shards.manifest) for c in corpora if c is not None]
     agreeing: list[TokenizerFacts] = []
