@@ -134,13 +134,14 @@ def directory(tmp_path):
         if kind != "missing":
             path.mkdir()
         if kind == "shards":
-            (path / "manifest.json").write_text("{}")
+            (path / "shard-00000.bin").write_text("")
         elif kind == "model":
             (path / "config.json").write_text("{}")
+            (path / "model.safetensors").write_text("")
         elif kind == "refused":
             (path / "result.json").write_text('{"status": "REFUSED"}')
         elif kind == "other":
-            (path / "notes.txt").write_text("")
+            (path / "notes").write_text("")
         elif kind == "file":
             path.rmdir()
             path.write_text("")
@@ -154,7 +155,7 @@ KINDS = {
     "file": (NotADirectoryError, "file"),
     "empty": (RefusedError, "empty"),
     "shards": (RefusedError, "token shards"),
-    "model": (RefusedError, "model"),
+    "model": (RefusedError, "transformers model"),
     "refused": (RefusedError, "refused"),
     "other": (RefusedError, "other files"),
 }

@@ -14,6 +14,7 @@ from apr import held
 from apr.errors import PreflightError, RefusedError, UsageError
 from apr.files import beside, read_options, write_atomically
 from apr.options import options_from_yaml, options_of
+from apr.recognize import recognized
 from apr.train.config import PretrainConfig, ResolvedConfig, Resume
 
 if TYPE_CHECKING:
@@ -103,11 +104,8 @@ def _contents(directory: Path) -> str:
         return "the directory is empty"
     if RESULT in names:
         return "only a run that was refused before its first step"
-    if "manifest.json" in names:
-        return "but token shards"
-    if "config.json" in names or any(name.endswith((".safetensors", ".apr", ".gguf")) for name in names):
-        return "but a model"
-    return "but other files"
+    # Without the advice after the semicolon, which is for a path that is to be read.
+    return f"but {recognized(directory).partition(';')[0] or 'other files'}"
 
 
 def _other_run(run_dir: Path) -> str | None:

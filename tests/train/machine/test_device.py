@@ -47,3 +47,36 @@ def test_a_gpu_without_utilization_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="0"))
     with pytest.raises(UnavailableError, match="utilization"):
         device.Utilization(torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("threads", "asked", "words"),
+    [
+        ("as many as CPUs", None, None),
+        ("as many as CPUs", "2", None),
+        ("half", None, None),
+        ("half", "1", "OMP_NUM_THREADS is 1"),
+        ("twice", None, "set OMP_NUM_THREADS="),
+        ("twice", "64", "set OMP_NUM_THREADS="),
+    ],
+)
+def test_threads_that_do_not_fit_the_cpus_are_said(monkeypatch, threads, asked, words):
+    """More threads than a container has CPUs wait for each other; fewer leave some of them idle."""
+    import os
+
+    import torch
+
+    from apr.train.machine import device
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    before = torch.get_num_threads()
+    torch.set_num_threads({"as many as CPUs": 2, "half": 1, "twice": 4}[threads])
+    try:
+        text = device.describe(torch.device("cpu"))
+    finally:
+        torch.set_num_threads(before)
+    assert ("CPU" in text) == (words is not None)
+    assert words is None or words in text

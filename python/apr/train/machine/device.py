@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import resource
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from apr.errors import UnavailableError, UsageError
+from apr.plurals import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +91,33 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory / 2**30
         return f"{device} ({torch.cuda.get_device_name(device)}, {memory:.0f} GiB)"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    threads, cpus, asked = torch.get_num_threads(), available_cpus(), os.environ.get("OMP_NUM_THREADS")
+    text = counted(threads, "thread")
+    if threads > cpus:
+        text += f" on {counted(cpus, 'CPU')}, which is slow; set OMP_NUM_THREADS={cpus}"
+    elif asked is not None and threads < cpus:
+        text += f" on {counted(cpus, 'CPU')}; OMP_NUM_THREADS is {asked}"
+    return f"cpu ({text})"
+
+
+def available_cpus() -> int:
+    """Return the number of CPUs that this process may use at a time; a container may allow it fewer."""
+    cpus = len(os.sched_getaffinity(0))
+    with suppress(OSError, ValueError):
+        # "max 100000" without a limit: microseconds of CPU time in each period of so many.
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        cpus = min(cpus, math.ceil(int(quota) / int(period)))
+    return max(1, cpus)
+
+
+def why_slow(device: torch.device) -> str:
+    """Return in words why a device may have become slow, with what the system tells about it."""
+    if device.type == "cuda":
+        return f"another program may be using {device}, or it is throttled; nvidia-smi shows both"
+    return (
+        f"other programs may be using the CPUs, or they are throttled (load average "
+        f"{os.getloadavg()[0]:.1f} on {counted(available_cpus(), 'CPU')}, {describe(device)})"
+    )
 
 
 def peak_flops(device: torch.device, precision: Precision) -> float | None:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Self
 
 from apr.duration import format_duration
 from apr.train import rundir
-from apr.train.machine.device import Utilization, peak_flops
+from apr.train.machine.device import Utilization, peak_flops, why_slow
 from apr.train.record.callbacks import CheckpointRecord, EvaluationRecord, StepRecord
 from apr.train.record.metrics import MetricsFile, perplexity
+from apr.train.record.pace import Pace
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -57,6 +58,7 @@ class Recorder:
         self._peak_flops = peak_flops(device, config.precision)
         self._started = started
         self._step_seconds: deque[float] = deque(maxlen=_RECENT_STEPS)
+        self._pace = Pace()
         self._evaluation_seconds = 0.0
         self.seconds_before = 0.0
         """Seconds of the run's earlier parts, those of steps that were lost included."""
@@ -100,6 +102,12 @@ class Recorder:
             windows: its training windows, written to `train.jsonl` if the numbers are bad.
         """
         self._step_seconds.append(seconds)
+        slow = self._pace.add(seconds)
+        if slow is not None:
+            self._report.line(
+                f"warning: steps take {slow:.3g} s, {slow / self._pace.fastest:.1f} times as long as before "
+                f"({self._pace.fastest:.3g} s): {why_slow(self._device)}"
+            )
         tokens_per_second = self._config.tokens_per_step / seconds
         mfu = None
         if self._peak_flops is not None:
