@@ -1,6 +1,7 @@
 """The code in the documentation runs and is right."""
 
 import re
+import shutil
 from pathlib import Path
 
 import apr
@@ -43,3 +44,21 @@ def test_the_script_of_the_safetensors_page_runs(tmp_path: Path, monkeypatch) ->
     monkeypatch.chdir(tmp_path)
     exec(code, {})
     assert [path.name for path in tmp_path.iterdir()] == ["model.apr"]
+
+
+def test_the_code_in_the_python_page_runs_from_top_to_bottom(
+    data: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data / "imported-0.72" / "hf_qwen2_tied", "hf-model")
+    Path("texts").mkdir()
+    for name in ("data.md", "training.md", "format.md"):
+        shutil.copy(DOCS / name, "texts")
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(), re.DOTALL)
+    namespace: dict = {}
+    for block in blocks:
+        exec(block, namespace)
+    assert namespace["result"].exit_code == 0
+    assert len(namespace["losses"]) == 4
+    assert Path("hf-trained/config.json").exists()
+    assert "token shards" in capsys.readouterr().out  # of the last block

@@ -50,6 +50,32 @@ def test_every_public_name_exists(name):
     assert name in dir(apr)
 
 
+PACKAGES = {
+    "apr.data": ["ShardDir", "encode_corpus", "EncodeOptions", "load_tokenizer", "repair"],
+    "apr.model": ["Decoder", "ModelConfig"],
+    "apr.train": ["PretrainConfig", "pretrain", "evaluate", "evaluate_file"],
+    "apr.convert": ["convert", "ConvertOptions"],
+    "apr.contracts": ["check", "load_contract"],
+    "apr.torch": ["load_file", "save_file"],
+    "apr.numpy": ["load_file", "save_file"],
+}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_dir_of_a_package_lists_its_public_names_and_nothing_else(package):
+    """In a fresh interpreter, where only `import apr` was typed."""
+    code = f"import apr; print(*dir({package})); [getattr({package}, name) for name in dir({package})]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = done.stdout.split()
+    assert set(PACKAGES[package]) <= set(names)
+    assert not [name for name in names if name.startswith("_")]
+    assert package.rpartition(".")[2] in dir(apr)
+
+
+def test_star_imports_bring_no_package():
+    assert not {"torch", "numpy", "data", "train"} & set(apr.__all__)
+
+
 def test_another_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="lod"):
         apr.lod  # noqa: B018

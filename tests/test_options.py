@@ -67,6 +67,25 @@ def test_a_wrong_value_is_named_with_its_flag(name, value):
     assert problems[0].startswith(f"--{name} ")
 
 
+@dataclass(frozen=True)
+class Lists:
+    names: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+
+@pytest.mark.parametrize("names", ["a b", Path("a b"), ["a b"], ("a b",), (Path("a b"),)])
+def test_a_list_may_be_one_text_or_path(names):
+    options = Lists(names=names)
+    assert not check_options(options)
+    assert options == Lists(names=("a b",))
+
+
+@pytest.mark.parametrize("values", [{"names": 3}, {"names": [3]}, {"numbers": ["1"]}, {"numbers": 1}])
+def test_a_list_of_other_things_is_refused(values):
+    (problem,) = check_options(Lists(**values))
+    assert str(problem).startswith(f"--{next(iter(values))} ")
+
+
 def test_every_wrong_value_is_reported():
     _, problems = check(count=0, share=2, kind="c")
     assert [problem.split()[0] for problem in problems] == ["--count", "--share", "--kind"]

@@ -1,3 +1,10 @@
+from apr import contracts as contracts
+from apr import convert as convert
+from apr import data as data
+from apr import model as model
+from apr import numpy as numpy
+from apr import torch as torch
+from apr import train as train
 from apr._core import __version__ as __version__
 from apr.compat.safe_open import safe_open as safe_open
 from apr.container.diff import Diff as Diff

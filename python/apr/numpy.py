@@ -5,3 +5,7 @@ from __future__ import annotations
 from apr.compat.numpy_functions import load, load_file, save, save_file
 
 __all__ = ["load", "load_file", "save", "save_file"]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -15,7 +15,7 @@ loop, `options_from_yaml` reads them from a file, and `apr.cli._flags` turns the
 from __future__ import annotations
 
 import math
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from functools import cache, wraps
 from numbers import Real
 from operator import ge, gt, index, le, lt
@@ -134,6 +134,13 @@ class Option:
             choices = get_args(self.type)
             if value not in choices:
                 raise self._error(f"one of {', '.join(map(str, choices))}", value)
+        elif get_origin(self.type) is tuple:
+            # One path is meant as such, and not as its letters.
+            several = (value,) if isinstance(value, (str, PathLike)) else value
+            if not isinstance(several, (list, tuple)):
+                raise self._error("a list", value)
+            item = replace(self, type=get_args(self.type)[0], optional=False, markers=())
+            return tuple(item.checked(one) for one in several)
         elif self.type is bool:
             if not isinstance(value, bool):
                 raise self._error("true or false", value)

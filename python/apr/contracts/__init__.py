@@ -1,6 +1,6 @@
 """Contracts: promises in YAML, each with a test that can prove it false."""
 
-from apr.contracts.schema import Contract, load_contract
-from apr.contracts.verdict import Verdict, check
+from apr._lazy import lazy_exports
 
-__all__ = ["Contract", "Verdict", "check", "load_contract"]
+# `__init__.pyi` lists the public names.
+__all__, __getattr__, __dir__ = lazy_exports(__name__)

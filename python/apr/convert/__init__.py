@@ -4,8 +4,7 @@ This package stands above `container`, `gguf`, `model` and `data`: a transformer
 model's configuration and with its tokenizer.
 """
 
-from apr.convert.conversion import Conversion, convert
-from apr.convert.plan import ConvertOptions
-from apr.convert.stream import FloatDtype, OnTensor
+from apr._lazy import lazy_exports
 
-__all__ = ["Conversion", "ConvertOptions", "FloatDtype", "OnTensor", "convert"]
+# `__init__.pyi` lists the public names.
+__all__, __getattr__, __dir__ = lazy_exports(__name__)

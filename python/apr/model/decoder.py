@@ -10,18 +10,20 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
 
 from apr.container.load import load
+from apr.container.writer import Writer
 from apr.errors import about
 from apr.model.attention import attend
 from apr.model.config import ModelConfig
 from apr.model.families import FAMILIES
 from apr.model.fill import fill
 from apr.model.match import has_head
+from apr.model.metadata import carried_metadata
 from apr.model.names import check_layers
 from apr.model.positions import View, views
 from apr.model.rotary import rotate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from os import PathLike
 
     from apr.model.cache import CapturedCache, KvCache
@@ -44,6 +46,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self._carried, _ = carried_metadata({})
         self.model = Body(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -77,7 +80,36 @@ class Decoder(nn.Module):
             check_layers(file.path, config, len(file))
             model = cls.empty(config, device, dtype)
             fill(config, model.named_parameters(), file)
+            about_model, about_tokenizer = carried_metadata(file.metadata)
+            model._carried = about_model | about_tokenizer  # noqa: SLF001 (an instance of this class)
         return model
+
+    def save_apr(self, path: str | PathLike[str], metadata: Mapping[str, object] | None = None) -> None:
+        """Write the model to a file that `from_apr` and all commands read, as training writes its weights.
+
+        The file has the configuration, the parameters in their dtypes, and what `from_apr` found: the
+        tokenizer, the chat template, name and license. It appears whole or not at all, and an existing one is
+        replaced. The same model writes the same bytes.
+
+        Args:
+            path: the .apr file.
+            metadata: more metadata, which replace those of the same names.
+
+        Raises:
+            TypeError, ValueError: metadata that JSON cannot represent.
+            OSError: the file cannot be written; an existing one is unchanged.
+        """
+        parameters = {name.replace("_orig_mod.", ""): value for name, value in self.named_parameters()}
+        written = {
+            "model_type": self.config.family,
+            "param_count": sum(parameter.numel() for parameter in parameters.values()),
+            **self.config.to_metadata(),
+            **self._carried,
+            **(metadata or {}),
+        }
+        with Writer(path, written) as writer:
+            for name, parameter in parameters.items():
+                writer.add(name, parameter.detach())
 
     @classmethod
     def empty(cls, config: ModelConfig, device: str | torch.device, dtype: torch.dtype) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any
 
+from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER
 from apr.errors import RefusedError
 
 if TYPE_CHECKING:
@@ -22,6 +23,12 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "rms_norm_eps": ("layer_norm_eps", "norm_eps"),
     "tie_word_embeddings": ("tied_embeddings",),
 }
+# The beginnings of the keys of a tokenizer and of chats.
+_TOKENIZER_KEYS = ("tokenizer.", "chat_template", "special_tokens", HF_TOKENIZER)
+# How transformers configured and generates from the base model; a directory of the result has them again.
+_CONFIGURATIONS = (HF_CONFIG, HF_GENERATION)
+# Null where the base model does not have them: the ecosystem's own writer always writes these keys.
+_PROVENANCE_KEYS = ("license", "data_source", "data_license")
 # What identifies a model beside its sizes.
 _WHICH_MODEL = (
     "name",
@@ -32,6 +39,17 @@ _WHICH_MODEL = (
     "hf_architecture",
     "hf_model_type",
 )
+
+
+def carried_metadata(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a model that is trained further keeps of its base's metadata: its own, and its tokenizer's.
+
+    A fine-tuned model must be usable without its base.
+    """
+    kept = ("name", *_PROVENANCE_KEYS, *_CONFIGURATIONS)
+    about_model: dict[str, Any] = dict.fromkeys(_PROVENANCE_KEYS)
+    about_model |= {key: metadata[key] for key in kept if key in metadata}
+    return about_model, {key: value for key, value in metadata.items() if key.startswith(_TOKENIZER_KEYS)}
 
 
 def canonical(metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 from apr.train.config import PretrainConfig as PretrainConfig
+from apr.train.evaluate_file import evaluate_file as evaluate_file
 from apr.train.evaluation import Evaluation as Evaluation
 from apr.train.evaluation import evaluate as evaluate
 from apr.train.record.callbacks import Callbacks as Callbacks

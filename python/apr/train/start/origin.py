@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from apr.container.load import load
-from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER, VOCABULARY
+from apr.container.metadata import HF_TOKENIZER, VOCABULARY
 from apr.data.same_tokenizer import facts_of_model
 from apr.errors import RefusedError, about
 from apr.files import as_utf8
@@ -16,6 +16,7 @@ from apr.model.config import ModelConfig
 from apr.model.fill import check_values, match
 from apr.model.init import PRESETS, is_fresh, load_arch
 from apr.model.match import has_head
+from apr.model.metadata import carried_metadata
 
 if TYPE_CHECKING:
     from apr.container.tensor_file import TensorFile
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
     from apr.data.tokenizers import LoadedTokenizer
     from apr.train.checkpoint.metadata import BaseModel
 
-_TOKENIZER_KEYS = ("tokenizer.", "chat_template", "special_tokens", HF_TOKENIZER)
-# How transformers configured and generates from the base model; a directory of the result has them again.
-_CONFIGURATIONS = (HF_CONFIG, HF_GENERATION)
-# Null where the base model does not have them: the ecosystem's own writer always writes these keys.
-_PROVENANCE_KEYS = ("license", "data_source", "data_license")
 # Bytes read at a time for the CRC of a file without a footer.
 _CHUNK_BYTES = 1 << 22
 
@@ -59,7 +55,7 @@ class Origin:
 
 def from_scratch(arch: str, vocab_size: int, tokenizer: LoadedTokenizer | None) -> Origin:
     """Return a model of the sizes of a preset or a YAML file."""
-    carried: dict[str, Any] = dict.fromkeys(_PROVENANCE_KEYS)
+    carried, _ = carried_metadata({})
     if tokenizer is not None:
         carried |= tokenizer.metadata()
     return Origin(load_arch(arch, vocab_size), carried, None, None, None)
@@ -124,16 +120,11 @@ def from_checkpoint(path: Path, init: Path | None, arch: str | None) -> Origin:
 
 
 def _carried(file: TensorFile, tokenizer: LoadedTokenizer | None) -> dict[str, Any]:
-    carried: dict[str, Any] = dict.fromkeys(_PROVENANCE_KEYS)
-    kept = ("name", *_PROVENANCE_KEYS, *_CONFIGURATIONS)
-    carried |= {key: file.metadata[key] for key in kept if key in file.metadata}
-    # A fine-tuned model must be usable without its base: tokenizer and chat template travel with the
-    # checkpoints.
-    from_file = {key: value for key, value in file.metadata.items() if key.startswith(_TOKENIZER_KEYS)}
+    about_model, about_tokenizer = carried_metadata(file.metadata)
     # The file's own vocabulary wins: --tokenizer was only checked to be no larger.
-    if tokenizer is not None and not {VOCABULARY, HF_TOKENIZER} & from_file.keys():
-        return carried | tokenizer.metadata()
-    return carried | from_file
+    if tokenizer is not None and not {VOCABULARY, HF_TOKENIZER} & about_tokenizer.keys():
+        return about_model | tokenizer.metadata()
+    return about_model | about_tokenizer
 
 
 def _base_model(file: TensorFile) -> BaseModel:
