@@ -23,34 +23,6 @@ def test_unknown_keys_and_their_order_are_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
 
-ROW = {"name": "shard-00000.bin", "tokens": 1, "documents": 1, "sha256": "ab"}
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"shards": []},
-        {"shards": [ROW, ROW | {"tokens": True}, ROW | {"tokens": 1.0}, ROW | {"sha256": None}]},
-        {"shards": [ROW | {"more": [1, {"a": []}]}, ROW | {"more": {}}, {}, [], [[1], "x"], None, 3.5]},
-        {"input_files": ["a.txt", "ä \u2028 \udc80\n", ""], "part_range": {"start": [0, 0, 0], "none": {}}},
-        {"ä": 'a\n  "shards": []', "nested": {"list": [{"a": 1}, "b"]}},
-    ],
-    ids=str,
-)
-def test_a_manifest_is_pythons_indented_json(changes, tmp_path):
-    for _ in range(2):  # rows that were written before are remembered
-        write_manifest(tmp_path, SOUND | changes)
-        expected = json.dumps(SOUND | changes, indent=2) + "\n"
-        assert (tmp_path / MANIFEST).read_bytes() == expected.encode()
-
-
-@pytest.mark.parametrize("value", [float("nan"), [float("inf")], [{"a": float("nan")}]], ids=str)
-def test_numbers_that_json_does_not_have_are_refused(value, tmp_path):
-    with pytest.raises(ValueError, match="JSON"):
-        write_manifest(tmp_path, SOUND | {"x": value})
-
-
 def test_a_failed_write_leaves_the_old_manifest(tmp_path):
     write_manifest(tmp_path, SOUND)
 

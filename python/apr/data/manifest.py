@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -162,43 +161,8 @@ def write_manifest(directory: str | PathLike[str], manifest: Mapping[str, object
         OSError: writing failed; an existing manifest is unchanged.
     """
     # ASCII, so that readers of any encoding agree, and NaN is refused because it is not JSON.
-    write_atomically(Path(directory) / MANIFEST, f"{_indented(manifest)}\n".encode())
-
-
-def _indented(manifest: Mapping[str, object]) -> str:
-    """Return `json.dumps(manifest, indent=2)`.
-
-    An encoding writes its manifest after each shard, with all rows and input files. The package's encoder of
-    indented JSON is written in Python, and took most of the time of an encoding with thousands of shards.
-    """
-    members = []
-    for key, value in manifest.items():
-        if isinstance(value, list) and value:
-            items = ",\n    ".join(map(_item, value))
-            text = f"[\n    {items}\n  ]"
-        else:
-            text = json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n  ")
-        members.append(f"  {json.dumps(key)}: {text}")
-    inner = ",\n".join(members)
-    return f"{{\n{inner}\n}}" if members else "{}"
-
-
-def _item(value: object) -> str:
-    """Return an item of a list of the manifest, indented: a row or the name of a file."""
-    if isinstance(value, str):
-        return json.dumps(value)
-    if isinstance(value, dict):
-        try:
-            # The types too: True and 1.0 are equal to 1, and would get its text.
-            return _row(tuple(value.items()), tuple(map(type, value.values())))
-        except TypeError:
-            pass  # another producer keeps lists in its rows
-    return json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n    ")
-
-
-@lru_cache(maxsize=1 << 20)
-def _row(members: tuple[tuple[str, object], ...], _types: tuple[type, ...]) -> str:
-    return json.dumps(dict(members), indent=2, allow_nan=False).replace("\n", "\n    ")
+    content = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+    write_atomically(Path(directory) / MANIFEST, content.encode())
 
 
 def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list[str]:
