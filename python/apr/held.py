@@ -74,7 +74,7 @@ def claimed(directory: Path, holder: str, advice: str) -> Iterator[None]:
         NotADirectoryError: the path is not a directory.
     """
     if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
+        raise NotADirectoryError(errno.ENOTDIR, "a file has this name; use another directory", str(directory))
     created = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     with held(directory, holder, advice):

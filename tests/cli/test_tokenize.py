@@ -261,6 +261,94 @@ def test_hidden_files_are_counted_and_left_out_unless_asked_for(encode, corpus, 
     assert "--hidden" in capsys.readouterr().err
 
 
+# What was passed, and a word of what was meant.
+NOT_SHARDS = {
+    "docs.jsonl": "apr tokenize encode",
+    "out/shard-00000.bin": "pass its directory",
+    "out/manifest.json": "pass the directory",
+    "m.gguf": "model file",
+    "model": "transformers model",
+    "empty": "",
+    "nowhere": "No such file",
+}
+NOT_A_TOKENIZER = {
+    "docs.jsonl": "file of texts",
+    "out": "token shards",
+    "out/shard-00000.bin": "token shard",
+    "model/model.safetensors": "model file",
+    "model/tokenizer_config.json": "pass its directory",
+    "model/special_tokens_map.json": "pass its directory",
+    "pair/vocab.json": "pass its directory",
+    "pair/merges.txt": "pass its directory",
+    "tokenizer.model": "AutoTokenizer",
+    "qwen.tiktoken": "AutoTokenizer",
+    "llama": "AutoTokenizer",
+    "empty": "tokenizer.json",
+    "nowhere": "No such file",
+}
+
+
+@pytest.fixture
+def inputs(encode, tmp_path, capsys):
+    import shutil
+
+    assert encode() == 0
+    (tmp_path / "docs.jsonl").write_text('{"content": "x"}\n')
+    (tmp_path / "empty").mkdir()
+    shutil.copy(IMPORTED / "llama_tied.gguf", tmp_path / "m.gguf")
+    shutil.copytree(TOKENIZER, tmp_path / "model")
+    (tmp_path / "model" / "special_tokens_map.json").write_text("{}")
+    (tmp_path / "pair").mkdir()
+    (tmp_path / "pair" / "vocab.json").write_text('{"a": 0}')
+    (tmp_path / "pair" / "merges.txt").write_text("")
+    (tmp_path / "llama").mkdir()
+    for name in ("tokenizer.model", "qwen.tiktoken", "llama/tokenizer.model"):
+        (tmp_path / name).write_bytes(b"\x0a\x0e\xff")
+    capsys.readouterr()
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["decode", "merge"])
+@pytest.mark.parametrize("name", NOT_SHARDS)
+def test_what_is_no_shard_directory_is_named(name, command, inputs, capsys):
+    more = ["--output", str(inputs / "merged")] if command == "merge" else []
+    assert main(["tokenize", command, str(inputs / name), *more]) in (3, 5)
+    error = capsys.readouterr().err
+    assert str(inputs / name) in error
+    assert NOT_SHARDS[name] in error
+    assert len(error.splitlines()) == 1
+    assert not (inputs / "merged").exists()
+
+
+def test_a_whole_encoding_is_not_merged(inputs, capsys):
+    assert main(["tokenize", "merge", str(inputs / "out"), "--output", str(inputs / "merged")]) == 5
+    assert "whole encoding" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", NOT_A_TOKENIZER)
+def test_what_is_no_tokenizer_is_named(name, inputs, encode, capsys):
+    assert encode(tokenizer=inputs / name, output="again") in (3, 4)
+    error = capsys.readouterr().err
+    assert str(inputs / name) in error
+    assert NOT_A_TOKENIZER[name] in error
+    assert len(error.splitlines()) == 1
+    assert not (inputs / "again").exists()
+
+
+@pytest.mark.parametrize("command", ["encode", "train"])
+def test_an_output_that_is_a_file_is_refused(command, encode, corpus, capsys):
+    output = corpus / "README"
+    if command == "encode":
+        assert encode("--output", str(output)) == 3
+    else:
+        argv = ["tokenize", "train", "--corpus", str(corpus), "--vocab-size", "300"]
+        assert main([*argv, "--output", str(output)]) == 3
+    error = capsys.readouterr().err
+    assert f"{output}: a file has this name" in error
+    assert len(error.splitlines()) == 1
+    assert output.read_text() == "readme\n"
+
+
 @pytest.mark.parametrize("estimate", [[], ["--estimate-only"]], ids=["encode", "estimate"])
 @pytest.mark.parametrize(
     "name", ["out", "out/shard-00000.bin", "out/manifest.json", "m.gguf", "m.safetensors", "m.apr"]

@@ -20,13 +20,14 @@ import numpy as np
 from apr.data.corpus_part import Part, parse_part
 from apr.data.identity import same_in_manifests
 from apr.data.listing import ID_SIZE, list_shards
-from apr.data.manifest import MANIFEST, check_manifest, read_manifest, shard_rows, write_manifest
+from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, shard_rows, write_manifest
 from apr.data.output_dir import clear_output, lock_output, manifest_to_resume
 from apr.data.recorded import file_sha256
 from apr.data.scan import corpus_sha256
 from apr.data.shard_writer import lengths_path
 from apr.errors import RefusedError, UsageError
 from apr.files import replacing
+from apr.recognize import recognized
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -257,10 +258,18 @@ def _check_parts(parts: Sequence[Path]) -> list[_Source]:
 
 
 def _check_part(path: Path) -> _Source:
-    manifest = read_manifest(path)
+    # Before the manifest in it, whose absence would be named instead.
+    with os.scandir(path) as entries:
+        has_manifest = any(entry.name == MANIFEST for entry in entries)
+    manifest = read_manifest(path) if has_manifest else {}
     part, part_range = manifest.get("part"), manifest.get("part_range")
     if not isinstance(part, str) or not isinstance(part_range, dict):
-        raise RefusedError(f"{path}: not a part of an encoding; encode parts with --part I/N", path=path)
+        what = "a whole encoding" if manifest.get("schema") == SCHEMA else recognized(path)
+        raise RefusedError(
+            f"{path}: not a part of an encoding{f', but {what}' if what else ''}; pass directories that "
+            "apr tokenize encode --part I/N wrote",
+            path=path,
+        )
     if manifest.get("complete") is not True:
         raise RefusedError(
             f"{path}: part {part} is incomplete; run its command again with --resume", path=path

@@ -41,6 +41,12 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 1, 2, 3, 4, 5  # GGUF's to
 _TOKENIZER, _CONFIG, _SPECIAL_MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
 _ADDED, _VOCAB, _MERGES = "added_tokens.json", "vocab.json", "merges.txt"
 _FILES = (_TOKENIZER, _CONFIG, _SPECIAL_MAP, _ADDED, _VOCAB, _MERGES)
+# Tokenizers that transformers turns into a tokenizer.json.
+_OTHER_MODELS = (".model", ".tiktoken")
+_OTHER_MODEL = (
+    "SentencePiece or tiktoken model; load it with transformers' AutoTokenizer and save it again, which "
+    "writes tokenizer.json"
+)
 # The keys of a configuration that name a special token.
 _SPECIAL_KEYS = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _SPECIAL_LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -161,10 +167,19 @@ def load_tokenizer(path: str | PathLike[str], *, eos_token: str | None = None) -
         return _from_json(path, files, eos_token)
     except FormatError:
         # By its name, which is that of a tokenizer even where the contents are damaged.
-        what = "" if path.name == _TOKENIZER else recognized(path)
+        what = "" if path.name == _TOKENIZER else _other_file(path)
         if not what:
             raise
         raise FormatError(f"{path}: not a tokenizer, but {what}", path=path) from None
+
+
+def _other_file(path: Path) -> str:
+    """Return what a file that is not a tokenizer.json is; an empty text for what is not recognized."""
+    if path.name in _FILES:
+        return f"one file of a tokenizer; pass its directory: {path.parent}"
+    if path.name.endswith(_OTHER_MODELS):
+        return f"a {_OTHER_MODEL}"
+    return recognized(path)
 
 
 def tokenizer_from_metadata(
@@ -201,8 +216,11 @@ def _from_files(path: Path, files: Mapping[str, bytes], eos_token: str | None) -
     if _VOCAB in files and _MERGES in files:
         return _from_pair(path, files, eos_token)
     reason = "contains neither tokenizer.json nor vocab.json and merges.txt"
-    what = recognized(path)
-    raise FileNotFoundError(errno.ENOENT, f"{reason}; it is {what}" if what else reason, str(path))
+    others = [name.name for name in path.iterdir() if name.name.endswith(_OTHER_MODELS)]
+    what = f"{others[0]} is a {_OTHER_MODEL}" if others else recognized(path)
+    if what:
+        reason += f"; {what}" if others else f"; it is {what}"
+    raise FileNotFoundError(errno.ENOENT, reason, str(path))
 
 
 def _from_json(path: Path, files: Mapping[str, bytes], eos_token: str | None) -> LoadedTokenizer:

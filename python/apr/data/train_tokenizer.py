@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -50,6 +51,7 @@ def train(
 
     Raises:
         UsageError: `vocab_size` is too small for all bytes.
+        NotADirectoryError: `output` is a file.
         RefusedError: the directory already contains a tokenizer, no row of a file has the text field, or the
             corpus has no text.
         FormatError, OSError: a file of the corpus cannot be read, or writing failed.
@@ -63,6 +65,8 @@ def train(
             f"--vocab-size {vocab_size} is too small; use at least {MIN_VOCAB_SIZE}, for all bytes and "
             f"{END_OF_TEXT}"
         )
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "a file has this name; use another directory", str(output))
     for name in FILES:
         # Refused before training, which takes longer than this check.
         if (output / name).exists():
