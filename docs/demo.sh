@@ -60,7 +60,7 @@ say "5. Check the shards: every id, and whether it looks like text"
 run apr repair-manifest "$out/train" --verify --tokenizer "$out/smollm2.apr"
 
 train=(apr pretrain --init "$out/smollm2.apr" --dataset "$out/train" --val-dataset "$out/held-out"
-    --tokenizer "$out/smollm2.apr" --run-dir "$out/run" --seq-length 512 "${batch[@]}")
+    --run-dir "$out/run" --seq-length 512 "${batch[@]}")
 
 say "6. Check everything and measure the speed, without training"
 run "${train[@]}" --val-tokens "$val_tokens" --num-steps 1000 --plan --json > "$out/plan.json"

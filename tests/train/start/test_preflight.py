@@ -384,3 +384,36 @@ def test_ids_drawn_at_random_are_not_text(refused, make_shards, option):
     line, code = refused(**{option: make_shards("random", ids=ids)})
     assert code == 5
     assert "drawn at random" in line
+
+
+@pytest.mark.parametrize("form", ["the keys of GGUF", "tokenizer.json"])
+@pytest.mark.parametrize("given", [True, False], ids=["--tokenizer", "in the file alone"])
+def test_the_tokenizer_in_init_is_enough(options, refused, train, make_shards, tmp_path, form, given):
+    """Texts that end at once are noticed by its end of text, and checkpoints and samples have it."""
+    import numpy as np
+
+    import apr
+    from apr.data.tokenizers import load_tokenizer
+
+    with apr.load(BASE) as file:
+        tensors, metadata = {name: file[name].clone() for name in file}, dict(file.metadata)
+    directory = DATA / "hf_qwen2_tied"
+    metadata = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.")}
+    if form == "tokenizer.json":
+        names = ("tokenizer.json", "tokenizer_config.json")
+        metadata["hf_tokenizer"] = {name: (directory / name).read_text() for name in names}
+    else:
+        metadata |= load_tokenizer(directory).metadata()
+    init = tmp_path / "init.apr"
+    apr.save(tensors, init, metadata=metadata)
+    more = {"init": init, "tokenizer": init if given else None}
+    result = train(options(**more, num_steps=1, sample_prompt="a b"))
+    assert result.exit_code == 0, result
+    with apr.load(tmp_path / "run" / result.last_checkpoint) as checkpoint:
+        assert checkpoint.metadata.get("hf_tokenizer") == metadata.get("hf_tokenizer")
+        assert load_tokenizer(checkpoint.path).tokenizer.to_str() == load_tokenizer(init).tokenizer.to_str()
+    ids = np.random.default_rng(0).zipf(1.3, 8000) % 400
+    ids[::3] = load_tokenizer(directory).eos_id
+    line, code = refused(**more, dataset=make_shards("ends", ids=ids), run_dir=tmp_path / "refused")
+    assert code == 5
+    assert "end" in line.split(": ", 3)[-1]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 import torch
 
+from apr.container.metadata import HF_TOKENIZER
 from apr.contracts.verdict import load_decidable
 from apr.data.corpus_check import corpus_problems
 from apr.data.identity import MANIFEST_KEY, MODEL_KEY
@@ -351,6 +353,12 @@ def _special_ids(
     shards: ShardDir, tokenizer: LoadedTokenizer | None, carried: Mapping[str, Any]
 ) -> tuple[int | None, int | None]:
     """Return the ids that end a text and that stand for unknown text; None where they are not known."""
+    if tokenizer is None and HF_TOKENIZER in carried:
+        # The file's own, which has no keys for them. A run needs neither it nor the package that reads it.
+        with suppress(AprError, ModuleNotFoundError):
+            from apr.data.tokenizers import tokenizer_from_metadata
+
+            tokenizer = tokenizer_from_metadata("--init", carried)
     if tokenizer is not None:
         return tokenizer.eos_id, tokenizer.unk_id
     eos = shards.manifest.get("eos_token_id", carried.get("tokenizer.eos_token_id"))
