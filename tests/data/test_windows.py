@@ -125,20 +125,24 @@ def test_windows_cross_the_ends_of_shards(shards):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "val_tokens", "start"),
+    ("lengths", "val_tokens", "start", "says"),
     [
-        ((500, 400, 60, 40), 50, 900),  # the last shard alone is too small, the last two fit
-        ((500, 440, 60), 50, 940),  # the last shard fits
-        ((500, 300, 200), 50, 940),  # the last shard is more than a tenth: windows
-        ((1000,), 50, 940),  # one shard: the last 5 of its 99 windows
-        ((1000,), 10_000, 890),  # a tenth at most
+        # The last shard alone is too small, the last two fit.
+        ((500, 400, 60, 40), 50, 900, "the last 2 shards (shard-00002.bin to shard-00003.bin), 100 tokens"),
+        ((500, 440, 60), 50, 940, "the last shard (shard-00002.bin), 60 tokens"),
+        # The last shard is more than a tenth: windows.
+        ((500, 300, 200), 50, 940, "the last 5 windows of 10 tokens, from id 940 on"),
+        ((1000,), 50, 940, "the last 5 windows of 10 tokens"),  # of one shard, which has 99
+        ((1000,), 10, 980, "the last window of 10 tokens, from id 980 on"),
+        ((1000,), 10_000, 890, "the last 10 windows of 10 tokens"),  # a tenth at most
     ],
 )
-def test_what_is_held_out(shards, lengths, val_tokens, start):
+def test_what_is_held_out(shards, lengths, val_tokens, start, says):
     from apr.data.split import split_dataset
 
     directory = shards(*lengths)
     parts = split_dataset(directory, None, 10, val_tokens)
+    assert says in parts.description
     assert parts.held_out.start == start
     assert parts.held_out.batch(np.array([0]))[0, 0] == start
     trained = parts.train.batch(np.arange(len(parts.train)))

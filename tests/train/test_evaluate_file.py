@@ -109,3 +109,20 @@ def test_shards_that_cannot_be_trusted_are_named(options, make_shards, evaluate,
     assert (folder if change == "random" else path).name in error
     if change == "damaged":
         assert (folder / "manifest.json").read_bytes() == before
+
+
+def test_the_ids_that_are_named_are_those_that_were_evaluated(options, train, make_shards, evaluate):
+    """Windows of 32 ids from the first held-out id on, and one more id that the last window predicts."""
+    config = options(num_steps=2, eval_every=2)
+    result = train(config)
+    last = config.run_dir / result.last_checkpoint
+    start = 8000 - 1 - 7999 % 32 - 20 * 32
+    for tokens in (64, 640):
+        _, line, values = evaluate(last, config.dataset, "--val-tokens", str(tokens))
+        assert values["ids"] == f"{start:,} to {start + tokens:,} of the held-out ids {start:,} to 7,999"
+        assert f"{tokens} tokens" in line
+    base = ["--seq-length", "32", "--val-tokens", "96"]
+    assert evaluate(config.init, config.dataset, *base)[2]["ids"] == "0 to 96 of ids 0 to 7,999"
+    few = make_shards("few", tokens=33)
+    _, line, _ = evaluate(config.init, few, "--seq-length", "1", "--val-tokens", "1")
+    assert "1 token (" in line

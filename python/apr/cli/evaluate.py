@@ -12,6 +12,7 @@ import tyro
 from apr.errors import UsageError
 from apr.files import json_text
 from apr.options import Alias, Unset
+from apr.plurals import counted
 from apr.train.config import Precision
 
 
@@ -80,6 +81,6 @@ class Command:
             conditions = ", ".join(f"{key} {value}" for key, value in facts.items() if key not in apart)
             print(
                 f"{self.file}: {LOSS_NAMES[facts['text']]} {result.val_loss:.4f}, "
-                f"perplexity {result.val_ppl:.2f}, {result.val_tokens:,} tokens ({conditions})"
+                f"perplexity {result.val_ppl:.2f}, {counted(result.val_tokens, 'token')} ({conditions})"
             )
         return 0

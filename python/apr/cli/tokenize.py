@@ -91,7 +91,7 @@ class Train:
         _print_hidden(corpus.hidden)
         if report.vocab_size < self.vocab_size:
             print(
-                f"note: the corpus is too small for {self.vocab_size} tokens; the tokenizer has "
+                f"note: the corpus is too small for {counted(self.vocab_size, 'token')}; the tokenizer has "
                 f"{report.vocab_size}",
                 file=sys.stderr,
             )
@@ -107,8 +107,9 @@ class Train:
             print(json.dumps(row))
         else:
             print(
-                f"{report.output}: {report.vocab_size} tokens from {counted(report.documents, 'document')}, "
-                f"{decimal(report.text_bytes)} of text, in {seconds:.1f} s"
+                f"{report.output}: {counted(report.vocab_size, 'token')} from "
+                f"{counted(report.documents, 'document')}, {decimal(report.text_bytes)} of text, "
+                f"in {seconds:.1f} s"
             )
         return 0
 

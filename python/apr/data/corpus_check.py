@@ -74,7 +74,9 @@ def corpus_problems(scan: Scan, eos_id: int | None, unk_id: int | None) -> list[
             f"the entropy is {scan.entropy_bits:.3f} bits per token; text has more than {MIN_ENTROPY_BITS:g}"
         )
     if scan.distinct_ids < MIN_DISTINCT_IDS and scan.total_tokens >= MIN_TOKENS_FOR_DISTINCT:
-        problems.append(f"only {scan.distinct_ids} different ids; text has at least {MIN_DISTINCT_IDS}")
+        problems.append(
+            f"only {counted(scan.distinct_ids, 'different id')}; text has at least {MIN_DISTINCT_IDS}"
+        )
     if scan.repeated_share > MAX_REPEATED_SHARE and scan.windows >= MIN_WINDOWS:
         problems.append(
             f"{scan.repeated_share:.0%} of the 64-id windows are repeats, above the limit of "

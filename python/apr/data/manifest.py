@@ -275,7 +275,11 @@ def _row_problems(rows: Sequence[ShardRow], shards: Sequence[Shard]) -> list[str
     recorded = {row["name"]: row["tokens"] for row in rows}
     actual = {shard.name: shard.tokens for shard in shards}
     return [
-        f"{name}: {recorded.get(name, 'no')} tokens recorded, {actual.get(name, 'no')} in the file"
+        f"{name}: {_tokens(recorded.get(name))} recorded, {_tokens(actual.get(name))} in the file"
         for name in sorted(recorded.keys() | actual.keys())
         if recorded.get(name) != actual.get(name)
     ]
+
+
+def _tokens(count: object) -> str:
+    return "no tokens" if count is None else "1 token" if count == 1 else f"{count} tokens"

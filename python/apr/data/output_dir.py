@@ -18,6 +18,7 @@ from apr.data.manifest import MANIFEST, SHARD_WRITERS, check_manifest, is_count,
 from apr.data.recorded import file_sha256
 from apr.data.shard_writer import LENGTHS_SUFFIX
 from apr.errors import FormatError, RefusedError
+from apr.plurals import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -232,8 +233,8 @@ def check_kept_shards(output: Path, rows: Sequence[ShardRow]) -> None:
             tokens = path.stat().st_size // ID_SIZE
             if tokens * ID_SIZE != path.stat().st_size or tokens != row["tokens"]:
                 raise RefusedError(
-                    f"{output / MANIFEST}: {row['name']} has {row['tokens']} tokens, but the file contains "
-                    f"{tokens}; use --force to start over",
+                    f"{output / MANIFEST}: {row['name']} has {counted(row['tokens'], 'token')}, but the file "
+                    f"contains {tokens}; use --force to start over",
                     path=output / MANIFEST,
                 )
     # One is normal: a kill may come after the shard was written and before the manifest that counts it.

@@ -69,8 +69,9 @@ class RepairReport:
         lines = []
         for shard in scan.shards:
             sha256 = "not computed" if shard.sha256 is None else f"{shard.sha256[:16]}…"
+            noun = "token " if tokens[shard.name] == 1 else "tokens"
             lines.append(
-                f"  {shard.name}  {tokens[shard.name]:>12,} tokens  "
+                f"  {shard.name}  {tokens[shard.name]:>12,} {noun}  "
                 f"highest id {shard.max_id:>7}  sha256 {sha256}"
             )
         if len(lines) > _ROWS:
@@ -85,7 +86,7 @@ class RepairReport:
             "repeats": "too short to measure",
         }
         if scan.windows:
-            facts["repeats"] = f"{scan.repeated_share:.1%} of {scan.windows:,} windows of 64 ids"
+            facts["repeats"] = f"{scan.repeated_share:.1%} of {counted(scan.windows, 'window')} of 64 ids"
         if scan.most_frequent:
             token, count = scan.most_frequent[0]
             text = ""

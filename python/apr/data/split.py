@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from apr.data.windows import Windows
 from apr.errors import RefusedError
+from apr.plurals import counted
 
 if TYPE_CHECKING:
     from apr.data.shards import ShardDir
@@ -41,7 +42,7 @@ def split_dataset(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: i
     total = dataset.total_tokens
     if val_dataset is not None:
         train, held_out = Windows(dataset, seq_length), Windows(val_dataset, seq_length)
-        description = f"all {val_dataset.total_tokens:,} tokens of {val_dataset.path}"
+        description = f"all {counted(val_dataset.total_tokens, 'token')} of {val_dataset.path}"
     else:
         # The end of the stream. Others evaluated on the first two batches of the training stream itself.
         start, description = _held_out_start(dataset, seq_length, min(val_tokens, total // 10))
@@ -49,9 +50,10 @@ def split_dataset(dataset: ShardDir, val_dataset: ShardDir | None, seq_length: i
         held_out = Windows(dataset, seq_length, start, total)
     for windows, purpose in ((train, "training"), (held_out, "evaluation")):
         if len(windows) == 0:
+            have = counted(windows.stop - windows.start, "token")
             raise RefusedError(
-                f"{windows.shards.path}: {windows.stop - windows.start} tokens for {purpose} are fewer than "
-                f"one window of {seq_length} + 1; lower --seq-length or encode more text",
+                f"{windows.shards.path}: {have} for {purpose}, fewer than one window of "
+                f"{seq_length} + 1; lower --seq-length or encode more text",
                 path=windows.shards.path,
             )
     return Split(train, held_out, description)
@@ -67,12 +69,16 @@ def _held_out_start(dataset: ShardDir, seq_length: int, tokens: int) -> tuple[in
         if held * 10 > total:
             break
         if held >= tokens:
-            names = f"{dataset.shards[i].name} to {dataset.shards[-1].name}"
-            return starts[i], f"the last {len(dataset.shards) - i} shards ({names}), {held:,} tokens"
+            first, last = dataset.shards[i].name, dataset.shards[-1].name
+            if first == last:
+                return starts[i], f"the last shard ({last}), {counted(held, 'token')}"
+            count = len(dataset.shards) - i
+            return starts[i], f"the last {count:,} shards ({first} to {last}), {counted(held, 'token')}"
     # Rounded up, so that at least so many tokens are evaluated.
     windows = -(-tokens // seq_length)
     start = max(0, (total - 1) // seq_length - windows) * seq_length
-    return start, f"the last {windows} windows of {seq_length}, from id {start:,} on"
+    which = "the last window" if windows == 1 else f"the last {windows:,} windows"
+    return start, f"{which} of {counted(seq_length, 'token')}, from id {start:,} on"
 
 
 def evaluation_windows(held_out: Windows, val_tokens: int) -> int:

@@ -8,7 +8,7 @@ from apr.container.load import load
 from apr.data.corpus_check import corpus_problems
 from apr.data.same_tokenizer import check_same_tokenizer, facts_of_model, facts_of_shards, unknown_note
 from apr.data.shards import ShardDir
-from apr.data.split import split_dataset
+from apr.data.split import evaluation_windows, split_dataset
 from apr.data.windows import Windows
 from apr.errors import RefusedError, UsageError
 from apr.model.decoder import Decoder
@@ -89,7 +89,7 @@ def evaluate_file(
     shards = ShardDir(dataset)
     tokenizers = (tokenizer, facts_of_shards(dataset, shards.manifest))
     check_same_tokenizer(*tokenizers)
-    windows, text, ids = _open_windows(
+    windows, text = _open_windows(
         shards, training, model.config.vocab_size, length, tokens, held_out=held_out
     )
     used_precision = precision or default_precision(chosen_device)
@@ -111,14 +111,14 @@ def evaluate_file(
         "seq_length": length,
         "device": str(chosen_device),
         "precision": used_precision,
-        "ids": ids,
+        "ids": _evaluated_ids(windows, text, tokens),
         "tokenizer": unknown_note(tokenizers) or "the same",
     }
 
 
 def _open_windows(
     shards: ShardDir, training: dict[str, Any], vocab_size: int, length: int, tokens: int, *, held_out: bool
-) -> tuple[Windows, Text, str]:
+) -> tuple[Windows, Text]:
     """Check that the shards are text of this vocabulary, and return the windows to evaluate."""
     dataset, scan = shards.path, shards.scan()
     # A corpus of one id has a loss near zero, which others have taken for success.
@@ -131,16 +131,14 @@ def _open_windows(
             "encode with the model's tokenizer",
             path=dataset,
         )
-    windows, text, ids = _choose_windows(
-        shards, scan.corpus_sha256, training, length, tokens, held_out=held_out
-    )
+    windows, text = _choose_windows(shards, scan.corpus_sha256, training, length, tokens, held_out=held_out)
     if len(windows) == 0:
+        have = counted(windows.stop - windows.start, "token")
         raise RefusedError(
-            f"{dataset}: {windows.stop - windows.start} tokens are fewer than one window of {length} + 1; "
-            "lower --seq-length",
+            f"{dataset}: {have}, fewer than one window of {length} + 1; lower --seq-length",
             path=dataset,
         )
-    return windows, text, ids
+    return windows, text
 
 
 def _choose_windows(
@@ -151,14 +149,14 @@ def _choose_windows(
     tokens: int,
     *,
     held_out: bool,
-) -> tuple[Windows, Text, str]:
-    """Return the windows to evaluate, what they are to the model, and their ids for people."""
+) -> tuple[Windows, Text]:
+    """Return the windows to evaluate, and what they are to the model."""
     kept, data = _mapping(training, "held_out"), _mapping(training, "data")
     start, stop = kept.get("start"), kept.get("stop")
     # Compared by hash: the directory may have moved since. The hash of a directory may be None, which a file
     # without the key must not match: hence "".
     if kept.get("corpus_sha256", "") == corpus_sha256 and isinstance(start, int) and isinstance(stop, int):
-        return Windows(shards, length, start, stop), "held_out", f"the held-out ids {start:,} to {stop:,}"
+        return Windows(shards, length, start, stop), "held_out"
     if data.get("corpus_sha256", "") == corpus_sha256:
         if held_out:
             raise RefusedError(
@@ -166,11 +164,19 @@ def _choose_windows(
                 "--dataset, or leave out --held-out",
                 path=shards.path,
             )
-        return Windows(shards, length), "training", "all"
+        return Windows(shards, length), "training"
     if held_out:
         parts = split_dataset(shards, None, length, tokens)
-        return parts.held_out, "held_out", parts.description
-    return Windows(shards, length), "other", "all"
+        return parts.held_out, "held_out"
+    return Windows(shards, length), "other"
+
+
+def _evaluated_ids(windows: Windows, text: Text, tokens: int) -> str:
+    """Return which ids an evaluation of so many tokens reads, for people."""
+    # A window's last id is only predicted, and is the first of the next one.
+    last = windows.start + evaluation_windows(windows, tokens) * windows.seq_length
+    which = "the held-out ids" if text == "held_out" else "ids"
+    return f"{windows.start:,} to {last:,} of {which} {windows.start:,} to {windows.stop - 1:,}"
 
 
 def _count(path: Path, training: dict[str, Any], name: str, given: int | None) -> int | None:

@@ -13,6 +13,7 @@ import torch
 from apr.duration import format_duration
 from apr.errors import EXIT_REFUSED, AprError, RefusedError, exit_code, message
 from apr.files import write_json
+from apr.plurals import counted
 from apr.train import gates, rundir
 from apr.train.ends import Ending, met_before_training
 from apr.train.machine.device import peak_memory_bytes
@@ -180,11 +181,11 @@ def _last_lines(loop: Loop, result: Result) -> list[str]:
     """Return what the run took, and where its files are."""
     run_dir = loop.prepared.config.run_dir
     duration = format_duration(result.wall_seconds)
-    spent = f"{result.steps_completed:,} steps, {result.tokens_seen:,} tokens in {duration}"
+    spent = f"{counted(result.steps_completed, 'step')}, {counted(result.tokens_seen, 'token')} in {duration}"
     if result.tokens_per_second is not None:
         spent += f", {result.tokens_per_second:,.0f} tokens/s"
     if result.spikes:
-        spent += f", {result.spikes} spikes"
+        spent += f", {counted(result.spikes, 'spike')}"
     if result.skipped_steps:
         spent += f" ({result.skipped_steps} skipped)"
     lines = [spent]

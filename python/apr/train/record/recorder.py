@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Self
 
 from apr.duration import format_duration
+from apr.plurals import counted
 from apr.train import rundir
 from apr.train.machine.device import Utilization, peak_flops, why_slow
 from apr.train.record.callbacks import CheckpointRecord, EvaluationRecord, StepRecord
@@ -157,7 +158,7 @@ class Recorder:
         self._metrics.write(asdict(record))
         self._report.line(
             f"{name}: held-out loss {val_loss:.4f} (perplexity {record.val_ppl:.2f}) "
-            f"over {val_tokens:,} tokens in {seconds:.1f} s"
+            f"over {counted(val_tokens, 'token')} in {seconds:.1f} s"
         )
         self._send(record)
 

@@ -128,13 +128,13 @@ class Plan:
         if needs.free_memory_bytes is not None:
             memory += f"; {needs.free_memory_bytes / 2**30:.1f} GiB are free on {prepared.device}"
         speed = config.tokens_per_step / self.seconds_per_step
-        left = f"the {config.num_steps - self.steps_done} steps left" if self.steps_done else "total"
+        left = counted(config.num_steps - self.steps_done, "step") + " left" if self.steps_done else "total"
         return "\n".join(
             [
                 *summary(prepared),
-                f"sizes: hidden {model.hidden_size}, {model.num_heads} heads of {model.head_dim} over "
-                f"{model.num_kv_heads} key-value heads, intermediate {model.intermediate_size}, "
-                f"{model.max_position_embeddings:,} positions{tied}",
+                f"sizes: hidden {model.hidden_size}, {counted(model.num_heads, 'head')} of {model.head_dim} "
+                f"over {counted(model.num_kv_heads, 'key-value head')}, "
+                f"intermediate {model.intermediate_size}, {model.max_position_embeddings:,} positions{tied}",
                 f"parameters: {groups}",
                 f"tokens: {config.num_steps * config.tokens_per_step:,} in total, "
                 f"{self.data_epochs:.3g} epochs (passes over the training windows)",
@@ -181,11 +181,12 @@ def summary(prepared: Prepared) -> list[str]:
     config, model, train = prepared.config, prepared.model_config, prepared.split.train
     start = f"from {config.init}" if config.init else f"from scratch, seed {config.seed}"
     return [
-        f"model: {model.family}, {prepared.parameters / 1e6:.1f} M parameters, {model.num_layers} layers, "
-        f"vocabulary {model.vocab_size:,}, {start}",
-        f"train: {len(train):,} windows of {config.seq_length} tokens from {config.dataset}",
-        f"held out: {prepared.split.description}; {prepared.val_tokens:,} tokens per evaluation",
-        f"steps: {config.num_steps} of {config.tokens_per_step:,} tokens, peak lr {config.lr:g}, "
+        f"model: {model.family}, {prepared.parameters / 1e6:.1f} M parameters, "
+        f"{counted(model.num_layers, 'layer')}, vocabulary {model.vocab_size:,}, {start}",
+        f"train: {counted(len(train), 'window')} of {counted(config.seq_length, 'token')} "
+        f"from {config.dataset}",
+        f"held out: {prepared.split.description}; {counted(prepared.val_tokens, 'token')} per evaluation",
+        f"steps: {config.num_steps} of {counted(config.tokens_per_step, 'token')}, peak lr {config.lr:g}, "
         f"warm-up {config.warmup_steps}; evaluated every {counted(config.eval_every, 'step')}",
         f"needs: about {prepared.needs.memory_bytes / 2**30:.1f} GiB of memory, "
         f"{decimal(prepared.needs.checkpoint_bytes)} per checkpoint",

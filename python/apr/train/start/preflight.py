@@ -266,8 +266,8 @@ def _check_model(
     with problems:
         if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
             raise RefusedError(
-                f"{tokenizer.source}: the vocabulary has {tokenizer.vocab_size} ids, but the model's only "
-                f"{model.vocab_size}; pass the model's own tokenizer",
+                f"{tokenizer.source}: the vocabulary has {counted(tokenizer.vocab_size, 'id')}, but the "
+                f"model's only {model.vocab_size}; pass the model's own tokenizer",
                 path=tokenizer.source,
             )
     with problems:
@@ -389,10 +389,12 @@ def _split(
         if parts is not None and not config.allow_shard_cycle:
             needed, available = config.num_steps * config.windows_per_step, len(parts.train)
             if needed > available:
+                steps = available // config.windows_per_step
+                shorter = f"--num-steps {steps}" if steps else "a smaller --batch-size"
                 raise RefusedError(
-                    f"{config.dataset}: the run needs {needed:,} windows of {config.seq_length} tokens, but "
-                    f"there are only {available:,}; use --num-steps "
-                    f"{available // config.windows_per_step}, encode more text, or pass --allow-shard-cycle",
+                    f"{config.dataset}: the run needs {counted(needed, 'window')} of "
+                    f"{counted(config.seq_length, 'token')}, but there are only {available:,}; "
+                    f"use {shorter}, encode more text, or pass --allow-shard-cycle",
                     path=config.dataset,
                 )
     return parts
@@ -463,7 +465,9 @@ def _notes(
         notes.append(unknown)
     visits = config.num_steps * config.windows_per_step / windows
     if visits > 1:
-        notes.append(f"the run makes {visits:.1f} epochs (passes over the {windows:,} training windows)")
+        notes.append(
+            f"the run makes {visits:.1f} epochs (passes over the {counted(windows, 'training window')})"
+        )
     tokens = config.num_steps * config.tokens_per_step
     enough = tokens >= _ENOUGH_TOKENS_PER_PARAMETER * needs.parameters
     if config.init is None and not enough and not config.force_under_provisioned:
@@ -501,6 +505,8 @@ def _compiles(config: PretrainConfig, device: torch.device, steps: int) -> tuple
     if device.type != "cuda":
         return False, "compile: off (auto: it gains little on a CPU)"
     saved = steps * config.grad_accum * _SAVED_PER_MICRO_BATCH
-    gain = f"{steps} steps gain about {saved:.0f} s, and compiling takes up to {_COMPILE_SECONDS} s"
+    gain = (
+        f"{counted(steps, 'step')} would gain {saved:.0f} s, and compiling takes up to {_COMPILE_SECONDS} s"
+    )
     worth = saved > _COMPILE_SECONDS
     return worth, f"compile: {'on' if worth else 'off'} (auto: {gain})"
