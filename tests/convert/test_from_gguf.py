@@ -156,7 +156,7 @@ SCALINGS = {
     "yarn with a factor of cosines": {**YARN, "rope.scaling.attn_factor": 1.5},
     "yarn with the old key": {"rope.scaling.type": "yarn", "rope.scale_linear": 4.0},
 }
-FULL = {"sliding_window": None, "layer_types": ["full_attention"] * 4}
+FULL = {"sliding_window": None, "rope_scaling": None, "layer_types": ["full_attention"] * 4}
 GEMMA = {"query_pre_attn_scalar": 16, "tie_word_embeddings": True}
 # Of each architecture, one model, and the key of the windows that this model has.
 ARCHITECTURES = {

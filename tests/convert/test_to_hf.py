@@ -129,6 +129,62 @@ def test_an_unsupported_family_is_stored_and_written_back(tmp_path, capsys):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def multimodal(directory, kind):
+    """A tiny model of text and images with transformers' class."""
+    from transformers import (
+        CLIPVisionConfig,
+        Gemma3Config,
+        Gemma3ForConditionalGeneration,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
+
+    text = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 64,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    if kind == "gemma3":
+        config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        model = Gemma3ForConditionalGeneration(config)
+    else:
+        config = LlavaConfig(
+            text_config={**text, "model_type": "llama"}, vision_config=CLIPVisionConfig(**vision)
+        )
+        model = LlavaForConditionalGeneration(config)
+    model.save_pretrained(directory)
+    return with_side_files(directory)
+
+
+@pytest.mark.parametrize(("kind", "part"), [("gemma3", "gemma3_text"), ("llava", "llama")])
+def test_a_multimodal_directory_is_stored_and_its_text_part_is_named(kind, part, tmp_path, run):
+    source = multimodal(tmp_path / "source", kind)
+    code, _, errors = run("convert", source, tmp_path / "m.apr")
+    assert code == 0
+    note = errors.splitlines()[-1]
+    assert "multimodal" in note
+    assert part in note
+    convert(tmp_path / "m.apr", tmp_path / "back")
+    before, after = (load_file(path / "model.safetensors") for path in (source, tmp_path / "back"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((source / "config.json").read_text()) == json.loads(
+        (tmp_path / "back/config.json").read_text()
+    )
+    check_side_files(tmp_path / "back")
+    for command in (
+        ["generate", tmp_path / "m.apr", "--prompt", "x"],
+        ["convert", tmp_path / "m.apr", tmp_path / "m.gguf"],
+    ):
+        code, _, errors = run(*command)
+        assert code == 5
+        (line,) = errors.splitlines()
+        assert "multimodal" in line
+
+
 def test_missing_tensors_are_refused_by_name(tmp_path, data):
     with pytest.raises(WeightsError, match=r"6.*q_proj\.bias"):
         convert(data / "aprender-0.72" / "qwen2_biases_lost.apr", tmp_path / "hf")

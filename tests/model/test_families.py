@@ -18,9 +18,9 @@ from apr.model import ModelConfig
 from apr.model.families import FAMILIES
 
 LOGITS, GRADIENTS = 1e-5, 1e-4  # relative, float32
-# Over the families and three seeds, our error was 0.86 to 1.10 times that of transformers. Both round alike,
-# but in another order.
-BF16_NOISE = 1.1
+# Over three families and eight seeds, our error was 0.76 to 1.12 times that of transformers. Both round
+# alike, but in another order.
+BF16_NOISE = 1.15
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

@@ -35,9 +35,10 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "qwen2": _UPPER,
     "qwen3": {**_UPPER, "attention_bias": True, "tie_word_embeddings": True},
     "mistral": {"head_dim": 20, "sliding_window": 8},
-    "smollm3": {"use_sliding_window": True, "sliding_window": 8, "attention_bias": True},
-    "olmo2": {"attention_bias": True},
+    "smollm3": {"use_sliding_window": True, "sliding_window": 8, "attention_bias": True, "head_dim": 20},
+    "olmo2": {"attention_bias": True, "head_dim": 20},
     "olmo3": {
+        "head_dim": 20,
         "sliding_window": 8,
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
     },
@@ -50,6 +51,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "rope_scaling": {"rope_type": "linear", "factor": 8.0},
     },
     "granite": {
+        "head_dim": 20,
         "embedding_multiplier": 3.7,
         "attention_multiplier": 0.11,
         "residual_multiplier": 0.6,
@@ -57,13 +59,23 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "tie_word_embeddings": True,
     },
-    "phi3": {
+    "phi3": {  # transformers computes the size of its factors from hidden / heads
         "sliding_window": 24,
         "original_max_position_embeddings": 16,
         "partial_rotary_factor": 0.75,
         "rope_parameters": {**_LONGROPE, "partial_rotary_factor": 0.75},
     },
-    "exaone4": {"sliding_window": 8},
+    "exaone4": {
+        "head_dim": 20,
+        "sliding_window": 8,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 4.0,
+            "low_freq_factor": 1.5,
+            "high_freq_factor": 3.0,
+            "original_max_position_embeddings": 32,
+        },
+    },
     "glm4": {"head_dim": 20},
 }  # fmt: skip
 assert SWITCHES.keys() == FAMILIES.keys()

@@ -23,7 +23,7 @@ from apr.convert import (
 )
 from apr.convert.directory import replacing_directory
 from apr.convert.plan import ConvertOptions, Layout, Plan, make_plan, note_about
-from apr.convert.stream import ModelStream, OnTensor, split_into_shards
+from apr.convert.stream import ModelStream, OnTensor, split_into_shards, with_progress
 from apr.errors import FormatError, RefusedError, WeightsError, about, named_extras
 from apr.gguf.reader import ROPE_TENSORS
 from apr.model.config import ModelConfig, names_family
@@ -203,8 +203,7 @@ def _write_gguf(plan: Plan, file: TensorFile, on_tensor: OnTensor | None) -> Con
 
 def _write(plan: Plan, model: ModelStream, on_tensor: OnTensor | None) -> Conversion:
     """Write a model in the layout of the plan, except as a transformers directory."""
-    total = len(model.tensors)
-    tensors = [tensor.with_progress(n, total, on_tensor) for n, tensor in enumerate(model.tensors)]
+    tensors = with_progress(model.tensors, lambda tensor: tensor.spec.name, on_tensor)
     max_shard_size = plan.options.max_shard_size or _SHARD_SIZE
     if plan.layout is Layout.APR:
         to_apr.write(plan.target, model.metadata, tensors)

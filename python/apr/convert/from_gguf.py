@@ -12,6 +12,7 @@ from apr.gguf.metadata import model_metadata
 from apr.gguf.names import STORED_HEADS
 from apr.gguf.reader import GgufFile
 from apr.model.config import ModelConfig
+from apr.model.families import FAMILIES
 from apr.model.names import EMBEDDING, HEAD, fused_parts
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def read(path: Path, *, keep_quantized: bool, tokenizer: bool) -> ModelStream:
         for key, value in model_metadata(file).items()
         if tokenizer or not key.startswith("tokenizer.")
     }
+    metadata["hf_architecture"] = FAMILIES[str(metadata["hf_model_type"])].class_name
     tensors = [_stream(tensor, keep_quantized=keep_quantized) for tensor in file.tensors.values()]
     try:
         fused = fused_parts(ModelConfig.from_metadata(metadata))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from apr.container.tensor_file import TensorFile
+    from apr.gguf.writer import GgufOutput
     from apr.model.config import ModelConfig
 
+_T = TypeVar("_T", "TensorStream", "GgufOutput")
 OnTensor: TypeAlias = "Callable[[str, int, int], None]"
 """A callback that gets (name, number of tensors done, number of tensors) before each tensor is read."""
 FloatDtype = Literal["f32", "f16", "bf16"]
@@ -96,17 +98,6 @@ class TensorStream:
 
         return TensorStream(replace(self.spec, name=name, shape=(stop - start, *self.spec.shape[1:])), chunks)
 
-    def with_progress(self, done: int, total: int, on_tensor: OnTensor | None) -> TensorStream:
-        """Return the tensor with a call of `on_tensor` before it is read."""
-        if on_tensor is None:
-            return self
-
-        def chunks() -> Iterator[NDArray[Any]]:
-            on_tensor(self.spec.name, done, total)
-            yield from self.chunks()
-
-        return replace(self, chunks=chunks)
-
     @property
     def numel(self) -> int:
         """The number of values."""
@@ -127,6 +118,27 @@ class ModelStream:
     tensors: list[TensorStream]
     notes: tuple[str, ...] = ()
     """What the user should know about the conversion, one line each."""
+
+
+def with_progress(tensors: Sequence[_T], name: Callable[[_T], str], on_tensor: OnTensor | None) -> list[_T]:
+    """Return tensors that call `on_tensor` before they are read.
+
+    Args:
+        tensors: in the order in which they are written.
+        name: returns the name of a tensor.
+        on_tensor: the callback, or None.
+    """
+    if on_tensor is None:
+        return list(tensors)
+
+    def announced(tensor: _T, done: int) -> _T:
+        def chunks() -> Iterator[NDArray[Any]]:
+            on_tensor(name(tensor), done, len(tensors))
+            yield from tensor.chunks()
+
+        return replace(tensor, chunks=chunks)
+
+    return [announced(tensor, done) for done, tensor in enumerate(tensors)]
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from apr.container.dtypes import QUANTIZED
 from apr.container.save import TensorSpec
 from apr.convert.gguf_families import architecture_keys, rope_tensors
 from apr.convert.gguf_tokenizer import tokenizer_keys
-from apr.convert.stream import TensorStream, chunk_ranges, joined, match_sources, stream_values
+from apr.convert.stream import TensorStream, chunk_ranges, joined, match_sources, stream_values, with_progress
 from apr.errors import about
 from apr.files import path_of, replacing
 from apr.gguf.names import ONE_PLUS, STORED_HEADS, gguf_name, permute
@@ -70,8 +70,7 @@ def write(
         WeightsError: a value cannot be stored in the dtype of its tensor.
         OSError: the file cannot be written; an earlier file at `target` is unchanged.
     """
-    total = len(model.tensors)
-    tensors = [_with_progress(t, n, total, on_tensor) for n, t in enumerate(model.tensors)]
+    tensors = with_progress(model.tensors, lambda tensor: tensor.name, on_tensor)
     with replacing(target) as file:
         write_file(file, model.architecture, model.keys, tensors)
         if before_commit is not None:
@@ -203,14 +202,3 @@ def _notes(
     quantized = sum(1 for source in sources if file.info(source).dtype in QUANTIZED)
     if quantized and dtype is None:
         yield f"{quantized} quantized tensors were written as float32; --dtype q8_0 makes the file smaller"
-
-
-def _with_progress(tensor: GgufOutput, done: int, total: int, on_tensor: OnTensor | None) -> GgufOutput:
-    if on_tensor is None:
-        return tensor
-
-    def chunks() -> Iterator[NDArray[Any]]:
-        on_tensor(tensor.name, done, total)
-        yield from tensor.chunks()
-
-    return GgufOutput(tensor.name, tensor.shape, tensor.dtype, chunks)

@@ -32,6 +32,7 @@ from apr.convert.stream import (
     match_sources,
     split_into_shards,
     stream_values,
+    with_progress,
 )
 from apr.errors import FormatError, RefusedError, UnsupportedError
 from apr.files import write_atomically
@@ -98,9 +99,8 @@ def write(
         OSError: the directory cannot be written; nothing of it is left.
     """
     model = _as_hf(file)
-    total = len(model.tensors)
     cast = [tensor.cast(dtype, allow_overflow=allow_overflow) for tensor in model.tensors]
-    tensors = [tensor.with_progress(n, total, on_tensor) for n, tensor in enumerate(cast)]
+    tensors = with_progress(cast, lambda tensor: tensor.spec.name, on_tensor)
     config = model.metadata | _config_dtype(model.metadata, tensors)
     tokenizer_files, notes = _tokenizer_files(file) if tokenizer else ({}, ())
     shards = split_into_shards(tensors, max_shard_size)

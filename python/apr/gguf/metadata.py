@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apr.errors import FormatError
-from apr.gguf.names import FAMILIES
 from apr.gguf.reader import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS, WINDOWED, GgufFile
 from apr.gguf.rope_formulas import longrope_attention_factor, rotary_fraction, yarn_attention_factor
 from apr.gguf.structure import read_structure
@@ -65,11 +64,11 @@ def model_metadata(file: GgufFile) -> dict[str, object]:
         UnsupportedError: a rotary embedding that is not supported.
     """
     arch, scaling = file.architecture, _rope_scaling(file)
-    family, class_name = arch, FAMILIES[arch]
+    family = arch
     if arch == "gemma3":
         family = "gemma3_text"
     if arch == "olmo2" and _window(file):
-        family, class_name = "olmo3", "Olmo3ForCausalLM"
+        family = "olmo3"
     metadata: dict[str, object] = {
         "model_type": family,
         "name": file.fields.get("general.name", file.path.stem),
@@ -80,7 +79,6 @@ def model_metadata(file: GgufFile) -> dict[str, object]:
         "original_format": "gguf",
         "param_count": sum(prod(tensor.shape) for tensor in file.tensors.values()),
         "architecture": family,
-        "hf_architecture": class_name,
         "hf_model_type": family,
         "hidden_size": file.size("embedding_length"),
         "num_layers": file.size("block_count"),

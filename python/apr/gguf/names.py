@@ -11,21 +11,11 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# GGUF `general.architecture`: transformers' class. A file of Mistral is a llama, and one of OLMo 3 an olmo2
-# with sliding windows.
-FAMILIES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "smollm3": "SmolLM3ForCausalLM",
-    "olmo2": "Olmo2ForCausalLM",
-    "gemma2": "Gemma2ForCausalLM",
-    "gemma3": "Gemma3ForCausalLM",
-    "granite": "GraniteForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "exaone4": "Exaone4ForCausalLM",
-    "glm4": "Glm4ForCausalLM",
-}
+# GGUF's `general.architecture` of the families that are supported. A file of Mistral is a llama, and one of
+# OLMo 3 an olmo2 with sliding windows.
+ARCHITECTURES = (
+    "llama", "qwen2", "qwen3", "smollm3", "olmo2", "gemma2", "gemma3", "granite", "phi3", "exaone4", "glm4",
+)  # fmt: skip
 # Architectures that llama.cpp rotates in adjacent pairs of values, transformers in the two halves of a head.
 # The rows of q and k change their order between the two, in both directions. GLM-4 is not among them:
 # transformers rotates its pairs too.

@@ -12,7 +12,7 @@ import numpy as np
 
 from apr.container.dtypes import NUMPY
 from apr.errors import FormatError, UnsupportedError
-from apr.gguf.names import FAMILIES, ONE_PLUS, PERMUTED, hf_name, unpermute
+from apr.gguf.names import ARCHITECTURES, ONE_PLUS, PERMUTED, hf_name, unpermute
 from apr.gguf.structure import one_number, read_structure
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class GgufFile:
 
     Attributes:
         path: the file.
-        architecture: the key `general.architecture`, a key of `FAMILIES`.
+        architecture: the key `general.architecture`, one of `ARCHITECTURES`.
         fields: all keys with their values.
         tensors: the tensors by their transformers names, without the rotary factors.
         rope_factors: the tensors with divisors of rotary frequencies, by their names in `ROPE_TENSORS`.
@@ -186,9 +186,10 @@ class GgufFile:
         if "general.architecture" not in self.fields:
             raise FormatError(f"{self.path}: GGUF key general.architecture is missing", path=self.path)
         self.architecture = str(self.fields["general.architecture"])
-        if self.architecture not in FAMILIES:
+        if self.architecture not in ARCHITECTURES:
             self.refuse(
-                f"GGUF architecture {self.architecture!r} is not supported; supported: {', '.join(FAMILIES)}"
+                f"GGUF architecture {self.architecture!r} is not supported; supported: "
+                f"{', '.join(ARCHITECTURES)}"
             )
         self._refuse_features()
         self.tensors: dict[str, GgufTensor] = {}
