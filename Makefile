@@ -27,15 +27,18 @@ setup: $(BUILT)
 
 # uv goes into a folder of its own: that needs only pip, no venv module and no writable system.
 $(UV):
+	@echo "Set-up, 1 of 3: uv, the installer of Python packages (a few seconds)"
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --target .uv uv
 
 $(INSTALLED): pyproject.toml .ci/constraints.txt | $(UV)
+	@echo "Set-up, 2 of 3: Python packages, of which torch is the largest (downloads some GB; 1 to 5 minutes)"
 	test -x $(BIN)/python || $(UV) venv --quiet --python $(PYTHON) $(VENV)
 	$(UV) pip install --quiet -r pyproject.toml --extra all --group dev -c .ci/constraints.txt
 	touch $@
 
 # The extension in release mode, editable. Rebuilt only when its sources change.
 $(BUILT): $(INSTALLED) $(RUST_SOURCES)
+	@echo "Set-up, 3 of 3: compiling the Rust core (about a minute)"
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(UV) pip install --quiet --no-deps --no-build-isolation --reinstall-package apr --editable .
 	touch $@
 

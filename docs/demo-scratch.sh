@@ -41,7 +41,7 @@ run apr pretrain --mode finetune --init "$first" "${data[@]}" --run-dir "$out/ru
     --num-steps "$(( ${DEMO_STEPS:-250} / 5 ))" --lr 3e-4
 
 say "5. Six promises, decided from what is on disk"
-run apr contracts check contracts/apr-pretrain-init-finetune-v1.yaml --run-dir "$out/run"
+run apr contracts check init-finetune --run-dir "$out/run"
 
 say "What was made (in $((SECONDS - started)) s)"
 python docs/demo_table.py "$out" "$(ls "$out"/run/ckpt/*.apr | tail -n 1)"

