@@ -175,6 +175,11 @@ def accepts_aliases(cls: type[T]) -> type[T]:
 
     @wraps(create)
     def init(self: T, **options: object) -> None:
+        known = {name: name for name in options_of(cls)} | names
+        for key in options:
+            if key not in known:
+                # Python's own error for it has no suggestion.
+                raise TypeError(f"{cls.__name__} has no option {key!r}{_suggestion(key, known)}")
         create(self, **{names.get(key, key): value for key, value in options.items()})
 
     cls.__init__ = init  # type: ignore[method-assign, assignment]
@@ -248,9 +253,7 @@ def options_from_yaml(cls: type[DataclassInstance], path: Path) -> dict[str, Any
     for key, value in read_options(path).items():
         written = str(key).replace("-", "_")
         if written not in names:
-            flags = [f"--{name.replace('_', '-')}" for name in names]
-            close = [flag[2:].replace("-", "_") for flag in meant_flags(written, flags)]
-            hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+            hint = _suggestion(written, names)
             problems.append(UsageError(f"{path}: unknown option {str(key)!r}{hint}", path=path))
         elif value is not None:
             option = options[names[written]]
@@ -261,6 +264,18 @@ def options_from_yaml(cls: type[DataclassInstance], path: Path) -> dict[str, Any
     if problems:
         raise OptionsError(problems)
     return values
+
+
+def _suggestion(key: str, names: dict[str, str]) -> str:
+    """Return a question for an unknown option, or an empty text.
+
+    Args:
+        key: the name, with `_`.
+        names: the options' names by every spelling.
+    """
+    flags = [f"--{name.replace('_', '-')}" for name in names]
+    close = [names[flag[2:].replace("-", "_")] for flag in meant_flags(key, flags)]
+    return f"; did you mean {' or '.join(map(repr, dict.fromkeys(close)))}?" if close else ""
 
 
 def _number(value: object, kind: type) -> object:

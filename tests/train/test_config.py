@@ -208,3 +208,14 @@ def test_inputs_are_the_files_that_a_run_reads():
         "--arch": "sizes.yaml",
     }
     assert "--arch" not in config(init=None, mode="from-scratch", arch="qwen2-4m").inputs()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("learning_rate", "lr"), ("max_steps", "num_steps"), ("per_device_train_batch_size", "batch_size"),
+     ("num_step", "num_steps"), ("eval_steps", "eval_every"), ("xyzzy", None)],
+)  # fmt: skip
+def test_another_tools_name_of_an_option_names_the_option(given, meant):
+    with pytest.raises(TypeError, match=given) as error:
+        PretrainConfig(dataset="d", run_dir="r", init="m.apr", **{given: 1})
+    assert (f"did you mean '{meant}'?" in str(error.value)) == (meant is not None)
