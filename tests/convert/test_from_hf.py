@@ -176,21 +176,6 @@ def test_an_apr_file_with_the_head_alone_is_the_whole_model(tool, tmp_path, run)
     assert run("diff", tmp_path / "again.apr", tmp_path / "hf")[0] == 0
 
 
-def test_training_starts_from_a_file_with_the_head_alone(tmp_path):
-    from apr.model.fill import check_values
-    from apr.train.start.origin import from_file
-
-    convert(IMPORTED / "hf_qwen2_tied", tmp_path / "whole.apr")
-    with apr.load(tmp_path / "whole.apr") as whole:
-        tensors, metadata = {name: values.clone() for name, values in whole.items()}, dict(whole.metadata)
-    tensors[HEAD] = tensors.pop(EMBEDDING)
-    apr.save(tensors, tmp_path / "m.apr", metadata)
-    origin = from_file(tmp_path / "m.apr", None)
-    with apr.load(tmp_path / "m.apr") as file:
-        check_values(origin.model, file)
-    assert origin.model.tie_word_embeddings
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen2", "smollm3", "gemma2"])
 @pytest.mark.parametrize("head", [True, False])
 def test_without_its_key_a_head_is_tied_as_in_transformers_class(family, head, tmp_path):
@@ -340,3 +325,11 @@ def test_a_size_that_is_no_number_is_named(value, tmp_path):
     assert "rope_theta" in note
     convert(tmp_path / "m.apr", tmp_path / "back")
     assert str(value) == str(json.loads((tmp_path / "back/config.json").read_text())["rope_theta"])
+
+
+def test_code_beside_a_model_is_left_out_with_a_note(tmp_path):
+    source = changed(IMPORTED / "hf_llama_tied", tmp_path, auto_map={"AutoModelForCausalLM": "modeling_x.X"})
+    (source / "modeling_x.py").write_text("")
+    (note,) = convert(source, tmp_path / "m.apr").notes
+    assert "modeling_x.py" in note
+    assert "trust_remote_code" in note

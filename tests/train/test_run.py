@@ -336,3 +336,21 @@ def test_names_in_another_encoding_than_utf8_do_not_end_a_run(options, make_shar
     with apr.load(config.run_dir / result.last_checkpoint) as file:
         assert file.metadata["training"]["base_model"]["name"] == "mod\ufffdle.apr"
     assert r"mod\udce8le" in (config.run_dir / "run.log").read_text()
+
+
+def test_a_run_starts_from_a_tied_model_with_the_head_alone(options, train, tmp_path):
+    """As safetensors' `save_model` leaves it: the run is the same as from the whole file."""
+    import apr
+
+    with apr.load(BASE) as whole:
+        tensors, metadata = {name: values.clone() for name, values in whole.items()}, dict(whole.metadata)
+    del tensors["model.embed_tokens.weight"]
+    apr.save(tensors, tmp_path / "head.apr", metadata)
+    short = {"num_steps": 3, "eval_every": 3}
+    runs = [
+        train(options(init=init, run_dir=tmp_path / init.stem, **short))
+        for init in (BASE, tmp_path / "head.apr")
+    ]
+    assert runs[0].val_loss_history == runs[1].val_loss_history
+    (first, second) = (records(tmp_path / init) for init in (BASE.stem, "head"))
+    assert [record.get("train_loss") for record in first] == [record.get("train_loss") for record in second]

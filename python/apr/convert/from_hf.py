@@ -59,7 +59,12 @@ def read(directory: Path, *, tokenizer: bool) -> ModelStream:
     head_present = any(tensor.spec.name == HEAD for tensor in tensors)
     model, problem = read_config(config, head_present=head_present)
     metadata = _model_metadata(directory, config, model)
-    notes = () if problem is None else (f"the model is stored, but apr cannot train it: {problem}",)
+    notes = [] if problem is None else [f"the model is stored, but apr cannot train it: {problem}"]
+    if "auto_map" in config and (code := sorted(path.name for path in directory.glob("*.py"))):
+        notes.append(
+            f"a model file holds no code, so that {', '.join(code)} is left out; transformers needs it only "
+            "with trust_remote_code"
+        )
     if model is not None:
         tensors = split_fused(tensors, fused_parts(model))
         if model.tie_word_embeddings:
@@ -73,7 +78,7 @@ def read(directory: Path, *, tokenizer: bool) -> ModelStream:
         metadata[HF_GENERATION] = to_json(read_json_object(directory / GENERATION))
     if tokenizer and (files := _read_tokenizer(directory)):
         metadata[HF_TOKENIZER] = files
-    return ModelStream(metadata, tensors, notes)
+    return ModelStream(metadata, tensors, tuple(notes))
 
 
 def _read_weights(directory: Path) -> list[TensorStream]:
