@@ -363,6 +363,21 @@ def test_weights_that_do_not_fit_leave_nothing(tmp_path, run):
     assert not (tmp_path / "m.gguf").exists()
 
 
+@pytest.mark.parametrize("dtype", ["bool", "uint16", "int64", "complex64"])
+def test_weights_that_are_not_floating_point_are_refused(dtype, tmp_path, run):
+    import apr
+
+    name = "model.layers.0.mlp.up_proj.weight"
+    with apr.load(apr_file(tmp_path, "llama_untied")) as file:
+        values = file.numpy(name).astype(dtype)
+    code, _, errors = run("convert", resaved(tmp_path, {name: values}), tmp_path / "m.gguf")
+    assert code == 6
+    (line,) = errors.splitlines()
+    assert name in line
+    assert "floating-point" in line
+    assert not (tmp_path / "m.gguf").exists()
+
+
 def test_training_state_and_a_copy_of_a_tied_head_are_left_out(tmp_path, run):
     import gguf
 

@@ -109,8 +109,17 @@ def test_vectors_are_f32_and_odd_rows_are_f16(shape, dtype, stored):
         (float("nan"), "q8_0", "NaN"),
         (float("inf"), "f32", "NaN or infinite"),
         (1e6, "f16", "f16"),
+        # The scale of a block is a float16.
+        *(
+            (sign * 1e7, dtype, dtype)
+            for dtype in ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
+            for sign in (1, -1)
+        ),
+        (-70000, "q4_1", "-70000"),
+        (-70000, "q5_1", "-70000"),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_a_value_that_cannot_be_stored_is_refused(value, dtype, says):
     from apr.errors import WeightsError
     from apr.gguf.writer import write
@@ -120,6 +129,28 @@ def test_a_value_that_cannot_be_stored_is_refused(value, dtype, says):
     with pytest.raises(WeightsError, match=says) as error:
         write(io.BytesIO(), "llama", {}, [output(values, dtype)])
     assert "token_embd.weight" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"),
+    [
+        (8e6, "q8_0"),
+        (-8e6, "q8_0"),
+        (5e5, "q4_0"),
+        (-1e6, "q5_0"),
+        (9e5, "q4_1"),
+        (-65504, "q4_1"),
+        (2e6, "q5_1"),
+    ],
+)
+def test_the_largest_values_of_a_block_are_stored(value, dtype, tmp_path):
+    import gguf
+
+    values = np.ones((4, 64), np.float32)
+    values[2, 5] = value
+    written(tmp_path / "m.gguf", {}, [output(values, dtype)])
+    (tensor,) = gguf.GGUFReader(tmp_path / "m.gguf").tensors
+    assert gguf.dequantize(tensor.data, tensor.tensor_type)[2, 5] == pytest.approx(value, rel=0.05)
 
 
 def test_chunks_of_any_shape_are_the_same_bytes(tmp_path):

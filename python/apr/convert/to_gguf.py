@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from apr.container.dtypes import QUANTIZED
+from apr.container.dtypes import FLOATS, QUANTIZED
 from apr.container.save import TensorSpec
 from apr.convert.gguf_families import architecture_keys, rope_tensors
 from apr.convert.gguf_tokenizer import tokenizer_keys
 from apr.convert.stream import TensorStream, chunk_ranges, joined, match_sources, stream_values, with_progress
-from apr.errors import about
+from apr.errors import WeightsError, about
 from apr.files import path_of, replacing
 from apr.gguf.names import ONE_PLUS, STORED_HEADS, gguf_name, permute
 from apr.gguf.writer import GgufOutput, file_type, stored_dtype
@@ -91,7 +91,7 @@ def read(file: TensorFile, *, dtype: GgufDtype | None, tokenizer: bool) -> GgufM
 
     Raises:
         RefusedError: the metadata do not describe a model, or llama.cpp cannot run it.
-        WeightsError: the tensors are not those of the model that the metadata describe.
+        WeightsError: the tensors are not those of the model that the metadata describe, or not floats.
     """
     with about(file.path):
         config = ModelConfig.from_metadata(file.metadata, head_present=has_head(file))
@@ -172,6 +172,12 @@ def _stream(
     """Return a parameter with its rows in GGUF's order, and as GGUF has the weights of norms."""
     architecture = FAMILIES[config.family].gguf
     stream = stream_values(file, source)
+    if stream.spec.dtype not in FLOATS:
+        raise WeightsError(
+            f"{file.path}: {source} has dtype {stream.spec.dtype}, but weights are floating-point numbers",
+            path=file.path,
+            tensor=source,
+        )
     stored, numel = file.slice(source), prod(shape)
     heads = permuted_heads(config, f"{parameter} in GGUF", parameter)
     if permuted_heads(config, source, parameter) is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 
 from apr.container.dtypes import NUMPY
-from apr.container.narrow import check_range, narrowed
+from apr.container.narrow import beyond_range, check_range, narrowed
 from apr.errors import WeightsError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ GgufDtype = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"
 
 # Where the next tensor starts. The key general.alignment would change it; without the key it is 32.
 _ALIGNMENT = 32
+# Bytes at the start of a block that hold its scale in float16, and its least value where the dtype has one.
+_SCALE_BYTES = {"q8_0": 2, "q4_0": 2, "q5_0": 2, "q4_1": 4, "q5_1": 4}
 # Values that are quantized at a time: a quarter of a megabyte of float32, which stays in the cache with its
 # temporaries.
 _QUANTIZED_TOGETHER = 1 << 16
@@ -77,9 +79,23 @@ class GgufOutput:
             advice = "pass --dtype bf16 or f32" if self.dtype == "f16" else "a GGUF file cannot hold it"
             check_range(self.name, values, stored, self.dtype, advice)
         if self.dtype not in NUMPY:
-            quantized: NDArray[np.uint8] = quantize(stored[None], _ggml_type(self.dtype))
+            # NumPy would warn of a scale beyond the range, with the package's own line.
+            with np.errstate(over="ignore"):
+                quantized: NDArray[np.uint8] = quantize(stored[None], _ggml_type(self.dtype))
+            self._check_scales(stored, quantized)
             stored = quantized.reshape(-1)
         return stored.view(np.uint8)
+
+    def _check_scales(self, values: NDArray[np.float32], quantized: NDArray[np.uint8]) -> None:
+        """Refuse blocks whose scale is beyond the range of float16: all their values would be NaN."""
+        size, nbytes = _block(self.dtype)
+        blocks = quantized.reshape(-1, nbytes)
+        beyond = ~np.isfinite(blocks[:, : _SCALE_BYTES[self.dtype]].copy().view(np.float16)).all(axis=1)
+        if beyond.any():
+            block = values.reshape(-1, size)[beyond][0]
+            value = float(block[np.abs(block).argmax()])
+            problem = beyond_range(self.name, value, self.dtype, "pass --dtype bf16 or f32")
+            raise WeightsError(problem, tensor=self.name)
 
 
 def stored_dtype(shape: Sequence[int], dtype: GgufDtype) -> GgufDtype:
