@@ -151,6 +151,8 @@ def test_the_flag_is_refused_where_it_does_nothing(arguments, tmp_path, run):
         (np.array([1.0, 70000.0], ml_dtypes.bfloat16), torch.float16),
         (np.array([1.0, 500.0], np.float32), torch.float8_e4m3fn),
         (np.array([1.0, 2.0**100], ml_dtypes.float8_e8m0fnu), torch.float16),
+        (np.array([np.nan, 70000.0], np.float32), torch.float16),
+        (np.array([-np.inf, 70000.0], np.float32), torch.float16),
     ],
 )
 def test_a_state_dict_in_another_dtype_has_no_new_infinities(values, dtype, tmp_path):
@@ -163,6 +165,16 @@ def test_a_state_dict_in_another_dtype_has_no_new_infinities(values, dtype, tmp_
         loaded = file.to_torch(dtype=dtype, allow_overflow=True)["large"]
     expected = torch.from_numpy(values.astype(np.float64)).to(dtype)
     assert loaded.float().allclose(expected.float(), equal_nan=True)
+
+
+def test_the_value_that_is_beyond_the_range_is_named_and_not_a_nearby_one(tmp_path):
+    # NumPy rounds the first one to the largest float16, 65504. torch rounds it twice, to infinity.
+    values = np.array([65519.9999999, 70000.0])
+    with np.errstate(over="ignore"):
+        assert np.isfinite(values.astype(np.float16)).tolist() == [True, False]
+    apr.save({"w": values}, tmp_path / "a.apr")
+    with pytest.raises(WeightsError, match="70000"):
+        apr.load(tmp_path / "a.apr").to_torch(dtype=torch.float16)
 
 
 @pytest.mark.cuda

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import apr
 
@@ -75,3 +76,44 @@ def test_values_that_cannot_be_quantized_are_refused():
         apr.quantize(np.zeros(2, "<f4"), "q4_k")
     with pytest.raises(TypeError, match="int64"):
         apr.quantize(torch.arange(3), "q8")
+
+
+class Function(torch.Tensor):
+    """Refuses every operation of Python's."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        raise RuntimeError(f"{func} is not for this class")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch._neg_view(torch.linspace(-1, 1, 64)),
+        torch.linspace(-1, 1, 64).as_subclass(Function),
+        torch.linspace(-1, 1, 64).expand(3, 64),
+        torch.nn.Parameter(torch.linspace(-1, 1, 64)),
+    ],
+    ids=["negated", "subclass", "expanded", "parameter"],
+)
+def test_the_values_of_a_tensor_are_quantized_whatever_its_memory(tensor):
+    with torch._C.DisableTorchFunctionSubclass():
+        values = np.array(tensor.detach().resolve_neg().tolist(), "<f4")
+    assert bytes(apr.quantize(tensor, "q8").data) == bytes(apr.quantize(values, "q8").data)
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: torch.empty(2, device="meta"), "meta"),
+        (lambda: FakeTensorMode().from_tensor(torch.ones(2)), "FakeTensor"),
+        (lambda: torch.nn.LazyLinear(3).weight, "not initialized"),
+        (lambda: torch.eye(3).to_sparse(), "sparse_coo"),
+        (lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "nested"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_without_values_are_refused_in_one_line(make, word):
+    with pytest.raises(TypeError, match=word) as caught:
+        apr.quantize(make(), "q8")
+    assert "\n" not in str(caught.value)

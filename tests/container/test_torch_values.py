@@ -1,4 +1,4 @@
-"""Every torch tensor with values is saved with them, and the others are refused by name."""
+"""Every tensor with values is saved with them, and the others are refused by name."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import apr
+import apr.numpy
 import apr.torch
 
 
@@ -217,3 +218,14 @@ def test_values_of_a_view_are_those_of_numpy(tmp_path):
     with apr.load(tmp_path / "m.apr") as file:
         for name, tensor in state.items():
             assert np.array_equal(file.numpy(name), tensor.numpy()), name
+
+
+@pytest.mark.parametrize("write", [apr.save, apr.numpy.save_file])
+def test_a_masked_array_is_refused_by_name(write, tmp_path):
+    # Its file would have the values under the mask, and no mask.
+    masked = np.ma.masked_array(np.arange(3.0), [0, 1, 0])
+    with pytest.raises(TypeError, match=r"'w'.*mask"):
+        write({"w": masked}, tmp_path / "m.apr")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(TypeError, match="mask"):
+        apr.quantize(masked, "q8")

@@ -6,6 +6,7 @@ bytes.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import ml_dtypes
@@ -48,6 +49,17 @@ FLOATS = frozenset(
     {"f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2", "f8_e8m0", "f8_e4m3fnuz", "f8_e5m2fnuz"}
 )
 NAMES = {dtype: name for name, dtype in NUMPY.items()}
+
+
+def refuse_masked(value: object, what: str) -> None:
+    """Refuse a masked array: the values under the mask would be stored as if they were valid.
+
+    Raises:
+        TypeError: it is a masked array; the message starts with `what`.
+    """
+    ma = sys.modules.get("numpy.ma")  # a masked array exists only if it was imported
+    if ma is not None and isinstance(value, ma.MaskedArray):
+        raise TypeError(f"{what} is a masked array; call .filled() first, or use its .data and its .mask")
 
 
 def check_numpy_has(path: str, info: TensorInfo) -> None:

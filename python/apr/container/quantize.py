@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from apr import _core
+from apr.container.dtypes import refuse_masked
 from apr.container.quantized import Quantized
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def quantize(tensor: torch.Tensor | np.ndarray, dtype: Literal["q8", "q4"]) -> Q
         TypeError: the tensor is not floating-point.
         ValueError: another dtype; a value is NaN, infinite, or (for q4) above 458,528.
     """
+    refuse_masked(tensor, "the array")
     values = _as_float32(tensor)
     flat = np.ascontiguousarray(values).reshape(-1)  # which makes a vector of a scalar
     return Quantized(dtype, values.shape, _core.quantize(dtype, flat.data))
@@ -41,8 +43,11 @@ def _as_float32(tensor: torch.Tensor | np.ndarray) -> np.ndarray:
     torch = sys.modules.get("torch")  # a torch tensor exists only if torch was imported
     if torch is not None and isinstance(tensor, torch.Tensor):
         # Integers are refused: they are indices or masks, which must not be rounded.
+        from apr.container.torch_values import plain
+
+        tensor = plain(tensor)
         if tensor.is_floating_point():
-            values: np.ndarray = tensor.detach().to("cpu", torch.float32).numpy()
+            values: np.ndarray = tensor.detach().resolve_neg().to("cpu", torch.float32).numpy()
             return values
     elif isinstance(tensor, np.ndarray) and (tensor.dtype.kind == "f" or tensor.dtype.name == "bfloat16"):
         with np.errstate(over="ignore"):  # beyond float32 it becomes an infinity, which is refused later

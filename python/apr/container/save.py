@@ -79,7 +79,7 @@ def save(
         raise TypeError(
             f"tensors must be a mapping from names to tensors, not {type(tensors).__name__}{hint}"
         )
-    _save(tensors, as_path(path, order=order), metadata)
+    _save(tensors, as_path(path, order=order, is_written=True), metadata)
 
 
 def to_bytes(
@@ -186,13 +186,14 @@ def spec_of(name: str, value: object) -> TensorSpec:
         return _spec_of_torch(name, value)
     import numpy as np
 
-    from apr.container.dtypes import NAMES
+    from apr.container.dtypes import NAMES, refuse_masked
 
     if not isinstance(value, (np.ndarray, np.generic)):
         raise TypeError(
             f"tensor {name!r} must be a torch tensor, NumPy array or apr.Quantized, "
             f"not {type(value).__name__}"
         )
+    refuse_masked(value, f"tensor {name!r}")
     # Big-endian arrays are stored too; their bytes are swapped when they are written.
     dtype = NAMES.get(value.dtype.newbyteorder("="))
     if dtype is None:

@@ -112,7 +112,7 @@ def to_device(
 def _refuse_overflow(path: str, container: Container, info: TensorInfo, dtype: torch.dtype) -> NoReturn:
     """Raise the error for a tensor with a value beyond the range of a dtype, which is read again."""
     stored = to_device(path, container, {info.name: info}, "cpu", None, allow_overflow=True)[info.name]
-    value = float(stored[beyond(stored, stored.to(dtype))].flatten()[0])
+    value = float(stored[beyond(stored, narrowed(stored, dtype)[0])].flatten()[0])
     advice = "choose a dtype with a larger range, or pass allow_overflow=True to get infinities"
     problem = beyond_range(info.name, value, str(dtype), advice)
     raise WeightsError(f"{path}: {problem}", path=path, tensor=info.name)
