@@ -32,6 +32,12 @@ def place(tmp_path, data, monkeypatch):
         "gguf/model.gguf": "",
         "texts/a.txt": "a",
         "datasets/dataset_info.json": "{}",
+        "several/model.apr.index.json": "{}",
+        "several/model-00001-of-00002.apr": "",
+        "several/notes.txt": "a",
+        "files/a.apr": "",
+        "files/b.apr": "",
+        "files/README.md": "",
         "docs.jsonl": '{"text": "a"}\n',
         "docs.jsonl.gz": "a" * 80,
         "docs.parquet": "PAR1",
@@ -126,3 +132,27 @@ def test_the_directory_of_one_model_is_that_model(place, data):
 def test_other_missing_paths_are_only_missing(capsys, name):
     assert main(["inspect", name]) == 3
     assert capsys.readouterr().err.splitlines()[0].endswith(": No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("path", "what"),
+    [
+        ("several", "a model in several .apr files"),
+        ("several/model.apr.index.json", "a model in several .apr files"),
+        ("files", "one of them"),
+    ],
+)
+@pytest.mark.parametrize("command", ["stamp {} a=1 -o new.apr", "repair-manifest {}"])
+def test_several_apr_files_are_not_texts(capsys, command, path, what):
+    assert main(command.format(path).split()) in {3, 4, 5}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert path in line
+    assert what in line
+    assert "tokenize" not in line
+
+
+@pytest.mark.parametrize("name", ["new.apr", "new.gguf"])
+def test_a_path_below_a_file_is_not_said_to_be_something(capsys, name):
+    assert main(["convert", "run/ckpt/epoch-000.apr", f"notes.txt/{name}"]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(": Not a directory")

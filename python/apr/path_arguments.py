@@ -14,33 +14,47 @@ _FOREIGN = {
     ".bin": "PyTorch",
     ".ckpt": "PyTorch",
     ".pkl": "pickle",
+    ".pickle": "pickle",
     ".npz": "NumPy",
     ".npy": "NumPy",
     ".onnx": "ONNX",
     ".h5": "HDF5",
+    ".hdf5": "HDF5",
     ".msgpack": "Flax",
+    # This package is one of those programs.
+    ".index.json": "the index of several files",
 }
 
 
-def as_path(path: object, name: str = "path", order: str = "") -> str:
+def as_path(path: object, name: str = "path", order: str = "", *, is_written: bool = False) -> str:
     """Return a path as text.
 
     Args:
         path: what the caller passed.
         name: the name of the argument.
         order: the call with its arguments in order, where something else could be meant.
+        is_written: whether the file is written, and not read.
 
     Raises:
         TypeError: neither a str nor a PathLike of one.
+        ValueError: a text that is not the name of any file.
     """
     given = os.fspath(path) if isinstance(path, os.PathLike) else path
     if isinstance(given, str):
+        try:
+            os.fsencode(given)
+        except UnicodeEncodeError:
+            raise ValueError(f"{name} {given!r}: a lone surrogate cannot be in the name of a file") from None
         return given
+    if is_written:
+        contents = "; to get the contents of a file, use apr.torch.save or apr.numpy.save"
+    else:
+        contents = ", or the contents of a file to apr.torch.load or apr.numpy.load"
     if isinstance(given, (bytes, bytearray, memoryview)):
         # The bytes may be those of a file, of any length.
-        hint = "; pass os.fsdecode(path), or the contents of a file to apr.torch.load or apr.numpy.load"
+        hint = f"; pass os.fsdecode(path){contents}"
     elif hasattr(given, "read"):
-        hint = "; pass the path of the file, or its contents to apr.torch.load or apr.numpy.load"
+        hint = f"; pass the path of the file{contents}"
     else:
         hint = f"; the order is {order}" if order and given is not None else ""
     raise TypeError(f"{name} must be a str or a PathLike, not {type(given).__name__}{hint}")
@@ -53,12 +67,13 @@ def looks_like_path(value: object) -> bool:
 
 def foreign_name(path: str) -> str | None:
     """Return what is wrong with the name of an .apr file to write; None unless it is another format's."""
-    end = os.path.splitext(path)[1].lower()  # noqa: PTH122 (a Path costs more)
-    if end not in _FOREIGN:
+    lower = path.lower()
+    end = next((end for end in _FOREIGN if lower.endswith(end)), None)
+    if end is None:
         return None
     kind = _FOREIGN[end]
     other = f"to get {kind}, write it with {kind} itself"
-    if kind in {"safetensors", "GGUF"}:
+    if end in {".safetensors", ".gguf", ".index.json"}:
         other = f"to get {kind}, convert the .apr file with apr convert"
     return (
         f"{path}: the contents are .apr, which programs that expect {kind} under this name cannot read; use "

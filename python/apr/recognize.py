@@ -13,6 +13,9 @@ _TEXTS = (".jsonl", ".ndjson", ".txt", ".parquet", ".csv", ".md", ".text", ".jso
 _COMPRESSED = (".gz", ".zst")
 # A file of weights that transformers reads.
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
+# A model in several .apr files.
+_INDEX = ".apr.index.json"
+_SEVERAL = "a model in several .apr files; apr convert makes one of them"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 # The files of a PEFT adapter.
 ADAPTER = "adapter_config.json"
@@ -87,6 +90,10 @@ def _directory(path: str) -> str:
             "a dataset of the datasets library; save it with to_parquet or to_json, then encode it with "
             "apr tokenize encode"
         )
+    if any(name.endswith(_INDEX) for name in names):
+        return _SEVERAL
+    if any(name.endswith(".apr") for name in names):
+        return "a directory of .apr files; pass one of them"
     if any(_is_text(name) for name in names):
         return f"a directory of texts; encode it with {_encode(path)}"
     return ""
@@ -130,6 +137,10 @@ def _file(path: str) -> str:
         return "a model file, which is for --init"
     if name.endswith((".gguf", ".safetensors")):
         return f"a model file; convert it with apr convert {path} {_stem(path)}.apr"
+    if name.endswith(_INDEX):
+        return _SEVERAL
+    if name.endswith(".safetensors.index.json"):
+        return f"the index of several safetensors files; convert them with apr convert {path} OUT.apr"
     if _is_text(name):
         return f"a file of texts; encode it with {_encode(path)}"
     return ""

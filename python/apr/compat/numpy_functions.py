@@ -38,7 +38,7 @@ def save_file(
         AprError: a name or shape that the format does not allow.
         OSError: the file cannot be written; an existing one is unchanged.
     """
-    as_path(filename, "filename", "save_file(tensor_dict, filename)")
+    as_path(filename, "filename", "save_file(tensor_dict, filename)", is_written=True)
     _check(tensor_dict)
     save_apr(tensor_dict, filename, checked_texts(metadata))
 

@@ -42,7 +42,7 @@ def save_file(
         AprError: a name or shape that the format does not allow.
         OSError: the file cannot be written; an existing one is unchanged.
     """
-    as_path(filename, "filename", "save_file(tensors, filename)")
+    as_path(filename, "filename", "save_file(tensors, filename)", is_written=True)
     _check(tensors)
     save_apr(tensors, filename, checked_texts(metadata))
 
@@ -122,7 +122,8 @@ def save_model(
         AprError: a name or shape that the format does not allow.
         OSError: the file cannot be written; an existing one is unchanged.
     """
-    as_path(filename, "filename", "save_model(model, filename)")
+    as_path(filename, "filename", "save_model(model, filename)", is_written=True)
+    _check_model(model, "save_file")
     state = {name: _plain(name, value) for name, value in model.state_dict().items()}
     texts = dict(checked_texts(metadata))
     for kept, left_out in duplicates(state).items():
@@ -166,6 +167,7 @@ def load_model(
         OSError: the file cannot be opened or read.
     """
     as_path(filename, "filename", "load_model(model, filename)")
+    _check_model(model, "load_file")
     state = load_file(filename, device, backend=backend)
     shared = duplicates(model.state_dict(), preferred=state.keys())
     for kept, others in shared.items():
@@ -185,6 +187,15 @@ def load_model(
                 lines.append(f"    {kind} key(s) in state_dict: {listed}")
         raise RuntimeError("\n".join(lines))
     return missing, unexpected
+
+
+def _check_model(model: object, for_tensors: str) -> None:
+    # By what is used of it: wrappers of modules are models too.
+    if not hasattr(model, "state_dict"):
+        raise TypeError(
+            f"model must be a torch.nn.Module, not {type(model).__name__}; "
+            f"use {for_tensors} for tensors by name"
+        )
 
 
 def _have_same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:

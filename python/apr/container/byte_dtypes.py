@@ -7,6 +7,7 @@ sees the bytes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from apr._core import nbytes as format_nbytes
 from apr.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 # The metadata key: {tensor: {"dtype": name, "shape": dimensions}}.
 DTYPES_KEY = "apr.dtypes"
@@ -63,12 +64,17 @@ def nbytes(dtype: str, shape: tuple[int, ...]) -> int:
 
 
 def check_unreserved(metadata: Mapping[str, object] | None) -> None:
-    """Refuse metadata that already use the key.
+    """Refuse metadata that already use the key, and what is not metadata.
 
     Raises:
+        TypeError: not a mapping.
         ValueError: the metadata have the key.
     """
-    if DTYPES_KEY in (metadata or {}):
+    if metadata is None:
+        return
+    if not isinstance(metadata, Mapping):
+        raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
+    if DTYPES_KEY in metadata:
         raise ValueError(
             f"metadata key {DTYPES_KEY!r} is reserved for the dtypes of tensors that are stored as bytes; "
             "leave it out or rename it"

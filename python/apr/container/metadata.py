@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # Keys that the header has a flag for.
 VOCABULARY, HF_TOKENIZER, SHARDING = "tokenizer.vocabulary", "hf_tokenizer", "sharding"
@@ -33,8 +35,6 @@ def encode(metadata: Mapping[str, object] | None) -> str:
         TypeError: a key is not a string, or JSON cannot represent a value; the message names the key.
         ValueError: NaN, an infinity, a lone surrogate, or a circular reference.
     """
-    if metadata is not None and not isinstance(metadata, Mapping):
-        raise TypeError(f"metadata must be a mapping, not {type(metadata).__name__}")
     members = []
     # One key at a time, so that the message can name the key.
     for key, value in (metadata or {}).items():

@@ -40,7 +40,7 @@ def stamp(path: str | PathLike[str], changes: Mapping[str, object], out: str | P
         OSError: the source cannot be read, or `out` cannot be written.
     """
     order = "stamp(path, changes, out)"
-    path, out = as_path(path, order=order), as_path(out, "out", order)
+    path, out = as_path(path, order=order), as_path(out, "out", order, is_written=True)
     check_unreserved(changes)
     encode(changes)  # also checks the keys to remove
     warn_of_foreign_name(out)

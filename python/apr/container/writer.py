@@ -50,9 +50,9 @@ class Writer:
             TypeError, ValueError: metadata that JSON cannot represent.
             OSError: the directory cannot be written to.
         """
-        self._path = as_path(path, order="Writer(path, metadata)")
+        self._path = as_path(path, order="Writer(path, metadata)", is_written=True)
+        check_unreserved(metadata)
         self.metadata: dict[str, object] = dict(metadata or {})
-        check_unreserved(self.metadata)
         encode(self.metadata)  # refuse wrong metadata now rather than after hours of adding tensors
         warn_of_foreign_name(self._path)
         self._stream = StreamWriter(self._path)

@@ -96,7 +96,8 @@ def convert(
         OSError: reading or writing failed; an earlier target is unchanged.
     """
     order = "convert(source, target, options)"
-    plan = make_plan(Path(as_path(source, "source", order)), Path(as_path(target, "target", order)), options)
+    given = Path(as_path(source, "source", order))
+    plan = make_plan(given, Path(as_path(target, "target", order, is_written=True)), options)
     # Values on their way do not know their file.
     with about(plan.source):
         return _convert(plan, on_tensor)
