@@ -525,3 +525,42 @@ def test_the_module_runs_the_command():
         [sys.executable, "-m", "apr.tokenize", "encode", "--help"], capture_output=True, text=True, check=True
     )
     assert "Example: apr tokenize encode" in done.stdout
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_resumed_encoding_reports_totals_of_the_whole(tmp_path, capsys, shards):
+    """Documents, tokens and bytes of text of the whole corpus, and the rate of what was encoded now."""
+    from apr.data.encode import encode_corpus
+    from apr.data.encode_options import EncodeOptions
+
+    # Some with a byte order mark, which only Python reads.
+    texts = [f"Document {i}, naïve: {i * i * 31} and {'more ' * (i % 9)}" for i in range(3000)]
+    lines = [
+        ("\ufeff" if i % 50 == 7 else "") + json.dumps({"content": text}) for i, text in enumerate(texts)
+    ]
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("\n".join(lines))
+    options = {"corpus": (str(corpus),), "tokenizer": TOKENIZER, "shard_tokens": 9000}
+
+    def stop(progress):
+        if progress.shards >= shards:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_corpus(EncodeOptions(output=tmp_path / "out", **options), stop)
+    argv = ["tokenize", "encode", "--corpus", str(corpus), "--tokenizer", str(TOKENIZER)]
+    argv += ["--shard-tokens", "9000", "--output"]
+    assert main([*argv, str(tmp_path / "whole")]) == 0
+    whole = capsys.readouterr().out
+    assert main([*argv, str(tmp_path / "out"), "--resume"]) == 0
+    resumed = capsys.readouterr().out
+    nbytes = sum(len(text.encode()) for text in texts)
+    contents = whole.split(": ", 1)[1].split(" in ")[0]
+    assert contents in resumed
+    total = f"from {nbytes / 1000:.1f} kB of text"
+    assert total in whole
+    assert total in resumed
+    now = float(resumed.split("this run encoded ")[1].split(" kB")[0])
+    assert 0 < now < nbytes / 1000
+    made = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("out", "whole")]
+    assert [manifest["text_bytes"] for manifest in made] == [nbytes, nbytes]

@@ -331,9 +331,13 @@ def _summary(report: EncodeReport, output: Path) -> str:
     if report.complete_before:
         return f"{contents}, already complete"
     speed = report.text_bytes / 1e6 / max(report.seconds, 1e-9)
-    return (
-        f"{contents}, from {decimal(report.text_bytes)} of text in {report.seconds:.1f} s ({speed:.1f} MB/s)"
-    )
+    rate = f"{decimal(report.text_bytes)} of text in {report.seconds:.1f} s ({speed:.1f} MB/s)"
+    in_all = manifest.get("text_bytes")
+    if in_all == report.text_bytes:
+        return f"{contents}, from {rate}"
+    # A resumed encoding: the totals are those of the whole, the rate is that of what was encoded now.
+    text = "" if in_all is None else f", from {decimal(in_all)} of text"
+    return f"{contents}{text}; this run encoded {rate}"
 
 
 def _print_notes(note: str | None, skipped: tuple[Skipped, ...], count: int) -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -173,6 +173,18 @@ def encode_corpus(
     return EncodeReport(manifest, tokenizer, encoding.text_bytes, seconds, skipped, hidden, notes)
 
 
+class _Documents(NamedTuple):
+    """The ids of a batch, and facts about each of its documents: int64 or bool [documents]."""
+
+    ids: NDArray[np.uint32]
+    counts: NDArray[np.int64]
+    """Its ids; 0 if it is none."""
+    is_document: NDArray[np.bool_]
+    skipped: NDArray[np.int64]
+    """How many were skipped in its place."""
+    text_bytes: NDArray[np.int64]
+
+
 @dataclass
 class _Encoding:
     """The state of an encoding: its position in the corpus, and the ids of the open shard."""
@@ -237,7 +249,8 @@ class _Encoding:
     def resume(self, manifest: dict[str, Any]) -> None:
         """Continue where the manifest's last shard ends."""
         place = Place(*manifest["progress"]["place"])
-        self.position = CorpusPosition(place, manifest["total_documents"], manifest["skipped_documents"])
+        counts = manifest["total_documents"], manifest["skipped_documents"], manifest.get("text_bytes")
+        self.position = CorpusPosition(place, *counts)
         self._closed_documents = self.position.documents
         self._closed_tokens = manifest["total_tokens"]
         self._seconds_before = manifest["elapsed_seconds"]
@@ -256,10 +269,10 @@ class _Encoding:
             return self._estimate_from_sample()
         tokens = shards = 0
         for batch in self.corpus.batches(start, stop):
-            _, counts, is_document, _ = self._counted(batch, self._encode_batch(batch))
-            documents = self.position.documents + int(is_document.sum())
+            found = self._counted(batch, self._encode_batch(batch))
+            documents = self.position.documents + int(found.is_document.sum())
             self.position = CorpusPosition(start, documents)
-            ends = np.cumsum(counts)
+            ends = np.cumsum(found.counts)
             at = taken = 0
             while at < len(ends):
                 at, is_full = self._end_of_shard(ends, taken)
@@ -352,6 +365,7 @@ class _Encoding:
             "total_tokens": sum(row["tokens"] for row in rows),
             "total_documents": position.documents,
             "skipped_documents": position.skipped,
+            "text_bytes": position.text_bytes,
             "content_field": options.content_field,
             "normalization": options.normalization,
             "input_format": self.corpus.format,
@@ -432,7 +446,7 @@ class _Encoding:
     ) -> None:
         """Add the ids of a batch to the open shard, and close every shard that becomes full."""
         encoded = future.result()
-        ids, counts, is_document, skipped = self._counted(batch, encoded)
+        ids, counts, is_document, skipped, text = self._counted(batch, encoded)
         ends = np.cumsum(counts)
         start = taken = 0
         while start < len(counts):
@@ -442,15 +456,17 @@ class _Encoding:
             self._open_tokens += int(ends[stop - 1]) - taken
             if self.part is not None:
                 self._open_lengths.append(counts[start:stop][is_document[start:stop]])
+            before = self.position.text_bytes
             self.position = CorpusPosition(
                 batch.after(stop),
                 self.position.documents + int(is_document[start:stop].sum()),
                 self.position.skipped + int(skipped[start:stop].sum()),
+                None if before is None else before + int(text[start:stop].sum()),
             )
             if is_full:
                 self._close_shard(writer)
             start, taken = stop, int(ends[stop - 1])
-        self.text_bytes += encoded.text_bytes
+        self.text_bytes += int(text.sum())
         self._encoded += taken
         # Last, because the callback may raise KeyboardInterrupt: the state is consistent by now.
         on_progress(
@@ -465,18 +481,17 @@ class _Encoding:
             )
         )
 
-    def _counted(
-        self, batch: Batch, encoded: Encoded
-    ) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
-        """Return the ids of a batch, and for each of its documents: ids, whether it is one, and how many not.
+    def _counted(self, batch: Batch, encoded: Encoded) -> _Documents:
+        """Return the documents of an encoded batch.
 
         The first document of all has no end of text before it.
         """
         ids = np.frombuffer(encoded.ids, ID_DTYPE)
         counts = np.frombuffer(encoded.counts, "<i8").copy()  # from bytes, an array is read-only
+        text = np.frombuffer(encoded.text_bytes, "<i8").copy()
         skipped = np.zeros(len(counts), np.int64)
         if (counts < 0).any():
-            ids = self._encode_rejected(batch, ids, counts, skipped)
+            ids = self._encode_rejected(batch, ids, counts, skipped, text)
         is_document = counts >= 0
         # Documents that are still rejected have a count of -1.
         np.maximum(counts, 0, out=counts)
@@ -484,7 +499,7 @@ class _Encoding:
         if self._eos_before is not None and is_first and is_document.any():
             ids = ids[1:]
             counts[is_document.argmax()] -= 1
-        return ids, counts, is_document, skipped
+        return _Documents(ids, counts, is_document, skipped, text)
 
     def _end_of_shard(self, ends: NDArray[np.int64], taken: int) -> tuple[int, bool]:
         """Return the documents of a batch up to the end of the open shard, and whether they fill it.
@@ -498,12 +513,17 @@ class _Encoding:
         return min(last + 1, len(ends)), last < len(ends)
 
     def _encode_rejected(
-        self, batch: Batch, ids: NDArray[np.uint32], counts: NDArray[np.int64], skipped: NDArray[np.int64]
+        self,
+        batch: Batch,
+        ids: NDArray[np.uint32],
+        counts: NDArray[np.int64],
+        skipped: NDArray[np.int64],
+        text: NDArray[np.int64],
     ) -> NDArray[np.uint32]:
         """Read the documents that Rust rejected (a count of -1) in Python, and encode those that are valid.
 
         Python's JSON parser accepts more than the standard: NaN, a byte order mark, a thousand levels.
-        `counts` and `skipped` are updated in place.
+        `counts`, `skipped` and `text` are updated in place.
         """
         pieces = np.split(ids, np.cumsum(np.maximum(counts, 0))[:-1])
         eos_before = [] if self._eos_before is None else [np.array([self._eos_before], ID_DTYPE)]
@@ -513,7 +533,7 @@ class _Encoding:
             item = self.corpus.read(batch, n)
             if isinstance(item, Document):
                 pieces[n] = np.concatenate([*eos_before, *self._encode_texts([item.text]), *eos_after])
-                counts[n] = len(pieces[n])
+                counts[n], text[n] = len(pieces[n]), len(item.text.encode(errors="surrogatepass"))
             elif item is not None:
                 self._skip(item)
                 if batch.format in ("text", "skipped"):

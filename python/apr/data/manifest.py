@@ -69,6 +69,8 @@ class Manifest(TypedDict, total=False):
     total_documents: int
     skipped_documents: int
     """Documents that could not be read, or had no text."""
+    text_bytes: int | None
+    """Bytes of all documents' text in UTF-8."""
     content_field: str
     normalization: str
     """Unicode form of the texts: none or nfc."""
@@ -119,13 +121,14 @@ _COUNTS = {
     "total_tokens",
     "total_documents",
     "skipped_documents",
+    "text_bytes",
     "eos_token_count",
     "corpus_sha256",
     "scan",
     "scan_sha256",
 }
 # Other producers leave these out, or set them to null.
-_OPTIONAL_COUNTS = ("total_documents", "skipped_documents", "eos_token_count")
+_OPTIONAL_COUNTS = ("total_documents", "skipped_documents", "text_bytes", "eos_token_count")
 _IDS = ("vocab_size", "eos_token_id", "unk_token_id")
 
 

@@ -360,6 +360,7 @@ def _whole_manifest(sources: Sequence[_Source]) -> Manifest:
     whole |= {
         "total_documents": documents,
         "skipped_documents": total("skipped_documents"),
+        "text_bytes": None if None in [m.get("text_bytes") for m in manifests] else total("text_bytes"),
         "num_workers": total("num_workers"),
         "elapsed_seconds": total("elapsed_seconds"),
     }

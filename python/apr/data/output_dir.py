@@ -313,6 +313,9 @@ def _check_unfinished(path: Path, manifest: dict[str, Any]) -> None:
             raise _cannot_resume(path, key, manifest.get(key), f", but its rows of shards add up to {value}")
     if not is_count(manifest.get("skipped_documents")):
         raise _cannot_resume(path, "skipped_documents", manifest.get("skipped_documents"))
+    text_bytes = manifest.get("text_bytes")
+    if text_bytes is not None and not is_count(text_bytes):
+        raise _cannot_resume(path, "text_bytes", text_bytes)
     seconds = manifest.get("elapsed_seconds")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
         raise _cannot_resume(path, "elapsed_seconds", seconds)

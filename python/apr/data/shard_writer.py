@@ -46,6 +46,8 @@ class CorpusPosition:
     """Where the next document begins."""
     documents: int = 0
     skipped: int = 0
+    text_bytes: int | None = 0
+    """Bytes of their text; None if an earlier version began the encoding without counting them."""
 
 
 class ShardWriter:

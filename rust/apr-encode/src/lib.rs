@@ -64,8 +64,8 @@ pub struct Encoded {
     pub ids: Vec<Vec<u32>>,
     /// The number of ids of each text; -1 for input that is not text.
     pub counts: Vec<i64>,
-    /// Bytes of text.
-    pub text_bytes: usize,
+    /// The bytes of each text; 0 for input that is not text.
+    pub text_bytes: Vec<u64>,
 }
 
 impl Encoded {
@@ -186,13 +186,14 @@ impl Encoder {
         for text in each {
             let Some(EncodedText { text_bytes, mut ids }) = text else {
                 encoded.counts.push(-1);
+                encoded.text_bytes.push(0);
                 continue;
             };
             ids.splice(0..0, ends.before.map(|id| vec![id]));
             ids.extend(ends.after.map(|id| vec![id]));
             let count: usize = ids.iter().map(Vec::len).sum();
             encoded.counts.push(i64::try_from(count).unwrap_or(i64::MAX));
-            encoded.text_bytes += text_bytes;
+            encoded.text_bytes.push(text_bytes as u64);
             encoded.ids.append(&mut ids);
         }
         Ok(encoded)

@@ -13,12 +13,12 @@ use pyo3::{
 use crate::buffer::packed;
 
 /// Encoded texts: their ids one after another as little-endian u32; as i64 the number of ids of each text, or
-/// -1 for input that is not text; and how many bytes of text there were.
+/// -1 for input that is not text; and as u64 the bytes of each text.
 #[pyclass(get_all, frozen, module = "apr._core")]
 struct Encoded {
     ids: Py<PyBytes>,
     counts: Py<PyBytes>,
-    text_bytes: usize,
+    text_bytes: Py<PyBytes>,
 }
 
 /// A tokenizer that treats special tokens inside a text as plain text and adds none.
@@ -105,7 +105,8 @@ impl Encoder {
             Ok(())
         })?;
         let counts = packed(py, encoded.counts.iter().map(|count| count.to_le_bytes()))?;
-        Ok(Encoded { ids: ids.unbind(), counts: counts.unbind(), text_bytes: encoded.text_bytes })
+        let text_bytes = packed(py, encoded.text_bytes.iter().map(|bytes| bytes.to_le_bytes()))?;
+        Ok(Encoded { ids: ids.unbind(), counts: counts.unbind(), text_bytes: text_bytes.unbind() })
     }
 }
 
