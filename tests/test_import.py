@@ -1,7 +1,9 @@
 """`import apr` loads nothing heavy, and every public name is there."""
 
+import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -79,3 +81,12 @@ def test_star_imports_bring_no_package():
 def test_another_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="lod"):
         apr.lod  # noqa: B018
+
+
+@pytest.mark.parametrize("package", ["apr", *PACKAGES])
+def test_no_public_name_is_that_of_a_module_within_its_package(package):
+    """The import of the module would replace the name by the module."""
+    folder = Path(apr.__file__).parent / package.replace("apr.", "").replace("apr", "")
+    modules = {path.stem for path in folder.glob("*.py")} if folder.is_dir() else set()
+    names = set(importlib.import_module(package).__all__)
+    assert not names & modules

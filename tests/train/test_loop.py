@@ -178,7 +178,7 @@ def test_the_weights_are_exported_in_bfloat16(options, train, tmp_path):
     import torch
 
     import apr
-    from apr.train.evaluate_file import evaluate_file
+    from apr.train.file_evaluation import evaluate_file
 
     result = train(options(save_dtype="bf16"))
     assert result.export == "final.apr"

@@ -53,7 +53,7 @@ class Command:
     def run(self) -> int:
         """Evaluate the model and print its loss."""
         # Imported here, because it loads torch, which --help does without.
-        from apr.train.evaluate_file import LOSS_NAMES, evaluate_file
+        from apr.train.file_evaluation import LOSS_NAMES, evaluate_file
         from apr.train.record.report import Report
 
         if self.batch_size < 1:

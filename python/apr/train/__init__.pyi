@@ -1,7 +1,7 @@
 from apr.train.config import PretrainConfig as PretrainConfig
-from apr.train.evaluate_file import evaluate_file as evaluate_file
 from apr.train.evaluation import Evaluation as Evaluation
 from apr.train.evaluation import evaluate as evaluate
+from apr.train.file_evaluation import evaluate_file as evaluate_file
 from apr.train.record.callbacks import Callbacks as Callbacks
 from apr.train.record.callbacks import CheckpointRecord as CheckpointRecord
 from apr.train.record.callbacks import EvaluationRecord as EvaluationRecord
