@@ -77,9 +77,11 @@ def test_evaluate_gives_the_same_loss_as_the_run(options, train, capsys):
             )
             == 0
         )
-        values = json.loads(capsys.readouterr().out)
+        printed, said = capsys.readouterr()
+        values = json.loads(printed)
         assert values["val_loss"] == result.final_val_loss
         assert values["val_tokens"] == 640
+        assert said.count("--batch-size has no effect") == arguments.count("--batch-size")
 
 
 @pytest.mark.parametrize("change", ["damaged", "int64", "random"])

@@ -46,7 +46,7 @@ def test_a_resumed_run_has_each_sample_once(options, train, train_until, tmp_pat
         ({"sample_prompt": "a " * 5000}, RefusedError, "positions"),
         ({"sample_prompt": ""}, RefusedError, "empty"),
         ({"sample_prompt": "a", "mode": "from-scratch", "init": None, "arch": "qwen2-4m"}, AprError,
-         "--sample-prompt"),
+         "--sample-prompt: the model has no tokenizer"),
     ],
 )  # fmt: skip
 def test_a_prompt_that_cannot_be_continued_is_refused_before_training(

@@ -40,7 +40,7 @@ class Command:
     """Tokens per window."""
     val_tokens: Annotated[int | None, Unset("the value in the checkpoint, or else 262144")] = None
     """Maximum number of tokens to evaluate."""
-    batch_size: int = 1
+    batch_size: Annotated[int | None, Unset("none")] = None
     """Has no effect: windows are computed in groups of a fixed size, so that the loss is always the same.
     Kept for scripts."""
     device: str = "auto"
@@ -56,8 +56,10 @@ class Command:
         from apr.train.file_evaluation import LOSS_NAMES, evaluate_file
         from apr.train.record.report import Report
 
-        if self.batch_size < 1:
-            raise UsageError(f"--batch-size must be at least 1, not {self.batch_size}")
+        if self.batch_size is not None:
+            if self.batch_size < 1:
+                raise UsageError(f"--batch-size must be at least 1, not {self.batch_size}")
+            print("note: --batch-size has no effect; the loss is the same for every size", file=sys.stderr)
 
         with Report(sys.stderr) as report:
             result, facts = evaluate_file(

@@ -165,7 +165,8 @@ class EvaluationOptions:
         ),
         Resume.FIXED,
     ] = None
-    """Number of held-out tokens per evaluation. Without --val-dataset, this many tokens are set aside."""
+    """Number of held-out tokens per evaluation. Without --val-dataset, this many tokens are set aside, but at
+    most a tenth of --dataset."""
     target_val_loss: Annotated[float | None, Gt(0), Unset("none"), Resume.FREE] = None
     """Held-out loss to reach, in nats per token. It decides between the statuses TARGET_MET and
     BUDGET_SPENT."""

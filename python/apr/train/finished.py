@@ -12,6 +12,12 @@ from apr.train.record.result import Result
 
 # How a run ends that would end in the same way if it were resumed with the same options.
 _FINISHED = {"TARGET_MET", "BUDGET_SPENT", "EARLY_STOP", "DIVERGENCE", "STREAM_EXHAUSTED"}
+# How a gate ended a run, and the options that let it train on. More steps alone would end it again at once.
+_GATES = {
+    "TARGET_MET": "--no-stop-at-target or another --target-val-loss",
+    "EARLY_STOP": "a higher --patience",
+    "DIVERGENCE": "other options in a new run",
+}
 # Options that change nothing once all steps are done. With another value of any other option, a resumed run
 # has something to do or to check.
 _IRRELEVANT = {
@@ -27,8 +33,10 @@ _IRRELEVANT = {
 }
 
 
-def finished_result(config: PretrainConfig) -> Result | None:
-    """Return the result of the run that --resume names if there is nothing left to do; else None.
+def finished_result(config: PretrainConfig) -> tuple[Result, str] | None:
+    """Return the result of the run that --resume names, and what would train it for longer.
+
+    None if there is something left to do.
 
     Every byte of its last and its best checkpoint is verified. Nothing is written.
 
@@ -46,7 +54,12 @@ def finished_result(config: PretrainConfig) -> Result | None:
         return None
     now = rundir.resumed_config(config).to_yaml()
     before = PretrainConfig(**rundir.saved_options(config.run_dir)).to_yaml()
-    if any(now[name] != before[name] for name in now.keys() - _IRRELEVANT):
+    stops_at_target = now["stop_at_target"] and now["contract"] is None
+    by_gate = result.status in _GATES and (result.status != "TARGET_MET" or stops_at_target)
+    irrelevant = _IRRELEVANT
+    if by_gate and now["num_steps"] >= result.steps_completed:
+        irrelevant = irrelevant | {"num_steps"}
+    if any(now[name] != before[name] for name in now.keys() - irrelevant):
         return None
     if result.steps_completed < before["num_steps"] and rundir.former_target(config.run_dir) is not None:
         return None  # it stopped at a target that nobody had asked for
@@ -58,4 +71,9 @@ def finished_result(config: PretrainConfig) -> Result | None:
         gates.metrics(records, result.steps_completed),
         gates.artifacts(config.run_dir, result.epochs_completed),
     )
-    return result if all(gate.passed for gate in whole) else None
+    if not all(gate.passed for gate in whole):
+        return None
+    needed = [_GATES[result.status]] if by_gate else []
+    if result.status != "DIVERGENCE" and result.steps_completed == before["num_steps"]:
+        needed.append(f"--extend with more than --num-steps {before['num_steps']}")
+    return result, " and ".join(needed) or "more text in a new run"

@@ -14,7 +14,7 @@ from apr.files import write_atomically, write_json
 from apr.plurals import counted
 from apr.train import rundir
 from apr.train.claim import Claim
-from apr.train.ends import Ending
+from apr.train.ends import Ending, ending
 from apr.train.finish import finish, versions
 from apr.train.finished import finished_result
 from apr.train.loop import Loop
@@ -80,11 +80,12 @@ def pretrain(
     ):
         finished = finished_result(config) if config.resume else None
         if finished is not None:
+            result, needed = finished
             report.line(
-                f"{config.run_dir}: the run is finished ({finished.status}: {finished.detail}); nothing was "
-                f"changed. Use --extend with more than --num-steps {config.num_steps} to train for longer"
+                f"{config.run_dir}: the run is finished ({result.status}: {result.detail}); nothing was "
+                f"changed. Use {needed} to train for longer"
             )
-            return finished
+            return result
         with (
             # Prepare: what can refuse the run does so here, before any file of the directory changes.
             _prepared(config, claim, report, stop, started=started) as loop,
@@ -164,13 +165,20 @@ def _train(loop: Loop, report: Report, stop: StopRequest) -> Ending:
                 loop.export()
             return ended
         except (Interrupted, OutOfTime) as request:
+            # Within the outer `try`: a second signal may come, or the disk may be full, while it is saved.
+            saved = loop.saver.save_unsaved_steps(loop.state)
+            if isinstance(request, OutOfTime) and (saved is None or saved.path == loop.resumed_from):
+                # Not with the exit code below: a job that submits itself again at it would do so forever.
+                return ending(
+                    "REFUSED",
+                    f"--max-minutes {config.max_minutes:g} is too short to train and save a step or to "
+                    "evaluate; pass --resume with a larger --max-minutes",
+                )
             # 128 + the signal's number, as shells report it: 130 for SIGINT, 143 for SIGTERM.
             number = stop.signal or signal.SIGINT
             reason, code = number.name, 128 + number
             if isinstance(request, OutOfTime):
-                reason, code = f"--max-minutes {config.max_minutes:g} were used", EXIT_OUT_OF_TIME
-            # Within the outer `try`: a second signal may come, or the disk may be full, while it is saved.
-            saved = loop.saver.save_unsaved_steps(loop.state)
+                reason, code = f"out of time (--max-minutes {config.max_minutes:g})", EXIT_OUT_OF_TIME
             kept = "no step was trained yet"
             if saved is not None:
                 kept = f"saved {saved.path.relative_to(run_dir)}, pass --resume to continue"

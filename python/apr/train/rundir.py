@@ -207,6 +207,20 @@ def resumed_config(config: PretrainConfig) -> PretrainConfig:
     return config
 
 
+def check_new_paths(config: PretrainConfig) -> None:
+    """Check that files that a resumed run can do without exist if they are named anew.
+
+    Raises:
+        FileNotFoundError: one does not exist, and is not the one that config.yaml names.
+    """
+    before = PretrainConfig(**saved_options(config.run_dir)).inputs()
+    for flag, path in config.inputs().items():
+        is_new = flag in {"--init", "--arch", "--tokenizer"} and path.absolute() != before.get(flag)
+        if is_new and not path.exists():
+            reason = f"no such file; check {flag}, or leave it out"
+            raise FileNotFoundError(errno.ENOENT, reason, str(path))
+
+
 def _conflict(
     option: Option, config: PretrainConfig, before: PretrainConfig, *, has_checkpoint: bool
 ) -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from apr.container.metadata import HF_TOKENIZER
 from apr.data.prompt import PromptTokenizer
+from apr.errors import UnsupportedError
 from apr.model.generate import check_prompt, generate
 
 if TYPE_CHECKING:
@@ -70,6 +72,10 @@ def make_sampler(
         RefusedError: the prompt does not fit the model.
     """
     found = tokenizer if tokenizer is not None and tokenizer.exists() else None
+    if found is None and not {HF_TOKENIZER, "tokenizer.vocabulary"} & metadata.keys():
+        raise UnsupportedError(
+            "--sample-prompt: the model has no tokenizer; pass --tokenizer, a directory or a tokenizer.json"
+        )
     encoder = PromptTokenizer("--sample-prompt", metadata, found)
     ids = encoder.encode(prompt)
     check_prompt(model, ids)

@@ -194,6 +194,62 @@ def test_resuming_a_finished_run_changes_no_file(options, train, tmp_path, capsy
     assert everything_in(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize("status", ["TARGET_MET", "EARLY_STOP"])
+@pytest.mark.parametrize("change", [{"extend": True, "num_steps": 30}, {"shorten": True, "num_steps": 6}])
+def test_a_finished_run_that_a_gate_ended_is_not_trained_on_by_another_number_of_steps(
+    options, train, tmp_path, status, change
+):
+    """It would end again at once, so that no file changes, and the advice names the option that helps."""
+    from apr.train import pretrain
+
+    ends = ENDS[status] | {"eval_every": 3, "num_steps": 12}
+    first = train(options(**ends))
+    assert (first.status, first.steps_completed < 12) == (status, True)
+    before, out = everything_in(tmp_path / "run"), io.StringIO()
+    if change["num_steps"] < first.steps_completed:
+        change = change | {"num_steps": first.steps_completed}
+    assert pretrain(options(**ends | change, resume=True), out=out) == first
+    assert everything_in(tmp_path / "run") == before
+    helps = {"TARGET_MET": {"stop_at_target": False}, "EARLY_STOP": {"patience": 50}}[status]
+    assert {"TARGET_MET": "--no-stop-at-target", "EARLY_STOP": "--patience"}[status] in out.getvalue()
+    assert "--extend" not in out.getvalue()
+    assert train(options(**ends | helps, resume=True)).steps_completed == 12
+
+
+def test_a_finished_run_of_all_its_steps_names_extend(options, train):
+    from apr.train import pretrain
+
+    train(options())
+    out = io.StringIO()
+    pretrain(options(resume=True), out=out)
+    assert "--extend with more than --num-steps 12" in out.getvalue()
+
+
+@pytest.mark.parametrize("missing", ["init", "tokenizer", "arch"])
+def test_a_new_path_that_does_not_exist_is_refused(options, train, tmp_path, missing):
+    """A file that is gone may be missing. One that is named only now was mistyped."""
+    start = {"mode": "from-scratch", "init": None, "arch": "qwen2-4m"} if missing == "arch" else {}
+    train(options(**start, num_steps=2, eval_every=1))
+    before = everything_in(tmp_path / "run")
+    path = tmp_path / "mistyped"
+    value = str(path) if missing == "arch" else path
+    with pytest.raises(FileNotFoundError, match=f"--{missing}") as caught:
+        train(options(**start | {missing: value}, num_steps=2, eval_every=1, resume=True))
+    assert caught.value.filename == str(path)
+    assert everything_in(tmp_path / "run") == before
+
+
+def test_what_a_resumed_run_keeps_is_not_called_asked_for(options, train_until):
+    """The default of the first part is in config.yaml as if it had been passed."""
+    from apr.train import plan
+
+    train_until(options(), 3)
+    lines = str(plan(options(resume=True))).splitlines()
+    (compiles,) = [line for line in lines if line.startswith("compile: ")]
+    assert compiles.startswith("compile: off")
+    assert "asked" not in compiles
+
+
 def test_a_finished_run_that_lacks_something_is_completed(options, train, tmp_path):
     train(options())
     (tmp_path / "run" / "result.json").unlink()

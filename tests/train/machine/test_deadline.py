@@ -42,7 +42,6 @@ def pass_time(monkeypatch):
 @pytest.mark.parametrize(
     ("when", "value", "steps", "saved"),
     [
-        ("evaluation", 0, 0, None),
         ("step", 0, 1, "ckpt/step-00000001.apr"),
         ("step", 5, 6, "ckpt/step-00000006.apr"),
         ("evaluation", 6, 6, "ckpt/epoch-000.apr"),
@@ -75,8 +74,28 @@ def test_time_that_start_up_used_counts(options, flags, run):
     """The command has no time left after its checks; the run directory can still be resumed."""
     config = options(max_minutes=0.001)
     code, _, _ = run("pretrain", *flags(config))
-    assert code == 124
+    assert code == 5
     result = json.loads((config.run_dir / "result.json").read_text())
-    assert (result["status"], result["exit_code"], result["steps_completed"]) == ("INTERRUPTED", 124, 0)
-    assert "no step was trained yet" in result["detail"]
+    assert (result["status"], result["exit_code"], result["steps_completed"]) == ("REFUSED", 5, 0)
+    assert "larger --max-minutes" in result["detail"]
     assert run("pretrain", "--run-dir", config.run_dir, "--resume", "--max-minutes", "None")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "resumable"),
+    [("train_loss", 3, True), ("train_loss", 5, True), ("val_loss", 6, True), ("val_loss", 0, False)],
+    ids=["in an interval", "evaluation due", "evaluated", "no step yet"],
+)
+def test_a_time_in_which_nothing_can_be_saved_is_not_124(
+    options, train, train_until, tmp_path, field, value, resumable
+):
+    """A job script that submits itself again at 124 would otherwise do so forever."""
+    train(options(run_dir=tmp_path / "alone"))
+    train_until(options(), value, field=field)
+    for _ in range(2):
+        result = train(options(resume=True, max_minutes=0.001))
+        assert (result.status, result.exit_code) == ("REFUSED", 5)
+        assert "larger --max-minutes" in result.detail
+        assert (result.last_checkpoint is not None) == resumable
+    assert train(options(resume=True)).status == "BUDGET_SPENT"
+    assert left_by(tmp_path / "run") == left_by(tmp_path / "alone")

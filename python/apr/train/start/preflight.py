@@ -127,6 +127,7 @@ def prepare(config: PretrainConfig) -> Prepared:
         # Not collected: the run's own options decide what everything else is checked against.
         rundir.check_run_dir(config)
         config = rundir.resumed_config(config)
+        attempt(rundir.check_new_paths, config)
         changes = _changes(config)
     else:
         attempt(rundir.check_run_dir, config)
@@ -484,12 +485,17 @@ def _untrained_note(config: PretrainConfig, start: Origin) -> list[str]:
         return []
     note = f"note: {config.init} was never trained (its norms and biases have their initial values); peak lr "
     if config.lr is not None:
-        return [f"{note}{config.lr:g}, as asked"]
+        return [f"{note}{config.lr:g}, {_as_asked(config)}"]
     usual = MODES["from-scratch"].lr
     return [
         f"{note}{config.mode_defaults.lr:g} is the default of --mode {config.mode}, but random weights "
         f"usually take --lr {usual:g}, the default of from-scratch"
     ]
+
+
+def _as_asked(config: PretrainConfig) -> str:
+    """Return why an option has its value. A resumed run does not know which of them were asked for."""
+    return "as when the run began" if config.resume else "as asked"
 
 
 def _compiles(config: PretrainConfig, device: torch.device, steps: int) -> tuple[bool, str]:
@@ -501,7 +507,7 @@ def _compiles(config: PretrainConfig, device: torch.device, steps: int) -> tuple
         steps: number of steps that are left.
     """
     if config.compile is not None:
-        return config.compile, f"compile: {'on' if config.compile else 'off'}, as asked"
+        return config.compile, f"compile: {'on' if config.compile else 'off'}, {_as_asked(config)}"
     if device.type != "cuda":
         return False, "compile: off (auto: it gains little on a CPU)"
     saved = steps * config.grad_accum * _SAVED_PER_MICRO_BATCH
