@@ -97,6 +97,14 @@ def test_yaml_keys_are_names_or_aliases(tmp_path):
     assert options_from_yaml(Options, file) == {"path": Path("-x"), "count": 4, "share": 0.5, "enabled": True}
 
 
+@pytest.mark.parametrize("keys", ["folder: x\npath: y", "path: x\nfolder: y"])
+def test_an_option_under_two_names_in_yaml_is_refused(keys, tmp_path):
+    file = tmp_path / "o.yaml"
+    file.write_text(f"{keys}\ncount: 4\nshare: 0.5\n")
+    with pytest.raises(OptionsError, match=r"o\.yaml: 'path' is set twice"):
+        options_from_yaml(Options, file)
+
+
 @pytest.mark.parametrize("text", ["4", "'4'", "4e0", "0.4e1", "'4e0'", "+4E+0", "'4.0'"])
 def test_a_whole_number_in_yaml_may_have_an_exponent_or_quotes(text, tmp_path):
     file = tmp_path / "o.yaml"

@@ -180,7 +180,14 @@ def accepts_aliases(cls: type[T]) -> type[T]:
             if key not in known:
                 # Python's own error for it has no suggestion.
                 raise TypeError(f"{cls.__name__} has no option {key!r}{_suggestion(key, known)}")
-        create(self, **{names.get(key, key): value for key, value in options.items()})
+        values: dict[str, object] = {}
+        for key, value in options.items():
+            name = names.get(key, key)
+            if name in values:
+                # One of them would be dropped without a word.
+                raise TypeError(f"{cls.__name__} has {name!r} twice, once by another name; leave one out")
+            values[name] = value
+        create(self, **values)
 
     cls.__init__ = init  # type: ignore[method-assign, assignment]
     return cls
@@ -257,6 +264,10 @@ def options_from_yaml(cls: type[DataclassInstance], path: Path) -> dict[str, Any
             problems.append(UsageError(f"{path}: unknown option {str(key)!r}{hint}", path=path))
         elif value is not None:
             option = options[names[written]]
+            if option.name in values:
+                reason = f"{option.name!r} is set twice, once by another name; leave one out"
+                problems.append(UsageError(f"{path}: {reason}", path=path))
+                continue
             try:
                 values[option.name] = option.checked(_number(value, option.type))
             except UsageError as error:

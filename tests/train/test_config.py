@@ -154,6 +154,9 @@ def test_old_names_of_options_are_accepted_by_the_constructor():
     )
     with pytest.raises(TypeError, match="step_per_epoch"):
         config(step_per_epoch=7)
+    for both in ({"steps_per_epoch": 7, "eval_every": 8}, {"eval_every": 8, "steps_per_epoch": 7}):
+        with pytest.raises(TypeError, match="'eval_every' twice"):
+            config(**both)
 
 
 @pytest.mark.parametrize(

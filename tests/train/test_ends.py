@@ -13,11 +13,13 @@ def test_a_diverged_first_epoch_ends_the_run(options, train, monkeypatch):
     assert not gate(result, "divergence").passed
 
 
-def test_patience_ends_the_run(options, train):
-    result = train(options(lr=1e-30, num_steps=12, eval_every=2, patience=2, min_evaluations=1))
+@pytest.mark.parametrize(("patience", "words"), [(1, "in 1 evaluation;"), (2, "in 2 evaluations;")])
+def test_patience_ends_the_run(options, train, patience, words):
+    result = train(options(lr=1e-30, num_steps=12, eval_every=2, patience=patience, min_evaluations=1))
     assert (result.status, result.exit_code) == ("EARLY_STOP", 0)
     assert not gate(result, "patience").passed
-    assert result.epochs_completed == 3
+    assert result.epochs_completed == patience + 1
+    assert words in result.detail
 
 
 def test_a_target_that_is_met_stops_the_run(options, train, tmp_path):

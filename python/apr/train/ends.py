@@ -67,8 +67,9 @@ def after_evaluation(config: ResolvedConfig, state: RunState, cap: float) -> End
     # A run that met its target and was told not to stop there (--no-stop-at-target, --contract) uses up its
     # steps.
     if not patience.passed and not met:
-        change = _change(state)
-        return ending("EARLY_STOP", f"no new best held-out loss in {patience.value} evaluations; {change}")
+        assert isinstance(patience.value, int)
+        waited = counted(patience.value, "evaluation")
+        return ending("EARLY_STOP", f"no new best held-out loss in {waited}; {_change(state)}")
     return None
 
 
