@@ -174,6 +174,10 @@ def test_unfinished_shards_are_not_opened(options):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
     with pytest.raises(RefusedError, match="--resume"):
         ShardDir(options().output)
+    # Killed after it wrote a shard and before it wrote the manifest that counts it.
+    edit_json(path.parent, shard_count=1, shards=json.loads(path.read_text())["shards"][:1])
+    with pytest.raises(RefusedError, match="--resume"):
+        ShardDir(options().output)
 
 
 def test_resuming_a_complete_encoding_changes_nothing(options):

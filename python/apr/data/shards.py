@@ -52,18 +52,19 @@ class ShardDir:
         if unfinished and is_unfinished and isinstance(counted, int):
             # An encoder that was killed may leave one shard that its manifest does not count yet.
             self.shards = self.shards[: max(counted, 0)]
+        # First, because an encoder that was killed may leave shards that its manifest does not count yet.
+        if is_unfinished and not unfinished:
+            raise RefusedError(
+                f"{self.path}: the encoding was interrupted; use apr tokenize encode --resume, "
+                f"or keep these shards with apr repair-manifest {self.path}",
+                path=self.path,
+            )
         differences = check_manifest(self.manifest, self.shards)
         if differences:
             raise RefusedError(
                 f"{self.path / MANIFEST}: {'; '.join(differences)}; restore the shards, "
                 f"or accept them as they are with apr repair-manifest {self.path} --force",
                 path=self.path / MANIFEST,
-            )
-        if is_unfinished and not unfinished:
-            raise RefusedError(
-                f"{self.path}: the encoding was interrupted; use apr tokenize encode --resume, "
-                f"or keep these shards with apr repair-manifest {self.path}",
-                path=self.path,
             )
         if "part" in self.manifest and not unfinished:
             raise RefusedError(
