@@ -176,11 +176,11 @@ def test_skipped_documents_are_named(encode, corpus, capsys):
 
 
 def test_a_corpus_without_any_document_is_refused_with_the_first_reason(encode, corpus, tmp_path, capsys):
-    (corpus / "a.jsonl").write_text('{"content": "x"\n')
-    assert encode("--corpus", str(corpus / "a.jsonl")) == 5
+    (corpus / "latin.txt").write_bytes(b"\xe9")
+    assert encode("--corpus", str(corpus / "latin.txt")) == 5
     error = capsys.readouterr().err
     assert "1 document skipped" in error
-    assert f"{corpus / 'a.jsonl'}:1: " in error
+    assert f"{corpus / 'latin.txt'}: " in error
     assert not (tmp_path / "out").exists()
 
 
@@ -224,6 +224,24 @@ def test_a_field_that_no_line_of_standard_input_has_is_refused(beside, encode, c
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"body": "x"}\n' * 9)))
     assert encode("--corpus", *(str(corpus / name) for name in beside), "-") == 5
     assert "'body'" in capsys.readouterr().err
+
+
+NO_OBJECTS = {
+    "c.jsonl": gzip.compress(b'{"content": "x"}\n', mtime=0),
+    "c.ndjson": b"plain text\nmore of it\n",
+    "c.jsonl.gz": gzip.compress(b'"a"\n"b"\n[1]\n', mtime=0),
+}
+
+
+@pytest.mark.parametrize("beside", [[], ["README"]], ids=["alone", "beside a text"])
+@pytest.mark.parametrize("name", NO_OBJECTS)
+def test_a_field_that_no_line_can_have_is_refused(name, beside, encode, corpus, tmp_path, capsys):
+    (corpus / name).write_bytes(NO_OBJECTS[name])
+    assert encode("--corpus", *(str(corpus / one) for one in (name, *beside))) == 5
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert f"{corpus / name}: no row is a JSON object" in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -307,12 +307,13 @@ RECORDS = [{"id": n, "content": text, "tags": ["[", {"a": '"]}'}]} for n, text i
 
 
 @pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("name", ["c.json", "c.jsonl", "c.ndjson"])
 @pytest.mark.parametrize(
     "layout", [{}, {"indent": 2}, {"separators": (",", ":")}, {"ensure_ascii": False}], ids=str
 )
-def test_elements_of_a_json_array_are_documents(layout, ending, tmp_path):
+def test_elements_of_a_json_array_are_documents(layout, name, ending, tmp_path):
     pack = {"": bytes, ".gz": gzip.compress, ".zst": zstd}[ending]
-    path = tmp_path / f"c.json{ending}"
+    path = tmp_path / f"{name}{ending}"
     content = json.dumps(RECORDS, **layout).encode()
     for start, end in ((b"", b""), (b"\xef\xbb\xbf", b"\n"), (b" \n\t", b"\r\n  ")):
         path.write_bytes(pack(start + content + end))

@@ -237,8 +237,8 @@ class Corpus:
             stop: where the first document begins that is left out; None is the end.
 
         Raises:
-            RefusedError: no row has the field, and the message lists the fields that are there; or two
-                columns of a Parquet file have its name.
+            RefusedError: no row has the field, and the message lists the fields that are there; no row is a
+                JSON object; or two columns of a Parquet file have its name.
             FormatError: a file is damaged.
             OSError: reading failed within a file.
         """
@@ -255,22 +255,32 @@ class Corpus:
                 self._check_rows(str(file.path), chain.from_iterable(rows))
 
     def _check_rows(self, name: str, rows: Iterable[bytes]) -> None:
-        """Refuse rows of which none has the text field. Rows that are not JSON objects do not count."""
+        """Refuse rows of which none has the text field, or of which none is a JSON object."""
         names: dict[str, None] = {}
-        count = 0
+        count = invalid = 0
+        reason = ""
         for row in rows:
             try:
                 record = json.loads(row)
             except (ValueError, RecursionError):
-                continue
-            if not isinstance(record, dict):
-                continue
-            if isinstance(record.get(self.content_field, 0), str | None):
-                return
-            count += 1
-            names |= dict.fromkeys(record)
-            if count == _MAX_ROWS_WITHOUT:
+                record = None
+            if isinstance(record, dict):
+                if isinstance(record.get(self.content_field, 0), str | None):
+                    return
+                count += 1
+                names |= dict.fromkeys(record)
+            elif row.strip():
+                invalid += 1
+                if invalid == 1 and isinstance(item := _record(name, row, self.content_field), Skipped):
+                    reason = item.reason
+            if count + invalid == _MAX_ROWS_WITHOUT:
                 break
+        if invalid and not count:
+            raise RefusedError(
+                f"{name}: no row is a JSON object ({counted(invalid, 'row')}; the first: {reason}); check "
+                "what the file contains, or leave it out with --exclude",
+                path=name,
+            )
         if not count:
             return
         field = f"the field {self.content_field!r}"

@@ -27,9 +27,10 @@ _JSONL = (
     *(".ndjson", ".ndjson.gz", ".ndjson.zst"),
     *(".json.gz", ".json.zst"),
 )
-# A plain .json may be JSON lines or one document; its first lines decide. Compressed or not, it may be an
-# array of objects; its start decides, with room for line breaks and indentation.
-_JSON, _JSON_ARRAY = ".json", (".json", ".json.gz", ".json.zst")
+# A plain .json may be JSON lines or one document; its first lines decide.
+_JSON = ".json"
+# Under any of these names a file may be an array of objects; its start decides, with room for line breaks and
+# indentation.
 _ARRAY_OF_OBJECTS = re.compile(rb"\s*\[\s*\{")
 _START_BYTES = 1024
 _PARQUET = ".parquet"
@@ -152,7 +153,7 @@ def _directory_entry(entry: os.DirEntry[str], content_field: str) -> Iterator[Co
 
 def _file(path: Path, status: os.stat_result, content_field: str) -> CorpusFile:
     name = path.name.lower()
-    if name.endswith(_JSON_ARRAY) and _has_json_array(path):
+    if name.endswith((*_JSONL, _JSON)) and _has_json_array(path):
         format_ = "json"
     elif name.endswith(_JSONL) or (name.endswith(_JSON) and _has_json_lines(path, content_field)):
         format_ = "jsonl"
