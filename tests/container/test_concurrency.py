@@ -193,7 +193,7 @@ if __name__ == "__main__":
     rows = Rows(sys.argv[1])
     a, q = rows.file["a"].clone(), rows.file["q"].clone()
     loader = DataLoader(rows, batch_size=8, num_workers=2, multiprocessing_context=sys.argv[2])
-    for _ in range(2):
+    for _ in range(2 if sys.argv[2] == "fork" else 1):  # each worker that is spawned loads torch
         batches = iter(loader)
         first = next(batches)
         if sys.argv[2] == "fork":

@@ -4,8 +4,9 @@ import json
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import LONG
 from tests.container.legacy.forged_legacy import forge_json, forge_v1
 from tests.container.legacy.v1_files import KEYS, LINEAR, PASSWORD, RECIPIENT, TRUSTED, change, load, path_of
 
@@ -186,6 +187,8 @@ def test_a_wrong_key_exits_4(run, tmp_path):
     assert "password" in err
 
 
+# Deriving a key from a password takes a quarter of a second, on purpose.
+@settings(max_examples=500 if LONG else 8)
 @given(st.text(max_size=20), st.binary(min_size=32, max_size=32))
 def test_any_other_key_is_wrong(password, key):
     if password != PASSWORD:

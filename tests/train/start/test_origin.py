@@ -123,8 +123,16 @@ def fresh(tmp_path, run):
     return make
 
 
-@pytest.mark.parametrize("mode", ["finetune", "from-init"])
-@pytest.mark.parametrize("how", ["f32", "f16", "bf16", "transformers", "trained"])
+@pytest.mark.parametrize(
+    ("mode", "how"),
+    [
+        ("finetune", "f32"),
+        ("from-init", "f16"),
+        ("finetune", "bf16"),
+        ("from-init", "transformers"),
+        ("from-init", "trained"),
+    ],
+)
 def test_random_weights_in_init_are_noticed_and_the_learning_rate_is_said(options, fresh, mode, how):
     from apr.train import plan
 
