@@ -108,7 +108,7 @@ def _elements(stream: Any, name: str) -> Iterator[bytes]:  # noqa: ANN401 (gzip,
             rest = chunk[at:] + left
             while rest or (rest := stream.read(_CHUNK_BYTES)):
                 if rest.strip():
-                    raise _bad_array(name, "something follows the array")
+                    raise _bad_array(name, "something follows the array (JSON lines must be objects)")
                 rest = b""
             return
         pieces.append(chunk[start:])
