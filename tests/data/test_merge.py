@@ -68,7 +68,7 @@ def snapshot(directory):
 
 
 @pytest.mark.parametrize(
-    ("policy", "of"), [*product(("none", "between", "after"), (1, 3, 7)), ("between", 150)]
+    ("policy", "of"), [*product(("none", "between", "after"), (1, 3, 7)), ("between", 60)]
 )
 def test_any_number_of_parts_gives_the_bytes_of_a_single_run(policy, of, encode, tmp_path):
     whole = encode("whole", eos_policy=policy)
