@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
-settings.register_profile("ci", max_examples=40, derandomize=True, **_COMMON)
+settings.register_profile("ci", max_examples=30, derandomize=True, **_COMMON)
 settings.register_profile("long", max_examples=5000, **_COMMON)
 LONG = os.environ.get("APR_TEST_BUDGET") == "long"
 settings.load_profile("long" if LONG else "ci")
