@@ -1,9 +1,6 @@
 """`apr convert MODEL.gguf OUT.apr`: options, output, exit codes, memory."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +9,7 @@ from tests.convert.models import tiny
 from tests.gguf.models import DATA, QUANTIZED, convert, with_keys, write_gguf
 
 import apr
+from apr.convert.check_gguf import run_llama_cpp
 
 
 def test_the_dtype_can_be_chosen(tmp_path):
@@ -105,23 +103,9 @@ def llama_cpp_predicts(path, prompt, first):
     import gguf
 
     tokens = gguf.GGUFReader(path).fields["tokenizer.ggml.tokens"].contents()
-    request = {
-        "path": str(path),
-        "prompts": [prompt],
-        "first": [first],
-        "top": 5,
-        "plain": next(id_ for id_, token in enumerate(tokens) if token.isascii() and token.isalpha()),
-        "texts": [],
-        "parent": os.getpid(),
-    }
-    child = subprocess.run(
-        [sys.executable, "-m", "apr.convert.llama_cpp"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=True,
-    )
+    plain = next(id_ for id_, token in enumerate(tokens) if token.isascii() and token.isalpha())
+    child = run_llama_cpp(path, [prompt], [first], top=5, plain=plain, texts=[])
+    child.check_returncode()
     return json.loads(child.stdout)["top"][0]
 
 

@@ -1,15 +1,15 @@
 """GGUF files with vocabularies that tell pre-tokenizers apart, and what llama.cpp makes of them."""
 
 import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
 import gguf
+from tests.gguf.models import add_key
 from tokenizers import Tokenizer, models, trainers
 from tokenizers import pre_tokenizers as pre
+
+from apr.convert.check_gguf import run_llama_cpp
 
 SOURCE = Path(__file__).parents[1] / "fixtures" / "imported-0.72" / "llama_tied.gguf"
 ROWS = 512
@@ -65,15 +65,7 @@ def write_gguf(path, keys, *, architecture="llama", tensors=True):
         if not key.startswith(("GGUF.", "tokenizer.")) and key != "general.architecture" and tensors:
             writer.add_key_value(key, field.contents(), field.types[0])
     for key, value in keys.items():
-        name = f"tokenizer.ggml.{key}"
-        if isinstance(value, list):
-            writer.add_array(name, value)
-        elif isinstance(value, bool):
-            writer.add_bool(name, value)
-        elif isinstance(value, int):
-            writer.add_uint32(name, value)
-        else:
-            writer.add_string(name, value)
+        add_key(writer, f"tokenizer.ggml.{key}", value)
     for tensor in reader.tensors if tensors else ():
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
@@ -85,21 +77,6 @@ def write_gguf(path, keys, *, architecture="llama", tensors=True):
 
 def llama_cpp_ids(path, texts):
     """The ids that llama.cpp gives texts."""
-    request = {
-        "path": str(path),
-        "prompts": [[1, 2]],
-        "first": [2],
-        "top": 1,
-        "plain": 1,
-        "texts": texts,
-        "parent": os.getpid(),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "apr.convert.llama_cpp"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=True,
-    )
+    done = run_llama_cpp(path, [[1, 2]], [2], top=1, plain=1, texts=texts)
+    done.check_returncode()
     return json.loads(done.stdout)["ids"]

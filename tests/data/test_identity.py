@@ -249,6 +249,18 @@ def single_digits(spec):
     spec["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [digits, spec["pre_tokenizer"]]}
 
 
+def no_byte_fallback(spec):
+    spec["model"]["byte_fallback"] = False
+
+
+def edited(source, change):
+    """Change the tokenizer.json of a directory, and return the directory."""
+    spec = json.loads((source / "tokenizer.json").read_text())
+    change(spec)
+    (source / "tokenizer.json").write_text(json.dumps(spec))
+    return source
+
+
 def no_split(spec):
     spec["pre_tokenizer"]["use_regex"] = False
 
@@ -263,10 +275,7 @@ def no_split(spec):
 def test_what_changes_ids_changes_the_identity(change, tmp_path):
     source = model_directory(tmp_path / "model", byte_level(), "<|endoftext|>")
     before = identity(source)
-    spec = json.loads((source / "tokenizer.json").read_text())
-    change(spec)
-    (source / "tokenizer.json").write_text(json.dumps(spec))
-    assert difference(identity(source), before) is not None
+    assert difference(identity(edited(source, change)), before) is not None
 
 
 def test_digits_that_merges_join_are_split(tmp_path):
@@ -274,19 +283,13 @@ def test_digits_that_merges_join_are_split(tmp_path):
     texts = ["2024 2024 2024 1234 12345 123 12 " * 50]
     source = model_directory(tmp_path / "model", byte_level(texts=texts, vocabulary=280), "<|endoftext|>")
     before = identity(source)
-    spec = json.loads((source / "tokenizer.json").read_text())
-    single_digits(spec)
-    (source / "tokenizer.json").write_text(json.dumps(spec))
-    assert difference(identity(source), before) is not None
+    assert difference(identity(edited(source, single_digits)), before) is not None
 
 
 def test_byte_fallback_changes_the_identity(tmp_path):
     source = model_directory(tmp_path / "model", sentencepiece(), "</s>")
     before = identity(source)
-    spec = json.loads((source / "tokenizer.json").read_text())
-    spec["model"]["byte_fallback"] = False
-    (source / "tokenizer.json").write_text(json.dumps(spec))
-    assert difference(identity(source), before) is not None
+    assert difference(identity(edited(source, no_byte_fallback)), before) is not None
 
 
 @pytest.mark.parametrize("model", [models.Unigram, models.WordPiece, models.WordLevel])

@@ -65,6 +65,12 @@ def write_gguf(path, architecture="llama", tensors=None, endianess=None, **chang
     return path
 
 
+def add_key(writer, key, value):
+    """Add a key with the type that Python's value has; a list is an array."""
+    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    add.get(type(value), writer.add_array)(key, value)
+
+
 def with_keys(source, target, *, of_architecture=True, **changes):
     """Copy a GGUF file with other keys of its architecture; None drops one, and a list is an array.
 
@@ -80,10 +86,9 @@ def with_keys(source, target, *, of_architecture=True, **changes):
     for key, field in reader.fields.items():
         if key not in changes and not key.startswith("GGUF.") and key != "general.architecture":
             writer.add_key_value(key, field.contents(), field.types[0], field.types[-1])
-    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
     for key, value in changes.items():
         if value is not None:
-            add.get(type(value), writer.add_array)(key, value)
+            add_key(writer, key, value)
     for tensor in reader.tensors:
         writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()

@@ -17,6 +17,7 @@ from apr.files import path_of
 from apr.gguf.writer import rounded, write
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -209,25 +210,10 @@ def _ids(file: TensorFile, model: GgufModel) -> tuple[list[list[int]], bool]:
 def _ask(
     path: Path, model: GgufModel, prompts: list[list[int]], first: list[int], target: Path
 ) -> dict[str, Any]:
-    """Return what llama.cpp predicts, from a process of its own: its native code may end the process."""
+    """Return what llama.cpp predicts."""
     tokens: Any = model.keys["tokenizer.ggml.tokens"]
-    request = {
-        "path": str(path),
-        "prompts": prompts,
-        "first": first,
-        "top": _TOP,
-        "plain": next((id_ for id_, token in enumerate(tokens) if token.isascii() and token.isalpha()), 0),
-        "texts": TEXTS,
-        "parent": os.getpid(),
-    }
-    child = subprocess.run(
-        [sys.executable, "-m", "apr.convert.llama_cpp"],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    plain = next((id_ for id_, token in enumerate(tokens) if token.isascii() and token.isalpha()), 0)
+    child = run_llama_cpp(path, prompts, first, top=_TOP, plain=plain, texts=TEXTS)
     if child.returncode:
         # llama.cpp's own lines have their level after the time. The last line is that of an abort.
         lines = [line.strip() for line in child.stderr.splitlines() if line.strip()]
@@ -239,6 +225,29 @@ def _ask(
         )
     answer: dict[str, Any] = json.loads(child.stdout)
     return answer
+
+
+def run_llama_cpp(
+    path: Path, prompts: list[list[int]], first: list[int], *, top: int, plain: int, texts: Sequence[str]
+) -> subprocess.CompletedProcess[str]:
+    """Run `apr.convert.llama_cpp`, which describes the request, in a process that llama.cpp may end."""
+    request = {
+        "path": str(path),
+        "prompts": prompts,
+        "first": first,
+        "top": top,
+        "plain": plain,
+        "texts": texts,
+        "parent": os.getpid(),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "apr.convert.llama_cpp"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
 
 
 def _decoder(file: TensorFile, model: GgufModel) -> Decoder:
