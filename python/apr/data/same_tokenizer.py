@@ -27,6 +27,8 @@ class TokenizerFacts:
     """None if it is not known."""
     sha256: str | None
     """SHA-256 as `LoadedTokenizer` defines it: equal for the same files."""
+    special_ids: tuple[int | None, int | None] | None = None
+    """The ids that end a text and that stand for unknown text; None if the tokenizer itself was not read."""
 
     @property
     def is_known(self) -> bool:
@@ -43,7 +45,7 @@ def facts_of_model(path: str | PathLike[str], metadata: Mapping[str, Any]) -> To
     """Return the facts of a model file: of the tokenizer in it, or else of the one that it records."""
     loaded = _loaded_from_metadata(path, metadata)
     if loaded is not None:
-        return TokenizerFacts(str(path), loaded.identity, loaded.sha256)
+        return TokenizerFacts(str(path), loaded.identity, loaded.sha256, (loaded.eos_id, loaded.unk_id))
     return TokenizerFacts(str(path), recorded_identity(metadata.get(MODEL_KEY)), None)
 
 

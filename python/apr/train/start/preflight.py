@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
@@ -294,7 +293,7 @@ def _check_corpus(
     path, encoded_with = corpus.shards.path, corpus.shards.vocab_size
     model = None if start is None else start.model
     with problems:
-        eos, unk = _special_ids(corpus.shards, tokenizer, {} if start is None else start.carried)
+        eos, unk = _special_ids(corpus.shards, tokenizer, start)
         oddities = corpus_problems(corpus.scan, eos, unk)
         if oddities:
             raise RefusedError(f"{path}: does not look like text: {'; '.join(oddities)}", path=path)
@@ -351,17 +350,15 @@ def _check_tokenizers(
 
 
 def _special_ids(
-    shards: ShardDir, tokenizer: LoadedTokenizer | None, carried: Mapping[str, Any]
+    shards: ShardDir, tokenizer: LoadedTokenizer | None, start: Origin | None
 ) -> tuple[int | None, int | None]:
     """Return the ids that end a text and that stand for unknown text; None where they are not known."""
-    if tokenizer is None and HF_TOKENIZER in carried:
-        # The file's own, which has no keys for them. A run needs neither it nor the package that reads it.
-        with suppress(AprError, ModuleNotFoundError):
-            from apr.data.tokenizers import tokenizer_from_metadata
-
-            tokenizer = tokenizer_from_metadata("--init", carried)
     if tokenizer is not None:
         return tokenizer.eos_id, tokenizer.unk_id
+    carried: Mapping[str, Any] = {} if start is None else start.carried
+    own = None if start is None or start.tokenizer is None else start.tokenizer.special_ids
+    if own is not None and HF_TOKENIZER in carried:
+        return own  # a whole tokenizer.json has no keys for them
     eos = shards.manifest.get("eos_token_id", carried.get("tokenizer.eos_token_id"))
     unk = shards.manifest.get("unk_token_id", carried.get("tokenizer.unknown_token_id"))
     # GPT-2's tokenizers use one id for both. It then only ends texts, and may be frequent.
