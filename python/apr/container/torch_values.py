@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
-# Tensors that behave as torch's own do. Others may define any operation anew.
+# Tensors that behave as torch's own do. Others may redefine any operation.
 _OWN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 # Devices on which a tensor with values has an address.
 _ADDRESSED = {"cpu", "cuda"}
@@ -23,7 +23,7 @@ def plain(value: torch.Tensor, name: str = "") -> torch.Tensor:
             tensor, or one whose storage was freed.
     """
     what = f"tensor {name!r}" if name else "the tensor"
-    # A subclass may define methods anew, such as `detach`; the memory is what it is.
+    # A subclass may redefine methods, such as `detach`; the memory is what it is.
     with torch._C.DisableTorchFunctionSubclass():  # noqa: SLF001 (the documented way out of __torch_function__)
         if isinstance(value, UninitializedTensorMixin):
             raise TypeError(f"{what} is not initialized; run the module once before saving it")

@@ -58,8 +58,8 @@ class SealedFile:
         crc32: CRC32 of the whole file.
         rest_crc32: CRC32 of the bytes outside all tensors, in their order. An .apr file ends with its own
             CRC32, so that `crc32` is the same for all of them, and does not tell a change of the header.
-        tensors: the tensors by their names in the file; none of a file that is no model, or whose tensors are
-            compressed or encrypted.
+        tensors: the tensors by their names in the file; none of a file that is not a model, or whose tensors
+            are compressed or encrypted.
     """
 
     size: int

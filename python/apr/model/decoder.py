@@ -159,7 +159,7 @@ class Decoder(nn.Module):
     def _kept_views(self, length: int, device: torch.device) -> dict[LayerKind, View]:
         key = length, device
         if key not in self._views:
-            # A captured graph of a training step goes on reading its views. Of other lengths, which differ
+            # A captured graph of a training step keeps reading its views. Of other lengths, which differ
             # with every prompt, only the last is kept.
             kept = {shape: view for shape, view in self._views.items() if shape in self._trained}
             self._views = {**kept, key: views(self.config.layers, 0, length, device)}

@@ -208,7 +208,7 @@ def resumed_config(config: PretrainConfig) -> PretrainConfig:
 
 
 def check_new_paths(config: PretrainConfig) -> None:
-    """Check that files that a resumed run can do without exist if they are named anew.
+    """Check that files that a resumed run can do without exist if they are named again.
 
     Raises:
         FileNotFoundError: one does not exist, and is not the one that config.yaml names.
