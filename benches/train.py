@@ -1,12 +1,12 @@
 """Time a training step of a model's shape; the peer is transformers, compiled as well as torch allows.
 
     python benches/train.py [--arch PRESET] [--device cpu|cuda] [--batch-size N] [--seq-length T] [--steps N]
-        [--compile] [--only apr|transformers]
+        [--compile] [--activation-checkpointing] [--only apr|transformers]
 
 Both sides have the same weights and windows. They do a forward pass, cross entropy, a backward pass,
 clipping at 1.0 and fused AdamW; on CUDA with bfloat16 compute over float32 weights. The peer is
 LlamaForCausalLM or Qwen2ForCausalLM under autocast (`peers/decoder.py`); with --compile, one function with
-the model and the loss is compiled as a whole.
+the model and the loss is compiled as a whole. --activation-checkpointing is ours alone: the peer keeps all.
 
 Each side has a process of its own, so that neither's memory or compiler settings reach the other. On a GPU
 one runs after the other, several steps between two readings of the clock; the peer never waits to read its
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--seq-length", type=int, default=512)
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--activation-checkpointing", action="store_true")
     parser.add_argument("--only", choices=("apr", "transformers"), help="time one side alone")
     parser.add_argument("--side", choices=("apr", "transformers"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -125,6 +126,8 @@ def print_table(sides: list[Side], options: argparse.Namespace) -> None:
     facts = sides[-1].facts
     tokens = options.batch_size * options.seq_length
     how = ", compiled" if options.compile else ""
+    if options.activation_checkpointing:
+        how += ", activation checkpointing (apr)"
     versions = ", ".join(dict.fromkeys(version for side in sides for version in side.facts["versions"]))
     print(
         f"{options.arch} on {facts['device']}, {versions}, {options.batch_size} x {options.seq_length}{how}"
@@ -160,8 +163,11 @@ def serve(options: argparse.Namespace) -> None:
     model = our_model(options.arch, device)
     synchronize(device)
     started = time.perf_counter()
-    make = our_step if options.side == "apr" else their_step
-    step = make(model, ids, compiled=options.compile)
+    if options.side == "apr":
+        recomputes = options.activation_checkpointing
+        step = our_step(model, ids, compiled=options.compile, recomputes=recomputes)
+    else:
+        step = their_step(model, ids, compiled=options.compile)
     del model
     loss, norm = (float(number) for number in step())
     first_step = time.perf_counter() - started
@@ -202,7 +208,7 @@ def our_model(arch: str, device: torch.device) -> Decoder:
     return model
 
 
-def our_step(model: Decoder, ids: torch.Tensor, *, compiled: bool) -> Step:
+def our_step(model: Decoder, ids: torch.Tensor, *, compiled: bool, recomputes: bool) -> Step:
     """Return a function that does one step as `apr pretrain` does, and returns loss and gradient norm."""
     from apr.train.config import PretrainConfig
     from apr.train.machine.device import default_precision
@@ -216,6 +222,7 @@ def our_step(model: Decoder, ids: torch.Tensor, *, compiled: bool) -> Step:
         precision=default_precision(ids.device),
         grad_clip=1.0,
         compiled=compiled,
+        recomputes=recomputes,
     )
 
     def run() -> tuple[float, float]:

@@ -6,7 +6,7 @@ import pytest
 from tests.model.test_decoder import CASES
 from tests.train.test_kernels import check_cross_entropy, check_update
 from tests.train.test_loss import check_chunks
-from tests.train.test_step import check_bad_step, make
+from tests.train.test_step import check_bad_step, check_checkpointing, make
 
 pytestmark = pytest.mark.cuda
 
@@ -97,6 +97,32 @@ def test_the_fast_step_is_the_plain_step(batches):
         difference = (gradients[name] - gradient).norm() / gradient.norm()
         # Most for the keys' biases, whose gradients nearly cancel.
         assert difference < 6e-2, (name, difference)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_activation_checkpointing_changes_no_gradient(compiled, precision):
+    gradients, _ = check_checkpointing("cuda", precision=precision, compiled=compiled)
+    for name, gradient in gradients[False].items():
+        difference = (gradients[True][name].float() - gradient.float()).norm() / gradient.float().norm()
+        # Attention's and the embedding's gradients are summed in no fixed order.
+        assert difference < (1e-5 if precision == "fp32" else 1e-2), (name, difference)
+
+
+def test_activation_checkpointing_takes_less_memory_on_a_gpu(options, train, tmp_path):
+    common = {"device": "cuda", "seq_length": 512, "batch_size": 32, "num_steps": 2, "compile": True}
+    peaks = [
+        train(
+            options(
+                **common,
+                run_dir=tmp_path / f"{keeps}",
+                activation_checkpointing=not keeps,
+                allow_shard_cycle=True,
+            )
+        ).peak_memory_bytes
+        for keeps in (True, False)
+    ]
+    assert peaks[1] < peaks[0]
 
 
 def test_a_run_resumes_where_it_was(options, train, train_until, tmp_path):

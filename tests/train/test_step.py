@@ -6,7 +6,7 @@ import pytest
 from tests.train.conftest import BASE
 
 
-def make(device, *, compiled=False, precision="fp32"):
+def make(device, *, compiled=False, precision="fp32", recomputes=False):
     import torch
 
     from apr.model import Decoder
@@ -16,7 +16,9 @@ def make(device, *, compiled=False, precision="fp32"):
 
     model = Decoder.from_apr(BASE, device)
     optimizer = make_optimizer(model, PretrainConfig(dataset="-", run_dir="-", init=BASE))
-    step = Step(model, optimizer, precision=precision, grad_clip=1.0, compiled=compiled)
+    step = Step(
+        model, optimizer, precision=precision, grad_clip=1.0, compiled=compiled, recomputes=recomputes
+    )
     ids = torch.randint(0, 512, (2, 17), generator=torch.Generator().manual_seed(0))
     return model, optimizer, step, ids
 
@@ -77,3 +79,30 @@ def test_clipping_equals_torchs():
     for parameter, clone in zip(model.parameters(), clones, strict=True):
         moment = optimizer.state[parameter]["exp_avg"]
         torch.testing.assert_close(moment, 0.1 * clone.grad, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activation_checkpointing_changes_no_gradient_and_keeps_less(precision):
+    gradients, kept = check_checkpointing("cpu", precision=precision)
+    for name, gradient in gradients[False].items():
+        assert gradients[True][name].equal(gradient), name
+    # The layers' inputs and what follows the last layer; two layers keep more than ten tensors each.
+    assert kept[True] < kept[False] / 3
+
+
+def check_checkpointing(device, *, precision, compiled=False):
+    """Return the gradients of two micro-batches without and with checkpointing, and the tensors kept."""
+    import torch
+
+    gradients, kept = {}, {False: 0, True: 0}
+    for recomputes in (False, True):
+        _, _, step, ids = make(device, precision=precision, compiled=compiled, recomputes=recomputes)
+
+        def keep(tensor, recomputes=recomputes):
+            kept[recomputes] += 1
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            step.accumulate([ids, ids.flip(0) + 1], 64)
+        gradients[recomputes] = {name: value.clone() for name, value in step.gradients().items()}
+    return gradients, kept

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from apr.container.load import load
 from apr.container.writer import Writer
@@ -176,6 +177,8 @@ class Body(nn.Module):
         self.embed_tokens = _embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
         self.norm = norm(config, config.hidden_size)
+        self.recomputes = False
+        """Keep only each layer's input for the backward pass, which computes the layer again."""
         self._multiplier = config.embedding_multiplier
         self._rounds_multiplier = FAMILIES[config.family].scaled_embedding
 
@@ -184,8 +187,13 @@ class Body(nn.Module):
     ) -> Tensor:
         """Compute the normalized last hidden state [B, T, hidden_size] of ids [B, T]."""
         x = self.embedded(input_ids)
+        recomputes = self.recomputes and torch.is_grad_enabled()
         for layer, view in zip(self.layers, views, strict=True):
-            x = layer(x, view, cache)
+            if recomputes:
+                # No layer draws random numbers, so that the generators' states need not be kept.
+                x = checkpoint(layer, x, view, cache, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = layer(x, view, cache)
         out: Tensor = self.norm(x)
         return out
 

@@ -36,6 +36,7 @@ class Bf16Copy:
     def __init__(self, model: Decoder, optimizer: AdamW) -> None:
         self._optimizer = optimizer
         self._copy = copy = type(model).empty(model.config, model.head_weight.device, torch.bfloat16)
+        copy.model.recomputes = model.model.recomputes
         self._weights = dict(model.named_parameters())
         self._parameters = dict(copy.named_parameters())
         self._copies = {name: parameter.detach() for name, parameter in self._parameters.items()}

@@ -217,6 +217,9 @@ class HardwareOptions:
         Resume.FIXED,
     ] = None
     """Compile each layer with torch.compile. On a GPU, also capture the step in CUDA graphs."""
+    activation_checkpointing: Annotated[bool, Resume.FREE] = False
+    """Keep only the input of each layer for the backward pass, and compute the layer again there: less
+    memory, about a quarter more time per step, the same gradients."""
     deterministic: Annotated[bool, Resume.FIXED] = False
     """On CUDA, sum in a fixed order, so that equal runs write identical files. CPU runs always do."""
 

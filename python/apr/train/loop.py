@@ -91,6 +91,7 @@ class Loop:
             precision=self._config.precision,
             grad_clip=self._config.grad_clip,
             compiled=self._config.compile,
+            recomputes=self._config.activation_checkpointing,
         )
         self.recorder = Recorder(
             self._config, prepared.device, prepared.needs.flops_per_token, report, started=started

@@ -58,6 +58,7 @@ class Step:
         compiled: compile each layer by itself; on a GPU also capture the step in CUDA graphs, so that the
             host launches a handful of things instead of thousands. With bf16 on a GPU the step is the fast
             one: a bfloat16 copy of the model computes the gradients (`Bf16Copy`).
+        recomputes: keep only the inputs of layers for the backward pass (activation checkpointing).
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class Step:
         precision: Precision,
         grad_clip: float,
         compiled: bool = False,
+        recomputes: bool = False,
     ) -> None:
+        model.model.recomputes = recomputes
         self._model, self._optimizer = model, optimizer
         self._precision, self._grad_clip = precision, grad_clip
         self._device = device = model.head_weight.device

@@ -30,6 +30,15 @@ def test_a_resumed_run_keeps_its_precision_and_reports_its_own_speed(options, tr
     assert resumed.mfu is None
 
 
+def test_a_run_resumed_with_activation_checkpointing_ends_in_the_same_bytes(
+    options, train, train_until, tmp_path
+):
+    train(options(run_dir=tmp_path / "alone", grad_accum=2))
+    train_until(options(grad_accum=2), 7)
+    assert train(options(grad_accum=2, resume=True, activation_checkpointing=True)).steps_completed == 12
+    assert checkpoints(tmp_path / "run") == checkpoints(tmp_path / "alone")
+
+
 @pytest.mark.parametrize("num_steps", [14, 15])
 def test_extend_continues_a_partial_epoch(options, train, tmp_path, num_steps):
     train(options(eval_every=5))

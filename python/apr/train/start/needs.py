@@ -146,7 +146,8 @@ def _memory_bytes(
     logits = rows * model.vocab_size * (width + 8)
     # An evaluation keeps one layer at a time, of a group that may have more tokens than a micro-batch.
     group = group_size(config.seq_length, device) * config.seq_length
-    activations = max(tokens * model.num_layers, group) * layer * width
+    kept = tokens * _kept_elements(config, model, layer)
+    activations = max(kept, group * layer) * width
     # Autocast keeps a bfloat16 copy of the weights within a step.
     copies = _BF16_BYTES * parameters if precision == "bf16" else 0
     return _TRAINING_BYTES * parameters + copies + activations + logits
@@ -168,4 +169,12 @@ def _fast_memory_bytes(
     layer = 4 * model.hidden_size + 2 * attention + 3 * model.intermediate_size
     rows = min(tokens, rows_at_a_time(model.vocab_size, device, torch.bfloat16))
     logits = rows * model.vocab_size
-    return weights + _BF16_BYTES * (tokens * model.num_layers * layer + logits)
+    return weights + _BF16_BYTES * (tokens * _kept_elements(config, model, layer) + logits)
+
+
+def _kept_elements(config: PretrainConfig, model: ModelConfig, layer: int) -> int:
+    """Return the elements that the layers keep of each token for the backward pass, given those of one."""
+    if config.activation_checkpointing:
+        # The inputs of all of them, and one that is computed again.
+        return model.num_layers * model.hidden_size + layer
+    return model.num_layers * layer

@@ -203,6 +203,7 @@ def _measure_step(prepared: Prepared, model: Decoder) -> float:
         precision=config.precision,
         grad_clip=config.grad_clip,
         compiled=config.compile,
+        recomputes=config.activation_checkpointing,
     )
     # Two of several: adding up gradients takes memory and time of its own.
     batches = [_batch(prepared, config.batch_size)] * min(config.grad_accum, 2)
