@@ -156,6 +156,8 @@ def _read_to_gpu(
     with torch.cuda.device(device), _collector_paused():
         tensors = {info.name: torch.empty(info.shape, dtype=TORCH[info.dtype], device=device)
                    for info in infos if not info.nbytes}  # fmt: skip
+        if not chunks:  # nothing but empty tensors, or none at all
+            return tensors
         memory = [_allocate(region, tensors, device) for region in regions]
         # No more buffers than chunks: a small file locks few pages.
         ring = [

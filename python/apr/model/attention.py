@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 # torch.nn.attention.flex_attention is imported where a fused kernel runs: it takes 2 s, for SymPy.
+
+# The fused kernel takes no narrower heads.
+_FUSED_HEAD_DIM = 16
 
 Mask: TypeAlias = "Tensor | BlockMask | None"
 """Which keys each query attends to: bool [T, S], blocks of a fused kernel, or None for all up to its own."""
@@ -97,7 +101,15 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softcap: fl
         mask = _blocks(None, k.shape[2] - q.shape[2], q.shape[2], q.device)
 
     capped = None if softcap is None else partial(_capped, softcap)
-    return _compiled()(q, k, v, block_mask=mask, scale=scale, enable_gqa=True, score_mod=capped)
+    width = q.shape[3]
+    if width < _FUSED_HEAD_DIM:
+        # Zeros add nothing to a score, and their values are cut off again.
+        q, k, v = (F.pad(part, (0, _FUSED_HEAD_DIM - width)) for part in (q, k, v))
+    # Also where the caller runs without compilation, as generation does: it would hold all scores.
+    compiling = torch.compiler.is_compiling()
+    with nullcontext() if compiling else torch.compiler.set_stance("default"):
+        out = _compiled()(q, k, v, block_mask=mask, scale=scale, enable_gqa=True, score_mod=capped)
+    return out[..., :width]
 
 
 def _capped(softcap: float, score: Tensor, *_: Tensor) -> Tensor:
@@ -119,5 +131,4 @@ def _blocks(window: int | None, start: int, length: int, device: torch.device) -
 def _compiled() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Without compilation, it would hold all scores.
     return torch.compile(flex_attention)
