@@ -67,6 +67,23 @@ def test_ranks_and_batches_cut_the_same_order(directory, batch_size, world_size)
     assert torch.equal(cut.reshape(-1, T + 1), whole)
 
 
+@pytest.mark.parametrize(("batch_size", "world_size", "turn"), [(4, 1, 3), (2, 2, 3), (3, 4, 1), (1, 3, 4)])
+def test_a_rank_may_take_several_batches_in_a_row(directory, batch_size, world_size, turn):
+    """A step's windows are the same, and each rank has a contiguous part of them."""
+    source = windows(directory)
+    whole = take(Loader(source, 12, seed=1), 14)
+    ranks = []
+    for rank in range(world_size):
+        shared = {"rank": rank, "world_size": world_size, "turn": turn}
+        first = Loader(source, batch_size, seed=1, **shared)
+        ranks.append(take(first, 5 * turn))
+        # Resumed between two steps, from the state of any rank.
+        rest = Loader(source, batch_size, state=first.state, **shared)
+        ranks[-1] = torch.cat([ranks[-1], take(rest, 9 * turn)])
+    cut = torch.stack([part.reshape(14, turn * batch_size, T + 1) for part in ranks], 1)
+    assert torch.equal(cut.reshape(-1, T + 1), whole)
+
+
 @pytest.mark.parametrize("taken", [0, 1, 12, 13, 40])
 def test_a_state_that_went_through_json_resumes_at_the_same_window(directory, taken):
     whole = take(Loader(windows(directory), 10, seed=7), 60)

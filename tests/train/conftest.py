@@ -16,7 +16,7 @@ VOCAB, SEQ = 512, 32
 
 
 # Fields of a record that differ from run to run.
-TIMES = ("wall_seconds", "tokens_per_sec")
+TIMES = ("wall_seconds", "tokens_per_sec", "slowest_rank_seconds")
 
 
 def checkpoints(run):
@@ -66,33 +66,33 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def write_shards(folder, tokens=8000, shards=1, seed=0, vocab_size=VOCAB, ids=None, **manifest):
+    """Write a shard directory of learnable ids: each follows from the one before, with some noise."""
+    import numpy as np
+
+    if ids is None:
+        noise = np.random.default_rng(seed)
+        ids, last = np.empty(tokens, np.int64), 1
+        for i in range(tokens):
+            last = int(noise.integers(200)) if noise.random() < 0.2 else (last * 6 + 3) % 200
+            ids[i] = last
+    folder.mkdir()
+    for i, part in enumerate(np.array_split(np.asarray(ids), shards)):
+        (folder / f"shard-{i:05}.bin").write_bytes(part.astype("<u4").tobytes())
+    facts = {
+        "schema": "pretokenize-bin-v1",
+        "shard_count": shards,
+        "total_tokens": len(ids),
+        "vocab_size": vocab_size,
+    }
+    (folder / "manifest.json").write_text(json.dumps(facts | manifest))
+    return folder
+
+
 @pytest.fixture
 def make_shards(tmp_path):
-    """Write a shard directory of learnable ids: each follows from the one before, with some noise."""
-
-    def make(name="shards", tokens=8000, shards=1, seed=0, vocab_size=VOCAB, ids=None, **manifest):
-        import numpy as np
-
-        if ids is None:
-            noise = np.random.default_rng(seed)
-            ids, last = np.empty(tokens, np.int64), 1
-            for i in range(tokens):
-                last = int(noise.integers(200)) if noise.random() < 0.2 else (last * 6 + 3) % 200
-                ids[i] = last
-        folder = tmp_path / name
-        folder.mkdir()
-        for i, part in enumerate(np.array_split(np.asarray(ids), shards)):
-            (folder / f"shard-{i:05}.bin").write_bytes(part.astype("<u4").tobytes())
-        facts = {
-            "schema": "pretokenize-bin-v1",
-            "shard_count": shards,
-            "total_tokens": len(ids),
-            "vocab_size": vocab_size,
-        }
-        (folder / "manifest.json").write_text(json.dumps(facts | manifest))
-        return folder
-
-    return make
+    """Write a shard directory in the test's own directory."""
+    return lambda name="shards", **values: write_shards(tmp_path / name, **values)
 
 
 @pytest.fixture

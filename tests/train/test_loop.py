@@ -118,8 +118,8 @@ def test_a_stream_that_ends_ends_the_run(options, train, make_shards, monkeypatc
 
     prepare = run.prepare
 
-    def miscounting(config):
-        prepared = prepare(replace(config, allow_shard_cycle=True))
+    def miscounting(config, world):
+        prepared = prepare(replace(config, allow_shard_cycle=True), world)
         return replace(prepared, config=replace(prepared.config, allow_shard_cycle=False))
 
     monkeypatch.setattr(run, "prepare", miscounting)
@@ -158,9 +158,9 @@ def test_wall_seconds_are_one_clock_over_all_parts(options, train, monkeypatch, 
         )
     prepare = run.prepare
 
-    def slowly(config):
+    def slowly(config, world):
         now[0] += 100
-        return prepare(config)
+        return prepare(config, world)
 
     monkeypatch.setattr(run, "prepare", slowly)
     parts = [{"num_steps": 4}] + [{"resume": True, "extend": True, "num_steps": n} for n in (5, 6)]

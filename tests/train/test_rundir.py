@@ -21,6 +21,8 @@ OTHER = {
     "target_val_loss": 1.0,
     "val_tokens": 640,
     "max_minutes": 5.0,
+    "grad_accum": 2,
+    "global_batch": 48,
     "save_every": 7,
     "save_dtype": "bf16",
     "device": "cpu",

@@ -2,8 +2,10 @@
 
 Each module beside this one holds one command: a dataclass named `Command`, or a union of them for
 subcommands. Its fields are the flags, its docstring is the help, and its `run()` returns the exit code.
-The module may define two functions: `default(arguments)` returns a `Command` whose values apply where a flag
-is not typed, and `refusal(error)` returns the JSON that `--json` prints for an error.
+The module may define three functions. `default(arguments)` returns a `Command` whose values apply where a
+flag is not typed. `refusal(error)` returns the JSON that `--json` prints for an error. And
+`elsewhere(command, arguments)` runs the command in other processes and returns their exit code, or None to
+run it in this one.
 """
 
 from __future__ import annotations
@@ -11,15 +13,16 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from apr.errors import EXIT_UNFORESEEN, EXIT_USAGE, AprError, RefusedError, exit_code, messages
+from apr.train.parallel.launched import is_silent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 # The module and one line of help for each command. Modules are imported only when their command runs, so that
 # `apr --help` loads neither torch nor numpy.
@@ -137,8 +140,10 @@ def _run(name: str, arguments: list[str]) -> int:
     try:
         module = import_module(COMMANDS[name][0])
         default = module.default(arguments) if hasattr(module, "default") else None
-        command: Runnable = parse(module.Command, f"apr {name}", arguments, default)
-        return command.run()
+        with _one_voice():
+            command: Runnable = parse(module.Command, f"apr {name}", arguments, default)
+        code = module.elsewhere(command, arguments) if hasattr(module, "elsewhere") else None
+        return command.run() if code is None else code
     except SystemExit as stop:  # the parser: 0 after --help, 2 for wrong usage
         return stop.code if isinstance(stop.code, int) else EXIT_UNFORESEEN
     except KeyboardInterrupt:
@@ -151,12 +156,22 @@ def _run(name: str, arguments: list[str]) -> int:
         # A defect of apr itself keeps its traceback.
         if code == EXIT_UNFORESEEN:
             raise
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError), _one_voice():
             for line in messages(error):
                 print(f"apr {name}: error: {line}", file=sys.stderr)
             if "--json" in arguments:
                 print(_refusal(name, error))
         return code
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Print what is wrong with a command in one process only, if torchrun started several that run it."""
+    if not is_silent():
+        yield
+        return
+    with open(os.devnull, "w") as devnull, redirect_stdout(devnull), redirect_stderr(devnull):  # noqa: PTH123
+        yield
 
 
 def _refusal(name: str, error: Exception) -> str:

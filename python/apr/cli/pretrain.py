@@ -24,6 +24,7 @@ from apr.train.config import (
     OutputOptions,
     PretrainConfig,
 )
+from apr.train.parallel.launched import is_silent, launched_ranks
 from apr.train.rundir import CONFIG, check_holds_run, saved_options
 
 
@@ -44,6 +45,9 @@ class Command:
     output: OutputOptions
     config: Annotated[Path | None, Unset("none")] = None
     """YAML file of options. Flags override it; the value None unsets an option."""
+    gpus: Annotated[int | None, Unset("one process")] = None
+    """Train on this many GPUs of this host: start as many processes, which share the windows of each step.
+    With --device cpu, processes on the CPU. For several hosts, use torchrun -m apr.pretrain."""
     plan: bool = False
     """Check everything, measure speed, and estimate memory and time without training."""
     json: bool = False
@@ -69,6 +73,8 @@ class Command:
         )
         if self.plan:
             planned = plan(config)
+            if is_silent():
+                return 0
             print(planned, file=sys.stderr if self.json else sys.stdout)
             if self.json:
                 print(json_text(planned.to_dict(), indent=2))
@@ -89,7 +95,7 @@ class Command:
             return pretrain(config, started=started).exit_code
         # Not print: a reader that goes away must end neither the run nor its exit code. `apr pretrain | head`
         # once gave 0 for a run that failed.
-        out = Outlet(sys.stdout)
+        out = Outlet(None if is_silent() else sys.stdout)
 
         def event(kind: str, facts: dict[str, Any]) -> None:
             out.line(json_text({"event": kind, **facts}))
@@ -104,6 +110,28 @@ class Command:
         result = pretrain(config, callbacks=callbacks, out=sys.stderr, started=started)
         event("result", result.to_dict())
         return result.exit_code
+
+
+def elsewhere(command: Command, arguments: list[str]) -> int | None:
+    """Run the command in as many processes as --gpus asks for, and return its exit code; None to run it here.
+
+    Raises:
+        UsageError: --gpus is no number of processes, or contradicts torchrun.
+        UnavailableError: there are fewer GPUs.
+    """
+    ranks = launched_ranks()
+    if command.gpus is not None and command.gpus < 1:
+        raise UsageError(f"--gpus must be at least 1, not {command.gpus}")
+    if command.gpus in {None, ranks}:
+        return None
+    if ranks > 1:
+        raise UsageError(f"--gpus {command.gpus}: torchrun started {ranks} processes; leave out --gpus")
+    # Imported here, because it loads torch.
+    from apr.train.parallel.launch import check_gpus, launch
+
+    if command.hardware.device != "cpu":
+        check_gpus(command.gpus)
+    return launch(command.gpus, arguments)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any, Self, get_type_hints
 
 import torch
@@ -109,6 +110,7 @@ class Loader:
         shuffle: whether the order is random; otherwise it is that of the stream.
         rank: this process's part of each batch.
         world_size: the number of ranks.
+        turn: batches that a rank takes before it is the next rank's turn: those of one step.
         device: where the batches are placed.
         state: where to resume; its seed is used instead of `seed`.
         prefetch: batches that are read ahead.
@@ -129,6 +131,7 @@ class Loader:
         shuffle: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        turn: int = 1,
         device: torch.device | str = "cpu",
         state: LoaderState | None = None,
         prefetch: int = _PREFETCH,
@@ -139,8 +142,10 @@ class Loader:
                 f"{windows.shards.path}: fewer ids than one window of {windows.seq_length} + 1 needs",
                 path=windows.shards.path,
             )
-        if not 0 <= rank < world_size or batch_size < 1:
-            raise ValueError(f"invalid rank {rank}, world_size {world_size} or batch_size {batch_size}")
+        if not 0 <= rank < world_size or batch_size < 1 or turn < 1:
+            raise ValueError(
+                f"invalid rank {rank}, world_size {world_size}, turn {turn} or batch_size {batch_size}"
+            )
         # With hashes: a state of other data with the same sizes would otherwise resume without a word.
         scan = windows.shards.scan()
         self.fingerprint = _fingerprint(windows, scan, shuffle=shuffle)
@@ -150,11 +155,12 @@ class Loader:
         if not 0 <= seed < _MAX_SEED:
             raise RefusedError(f"loader: seed {seed} is not between 0 and 2^64 - 1")
         self._order = TrainingOrder(len(windows), seed, shuffle)
-        self._next = 0 if state is None else _position(state, len(windows))
         # The ranks take turns in one order, so that the order of tokens does not depend on how many there
-        # are.
-        self._stride = batch_size * world_size
-        self._offset = batch_size * rank
+        # are. `_first` counts the windows before this round of turns, `_taken` the batches of this turn.
+        self._first = 0 if state is None else _position(state, len(windows))
+        self._taken, self._turn = 0, turn
+        self._round = batch_size * turn * world_size
+        self._offset = batch_size * turn * rank
         self._source = BatchSource(
             windows, self._order, batch_size, ShardMonitor(windows.shards, scan, poll_seconds)
         )
@@ -164,9 +170,9 @@ class Loader:
 
     @property
     def state(self) -> LoaderState:
-        """The state after the batch that was returned last."""
+        """The state after the batch that was returned last; within a turn, that before the turn."""
         # Counted in windows of all ranks: a resumed run may have another batch size or number of ranks.
-        epoch, position = divmod(self._next, self._order.count)
+        epoch, position = divmod(self._first, self._order.count)
         return LoaderState(self.fingerprint, epoch, position, self._order.seed)
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -185,16 +191,25 @@ class Loader:
             self._reader.abandon()
             self._reader = None
         if self._reader is None:
-            first = self._next + self._offset
-            self._reader = ReadAhead(self._source, first, self._stride, self._device, self._prefetch)
+            self._reader = ReadAhead(self._source, self._positions(), self._device, self._prefetch)
         try:
             batch = self._reader.take()
         except BaseException:
             # Also after Ctrl-C, the next call starts a new thread at the batch that was not returned.
             self.close()
             raise
-        self._next += self._stride
+        self._taken += 1
+        if self._taken == self._turn:
+            self._taken, self._first = 0, self._first + self._round
         return batch
+
+    def _positions(self) -> Iterator[int]:
+        """Return the position of each batch of this rank, from the next one on."""
+        # Iterators of numbers, without a reference to this object: a loader that is dropped is collected.
+        turns = count(self._first + self._offset, self._round)
+        starts = range(0, self._turn * self._source.batch_size, self._source.batch_size)
+        positions = (first + start for first in turns for start in starts)
+        return islice(positions, self._taken, None)
 
     def close(self) -> None:
         """End the thread. The next batch starts another one."""

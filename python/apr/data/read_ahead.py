@@ -15,6 +15,8 @@ import torch
 from apr.data.listing import ID_DTYPE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -55,14 +57,13 @@ class ReadAhead:
 
     Args:
         source: reads the windows.
-        position: of the first batch in the training order.
-        stride: windows between two batches of this rank.
+        positions: of the batches in the training order, without end.
         device: where batches are placed.
         prefetch: batches that may wait to be taken.
     """
 
     def __init__(
-        self, source: BatchSource, position: int, stride: int, device: torch.device, prefetch: int
+        self, source: BatchSource, positions: Iterator[int], device: torch.device, prefetch: int
     ) -> None:
         self._ready: queue.SimpleQueue[Tensor | _OnDevice | BaseException] = queue.SimpleQueue()
         # One item per batch that may be read ahead; a queue is faster here than a semaphore.
@@ -76,7 +77,7 @@ class ReadAhead:
         # thread.
         thread = threading.Thread(
             target=_read_ahead,
-            args=(source, position, stride, device, self._ready, self._permits, stop),
+            args=(source, positions, device, self._ready, self._permits, stop),
             name="apr-loader",
             daemon=True,  # so that Ctrl-C does not wait for a disk that does not answer
         )
@@ -110,8 +111,7 @@ def _end_thread(thread: threading.Thread, permits: queue.SimpleQueue[None], stop
 
 def _read_ahead(
     source: BatchSource,
-    position: int,
-    stride: int,
+    positions: Iterator[int],
     device: torch.device,
     ready: queue.SimpleQueue[Tensor | _OnDevice | BaseException],
     permits: queue.SimpleQueue[None],
@@ -119,12 +119,11 @@ def _read_ahead(
 ) -> None:
     try:
         batches = _PinnedBatches(source, device) if device.type == "cuda" else _HostBatches(source, device)
-        while True:
+        for position in positions:
             permits.get()
             if stop.is_set():
                 return
             ready.put(batches.read(position))
-            position += stride
     except BaseException as error:  # noqa: BLE001 (raised again by the consumer)
         ready.put(error)
 

@@ -18,7 +18,7 @@ from apr.data.listing import ID_DTYPE
 from apr.errors import RefusedError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -85,11 +85,6 @@ class Windows:
     def starts(self, indices: Iterable[int]) -> list[int]:
         """Return the position in the stream of each window's first id."""
         return [self.start + index * self.seq_length for index in indices]
-
-    def in_order(self, count: int, batch_size: int) -> Iterator[NDArray[np.int64]]:
-        """Yield the first `count` windows in stream order: int64 [at most batch_size, seq_length + 1]."""
-        for first in range(0, count, batch_size):
-            yield self.batch(np.arange(first, min(first + batch_size, count)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,10 @@ class Bf16Copy:
         self._sums: dict[str, Tensor] | None = None
         self._kernels: UpdateKernels | None = None
 
+    def by_autograd(self) -> list[nn.Parameter]:
+        """Return the copy's parameters whose gradients autograd computes: not the embedding and the head."""
+        return [parameter for parameter in self._parameters.values() if parameter.requires_grad]
+
     def refresh(self) -> None:
         """Round the weights again. Needed once, and after anything but `update` has changed them."""
         with torch.no_grad():

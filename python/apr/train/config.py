@@ -6,10 +6,10 @@ sections are the groups of `apr pretrain --help`; `PretrainConfig` has the field
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -59,7 +59,7 @@ class Resume(Enum):
     FIXED = "Nothing: the option decides what is computed."
     FREE = "Everything: the option decides nothing that is computed."
     MOVABLE = "The path, once there is a checkpoint, which knows the contents by size and hash."
-    SPLIT = "The value, while windows per step (batch_size x grad_accum) and so the order of data stay."
+    SPLIT = "The value, while windows per step (on all ranks together) and so the order of data stay."
     EXTENDABLE = "The value may grow with --extend, and shrink with --shorten."
     NOT_SAVED = "The option concerns one call of the program and is not written to config.yaml."
 
@@ -120,9 +120,15 @@ class OptimizationOptions:
     """Save and stop in time to end within this many minutes of the start, start-up and saving included; exit
     code 124. --resume continues, for as many minutes again."""
     batch_size: Annotated[int, Ge(1), Resume.SPLIT] = 16
-    """Windows per micro-batch."""
-    grad_accum: Annotated[int, Ge(1), Resume.SPLIT] = 1
-    """Micro-batches per optimizer step."""
+    """Windows per micro-batch of each rank; a run in one process has one rank."""
+    grad_accum: Annotated[
+        int | None, Ge(1), Unset("what --global-batch leaves to each rank, or else 1"), Resume.SPLIT
+    ] = None
+    """Micro-batches of each rank per optimizer step."""
+    global_batch: Annotated[
+        int | None, Ge(1), Unset("--batch-size x --grad-accum x the number of ranks"), Resume.SPLIT
+    ] = None
+    """Windows per optimizer step on all ranks together."""
     lr: Annotated[float | None, Gt(0), _by_mode("lr"), Resume.FIXED] = None
     """Peak learning rate."""
     warmup_steps: Annotated[
@@ -269,8 +275,8 @@ class PretrainConfig(
 
     @property
     def windows_per_step(self) -> int:
-        """Number of windows that one optimizer step takes."""
-        return self.batch_size * self.grad_accum
+        """Number of windows that one optimizer step takes, on all ranks together."""
+        return self.global_batch or self.batch_size * (self.grad_accum or 1)
 
     @property
     def tokens_per_step(self) -> int:
@@ -311,6 +317,33 @@ class PretrainConfig(
                 "steps remain for the cosine decay"
             )
 
+    def over_ranks(self, ranks: int) -> Self:
+        """Return the options with --grad-accum filled in, and for several ranks --global-batch.
+
+        Raises:
+            UsageError: the ranks cannot divide --global-batch.
+        """
+        if self.global_batch is None:
+            accum = self.grad_accum or 1
+            # One rank's config.yaml stays as it always was; another number of ranks needs to know the whole.
+            whole = self.batch_size * accum * ranks if ranks > 1 else None
+            return replace(self, grad_accum=accum, global_batch=whole)
+        at_once = self.batch_size * ranks
+        accum, rest = divmod(self.global_batch, at_once)
+        sizes = f"--batch-size {self.batch_size}" + (f" on {ranks} ranks" if ranks > 1 else "")
+        if rest or not accum:
+            raise UsageError(
+                f"--global-batch {self.global_batch} is not a multiple of {at_once}, which {sizes} "
+                f"{'take' if ranks > 1 else 'takes'} at a time; change one of them"
+                + (" or the number of ranks" if ranks > 1 else "")
+            )
+        if self.grad_accum not in {None, accum}:
+            raise UsageError(
+                f"--global-batch {self.global_batch} with {sizes} means --grad-accum {accum}, not "
+                f"{self.grad_accum}; leave one of them out"
+            )
+        return replace(self, grad_accum=accum)
+
     def resolved(self, precision: Precision, *, compiled: bool) -> ResolvedConfig:
         """Return the options of the run itself, with the mode's defaults filled in.
 
@@ -324,6 +357,7 @@ class PretrainConfig(
             # A tenth at most: the 1000 steps of from-scratch would be more than the whole of a run of 500.
             "warmup_steps": min(defaults.warmup_steps, self.num_steps // 10),
             "val_tokens": self.evaluated_tokens,
+            "grad_accum": 1,
         }
         for option in fields(PretrainConfig):
             value = getattr(self, option.name)
@@ -361,6 +395,8 @@ class PretrainConfig(
         }
         # A name stays a name. A file is made absolute: --resume may be called from another directory.
         values |= self._named_files()
+        if self.global_batch is not None:
+            values["grad_accum"] = None  # follows from the number of ranks, which may be another one then
         return {
             name: str(value.absolute()) if isinstance(value, Path) else value
             for name, value in values.items()
@@ -375,6 +411,7 @@ class ResolvedConfig(PretrainConfig):
     lr: float = field()
     warmup_steps: int = field()
     val_tokens: int = field()
+    grad_accum: int = field()
     precision: Precision = field()
     compile: bool = field()
 

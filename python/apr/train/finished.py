@@ -25,6 +25,7 @@ _IRRELEVANT = {
     "device",
     "batch_size",
     "grad_accum",
+    "global_batch",
     "keep",
     "save_every",
     "max_minutes",
@@ -33,7 +34,7 @@ _IRRELEVANT = {
 }
 
 
-def finished_result(config: PretrainConfig) -> tuple[Result, str] | None:
+def finished_result(config: PretrainConfig, ranks: int = 1) -> tuple[Result, str] | None:
     """Return the result of the run that --resume names, and what would train it for longer.
 
     None if there is something left to do.
@@ -52,7 +53,7 @@ def finished_result(config: PretrainConfig) -> tuple[Result, str] | None:
         return None  # its process was killed, or the file was edited: the end is written again
     if result.status not in _FINISHED:
         return None
-    now = rundir.resumed_config(config).to_yaml()
+    now = rundir.resumed_config(config, ranks).to_yaml()
     before = PretrainConfig(**rundir.saved_options(config.run_dir)).to_yaml()
     stops_at_target = now["stop_at_target"] and now["contract"] is None
     by_gate = result.status in _GATES and (result.status != "TARGET_MET" or stops_at_target)

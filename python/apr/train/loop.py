@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +23,7 @@ from apr.train.checkpoint.state import RunState
 from apr.train.ends import Ending, after_evaluation, budget_spent, ending
 from apr.train.evaluation import evaluate
 from apr.train.loss import token_losses
-from apr.train.machine.deadline import Deadline
+from apr.train.machine.deadline import Deadline, OutOfTime
 from apr.train.machine.device import computing
 from apr.train.optimizer import make_optimizer, set_learning_rate
 from apr.train.record.recorder import Recorder
@@ -64,7 +65,7 @@ class Loop:
         self.prepared = prepared
         self._config, self._model = prepared.config, model
         self._report, self._stop = report, stop
-        self._dir = prepared.config.run_dir
+        self._dir, self._world = prepared.config.run_dir, prepared.world
         self._train = prepared.split.train
         # Random weights in --init start near ln V, which may be above the cap of a trained model.
         cap = None if prepared.starts_untrained else prepared.config.mode_defaults.first_val_loss_cap
@@ -92,12 +93,24 @@ class Loop:
             grad_clip=self._config.grad_clip,
             compiled=self._config.compile,
             recomputes=self._config.activation_checkpointing,
+            world=self._world,
         )
         self.recorder = Recorder(
-            self._config, prepared.device, prepared.needs.flops_per_token, report, started=started
+            self._config,
+            prepared.device,
+            prepared.needs.flops_per_token,
+            report,
+            started=started,
+            world=self._world,
         )
         self.saver = Saver(
-            self._config, prepared.metadata, model, self._optimizer, report, self.recorder.checkpoint
+            self._config,
+            prepared.metadata,
+            model,
+            self._optimizer,
+            report,
+            self.recorder.checkpoint,
+            writes=self._world.leads,
         )
 
     @property
@@ -150,13 +163,14 @@ class Loop:
             Interrupted: a signal asked for it; what was trained is not saved yet.
             OutOfTime: the time of --max-minutes is over; what was trained is not saved yet.
         """
-        if self._config.max_minutes is not None:
+        if self._config.max_minutes is not None and self._world.leads:
             # A guess until there is a checkpoint; twice, because training goes on while the first one is
             # written.
             self._save_seconds = 2 * checkpoint_seconds(self._dir, self.prepared.needs.checkpoint_bytes)
         point = self.prepared.resume_point
         if point is not None:
-            cut_back_to(self._dir, point, self.state, self._report)
+            if self._world.leads:
+                cut_back_to(self._dir, point, self.state, self._report)
             if point.checkpoints:
                 self.saver.adopt(point.checkpoints, self.state, self.recorder.wall_seconds)
         with self.recorder, self._open_loader() as self._loader:
@@ -176,7 +190,7 @@ class Loop:
         Raises:
             AprError, OSError: they cannot be written.
         """
-        if self._config.save_dtype == "bf16":
+        if self._config.save_dtype == "bf16" and self._world.leads:
             path = self._dir / rundir.EXPORT
             export_weights(path, self._model, self.prepared.metadata, torch.bfloat16)
             self.exported = path
@@ -193,6 +207,9 @@ class Loop:
             self._train,
             config.batch_size,
             shuffle=config.shuffle,
+            rank=self._world.rank,
+            world_size=self._world.size,
+            turn=config.grad_accum,
             device=self.prepared.device,
             state=state,
         )
@@ -227,12 +244,19 @@ class Loop:
         return ended or budget_spent(config, state)
 
     def _check_stop(self, seconds: float) -> None:
-        """Stop here if a signal arrived, or if what takes so many seconds could not be saved in time."""
-        self._stop.check()
+        """Stop here if a signal arrived, or if what takes so many seconds could not be saved in time.
+
+        All ranks call it, and stop together.
+        """
         save = max(self._save_seconds, self.saver.seconds)
         # One that is being written comes before that of the stop. A contract reads the last one again.
         saves = 1 + (not self.saver.idle) + (self._config.contract is not None)
-        self._deadline.check(seconds + saves * save)
+        late = self._deadline.is_before_end_of(seconds + saves * save)
+        # A signal may reach one rank only, or each of them in another step.
+        arrived, of_ranks_late = zip(*self._world.gather([self._stop.signal or 0, late]), strict=True)
+        self._stop.check(arrived)
+        if any(of_ranks_late):
+            raise OutOfTime
 
     # A step.
 
@@ -254,7 +278,8 @@ class Loop:
         limit = state.loss_limit
         skip_above = limit if config.skip_spikes and limit is not None else math.inf
         outcome = self._step.update(lr, skip_above)
-        seconds = self._step_seconds = time.perf_counter() - started
+        own_seconds = time.perf_counter() - started
+        seconds = self._step_seconds = max(of_rank for (of_rank,) in self._world.gather([own_seconds]))
         if not outcome.finite:
             return self._bad_step(outcome, lr, seconds)
         self._record_step(outcome, lr, seconds)
@@ -298,11 +323,11 @@ class Loop:
         Others have trained for hours with an evaluation that was wrong by three orders of magnitude.
         """
         # Reading the loss makes the host wait for the device, so this is done in one step only.
-        training, evaluation = self._step.loss(), 0.0
+        training = self._step.loss()
         with torch.no_grad(), computing(self.prepared.device, self._config.precision):
-            for ids in batches:
-                evaluation += token_losses(self._model, ids).sum(dtype=torch.float64).item()
-        evaluation /= self._config.tokens_per_step
+            own = [token_losses(self._model, ids).sum(dtype=torch.float64).item() for ids in batches]
+        of_all = chain.from_iterable(self._world.gather(own))
+        evaluation = math.fsum(of_all) / self._config.tokens_per_step
         # Relative, with a floor: the loss of a memorized batch may be 0.
         self._disagreement = abs(training - evaluation) / max(abs(training), 1e-9)
         if self.state.step == 0:
@@ -392,6 +417,7 @@ class Loop:
             self.prepared.split.held_out,
             val_tokens=self._config.val_tokens,
             precision=self._config.precision,
+            world=self._world,
             on_progress=on_progress,
         )
         self._evaluation_seconds = time.perf_counter() - started

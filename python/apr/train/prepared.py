@@ -12,6 +12,7 @@ from apr.data.split import evaluation_windows
 from apr.model.decoder import Decoder
 from apr.model.fill import fill
 from apr.model.init import init_weights
+from apr.train.parallel.world import ALONE, World
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,6 +69,8 @@ class Prepared:
     """The checkpoints of a run that is resumed; None for a new run."""
     sampler: Sampler | None = None
     """Continues --sample-prompt; None without one."""
+    world: World = ALONE
+    """The ranks that train together."""
 
     @property
     def parameters(self) -> int:

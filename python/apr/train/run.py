@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, TextIO
 
 from apr.errors import EXIT_UNFORESEEN, AprError, RefusedError, exit_code, message, messages
@@ -23,6 +23,8 @@ from apr.train.machine.device import reset_peak_memory
 from apr.train.machine.out_of_memory import is_out_of_memory, out_of_memory, refusing_a_model_too_large
 from apr.train.machine.settings import prefer_expandable_segments, training_settings
 from apr.train.machine.signals import Interrupted, StoppedAtOnce, StopRequest
+from apr.train.parallel.launched import launched_ranks
+from apr.train.parallel.world import joined
 from apr.train.record.metrics import read_metrics
 from apr.train.record.report import Report
 from apr.train.record.result import Result
@@ -35,8 +37,11 @@ EXIT_OUT_OF_TIME = 124
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from apr.train.config import PretrainConfig
+    from apr.train.parallel.world import World
+    from apr.train.prepared import Prepared
     from apr.train.record.callbacks import Callbacks
 
 
@@ -72,13 +77,14 @@ def pretrain(
         rundir.check_holds_run(config.run_dir)
     prefer_expandable_segments()
     with (
-        Report(sys.stdout if out is None else out) as report,
         # Before the claim and the checks: a signal that arrives in them is noted, and ends the run in order.
-        StopRequest() as stop,
+        StopRequest(launched=launched_ranks() > 1) as stop,
+        joined() as world,
+        Report((sys.stdout if out is None else out) if world.leads else None) as report,
         # Claim: from here on no other process writes to the run directory.
-        Claim(config.run_dir) as claim,
+        _claimed(config.run_dir, world) as claim,
     ):
-        finished = finished_result(config) if config.resume else None
+        finished = finished_result(config, world.size) if config.resume else None
         if finished is not None:
             result, needed = finished
             report.line(
@@ -88,34 +94,51 @@ def pretrain(
             return result
         with (
             # Prepare: what can refuse the run does so here, before any file of the directory changes.
-            _prepared(config, claim, report, stop, started=started) as loop,
+            _prepared(config, world, claim, report, stop, started=started) as loop,
             # Run. On the way out, event files are closed, torch's settings are restored, the claim is
             # released (by another thread if a checkpoint is still being written), the caller's signal
             # handlers return, and the log is closed.
-            _files_open(loop, claim, report, callbacks),
+            nullcontext() if claim is None else _files_open(loop, claim, report, callbacks),
         ):
-            return finish(loop, _train(loop, report, stop), report)
+            ended = _train(loop, report, stop)
+            # The others wait for it: a process that ends early with an error makes torchrun end all of them.
+            return world.from_lead(finish(loop, ended, report) if world.leads else None)
+
+
+@contextmanager
+def _claimed(run_dir: Path, world: World) -> Iterator[Claim | None]:
+    """Claim the run directory for all ranks: the leading one does, and the others have no claim."""
+    with ExitStack() as claims:
+        claim = None
+        with world.together():
+            if world.leads:
+                claim = claims.enter_context(Claim(run_dir))
+        yield claim
 
 
 @contextmanager
 def _prepared(
-    config: PretrainConfig, claim: Claim, report: Report, stop: StopRequest, *, started: float
+    config: PretrainConfig,
+    world: World,
+    claim: Claim | None,
+    report: Report,
+    stop: StopRequest,
+    *,
+    started: float,
 ) -> Iterator[Loop]:
     """Check everything and build the model; within the context, torch has the settings of a run."""
     with ExitStack() as settings:
         try:
-            prepared = prepare(config)
-            for windows in (prepared.split.train, prepared.split.held_out):
-                windows.shards.keep_scan()
+            prepared = _prepare_together(config, world)
             device, deterministic = prepared.device, prepared.config.deterministic
             settings.enter_context(training_settings(device, deterministic=deterministic))
             reset_peak_memory(device)  # an earlier run of this process may have needed more
-            with refusing_a_model_too_large(prepared.parameters, device):
+            with world.together(), refusing_a_model_too_large(prepared.parameters, device):
                 loop = Loop(prepared, prepared.build_model(), report, stop, started=started)
                 loop.restore()
         except (AprError, RefusedError, OSError) as error:
             # A refusal creates no directory, and does not replace the result of a run.
-            if claim.existed and not rundir.holds_run(config.run_dir):
+            if claim is not None and claim.existed and not rundir.holds_run(config.run_dir):
                 refused = Result(
                     status="REFUSED",
                     exit_code=exit_code(error),
@@ -125,8 +148,23 @@ def _prepared(
                 write_json(config.run_dir / rundir.RESULT, refused.to_dict())
             raise
         # From here on a thread may be writing to the directory.
-        claim.keep_while_saving(loop.saver)
+        if claim is not None:
+            claim.keep_while_saving(loop.saver)
         yield loop
+
+
+def _prepare_together(config: PretrainConfig, world: World) -> Prepared:
+    """Check everything on all ranks, and refuse the run on all of them if one sees a problem."""
+    prepared = None
+    # The leading one first: the others need not scan again the shards whose scan it keeps.
+    for leads in (True, False):
+        with world.together():
+            if world.leads is leads:
+                prepared = prepare(config, world)
+                for windows in (prepared.split.train, prepared.split.held_out):
+                    windows.shards.keep_scan()
+    assert prepared is not None
+    return prepared
 
 
 @contextmanager

@@ -167,11 +167,12 @@ def former_target(run_dir: Path) -> float | None:
     return float(target)
 
 
-def resumed_config(config: PretrainConfig) -> PretrainConfig:
+def resumed_config(config: PretrainConfig, ranks: int = 1) -> PretrainConfig:
     """Return the options of a resumed run: those given, which must agree with those in config.yaml.
 
     An option that is None here and was resolved from the mode, the device or other options when the run
-    started keeps the value it had, and so does the target.
+    started keeps the value it had, and so does the target. A step keeps its windows, however many ranks share
+    them now.
 
     Raises:
         FileNotFoundError: the run directory has no config.yaml.
@@ -185,16 +186,20 @@ def resumed_config(config: PretrainConfig) -> PretrainConfig:
         raise UsageError(
             f"{path}: {', '.join(missing)} missing; restore the file that the run wrote", path=path
         )
-    kept = (*ResolvedConfig.__annotations__, "target_val_loss")
+    kept = (*ResolvedConfig.__annotations__, "target_val_loss", "global_batch")
     unset = [name for name in kept if getattr(config, name) is None]
     config = replace(config, **{name: saved[name] for name in unset if name in saved})
     before = PretrainConfig(**saved)
+    if ranks > 1 and config.global_batch is None:
+        # It began in one process, whose --grad-accum is not that of a rank unless it was passed again.
+        accum = None if config.grad_accum == before.grad_accum else config.grad_accum
+        config = replace(config, grad_accum=accum, global_batch=before.windows_per_step)
     # Without a checkpoint nothing knows the contents of a moved file, so paths must stay.
     has_checkpoint = any((config.run_dir / "ckpt").glob("*.apr"))
     conflicts = [
         _conflict(option, config, before, has_checkpoint=has_checkpoint) for option in options.values()
     ]
-    # --batch-size and --grad-accum share one line.
+    # --batch-size, --grad-accum and --global-batch share one line.
     problems = [
         RefusedError(f"{config.run_dir}: {line}", path=config.run_dir)
         for line in dict.fromkeys(conflicts)
@@ -204,7 +209,7 @@ def resumed_config(config: PretrainConfig) -> PretrainConfig:
         raise problems[0]
     if problems:
         raise PreflightError(problems)
-    return config
+    return config.over_ranks(ranks)
 
 
 def check_new_paths(config: PretrainConfig) -> None:
@@ -219,6 +224,13 @@ def check_new_paths(config: PretrainConfig) -> None:
         if is_new and not path.exists():
             reason = f"no such file; check {flag}, or leave it out"
             raise FileNotFoundError(errno.ENOENT, reason, str(path))
+
+
+def _split(config: PretrainConfig) -> str:
+    """Return the options that give the windows of a step."""
+    if config.global_batch is not None:
+        return f"--global-batch {config.global_batch}"
+    return f"--batch-size {config.batch_size} --grad-accum {config.grad_accum or 1}"
 
 
 def _conflict(
@@ -237,8 +249,8 @@ def _conflict(
             if config.windows_per_step == before.windows_per_step:
                 return None
             return (
-                f"the run has {before.windows_per_step} windows per step (--batch-size {before.batch_size} "
-                f"--grad-accum {before.grad_accum}), not {config.windows_per_step}; {advice}"
+                f"the run has {before.windows_per_step} windows per step ({_split(before)}), not "
+                f"{config.windows_per_step} ({_split(config)}); {advice}"
             )
         case Resume.EXTENDABLE if now > was:
             if config.extend:

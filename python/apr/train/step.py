@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from torch.nn.utils import get_total_norm
 from apr.train.loss import add_gradients, softmax
 from apr.train.machine.device import computing, fastest_attention
 from apr.train.optimizer import set_learning_rate
+from apr.train.parallel.gradients import GradientSum
+from apr.train.parallel.world import ALONE, World
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,6 +62,7 @@ class Step:
             host launches a handful of things instead of thousands. With bf16 on a GPU the step is the fast
             one: a bfloat16 copy of the model computes the gradients (`Bf16Copy`).
         recomputes: keep only the inputs of layers for the backward pass (activation checkpointing).
+        world: the ranks that each compute a part of every step's gradients, and all make the same update.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Step:
         grad_clip: float,
         compiled: bool = False,
         recomputes: bool = False,
+        world: World = ALONE,
     ) -> None:
         model.model.recomputes = recomputes
         self._model, self._optimizer = model, optimizer
@@ -102,15 +107,24 @@ class Step:
             # model takes 50 to 66 s.
             for layer in model.model.layers:
                 layer.compile(fullgraph=True, dynamic=False)
+        self._sum: GradientSum | None = None
+        if world.size > 1:
+            by_autograd = model.parameters() if self._copy is None else self._copy.by_autograd()
+            # `add_gradients` computes an untied head's gradient itself.
+            tied = model.config.tie_word_embeddings
+            self._sum = GradientSum([p for p in by_autograd if tied or p is not model.head_weight])
 
     def accumulate(self, batches: Sequence[Tensor], tokens: int) -> None:
-        """Compute the gradients of a step's micro-batches. The host does not wait for them.
+        """Compute the gradients of a step's micro-batches, on all ranks. The host does not wait for them.
 
         Args:
-            batches: int64 [B, T + 1] each, on the CPU or the device; as many in each step.
-            tokens: number of predicted tokens in all of them.
+            batches: int64 [B, T + 1] each, on the CPU or the device; as many in each step. Those of this
+                rank.
+            tokens: number of predicted tokens in all of them, on all ranks.
         """
         self._loss.zero_()
+        if self._sum is not None:
+            self._sum.connect(self._device)
         if self._copy is not None:
             if self._several is None:
                 self._several = len(batches) > 1
@@ -120,10 +134,12 @@ class Step:
             self._copy.begin(accumulate=self._several)
         for i, batch in enumerate(batches):
             ids = batch.to(self._device, non_blocking=True)
+            # The ranks meet once in a step.
+            meets = self._sum is not None and i == len(batches) - 1
             if self._graphs is None:
-                self._add(ids, tokens)
+                self._add(ids, tokens, meets=meets)
             else:
-                self._replay(self._graphs, ids, tokens, first=i == 0)
+                self._replay(self._graphs, ids, tokens, first=i == 0, meets=meets)
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the accumulated gradients by the names of their parameters."""
@@ -156,7 +172,18 @@ class Step:
         loss, norm, skipped = torch.stack([self._loss, self._norm.double(), self._skip.double()]).tolist()
         return StepOutcome(loss, norm, updated=not skipped)
 
-    def _add(self, ids: Tensor, tokens: int) -> None:
+    def _add(self, ids: Tensor, tokens: int, *, meets: bool) -> None:
+        """Add the gradients and the loss of a micro-batch; `meets`: then add up those of all ranks."""
+        if not meets:
+            self._add_own(ids, tokens)
+            return
+        assert self._sum is not None
+        # The fast step adds up several micro-batches after each backward pass, not in it.
+        with nullcontext() if self._copy is not None and self._several else self._sum.overlapped():
+            self._add_own(ids, tokens)
+        self._sum.finish([*self.gradients().values(), self._loss])
+
+    def _add_own(self, ids: Tensor, tokens: int) -> None:
         if self._copy is not None:
             with fastest_attention(self._device):
                 self._loss += self._copy.add(ids, tokens)
@@ -189,7 +216,7 @@ class Step:
         self._update()
         self._limit.copy_(limit)
 
-    def _replay(self, graphs: _Graphs, ids: Tensor, tokens: int, *, first: bool) -> None:
+    def _replay(self, graphs: _Graphs, ids: Tensor, tokens: int, *, first: bool, meets: bool) -> None:
         """Run `_add` as a graph: the first micro-batch writes the gradients, the others add to them."""
         # A graph reads its input from the address it was captured with.
         if self._static_ids is None:
@@ -198,21 +225,18 @@ class Step:
 
         def warm_up() -> None:
             for _ in range(_WARM_UP_RUNS):
-                self._add(static, tokens)
+                self._add(static, tokens, meets=meets)
                 self._clear_gradients()
             self._loss.zero_()
             if self._copy is not None:
                 # Forgets what the warm-up added to the sums of several micro-batches.
                 self._copy.begin(accumulate=bool(self._several))
 
-        if self._copy is not None:
-            graphs.run("add", lambda: self._add(static, tokens), warm_up)
-        elif first:
-            # Two graphs, because a graph replays one branch: whether a gradient exists already is decided at
-            # the capture.
-            graphs.run("first", lambda: self._add(static, tokens), warm_up)
-        else:
-            graphs.run("further", lambda: self._add(static, tokens))
+        # Several graphs, because a graph replays one branch: whether a gradient exists already, and whether
+        # the ranks meet, is decided at the capture.
+        name = ("add" if self._copy is not None else "first" if first else "further") + " and meet" * meets
+        # What a later graph computes is warmed up by the first one's.
+        graphs.run(name, lambda: self._add(static, tokens, meets=meets), warm_up if first else None)
 
     def _clear_gradients(self) -> None:
         if self._copy is not None:

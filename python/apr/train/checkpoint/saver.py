@@ -47,6 +47,7 @@ class Saver:
         optimizer: AdamW over its parameters.
         report: shows what is being written.
         on_saved: called in the training thread for each checkpoint that was written and verified.
+        writes: whether this process writes. The others of a run only keep count of its checkpoints.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class Saver:
         optimizer: AdamW,
         report: Report,
         on_saved: Callable[[CheckpointRecord], None],
+        *,
+        writes: bool = True,
     ) -> None:
         self._config, self._metadata = config, metadata
         self._dir = config.run_dir
         self._model, self._optimizer = model, optimizer
-        self._report, self._on_saved = report, on_saved
+        self._report, self._on_saved, self._writes = report, on_saved, writes
         # One copy, 12 bytes per parameter: a second one, to save faster than the disk, would cost as much
         # again.
         self._memory = HostMemory()
@@ -97,6 +100,9 @@ class Saver:
             state: the state that the last one contains.
             wall_seconds: seconds since the run began.
         """
+        if not self._writes:
+            self.checkpoints = checkpoints
+            return
         # The metadata file is written after the checkpoint, so only the last one's can be missing.
         last = checkpoints[-1]
         if last.epoch is not None and not last.metadata_path.exists():
@@ -171,6 +177,9 @@ class Saver:
 
     def _save(self, checkpoint: Checkpoint, state: RunState, epoch_metadata: dict[str, Any] | None) -> None:
         """Copy everything now, and start a thread that writes the copy."""
+        if not self._writes:
+            self.checkpoints = [checkpoint]
+            return
         # Before the wait, so that people see why a run with a slow disk stands still.
         self._report.progress(f"writing {checkpoint.path.name}", 0, 1)
         self.wait()

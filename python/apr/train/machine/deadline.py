@@ -23,14 +23,6 @@ class Deadline:
     def __init__(self, started: float, minutes: float | None) -> None:
         self._end = None if minutes is None else started + 60 * minutes
 
-    def check(self, seconds: float) -> None:
-        """Stop here if something would not end in time.
-
-        Args:
-            seconds: how long it takes, the saving after it included.
-
-        Raises:
-            OutOfTime: there are fewer seconds left.
-        """
-        if self._end is not None and time.monotonic() + seconds + _END_SECONDS > self._end:
-            raise OutOfTime
+    def is_before_end_of(self, seconds: float) -> bool:
+        """Whether something that takes so many seconds, the saving after it included, would end too late."""
+        return self._end is not None and time.monotonic() + seconds + _END_SECONDS > self._end

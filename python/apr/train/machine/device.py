@@ -41,21 +41,35 @@ _PEAK_BF16 = {
 }
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, *, local_rank: int | None = None) -> torch.device:
     """Return the device of that name. `auto` is the first GPU, or else the CPU; no other name falls back.
+
+    Args:
+        name: auto, cpu, cuda or cuda:N.
+        local_rank: number of this process among several of a run on this host, each of which has a GPU of
+            its own; None for a run in one process.
 
     Raises:
         UsageError: the name is not auto, cpu, cuda or cuda:N.
         UnavailableError: this machine has no such device.
     """
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise UsageError(f"--device must be auto, cpu, cuda or cuda:N, not {name!r}")
     if name == "cpu":
         return torch.device("cpu")
-    index = int(name.partition(":")[2] or 0)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank is not None and ":" in name:
+        raise UsageError(
+            f"--device {name} is one GPU, but each of the run's processes needs its own; use --device cuda"
+        )
+    if local_rank is not None and local_rank >= count:
+        raise UnavailableError(
+            f"the run has process number {local_rank + 1} on this host, but only {counted(count, 'GPU')} "
+            "found; start one process per GPU, or use --device cpu"
+        )
+    index = local_rank if local_rank is not None else int(name.partition(":")[2] or 0)
     if index >= count:
         raise UnavailableError(
             f"--device {name}: not available ({count} CUDA devices found); use --device cpu or auto"

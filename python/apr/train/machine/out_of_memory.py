@@ -30,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(config: PretrainConfig, device: torch.device) -> str:
     """Return one line for a step that ran out of memory, with the flags that would help."""
     problem = _problem(device)
-    windows = config.windows_per_step
+    windows = config.batch_size * (config.grad_accum or 1)
     # Smaller micro-batches come first: they change neither the data nor the size of a step.
     sizes = [size for size in range(1, config.batch_size // 2 + 1) if windows % size == 0]
     if sizes:

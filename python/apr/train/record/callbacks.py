@@ -24,6 +24,9 @@ class StepRecord:
     device: str
     """The device that computed it; a resumed run may use another one."""
     tokens_per_sec: float
+    """Of all ranks together."""
+    slowest_rank_seconds: float | None
+    """How long the step took on the slowest rank; None for a run in one process."""
     gpu_util_pct: float | None
     """None without a GPU."""
     mfu: float | None

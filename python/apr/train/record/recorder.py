@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from contextlib import closing
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from apr.duration import format_duration
 from apr.plurals import counted
 from apr.train import rundir
 from apr.train.machine.device import Utilization, peak_flops, why_slow
+from apr.train.parallel.world import ALONE, World
 from apr.train.record.callbacks import CheckpointRecord, EvaluationRecord, StepRecord
 from apr.train.record.metrics import MetricsFile, perplexity
 from apr.train.record.pace import Pace
@@ -40,6 +43,7 @@ class Recorder:
         flops_per_token: FLOPs of one token, forward and backward.
         report: prints the lines for people.
         started: `time.monotonic()` of when the run began.
+        world: the ranks of the run. Those that do not lead write nothing.
     """
 
     def __init__(
@@ -50,9 +54,10 @@ class Recorder:
         report: Report,
         *,
         started: float,
+        world: World = ALONE,
     ) -> None:
         self._config, self._device, self._flops_per_token = config, device, flops_per_token
-        self._report = report
+        self._report, self._world = report, world
         # Raises before the first step if the GPU's driver does not measure: the metrics gate needs the
         # number.
         self._utilization = Utilization(device)
@@ -67,7 +72,9 @@ class Recorder:
         """Each is called for every record."""
 
     def __enter__(self) -> Self:
-        self._metrics = MetricsFile(self._config.run_dir / rundir.METRICS)
+        self._metrics = MetricsFile(
+            self._config.run_dir / rundir.METRICS if self._world.leads else Path(os.devnull)
+        )
         return self
 
     def __exit__(
@@ -99,7 +106,7 @@ class Recorder:
             lr: its learning rate.
             loss_limit: a loss above it is a spike, in nats.
             tokens_seen: number of tokens trained on, those of this step included.
-            seconds: how long it took.
+            seconds: how long it took the slowest rank.
             windows: its training windows, written to `train.jsonl` if the numbers are bad.
         """
         self._step_seconds.append(seconds)
@@ -112,7 +119,8 @@ class Recorder:
         tokens_per_second = self._config.tokens_per_step / seconds
         mfu = None
         if self._peak_flops is not None:
-            mfu = round(self._flops_per_token * tokens_per_second / self._peak_flops, 4)
+            of_a_rank = tokens_per_second / self._world.size
+            mfu = round(self._flops_per_token * of_a_rank / self._peak_flops, 4)
         record = StepRecord(
             step=step,
             train_loss=outcome.train_loss,
@@ -120,6 +128,7 @@ class Recorder:
             lr=lr,
             device=str(self._device),
             tokens_per_sec=round(tokens_per_second, 3),
+            slowest_rank_seconds=round(seconds, 6) if self._world.size > 1 else None,
             gpu_util_pct=self._utilization.percent(),
             mfu=mfu,
             tokens_seen=tokens_seen,
@@ -164,6 +173,8 @@ class Recorder:
 
     def sample(self, sample: Sample) -> None:
         """Record what the model made of --sample-prompt."""
+        if not self._world.leads:
+            return
         with closing(MetricsFile(self._config.run_dir / rundir.SAMPLES)) as samples:
             samples.write(asdict(sample))
         # One line, and no control characters: a model in training writes anything.

@@ -22,8 +22,8 @@ class Outlet:
     Lines printed after that are dropped.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream: TextIO | None = stream
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
 
     def line(self, text: str) -> None:
         """Print a line and flush it."""
@@ -47,9 +47,13 @@ class Outlet:
 
 
 class Report:
-    """Prints whole lines, and keeps them in a log once the run directory is ready for one."""
+    """Prints whole lines, and keeps them in a log once the run directory is ready for one.
 
-    def __init__(self, out: TextIO) -> None:
+    Args:
+        out: where they are printed; None for a process that leaves it to another one.
+    """
+
+    def __init__(self, out: TextIO | None) -> None:
         self._out = Outlet(out)
         self._log: TextIO | None = None
         self._log_failed = False

@@ -161,7 +161,7 @@ def _fast_memory_bytes(
     # Weights and moments in float32; the copy and its gradients in bfloat16, but those of embedding and head
     # in float32; the sums of several micro-batches in float32.
     weights = 16 * parameters + 2 * (groups["embedding"] + groups["head"])
-    if config.grad_accum > 1:
+    if (config.grad_accum or 1) > 1:
         weights += 4 * parameters
     attention = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
     # A layer keeps for each token: two residuals and norms; q, k, v and the attention's output; gate and up,

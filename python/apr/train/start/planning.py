@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -21,6 +22,7 @@ from apr.train.machine.device import computing, peak_memory_bytes, reset_peak_me
 from apr.train.machine.out_of_memory import is_out_of_memory, out_of_memory, refusing_a_model_too_large
 from apr.train.machine.settings import prefer_expandable_segments, training_settings
 from apr.train.optimizer import make_optimizer
+from apr.train.parallel.world import World, joined
 from apr.train.start.needs import nearest_existing
 from apr.train.start.preflight import prepare
 from apr.train.step import Step
@@ -43,7 +45,8 @@ class Plan:
     seconds_per_evaluation: float
     seconds_per_checkpoint: float
     peak_memory_bytes: int | None
-    """The most memory that a GPU held during the measured steps and evaluation; None on a CPU."""
+    """The most memory that a GPU held during the measured steps and evaluation: that of the rank that held
+    most. None on a CPU."""
 
     @property
     def seconds(self) -> float:
@@ -86,6 +89,7 @@ class Plan:
             "parameters": prepared.parameters,
             "parameter_groups": needs.groups,
             "device": str(prepared.device),
+            "ranks": prepared.world.size,
             "precision": config.precision,
             "num_steps": config.num_steps,
             "steps_done": self.steps_done,
@@ -153,16 +157,24 @@ class Plan:
 def plan(config: PretrainConfig) -> Plan:
     """Check everything, and measure a step, a part of an evaluation and the disk. Train and write nothing.
 
+    If torchrun started several processes, all of them call this, and measure together.
+
     Raises:
         AprError: the init file is not valid.
         OSError: a file does not exist or cannot be read.
         RefusedError: the run cannot start, or memory runs out.
     """
     prefer_expandable_segments()
-    prepared = prepare(config)
+    with joined() as world:
+        return _plan(config, world)
+
+
+def _plan(config: PretrainConfig, world: World) -> Plan:
+    with world.together():
+        prepared = prepare(config, world)
     reset_peak_memory(prepared.device)
     with training_settings(prepared.device, deterministic=config.deterministic):
-        with refusing_a_model_too_large(prepared.parameters, prepared.device):
+        with world.together(), refusing_a_model_too_large(prepared.parameters, prepared.device):
             model = prepared.build_model()
         try:
             step = _measure_step(prepared, model)
@@ -171,7 +183,9 @@ def plan(config: PretrainConfig) -> Plan:
             if not is_out_of_memory(error):
                 raise
             raise RefusedError(out_of_memory(prepared.config, prepared.device)) from None
-    peak = peak_memory_bytes(prepared.device) if prepared.device.type == "cuda" else None
+    measured = world.gather([step, evaluation, peak_memory_bytes(prepared.device)])
+    step, evaluation, held = (max(of_ranks) for of_ranks in zip(*measured, strict=True))
+    peak = int(held) if prepared.device.type == "cuda" else None
     checkpoint = checkpoint_seconds(nearest_existing(config.run_dir), prepared.needs.checkpoint_bytes)
     return Plan(prepared, step, evaluation, checkpoint, peak)
 
@@ -204,6 +218,7 @@ def _measure_step(prepared: Prepared, model: Decoder) -> float:
         grad_clip=config.grad_clip,
         compiled=config.compile,
         recomputes=config.activation_checkpointing,
+        world=prepared.world,
     )
     # Two of several: adding up gradients takes memory and time of its own.
     batches = [_batch(prepared, config.batch_size)] * min(config.grad_accum, 2)
@@ -228,7 +243,10 @@ def _measure_evaluation(prepared: Prepared, model: Decoder) -> float:
         with torch.no_grad(), computing(prepared.device, prepared.config.precision):
             token_losses(model, batch)
         seconds = _now(prepared.device) - started
-    return seconds * prepared.val_tokens / (len(batch) * prepared.config.seq_length)
+    groups = math.ceil(windows / len(batch) / prepared.world.size)
+    # One rank's last group may be smaller; of several, the slowest one decides.
+    whole = prepared.val_tokens / (len(batch) * prepared.config.seq_length)
+    return seconds * (whole if prepared.world.size == 1 else groups)
 
 
 def _batch(prepared: Prepared, windows: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ from apr.train.checkpoint.metadata import CheckpointMetadata, TrainingFacts
 from apr.train.checkpoint.resume import find_resume_point
 from apr.train.config import MODES
 from apr.train.machine.device import choose_device, describe
+from apr.train.parallel.world import ALONE, World
 from apr.train.prepared import Prepared
 from apr.train.record.tensorboard import check_tensorboard
 from apr.train.sampler import make_sampler
@@ -108,10 +109,14 @@ class _Corpus:
         return cls(shards, shards.scan(keep=False))
 
 
-def prepare(config: PretrainConfig) -> Prepared:
+def prepare(config: PretrainConfig, world: World = ALONE) -> Prepared:
     """Check a run's options against its files and this machine. Nothing is written.
 
     Checks that do not depend on each other all run, so that one call reports everything that is wrong.
+
+    Args:
+        config: the options of the run.
+        world: its ranks; this process checks what it sees itself.
 
     Raises:
         AprError: the init file is not valid.
@@ -125,13 +130,15 @@ def prepare(config: PretrainConfig) -> Prepared:
     if config.resume:
         # Not collected: the run's own options decide what everything else is checked against.
         rundir.check_run_dir(config)
-        config = rundir.resumed_config(config)
+        config = rundir.resumed_config(config, world.size)
         attempt(rundir.check_new_paths, config)
         changes = _changes(config)
     else:
         attempt(rundir.check_run_dir, config)
         attempt(config.check_warmup)
-    device = attempt(choose_device, config.device)
+        config = attempt(config.over_ranks, world.size) or config
+    local_rank = None if world.size == 1 else world.local_rank
+    device = attempt(choose_device, config.device, local_rank=local_rank)
     if config.contract is not None:
         attempt(load_decidable, config.contract)
     if config.tensorboard:
@@ -181,6 +188,7 @@ def prepare(config: PretrainConfig) -> Prepared:
         ),
         notes=(
             *_notes(config, device, needs, len(parts.train), tokenizer, tokenizers),
+            *_rank_note(config, world),
             *_untrained_note(config, start),
             why,
             *changes,
@@ -188,6 +196,7 @@ def prepare(config: PretrainConfig) -> Prepared:
         weights=start.weights,
         resume_point=resume_point,
         sampler=sampler,
+        world=world,
     )
 
 
@@ -426,7 +435,8 @@ def _metadata(
         "seed": config.seed,
         "seq_length": config.seq_length,
         "batch_size": config.batch_size,
-        "grad_accum": config.grad_accum,
+        # Of all ranks together: the same run on another number of ranks writes the same bytes.
+        "grad_accum": config.windows_per_step // config.batch_size,
         "val_tokens": config.evaluated_tokens,
         "base_model": start.base,
         "data": {
@@ -476,6 +486,19 @@ def _notes(
     return tuple(notes)
 
 
+def _rank_note(config: PretrainConfig, world: World) -> list[str]:
+    """Return a line that says what all ranks together take in a step, if there are several."""
+    if world.size == 1:
+        return []
+    hosts = len(set(world.hosts))
+    where = f" on {hosts} hosts" if hosts > 1 else ""
+    whole = f"{counted(config.windows_per_step, 'window')}, {counted(config.tokens_per_step, 'token')}"
+    return [
+        f"ranks: {world.size}{where}, each with {config.grad_accum} x "
+        f"{counted(config.batch_size, 'window')} per step; together {whole}"
+    ]
+
+
 def _untrained_note(config: PretrainConfig, start: Origin) -> list[str]:
     """Return a line if --init holds random weights: the defaults of its mode are for trained ones."""
     if start.base is None or not start.base.get("untrained", False) or start.weights != config.init:
@@ -507,7 +530,7 @@ def _compiles(config: PretrainConfig, device: torch.device, steps: int) -> tuple
         return config.compile, f"compile: {'on' if config.compile else 'off'}, {_as_asked(config)}"
     if device.type != "cuda":
         return False, "compile: off (auto: it gains little on a CPU)"
-    saved = steps * config.grad_accum * _SAVED_PER_MICRO_BATCH
+    saved = steps * (config.grad_accum or 1) * _SAVED_PER_MICRO_BATCH
     gain = (
         f"{counted(steps, 'step')} would gain {saved:.0f} s, and compiling takes up to {_COMPILE_SECONDS} s"
     )

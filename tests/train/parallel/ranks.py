@@ -1,0 +1,86 @@
+"""The processes of a run, forked from one that has imported torch: a rank starts in milliseconds."""
+
+from __future__ import annotations
+
+import io
+import os
+import traceback
+
+from tests.train.children import _CONTEXT
+
+
+class Ranks:
+    """Processes that each call a function of a test module, with the environment that torchrun gives them.
+
+    Args:
+        size: the number of them.
+        function: called with `arguments` in each; what it returns is in `results`.
+    """
+
+    def __init__(self, size, function, *arguments):
+        import torch.distributed as dist
+
+        # As torchrun's agent does, this process keeps the store, which outlives every rank.
+        self._store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        self.processes, self._receivers = [], []
+        for rank in range(size):
+            receiver, sender = _CONTEXT.Pipe(duplex=False)
+            environment = {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": str(self._store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+            }
+            process = _CONTEXT.Process(
+                target=_call, args=(sender, environment, function, arguments), daemon=True
+            )
+            process.start()
+            sender.close()
+            self.processes.append(process)
+            self._receivers.append(receiver)
+
+    def results(self):
+        """Wait for the ranks, and return what each returned; None for one that died."""
+        results = []
+        for receiver in self._receivers:
+            try:
+                kind, value = receiver.recv()
+            except EOFError:
+                kind, value = "returned", None
+            assert kind == "returned", value
+            results.append(value)
+        for process in self.processes:
+            process.join()
+        return results
+
+
+def _call(sender, environment, function, arguments):
+    import torch
+
+    from apr.train import finish
+
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    finish.plot_losses = lambda *_, **__: None  # the picture takes half the time of such a short run
+    try:
+        sender.send(("returned", function(*arguments)))
+    except BaseException:  # noqa: BLE001 (the test shows it)
+        sender.send(("raised", traceback.format_exc()))
+
+
+def train(*configs):
+    """Train each of them, and return the statuses and what was printed."""
+    from apr.errors import AprError, exit_code, message
+    from apr.train import pretrain
+
+    ends = []
+    for config in configs:
+        out = io.StringIO()
+        try:
+            result = pretrain(config, out=out)
+            ends.append((result.status, result.exit_code, out.getvalue()))
+        except (AprError, OSError) as error:
+            ends.append(("refused", exit_code(error), message(error)))
+    return ends
