@@ -13,6 +13,8 @@ from apr.train.kernels import UpdateKernels, cross_entropy_gradient
 from apr.train.loss import rows_at_a_time
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
     from torch.optim import AdamW
 
@@ -143,9 +145,8 @@ class Bf16Copy:
         """Return the gradients of the step by name: bfloat16 or float32."""
         return self._gradients() if self._sums is None else self._sums
 
-    def fix_addresses(self) -> None:
-        """Build the tables of the update. From here on the gradients must stay where they are."""
-        gradients = self.gradients()
+    def fix_addresses(self, gradients: Mapping[str, Tensor]) -> None:
+        """Build the tables of the update. From here on these gradients must stay where they are."""
         states = [self._optimizer.state[weight] for weight in self._weights.values()]
         decay_of = {
             p: group["weight_decay"] for group in self._optimizer.param_groups for p in group["params"]

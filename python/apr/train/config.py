@@ -227,7 +227,9 @@ class HardwareOptions:
     """Keep only the input of each layer for the backward pass, and compute the layer again there: less
     memory, about a quarter more time per step, the same gradients."""
     deterministic: Annotated[bool, Resume.FIXED] = False
-    """On CUDA, sum in a fixed order, so that equal runs write identical files. CPU runs always do."""
+    """Sum in a fixed order, so that equal runs write identical files, also on another number of ranks: 1, 2,
+    4 or 8 of them, with the same --batch-size. On a CPU, use one thread, without which equal runs need equal
+    numbers of threads."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,7 @@ class Loop:
             compiled=self._config.compile,
             recomputes=self._config.activation_checkpointing,
             world=self._world,
+            fixed_order=self._config.deterministic,
         )
         self.recorder = Recorder(
             self._config,

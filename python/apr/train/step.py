@@ -13,11 +13,12 @@ from torch.nn.utils import get_total_norm
 from apr.train.loss import add_gradients, softmax
 from apr.train.machine.device import computing, fastest_attention
 from apr.train.optimizer import set_learning_rate
-from apr.train.parallel.gradients import GradientSum
+from apr.train.parallel.gradients import AllReduce
+from apr.train.parallel.tree import SubtreeSum, TreeSum, run_length
 from apr.train.parallel.world import ALONE, World
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
     from torch.optim import AdamW
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from apr.model.decoder import Decoder
     from apr.train.bf16_copy import Bf16Copy
     from apr.train.config import Precision
+    from apr.train.parallel.gradients import RankSum
 
 # Runs before a graph is captured. In them kernels are chosen and libraries allocate their workspaces, neither
 # of which may happen during a capture.
@@ -63,6 +65,8 @@ class Step:
             one: a bfloat16 copy of the model computes the gradients (`Bf16Copy`).
         recomputes: keep only the inputs of layers for the backward pass (activation checkpointing).
         world: the ranks that each compute a part of every step's gradients, and all make the same update.
+        fixed_order: add up micro-batches in an order that does not depend on the number of ranks, which is
+            then a power of two.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Step:
         compiled: bool = False,
         recomputes: bool = False,
         world: World = ALONE,
+        fixed_order: bool = False,
     ) -> None:
         model.model.recomputes = recomputes
         self._model, self._optimizer = model, optimizer
@@ -107,12 +112,15 @@ class Step:
             # model takes 50 to 66 s.
             for layer in model.model.layers:
                 layer.compile(fullgraph=True, dynamic=False)
-        self._sum: GradientSum | None = None
+        self._world, self._subtree = world, SubtreeSum() if fixed_order else None
+        self._totals: Mapping[str, Tensor] | None = None
+        self._of_ranks: RankSum | None = None
         if world.size > 1:
-            by_autograd = model.parameters() if self._copy is None else self._copy.by_autograd()
+            by_autograd = self._parameters if self._copy is None else self._copy.by_autograd()
             # `add_gradients` computes an untied head's gradient itself.
             tied = model.config.tie_word_embeddings
-            self._sum = GradientSum([p for p in by_autograd if tied or p is not model.head_weight])
+            hooked = [p for p in by_autograd if tied or p is not model.head_weight]
+            self._of_ranks = TreeSum(hooked) if fixed_order else AllReduce(hooked)
 
     def accumulate(self, batches: Sequence[Tensor], tokens: int) -> None:
         """Compute the gradients of a step's micro-batches, on all ranks. The host does not wait for them.
@@ -122,30 +130,28 @@ class Step:
                 rank.
             tokens: number of predicted tokens in all of them, on all ranks.
         """
-        self._loss.zero_()
-        if self._sum is not None:
-            self._sum.connect(self._device)
-        if self._copy is not None:
-            if self._several is None:
-                self._several = len(batches) > 1
-                # Not before: a resumed run's weights are in place only now.
-                self._copy.refresh()
-            assert self._several == (len(batches) > 1), "the graphs are captured for one or for several"
-            self._copy.begin(accumulate=self._several)
-        for i, batch in enumerate(batches):
-            ids = batch.to(self._device, non_blocking=True)
-            # The ranks meet once in a step.
-            meets = self._sum is not None and i == len(batches) - 1
+        if self._of_ranks is not None:
+            self._of_ranks.connect(self._device)
+        run = len(batches)
+        if self._subtree is not None:
+            run = run_length(len(batches) * self._world.size)
+        if self._subtree is None or run == len(batches):
+            self._accumulate_in_a_row(batches, tokens, meets=self._of_ranks is not None)
+            return
+        for first in range(0, len(batches), run):
+            self._accumulate_in_a_row(batches[first : first + run], tokens, meets=False)
+            self._subtree.add(self._own_gradients(), self._loss)
             if self._graphs is None:
-                self._add(ids, tokens, meets=meets)
-            else:
-                self._replay(self._graphs, ids, tokens, first=i == 0, meets=meets)
+                self._clear_gradients()
+        totals, loss = self._subtree.root()
+        self._loss.copy_(loss)
+        if self._of_ranks is not None:
+            totals = self._of_ranks.finish(totals, self._loss)
+        self._take_totals(totals)
 
-    def gradients(self) -> dict[str, Tensor]:
+    def gradients(self) -> Mapping[str, Tensor]:
         """Return the accumulated gradients by the names of their parameters."""
-        if self._copy is not None:
-            return self._copy.gradients()
-        return {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
+        return self._own_gradients() if self._totals is None else self._totals
 
     def loss(self) -> float:
         """Wait for the mean loss of the accumulated tokens and return it, in nats."""
@@ -166,22 +172,57 @@ class Step:
             self._clear_gradients()
         else:
             if self._copy is not None and "update" not in self._graphs:
-                self._copy.fix_addresses()
+                self._copy.fix_addresses(self.gradients())
             self._graphs.run("update", self._update, warm_up=self._warm_up_update)
         # One transfer for all three: each by itself would make the host wait for the device.
         loss, norm, skipped = torch.stack([self._loss, self._norm.double(), self._skip.double()]).tolist()
         return StepOutcome(loss, norm, updated=not skipped)
+
+    def _accumulate_in_a_row(self, batches: Sequence[Tensor], tokens: int, *, meets: bool) -> None:
+        """Add up the gradients of micro-batches one after another; `meets`: then those of all ranks."""
+        self._loss.zero_()
+        if self._copy is not None:
+            if self._several is None:
+                self._several = len(batches) > 1
+                # Not before: a resumed run's weights are in place only now.
+                self._copy.refresh()
+            assert self._several == (len(batches) > 1), "the graphs are captured for one or for several"
+            self._copy.begin(accumulate=self._several)
+        for i, batch in enumerate(batches):
+            ids = batch.to(self._device, non_blocking=True)
+            last = i == len(batches) - 1
+            if self._graphs is None:
+                self._add(ids, tokens, meets=meets and last)
+            else:
+                self._replay(self._graphs, ids, tokens, first=i == 0, meets=meets and last)
+
+    def _own_gradients(self) -> dict[str, Tensor]:
+        if self._copy is not None:
+            return self._copy.gradients()
+        return {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
 
     def _add(self, ids: Tensor, tokens: int, *, meets: bool) -> None:
         """Add the gradients and the loss of a micro-batch; `meets`: then add up those of all ranks."""
         if not meets:
             self._add_own(ids, tokens)
             return
-        assert self._sum is not None
+        assert self._of_ranks is not None
         # The fast step adds up several micro-batches after each backward pass, not in it.
-        with nullcontext() if self._copy is not None and self._several else self._sum.overlapped():
+        with nullcontext() if self._copy is not None and self._several else self._of_ranks.overlapped():
             self._add_own(ids, tokens)
-        self._sum.finish([*self.gradients().values(), self._loss])
+        self._take_totals(self._of_ranks.finish(self._own_gradients(), self._loss))
+
+    def _take_totals(self, totals: Mapping[str, Tensor]) -> None:
+        """Make the update use these gradients, whose memory may not be that of the parameters' own."""
+        if self._copy is not None:
+            self._totals = totals
+            return
+        for name, parameter in self._model.named_parameters():
+            if parameter.grad is None:
+                parameter.grad = totals[name]
+            elif parameter.grad is not totals[name]:
+                # Copied: a captured update reads the memory of the parameter's own.
+                parameter.grad.copy_(totals[name])
 
     def _add_own(self, ids: Tensor, tokens: int) -> None:
         if self._copy is not None:

@@ -70,6 +70,28 @@ def _call(sender, environment, function, arguments):
         sender.send(("raised", traceback.format_exc()))
 
 
+def interrupt(config, step):
+    """Train until a signal arrives in one rank, after a step, and return how the run ended."""
+    import signal
+
+    from apr.train import loop
+
+    update = loop.Step.update
+
+    def interrupting(self, *arguments):
+        outcome = update(self, *arguments)
+        calls[0] += 1
+        if calls[0] == step and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return outcome
+
+    calls, loop.Step.update = [0], interrupting
+    try:
+        return train(config)[0]
+    finally:
+        loop.Step.update = update
+
+
 def train(*configs):
     """Train each of them, and return the statuses and what was printed."""
     from apr.errors import AprError, exit_code, message

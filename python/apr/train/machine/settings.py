@@ -40,9 +40,10 @@ def training_settings(device: torch.device, *, deterministic: bool) -> Iterator[
     Args:
         device: the device that the run computes on.
         deterministic: use only algorithms that give the same bits each time. torch raises RuntimeError where
-            a kernel has no such form.
+            a kernel has no such form. On a CPU, use one thread: how a sum is cut among threads decides its
+            last bits.
     """
-    default_dtype = torch.get_default_dtype()
+    default_dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     try:
         # A caller's default dtype or no_grad, as a notebook may have set it, must not change what a run
         # computes.
@@ -53,11 +54,14 @@ def training_settings(device: torch.device, *, deterministic: bool) -> Iterator[
             torch.random.fork_rng([device] if device.type == "cuda" else []),
         ):
             if deterministic:
+                if device.type == "cpu":
+                    torch.set_num_threads(1)
                 with _deterministic_algorithms():
                     yield
             else:
                 yield
     finally:
+        torch.set_num_threads(threads)
         torch.set_default_dtype(default_dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _coalescing_manager
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from torch import Tensor
 
@@ -19,14 +20,13 @@ if TYPE_CHECKING:
 _BUCKET_BYTES = 25 << 20
 
 
-class GradientSum:
-    """Replaces gradients by their sums over all ranks, as DistributedDataParallel does.
+class RankSum(ABC):
+    """Adds up gradients over all ranks, as DistributedDataParallel does.
 
     torch's wrapper expects that autograd computes every gradient. That of the head is computed beside it
-    (`add_gradients`), and the fast step has bfloat16 copies of the parameters. So this uses the parts that
-    the wrapper is made of: hooks that run when a parameter's gradient is complete, and one coalesced
-    all-reduce for each bucket of them. Sums, not means: each gradient is already divided by the tokens of all
-    ranks.
+    (`add_gradients`), and the fast step has bfloat16 copies of the parameters. So this uses what the wrapper
+    is made of: hooks that run when a parameter's gradient is complete, and a transfer for each bucket of
+    them. Sums, not means: each gradient is already divided by the tokens of all ranks.
 
     Args:
         parameters: those that autograd computes gradients of, in the order of the forward pass.
@@ -40,7 +40,6 @@ class GradientSum:
         self._missing: list[int] = []
         self._next = 0
         self._sent: set[int] = set()
-        self._works: list[dist.Work] = []
         for parameter in parameters:
             parameter.register_post_accumulate_grad_hook(self._on_complete)  # type: ignore[no-untyped-call]
         self._connected = False
@@ -62,19 +61,26 @@ class GradientSum:
         finally:
             self._overlaps = False
 
-    def finish(self, gradients: Sequence[Tensor]) -> None:
-        """Replace all of the gradients by their sums: wait for those that were sent, and send the others.
+    def finish(self, gradients: Mapping[str, Tensor], loss: Tensor) -> Mapping[str, Tensor]:
+        """Wait for the gradients that were sent, send the others, and return the sums of all by name.
 
         Args:
-            gradients: all of them, in the same order on all ranks.
+            gradients: all of them, in the same order on all ranks; they may be overwritten.
+            loss: replaced by its sum.
         """
-        rest = [gradient for gradient in gradients if gradient.data_ptr() not in self._sent]
+        rest = [gradient for gradient in gradients.values() if gradient.data_ptr() not in self._sent]
         for dtype in dict.fromkeys(gradient.dtype for gradient in rest):
             self._send([gradient for gradient in rest if gradient.dtype == dtype])
-        for work in self._works:
-            work.wait()
-        self._works.clear()
         self._sent.clear()
+        return self._received(gradients, loss)
+
+    @abstractmethod
+    def _begin_sum(self, gradients: list[Tensor]) -> None:
+        """Begin to add up tensors of one dtype over all ranks."""
+
+    @abstractmethod
+    def _received(self, gradients: Mapping[str, Tensor], loss: Tensor) -> Mapping[str, Tensor]:
+        """Wait for all sums that were begun, and return those of the gradients; replace the loss by its."""
 
     def _fill_buckets(self, parameters: Sequence[Tensor]) -> None:
         # From the last one on, as the backward pass reaches them.
@@ -97,9 +103,27 @@ class GradientSum:
             self._next += 1
 
     def _send(self, gradients: list[Tensor]) -> None:
+        self._begin_sum(gradients)
+        self._sent |= {gradient.data_ptr() for gradient in gradients}
+
+
+class AllReduce(RankSum):
+    """Sums in the order that NCCL or gloo finds fastest. They replace the gradients."""
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        super().__init__(parameters)
+        self._works: list[dist.Work] = []
+
+    def _begin_sum(self, gradients: list[Tensor]) -> None:
         # One call for all of them, which packs them; torch's own FSDP uses this manager too.
         with _coalescing_manager(async_ops=True) as works:
             for gradient in gradients:
                 dist.all_reduce(gradient)
         self._works += works.works
-        self._sent |= {gradient.data_ptr() for gradient in gradients}
+
+    def _received(self, gradients: Mapping[str, Tensor], loss: Tensor) -> Mapping[str, Tensor]:
+        dist.all_reduce(loss)
+        for work in self._works:
+            work.wait()
+        self._works.clear()
+        return gradients

@@ -219,6 +219,7 @@ def _measure_step(prepared: Prepared, model: Decoder) -> float:
         compiled=config.compile,
         recomputes=config.activation_checkpointing,
         world=prepared.world,
+        fixed_order=config.deterministic,
     )
     # Two of several: adding up gradients takes memory and time of its own.
     batches = [_batch(prepared, config.batch_size)] * min(config.grad_accum, 2)

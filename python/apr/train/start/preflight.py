@@ -15,7 +15,7 @@ from apr.data.same_tokenizer import check_same_tokenizer, facts_of_shards, facts
 from apr.data.scan import Scan, common_shards
 from apr.data.shards import ShardDir
 from apr.data.split import split_dataset
-from apr.errors import AprError, PreflightError, RefusedError
+from apr.errors import AprError, PreflightError, RefusedError, UsageError
 from apr.model.init import load_arch
 from apr.plurals import counted
 from apr.train import rundir
@@ -137,6 +137,8 @@ def prepare(config: PretrainConfig, world: World = ALONE) -> Prepared:
         attempt(rundir.check_run_dir, config)
         attempt(config.check_warmup)
         config = attempt(config.over_ranks, world.size) or config
+    if config.deterministic and world.size & (world.size - 1):
+        attempt(_refuse_ranks, world.size)
     local_rank = None if world.size == 1 else world.local_rank
     device = attempt(choose_device, config.device, local_rank=local_rank)
     if config.contract is not None:
@@ -216,6 +218,13 @@ def _changes(config: PretrainConfig) -> list[str]:
             f"(pass --target-val-loss {former:g} to keep it)"
         )
     return lines
+
+
+def _refuse_ranks(ranks: int) -> None:
+    raise UsageError(
+        f"--deterministic needs a power of two ranks, not {ranks}: each adds up a complete subtree of a "
+        "step's micro-batches; use 1, 2, 4 or 8 ranks"
+    )
 
 
 def _refuse_fewer_steps(config: PretrainConfig, done: int) -> None:

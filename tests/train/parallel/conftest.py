@@ -1,0 +1,38 @@
+"""Shards for 50 steps of 12 windows, and the options of a run on them."""
+
+import pytest
+from tests.train.conftest import BASE, SEQ, write_shards
+
+from apr.train import PretrainConfig
+
+WINDOWS, STEPS = 12, 50
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A directory with shards for 50 steps, and for an evaluation of more groups than ranks."""
+    directory = tmp_path_factory.mktemp("ranks")
+    write_shards(directory / "shards", tokens=60_000)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def options(directory):
+    """Return the options of a run of 50 steps of 12 windows, changed by keywords."""
+
+    def make(run, **changes):
+        values = {
+            "init": BASE,
+            "dataset": directory / "shards",
+            "run_dir": directory / run,
+            "num_steps": STEPS,
+            "eval_every": 25,
+            "global_batch": WINDOWS,
+            "seq_length": SEQ,
+            "val_tokens": 5000,
+            "lr": 2e-3,
+            "device": "cpu",
+        }
+        return PretrainConfig(**values | changes)
+
+    return make
