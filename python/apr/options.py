@@ -88,12 +88,14 @@ class Option:
 
     name: str
     type: Any
-    """The type without `Annotated` and without None."""
+    """The type without `Annotated`, without None, and without the words that may stand for a value."""
     optional: bool
     """Whether None is allowed."""
     required: bool
     """Whether the field has no default."""
     markers: tuple[object, ...]
+    words: tuple[str, ...] = ()
+    """Words that may stand for a value, such as `auto` for a number."""
 
     @property
     def flag(self) -> str:
@@ -120,6 +122,8 @@ class Option:
             if self.optional:
                 return None
             raise UsageError(f"{self.flag} is required")
+        if isinstance(value, str) and value in self.words:
+            return value
         value = self._converted(value)
         for marker in self.markers:
             if type(marker) in _BOUNDS:
@@ -165,7 +169,7 @@ class Option:
         return value
 
     def _error(self, rule: str, value: object) -> UsageError:
-        return UsageError(f"{self.flag} must be {rule}, not {value!r}")
+        return UsageError(f"{self.flag} must be {' or '.join([rule, *self.words])}, not {value!r}")
 
 
 def accepts_aliases(cls: type[T]) -> type[T]:
@@ -215,12 +219,16 @@ def options_of(cls: type[DataclassInstance]) -> dict[str, Option]:
             markers, hint = hint.__metadata__, hint.__origin__
         arms = get_args(hint) if NoneType in get_args(hint) else (hint,)
         types = [arm for arm in arms if arm is not NoneType]
+        words: tuple[str, ...] = ()
+        if len(types) > 1 and get_origin(types[-1]) is Literal:
+            words = get_args(types.pop())
         options[field.name] = Option(
             field.name,
             types[0] if len(types) == 1 else hint,
             optional=len(arms) > len(types),
             required=field.default is MISSING and field.default_factory is MISSING,
             markers=markers,
+            words=words,
         )
     return options
 

@@ -51,6 +51,50 @@ def run(config):
     sys.exit(pretrain(config, out=io.StringIO()).exit_code)
 
 
+def run_with_memory(config, nbytes):
+    """Train in a process that may have so many more bytes than it has, and exit with the run's exit code."""
+    from apr.errors import RefusedError, exit_code
+
+    _limit_memory(nbytes)
+    try:
+        run(config)
+    except RefusedError as error:
+        print(error, file=sys.stderr)
+        sys.exit(exit_code(error))
+
+
+def run_out_of_memory(config, nbytes):
+    """Train; after the first checkpoint, no more than so many bytes can be had.
+
+    A file `available` in the run directory then has the bytes that the process could have in all.
+    """
+    import torch
+
+    from apr.train import Callbacks, finish, pretrain
+
+    torch.set_num_threads(1)
+    finish.plot_losses = lambda *_, **__: None
+    before, first = _address_space(), []
+
+    def limit(_):
+        if not first:
+            first.append(_address_space() + nbytes - before)
+            _limit_memory(nbytes)
+
+    pretrain(config, callbacks=Callbacks(on_checkpoint=limit), out=io.StringIO())
+    (config.run_dir / "available").write_text(str(first[0]))
+
+
+def _address_space():
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize")) * 1024
+
+
+def _limit_memory(nbytes):
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (_address_space() + nbytes, hard))
+
+
 def start_and_stay(config, evaluation=None):
     """Train in a child that waits for a signal in the fourth step, or within the n-th evaluation.
 

@@ -205,7 +205,7 @@ class _Words:
     def _check(self, name: str, option: Option, value: str) -> None:
         kind = _kind(option)
         # tyro reads None as the option's own None.
-        if value == "None" and option.optional:
+        if (value == "None" and option.optional) or value in option.words:
             return
         if isinstance(kind, tuple):
             if value not in kind:
@@ -217,6 +217,7 @@ class _Words:
             try:
                 parse(value)
             except ValueError:
+                what = " or ".join([what, *option.words])
                 self._found.append(f"{name} {value}: not {what}{_whole(value) if kind is int else ''}")
 
 

@@ -129,6 +129,11 @@ class OptimizationOptions:
         int | None, Ge(1), Unset("--batch-size x --grad-accum x the number of ranks"), Resume.SPLIT
     ] = None
     """Windows per optimizer step on all ranks together."""
+    micro_batch: Annotated[
+        int | Literal["auto"] | None, Metavar("N|auto"), Ge(1), Unset("--batch-size"), Resume.NOT_SAVED
+    ] = None
+    """Split the windows of a step into micro-batches of this many instead: a divisor of --batch-size x
+    --grad-accum, or auto for the largest that fits into memory. The tokens of a step stay the same."""
     lr: Annotated[float | None, Gt(0), _by_mode("lr"), Resume.FIXED] = None
     """Peak learning rate."""
     warmup_steps: Annotated[
@@ -306,6 +311,28 @@ class PretrainConfig(
     def saves_on_the_way(self, step: int) -> bool:
         """Whether --save-every asks for a checkpoint after `step` steps; an evaluation has its own."""
         return self.save_every is not None and step % self.save_every == 0 and not self.evaluates_after(step)
+
+    @property
+    def micro_batches(self) -> list[int]:
+        """The sizes of micro-batches that a rank's windows of a step can be split into, the largest first."""
+        windows = self.batch_size * (self.grad_accum or 1)
+        return [size for size in range(windows, 0, -1) if windows % size == 0]
+
+    def split_into(self, micro_batch: int) -> Self:
+        """Return the options with the windows of a step split into micro-batches of another size.
+
+        Raises:
+            UsageError: the size does not divide the windows of a step.
+        """
+        if micro_batch not in self.micro_batches:
+            windows, sizes = self.micro_batches[0], self.micro_batches
+            below = next(size for size in sizes if size < micro_batch)
+            raise UsageError(
+                f"--micro-batch {micro_batch} does not divide the {windows} windows per step (--batch-size "
+                f"{self.batch_size} x --grad-accum {self.grad_accum or 1}); use --micro-batch {below}"
+            )
+        accum = self.micro_batches[0] // micro_batch
+        return replace(self, batch_size=micro_batch, grad_accum=accum, micro_batch=None)
 
     def check_warmup(self) -> None:
         """Check that warm-up leaves at least one step for the cosine decay.

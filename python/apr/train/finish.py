@@ -121,6 +121,8 @@ def _result(loop: Loop, ended: Ending, records: list[dict[str, Any]]) -> Result:
         mfu=None if mfu is None else round(mfu, 4),
         versions=versions(),
         seed=prepared.config.seed,
+        micro_batch=prepared.config.batch_size,
+        grad_accum=prepared.config.grad_accum,
         resumed_from=relative(loop.resumed_from),
     )
 

@@ -21,7 +21,7 @@ from apr.train.checkpoint.resume import cut_back_to, seconds_before
 from apr.train.checkpoint.saver import Saver
 from apr.train.checkpoint.state import RunState
 from apr.train.ends import Ending, after_evaluation, budget_spent, ending
-from apr.train.evaluation import evaluate
+from apr.train.evaluation import evaluate, group_size
 from apr.train.loss import token_losses
 from apr.train.machine.deadline import Deadline, OutOfTime
 from apr.train.machine.device import computing
@@ -325,8 +325,14 @@ class Loop:
         """
         # Reading the loss makes the host wait for the device, so this is done in one step only.
         training = self._step.loss()
+        group = group_size(self._config.seq_length, self.prepared.device)
         with torch.no_grad(), computing(self.prepared.device, self._config.precision):
-            own = [token_losses(self._model, ids).sum(dtype=torch.float64).item() for ids in batches]
+            own = [
+                token_losses(self._model, ids).sum(dtype=torch.float64).item()
+                for batch in batches
+                # In the groups of an evaluation: a large micro-batch may need more memory than any of those.
+                for ids in torch.split(batch, group)
+            ]
         of_all = chain.from_iterable(self._world.gather(own))
         evaluation = math.fsum(of_all) / self._config.tokens_per_step
         # Relative, with a floor: the loss of a memorized batch may be 0.

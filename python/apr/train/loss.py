@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 # 151,936 in one chunk of float32 on 80 GB, or 32,768 in bfloat16; each further chunk costs 1 % of a step. On
 # a CPU, a chunk that stays in the cache is not read from memory a second time.
 _FRACTION_OF_GPU = 1 / 8
-_EVALUATION_PARTS = 8
 _BYTES_ON_CPU = 16 << 20
 # Matrix products of fewer rows than this lose more speed than the memory is worth.
 _MIN_ROWS = 64
+# Bytes of float32 logits that an evaluation holds at a time. It has no gradient to keep, so that small chunks
+# cost little; on a GPU they do not depend on its memory, because a product's last bits depend on its shape.
+_EVALUATION_BYTES = {"cpu": 2 << 20, "cuda": 320 << 20}
+_MIN_EVALUATION_ROWS = 8
+# A GPU computes so many rows of a matrix product at a time.
+_TILE_ROWS = 128
 
 
 def token_losses(model: Decoder, ids: Tensor) -> Tensor:
@@ -40,8 +45,7 @@ def token_losses(model: Decoder, ids: Tensor) -> Tensor:
     """
     hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
     targets = ids[:, 1:].flatten()
-    # Without a gradient to keep, small chunks cost little, and an evaluation needs less memory than a step.
-    rows = rows_at_a_time(model.config.vocab_size, ids.device) // _EVALUATION_PARTS or _MIN_ROWS
+    rows = evaluation_rows(model.config.vocab_size, ids.device)
     losses = []
     for first in range(0, len(targets), rows):
         part = slice(first, first + rows)
@@ -118,3 +122,11 @@ def rows_at_a_time(vocab_size: int, device: torch.device, dtype: torch.dtype = t
     else:
         nbytes = _BYTES_ON_CPU
     return max(_MIN_ROWS, nbytes // (dtype.itemsize * vocab_size))
+
+
+def evaluation_rows(vocab_size: int, device: torch.device) -> int:
+    """Return the number of tokens whose logits an evaluation holds in memory at a time."""
+    rows = _EVALUATION_BYTES[device.type] // (torch.float32.itemsize * vocab_size)
+    if device.type == "cuda":
+        return max(_TILE_ROWS, rows // _TILE_ROWS * _TILE_ROWS)
+    return max(_MIN_EVALUATION_ROWS, rows)

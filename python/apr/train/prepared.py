@@ -38,6 +38,8 @@ class Needs:
     memory_bytes: int
     free_memory_bytes: int | None
     """None if the system does not tell."""
+    memory_in_use_bytes: int
+    """What this process held before the run."""
     checkpoint_bytes: int
     """Size of one checkpoint: weights and two moments in float32."""
     disk_bytes: int

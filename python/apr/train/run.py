@@ -20,7 +20,7 @@ from apr.train.finished import finished_result
 from apr.train.loop import Loop
 from apr.train.machine.deadline import OutOfTime
 from apr.train.machine.device import reset_peak_memory
-from apr.train.machine.out_of_memory import is_out_of_memory, out_of_memory, refusing_a_model_too_large
+from apr.train.machine.out_of_memory import is_out_of_memory, refusing_a_model_too_large
 from apr.train.machine.settings import prefer_expandable_segments, training_settings
 from apr.train.machine.signals import Interrupted, StoppedAtOnce, StopRequest
 from apr.train.parallel.launched import launched_ranks
@@ -29,6 +29,7 @@ from apr.train.record.metrics import read_metrics
 from apr.train.record.report import Report
 from apr.train.record.result import Result
 from apr.train.record.tensorboard import EventFiles
+from apr.train.start.fitting import check_same_micro_batch, out_of_memory
 from apr.train.start.planning import summary
 from apr.train.start.preflight import prepare
 
@@ -164,6 +165,7 @@ def _prepare_together(config: PretrainConfig, world: World) -> Prepared:
                 for windows in (prepared.split.train, prepared.split.held_out):
                     windows.shards.keep_scan()
     assert prepared is not None
+    check_same_micro_batch(prepared)
     return prepared
 
 
@@ -235,7 +237,14 @@ def _train(loop: Loop, report: Report, stop: StopRequest) -> Ending:
         first_line = next(iter(str(error).splitlines()), "")
         if is_out_of_memory(error):
             report.line(f"out of memory: {first_line}")
-            return Ending("FAILED", EXIT_UNFORESEEN, out_of_memory(config, loop.prepared.device))
+            detail = out_of_memory(loop.prepared, error, loop.state.step)
+            # It may just be being written.
+            with suppress(StoppedAtOnce):
+                loop.saver.join()
+            last = loop.saver.last
+            if last is not None:
+                detail += f"; with --resume, the run continues from {last.path.relative_to(run_dir)}"
+            return Ending("FAILED", EXIT_UNFORESEEN, detail)
         with suppress(OSError):  # a full disk must not hide what went wrong
             write_atomically(run_dir / "traceback.txt", traceback.format_exc().encode(errors="replace"))
         detail = f"{type(error).__name__}: {first_line} (see traceback.txt)"

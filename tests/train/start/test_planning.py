@@ -77,7 +77,7 @@ def test_a_plan_that_finds_too_little_memory(refused, monkeypatch, where):
     line, code = refused("--plan")
     assert code == 5
     assert "out of memory" in line
-    assert ("weights" if where == "build_model" else "--batch-size 2") in line
+    assert ("weights" if where == "build_model" else "--micro-batch 2") in line
 
 
 def test_a_plan_measures_with_the_algorithms_of_the_run(options, monkeypatch):

@@ -39,6 +39,8 @@ _PEAK_BF16 = {
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
 }
+# Limits of a container, of version 2 of control groups.
+_CGROUP, _CGROUP_MEMORY = Path("/sys/fs/cgroup"), ("memory.max", "memory.current")
 
 
 def choose_device(name: str, *, local_rank: int | None = None) -> torch.device:
@@ -164,11 +166,36 @@ def free_memory_bytes(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     try:
         # MemAvailable, not MemFree: the page cache, which holds the shards just scanned, can be given back.
-        with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 (a pseudo file)
-            rows = dict(line.split(":", 1) for line in file)
-        return int(rows["MemAvailable"].split()[0]) * 1024
+        free = [_rows("/proc/meminfo")["MemAvailable"]]
     except (OSError, KeyError, ValueError):
         return None
+    # A container's limit; files in the page cache count, and those not used lately can be given back.
+    with suppress(OSError, KeyError, ValueError):
+        limit, used = (int(_CGROUP.joinpath(name).read_text(encoding="ascii")) for name in _CGROUP_MEMORY)
+        free.append(limit - used + _rows(_CGROUP / "memory.stat")["inactive_file"])
+    # That of `ulimit -v`.
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        free.append(limit - _rows("/proc/self/status")["VmSize"])
+    return max(0, min(free))
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Return the bytes that this process holds now: reserved on a GPU, or resident in memory."""
+    if device.type == "cuda":
+        return torch.cuda.memory_reserved(device)
+    return _rows("/proc/self/status")["VmRSS"]
+
+
+def _rows(path: str | Path) -> dict[str, int]:
+    """Return the numbers of a pseudo file by name, in bytes."""
+    numbers = {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        name, _, value = line.replace(":", " ").partition(" ")
+        number, *unit = value.split() or [""]
+        if number.isdecimal():
+            numbers[name] = int(number) * (1024 if unit == ["kB"] else 1)
+    return numbers
 
 
 class Utilization:

@@ -1,7 +1,8 @@
-"""Recognizing that memory ran out, and advising which flags help."""
+"""Recognizing that memory ran out."""
 
 from __future__ import annotations
 
+import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,39 +13,41 @@ from apr.errors import RefusedError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from apr.train.config import PretrainConfig
-
-# torch's CPU allocator raises a plain RuntimeError; only this text tells it from others.
-_CPU_ALLOCATOR_ERROR = "can't allocate memory"
+# What errors say that are not a `torch.OutOfMemoryError`: those of torch's CPU allocator, of the CUDA
+# runtime, and of libraries that allocate by themselves.
+_MESSAGES = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+_REQUEST = re.compile(r"tried to allocate ([\d.]+) (bytes|KiB|MiB|GiB)", re.IGNORECASE)
+_UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 # Weights, gradients and AdamW's two moments, 4 bytes each.
 _BYTES_PER_PARAMETER = 16
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, RuntimeError) and _CPU_ALLOCATOR_ERROR in str(error):
-        return True
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return _origin(error) is not None
 
 
-def out_of_memory(config: PretrainConfig, device: torch.device) -> str:
-    """Return one line for a step that ran out of memory, with the flags that would help."""
-    problem = _problem(device)
-    windows = config.batch_size * (config.grad_accum or 1)
-    # Smaller micro-batches come first: they change neither the data nor the size of a step.
-    sizes = [size for size in range(1, config.batch_size // 2 + 1) if windows % size == 0]
-    if sizes:
-        return (
-            f"{problem}: use --batch-size {sizes[-1]} --grad-accum {windows // sizes[-1]}, "
-            f"which keeps {windows} windows per step"
-        )
-    advice = []
-    if config.seq_length > 1:
-        advice.append(f"--seq-length {config.seq_length // 2}")
-    if config.precision == "fp32":
-        advice.append("--precision bf16")
-    advice.append("a smaller model or a device with more memory")
-    return f"{problem} with one window at a time: use {', '.join(advice)}"
+def requested_bytes(error: BaseException) -> int:
+    """Return the bytes that could not be had, as an error says; 0 if it does not."""
+    found = _REQUEST.search(str(_origin(error)))
+    return int(float(found[1]) * _UNITS[found[2].lower()]) if found else 0
+
+
+def _origin(error: BaseException | None) -> BaseException | None:
+    """Return the error that says that memory ran out: this one, or one that it arose from."""
+    # An exhausted memory ends the capture of a CUDA graph with another error, and the compiler wraps it.
+    while error is not None:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return error
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 @contextmanager
@@ -67,10 +70,11 @@ def refusing_a_model_too_large(parameters: int, device: torch.device) -> Iterato
             raise
         needed = _BYTES_PER_PARAMETER * parameters / 2**30
         raise RefusedError(
-            f"{_problem(device)} while loading the weights: with gradients and moments they need "
+            f"{problem_of(device)} while loading the weights: with gradients and moments they need "
             f"{needed:.1f} GiB on {device}; free memory, or use a smaller model or a device with more memory"
         ) from None
 
 
-def _problem(device: torch.device) -> str:
+def problem_of(device: torch.device) -> str:
+    """Return in words that memory ran out."""
     return "CUDA out of memory" if device.type == "cuda" else "out of memory"

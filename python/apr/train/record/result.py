@@ -68,6 +68,10 @@ class Result:
     """Fraction of the device's peak FLOP/s that the steps reached; None if the peak is not known."""
     versions: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
+    micro_batch: int | None = None
+    """Windows that were computed at a time."""
+    grad_accum: int | None = None
+    """Micro-batches per optimizer step."""
     resumed_from: str | None = None
 
     @classmethod

@@ -19,10 +19,11 @@ from apr.train.checkpoint.probe import checkpoint_seconds
 from apr.train.evaluation import group_size
 from apr.train.loss import token_losses
 from apr.train.machine.device import computing, peak_memory_bytes, reset_peak_memory
-from apr.train.machine.out_of_memory import is_out_of_memory, out_of_memory, refusing_a_model_too_large
+from apr.train.machine.out_of_memory import is_out_of_memory, refusing_a_model_too_large
 from apr.train.machine.settings import prefer_expandable_segments, training_settings
 from apr.train.optimizer import make_optimizer
 from apr.train.parallel.world import World, joined
+from apr.train.start.fitting import check_same_micro_batch, out_of_memory
 from apr.train.start.needs import nearest_existing
 from apr.train.start.preflight import prepare
 from apr.train.step import Step
@@ -93,6 +94,8 @@ class Plan:
             "precision": config.precision,
             "num_steps": config.num_steps,
             "steps_done": self.steps_done,
+            "micro_batch": config.batch_size,
+            "grad_accum": config.grad_accum,
             "tokens_per_step": config.tokens_per_step,
             "tokens": config.num_steps * config.tokens_per_step,
             "training_windows": len(prepared.split.train),
@@ -172,6 +175,7 @@ def plan(config: PretrainConfig) -> Plan:
 def _plan(config: PretrainConfig, world: World) -> Plan:
     with world.together():
         prepared = prepare(config, world)
+    check_same_micro_batch(prepared)
     reset_peak_memory(prepared.device)
     with training_settings(prepared.device, deterministic=config.deterministic):
         with world.together(), refusing_a_model_too_large(prepared.parameters, prepared.device):
@@ -182,7 +186,7 @@ def _plan(config: PretrainConfig, world: World) -> Plan:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise RefusedError(out_of_memory(prepared.config, prepared.device)) from None
+            raise RefusedError(out_of_memory(prepared, error)) from None
     measured = world.gather([step, evaluation, peak_memory_bytes(prepared.device)])
     step, evaluation, held = (max(of_ranks) for of_ranks in zip(*measured, strict=True))
     peak = int(held) if prepared.device.type == "cuda" else None

@@ -22,13 +22,14 @@ from apr.train import rundir
 from apr.train.checkpoint.metadata import CheckpointMetadata, TrainingFacts
 from apr.train.checkpoint.resume import find_resume_point
 from apr.train.config import MODES
-from apr.train.machine.device import choose_device, describe
+from apr.train.machine.device import choose_device, default_precision, describe
 from apr.train.parallel.world import ALONE, World
 from apr.train.prepared import Prepared
 from apr.train.record.tensorboard import check_tensorboard
 from apr.train.sampler import make_sampler
 from apr.train.start import origin
-from apr.train.start.needs import check_disk, check_memory, estimate_needs
+from apr.train.start.fitting import check_memory, find_micro_batch
+from apr.train.start.needs import check_disk, estimate_needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -169,6 +170,10 @@ def prepare(config: PretrainConfig, world: World = ALONE) -> Prepared:
     if done > config.num_steps:
         attempt(_refuse_fewer_steps, config, done)
     compiled, why = _compiles(config, device or torch.device("cpu"), config.num_steps - done)
+    micro_batch: list[str] = []
+    if config.micro_batch is not None and start is not None and device is not None and not problems.errors:
+        with problems:
+            config, micro_batch = _split_steps(config, start.model, device, world, compiled=compiled)
     needs = None if start is None else _check_needs(config, start, device, problems, compiled=compiled)
     problems.raise_if_any()
 
@@ -193,6 +198,7 @@ def prepare(config: PretrainConfig, world: World = ALONE) -> Prepared:
             *_rank_note(config, world),
             *_untrained_note(config, start),
             why,
+            *micro_batch,
             *changes,
         ),
         weights=start.weights,
@@ -225,6 +231,19 @@ def _refuse_ranks(ranks: int) -> None:
         f"--deterministic needs a power of two ranks, not {ranks}: each adds up a complete subtree of a "
         "step's micro-batches; use 1, 2, 4 or 8 ranks"
     )
+
+
+def _split_steps(
+    config: PretrainConfig, model: ModelConfig, device: torch.device, world: World, *, compiled: bool
+) -> tuple[PretrainConfig, list[str]]:
+    """Return the options with the micro-batch that --micro-batch asks for, and a line if it was chosen."""
+    if isinstance(config.micro_batch, int):
+        return config.split_into(config.micro_batch), []
+    resolved = config.resolved(config.precision or default_precision(device), compiled=compiled)
+    # Each rank has a GPU of its own, and a CPU's memory is that of all ranks of its host.
+    sharing = world.hosts.count(world.hosts[world.rank]) if device.type == "cpu" else 1
+    size, why = find_micro_batch(resolved, model, device, sharing=sharing)
+    return config.split_into(size), [why]
 
 
 def _refuse_fewer_steps(config: PretrainConfig, done: int) -> None:
@@ -423,7 +442,9 @@ def _check_needs(
     needs = estimate_needs(config, start.model, device or torch.device("cpu"), compiled=compiled)
     problems.attempt(check_disk, needs, config.run_dir)
     if device is not None:
-        problems.attempt(check_memory, needs)
+        problems.attempt(
+            check_memory, config.resolved(needs.precision, compiled=compiled), start.model, needs
+        )
     # A run that starts checks all values while it fills the model. This one will not get that far.
     if problems.errors:
         problems.attempt(start.check_values)
