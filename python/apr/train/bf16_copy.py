@@ -11,9 +11,10 @@ from apr.model.decoder import softcap_slope, softcapped
 from apr.model.names import EMBEDDING
 from apr.train.kernels import UpdateKernels, cross_entropy_gradient
 from apr.train.loss import rows_at_a_time
+from apr.train.parallel.gradients import watch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor, nn
     from torch.optim import AdamW
@@ -60,9 +61,9 @@ class Bf16Copy:
         self._sums: dict[str, Tensor] | None = None
         self._kernels: UpdateKernels | None = None
 
-    def by_autograd(self) -> list[nn.Parameter]:
-        """Return the copy's parameters whose gradients autograd computes: not the embedding and the head."""
-        return [parameter for parameter in self._parameters.values() if parameter.requires_grad]
+    def watch(self, ready: Callable[[Tensor], None]) -> None:
+        """Call a function with gradients as soon as `add` has completed them; not with all of them."""
+        watch((p for p in self._parameters.values() if p.requires_grad), ready)
 
     def refresh(self) -> None:
         """Round the weights again. Needed once, and after anything but `update` has changed them."""

@@ -185,6 +185,10 @@ class Loop:
         self.saver.wait()
         return ended
 
+    def release(self) -> None:
+        """Free what must be gone before this process leaves the others. Nothing is computed any more."""
+        self._step.release()
+
     def export(self) -> None:
         """Write the weights alone, if --save-dtype asks for them.
 

@@ -151,7 +151,10 @@ def _prepared(
         # From here on a thread may be writing to the directory.
         if claim is not None:
             claim.keep_while_saving(loop.saver)
-        yield loop
+        try:
+            yield loop
+        finally:
+            loop.release()
 
 
 def _prepare_together(config: PretrainConfig, world: World) -> Prepared:

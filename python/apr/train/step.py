@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 from apr.train.loss import add_gradients, softmax
 from apr.train.machine.device import computing, fastest_attention
 from apr.train.optimizer import set_learning_rate
-from apr.train.parallel.gradients import AllReduce
+from apr.train.parallel.gradients import AllReduce, watch
 from apr.train.parallel.tree import SubtreeSum, TreeSum, run_length
 from apr.train.parallel.world import ALONE, World
 
@@ -116,11 +116,11 @@ class Step:
         self._totals: Mapping[str, Tensor] | None = None
         self._of_ranks: RankSum | None = None
         if world.size > 1:
-            by_autograd = self._parameters if self._copy is None else self._copy.by_autograd()
-            # `add_gradients` computes an untied head's gradient itself.
-            tied = model.config.tie_word_embeddings
-            hooked = [p for p in by_autograd if tied or p is not model.head_weight]
-            self._of_ranks = TreeSum(hooked) if fixed_order else AllReduce(hooked)
+            self._of_ranks = TreeSum(device) if fixed_order else AllReduce()
+            if self._copy is None:
+                watch(self._parameters, self._of_ranks.ready)
+            else:
+                self._copy.watch(self._of_ranks.ready)
 
     def accumulate(self, batches: Sequence[Tensor], tokens: int) -> None:
         """Compute the gradients of a step's micro-batches, on all ranks. The host does not wait for them.
@@ -177,6 +177,10 @@ class Step:
         # One transfer for all three: each by itself would make the host wait for the device.
         loss, norm, skipped = torch.stack([self._loss, self._norm.double(), self._skip.double()]).tolist()
         return StepOutcome(loss, norm, updated=not skipped)
+
+    def release(self) -> None:
+        """Free the captured graphs, which hold on to what connects GPUs. No step follows."""
+        self._graphs = None
 
     def _accumulate_in_a_row(self, batches: Sequence[Tensor], tokens: int, *, meets: bool) -> None:
         """Add up the gradients of micro-batches one after another; `meets`: then those of all ranks."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,6 +52,8 @@ def training_settings(device: torch.device, *, deterministic: bool) -> Iterator[
             torch.inference_mode(mode=False),
             torch.enable_grad(),
             torch.random.fork_rng([device] if device.type == "cuda" else []),
+            # Streams, graphs and NCCL take the current device, which is otherwise the first GPU.
+            torch.cuda.device(device) if device.type == "cuda" else nullcontext(),
         ):
             if deterministic:
                 if device.type == "cpu":

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import _coalescing_manager
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -23,25 +23,17 @@ _BUCKET_BYTES = 25 << 20
 class RankSum(ABC):
     """Adds up gradients over all ranks, as DistributedDataParallel does.
 
-    torch's wrapper expects that autograd computes every gradient. That of the head is computed beside it
-    (`add_gradients`), and the fast step has bfloat16 copies of the parameters. So this uses what the wrapper
-    is made of: hooks that run when a parameter's gradient is complete, and a transfer for each bucket of
-    them. Sums, not means: each gradient is already divided by the tokens of all ranks.
-
-    Args:
-        parameters: those that autograd computes gradients of, in the order of the forward pass.
+    torch's wrapper expects that autograd computes every gradient, but that of the head is computed beside it
+    (`add_gradients`), and the fast step writes its layers out. So whoever completes a gradient says so, and
+    each bucket of them is sent while the backward pass goes on. All ranks complete them in the same order.
+    Sums, not means: each gradient is already divided by the tokens of all ranks.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._buckets: list[list[Tensor]] = []
-        self._bucket_of: dict[Tensor, int] = {}
-        self._fill_buckets(parameters)
+    def __init__(self) -> None:
         self._overlaps = False
-        self._missing: list[int] = []
-        self._next = 0
+        self._bucket: list[Tensor] = []
+        # By memory, not by tensor: a gradient may be a part of one that was sent as a whole.
         self._sent: set[int] = set()
-        for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._on_complete)  # type: ignore[no-untyped-call]
         self._connected = False
 
     def connect(self, device: torch.device) -> None:
@@ -52,14 +44,22 @@ class RankSum(ABC):
 
     @contextmanager
     def overlapped(self) -> Iterator[None]:
-        """Send each bucket as soon as the backward pass within the context has completed it."""
+        """Send what `ready` gets within the context; outside, it is not the last micro-batch of a step."""
         self._overlaps = True
-        self._missing = [len(bucket) for bucket in self._buckets]
-        self._next = 0
         try:
             yield
         finally:
             self._overlaps = False
+
+    def ready(self, gradient: Tensor) -> None:
+        """Send a gradient, together with the next ones; it must not change until `finish`."""
+        if not self._overlaps:
+            return
+        if self._bucket and self._bucket[0].dtype != gradient.dtype:
+            self._send()
+        self._bucket.append(gradient)
+        if sum(gradient.nbytes for gradient in self._bucket) >= _BUCKET_BYTES:
+            self._send()
 
     def finish(self, gradients: Mapping[str, Tensor], loss: Tensor) -> Mapping[str, Tensor]:
         """Wait for the gradients that were sent, send the others, and return the sums of all by name.
@@ -68,9 +68,11 @@ class RankSum(ABC):
             gradients: all of them, in the same order on all ranks; they may be overwritten.
             loss: replaced by its sum.
         """
-        rest = [gradient for gradient in gradients.values() if gradient.data_ptr() not in self._sent]
+        self._send()
+        rest = [gradient for gradient in gradients.values() if _memory(gradient) not in self._sent]
         for dtype in dict.fromkeys(gradient.dtype for gradient in rest):
-            self._send([gradient for gradient in rest if gradient.dtype == dtype])
+            self._bucket = [gradient for gradient in rest if gradient.dtype == dtype]
+            self._send()
         self._sent.clear()
         return self._received(gradients, loss)
 
@@ -82,36 +84,33 @@ class RankSum(ABC):
     def _received(self, gradients: Mapping[str, Tensor], loss: Tensor) -> Mapping[str, Tensor]:
         """Wait for all sums that were begun, and return those of the gradients; replace the loss by its."""
 
-    def _fill_buckets(self, parameters: Sequence[Tensor]) -> None:
-        # From the last one on, as the backward pass reaches them.
-        nbytes = 0
-        for parameter in reversed(parameters):
-            if not self._buckets or nbytes + parameter.nbytes > _BUCKET_BYTES:
-                self._buckets.append([])
-                nbytes = 0
-            self._buckets[-1].append(parameter)
-            self._bucket_of[parameter] = len(self._buckets) - 1
-            nbytes += parameter.nbytes
+    def _send(self) -> None:
+        if self._bucket:
+            self._begin_sum(self._bucket)
+            self._sent |= {_memory(gradient) for gradient in self._bucket}
+            self._bucket = []
 
-    def _on_complete(self, parameter: Tensor) -> None:
-        if not self._overlaps:
-            return
-        self._missing[self._bucket_of[parameter]] -= 1
-        # In order, so that all ranks send the same bucket at the same time.
-        while self._next < len(self._buckets) and self._missing[self._next] == 0:
-            self._send([p.grad for p in self._buckets[self._next] if p.grad is not None])
-            self._next += 1
 
-    def _send(self, gradients: list[Tensor]) -> None:
-        self._begin_sum(gradients)
-        self._sent |= {gradient.data_ptr() for gradient in gradients}
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def watch(parameters: Iterable[Tensor], ready: Callable[[Tensor], None]) -> None:
+    """Call a function with each gradient as soon as autograd has completed it."""
+
+    def completed(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        ready(parameter.grad)
+
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(completed)  # type: ignore[no-untyped-call]
 
 
 class AllReduce(RankSum):
     """Sums in the order that NCCL or gloo finds fastest. They replace the gradients."""
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        super().__init__(parameters)
+    def __init__(self) -> None:
+        super().__init__()
         self._works: list[dist.Work] = []
 
     def _begin_sum(self, gradients: list[Tensor]) -> None:

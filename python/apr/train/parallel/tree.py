@@ -88,13 +88,13 @@ class TreeSum(RankSum):
     times the gradients. The sums are float32, and stay at the same addresses.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        super().__init__(parameters)
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
         # The sums of each bucket, in the order in which they are sent.
         self._sums: list[Tensor] = []
         self._begun = 0
-        self._sum_of: dict[int, Tensor] = {}
-        device = parameters[0].device
+        # The gradients of this step, and for each the sums in a row.
+        self._parts: list[tuple[Tensor, Tensor]] = []
         # Beside the backward pass.
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
@@ -113,8 +113,7 @@ class TreeSum(RankSum):
             dist.all_gather_into_tensor(sums, own)
         self._begun += 1
         parts = torch.split(sums[: len(flat)], [gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            self._sum_of[gradient.data_ptr()] = part.view(gradient.shape)
+        self._parts += zip(gradients, parts, strict=True)
 
     def _received(self, gradients: Mapping[str, Tensor], loss: Tensor) -> Mapping[str, Tensor]:
         with self._beside():
@@ -123,10 +122,19 @@ class TreeSum(RankSum):
             loss.copy_(pairwise_sum(losses))
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
-        sums = {name: self._sum_of[gradient.data_ptr()] for name, gradient in gradients.items()}
-        self._sum_of.clear()
+        totals = {name: self._total(gradient) for name, gradient in gradients.items()}
+        self._parts.clear()
         self._begun = 0
-        return sums
+        return totals
+
+    def _total(self, gradient: Tensor) -> Tensor:
+        """Return the sum of a gradient, which may have been sent as a part of a larger one."""
+        start = gradient.data_ptr()
+        for sent, sums in self._parts:
+            if sent.data_ptr() <= start < sent.data_ptr() + sent.nbytes:
+                first = (start - sent.data_ptr()) // sent.itemsize
+                return sums[first : first + gradient.numel()].view(gradient.shape)
+        raise AssertionError("every gradient was sent")
 
     def _beside(self) -> AbstractContextManager[object]:
         if self._stream is None:
