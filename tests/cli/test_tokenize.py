@@ -150,7 +150,7 @@ def interrupt_when(condition):
 
 
 def test_an_interruption_exits_with_130_and_names_the_next_command(encode, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("apr.data.tokenizers.LoadedTokenizer.decode", interrupt)
+    monkeypatch.setattr("apr.data.loaded_tokenizer.LoadedTokenizer.decode", interrupt)
     assert encode() == 130
     assert f"{tmp_path / 'out'}: no shard" in capsys.readouterr().err
 

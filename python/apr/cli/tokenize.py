@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from apr.data.documents import Skipped
+    from apr.data.loaded_tokenizer import LoadedTokenizer
     from apr.data.shards import ShardDir
-    from apr.data.tokenizers import LoadedTokenizer
 
 # Skipped documents that are named; all are counted.
 _MAX_NAMED = 5

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from apr._core import ByteLevel
 from apr.data.pre_tokenizers import PRE_TYPES, pre_tokenizer
 from apr.errors import FormatError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from tokenizers import Tokenizer
@@ -57,8 +60,25 @@ class Vocabulary:
             merges=[(from_hex(a), from_hex(b)) for a, b in self.merges],
         )
 
+    def readers(self, source: Path) -> tuple[Callable[[], Tokenizer], ByteLevel | None]:
+        """Return what builds the library's tokenizer, and the tokenizer without the library.
+
+        Args:
+            source: the file, as an error names it.
+        """
+        spec = json.loads(self._without_tokens().to_str())
+        spec["model"] |= {"vocab": self.ids, "merges": self.merges}
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        spec["added_tokens"] = [
+            {"id": self.ids.get(token), "content": token, **flags, "special": special}
+            for tokens, special in ((self.special, True), (self.added, False))
+            for token in tokens
+        ]
+        content = json.dumps(spec, ensure_ascii=False).encode(errors="surrogatepass")
+        return partial(self.build, source), ByteLevel.read(content)
+
     def build(self, source: Path) -> Tokenizer:
-        """Return the tokenizer.
+        """Return the library's tokenizer.
 
         Args:
             source: the file, as an error names it.
@@ -66,29 +86,51 @@ class Vocabulary:
         Raises:
             FormatError: a merge makes a token that is not in the vocabulary.
         """
-        from tokenizers import AddedToken, Tokenizer, decoders, normalizers
+        from tokenizers import AddedToken
         from tokenizers.models import BPE
 
-        kind = PRE_TYPES[self.pre_type]
+        tokenizer = self._without_tokens()
         try:
-            model = BPE(
+            tokenizer.model = BPE(
                 vocab=dict(self.ids),
                 merges=list(self.merges),
                 unk_token=self.unknown,
-                ignore_merges=kind.ignore_merges,
+                ignore_merges=PRE_TYPES[self.pre_type].ignore_merges,
             )
         except Exception as error:  # noqa: BLE001 (the package raises nothing narrower)
             raise FormatError(
                 f"{source}: the merges do not match the vocabulary: {error}", path=source
             ) from None
-        tokenizer = Tokenizer(model)
+        tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in self.special])
+        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self.added])
+        return tokenizer
+
+    def _without_tokens(self) -> Tokenizer:
+        from tokenizers import Tokenizer, decoders, normalizers
+        from tokenizers.models import BPE
+
+        kind = PRE_TYPES[self.pre_type]
+        tokenizer = Tokenizer(BPE(unk_token=self.unknown, ignore_merges=kind.ignore_merges))
         if kind.nfc:
             tokenizer.normalizer = normalizers.NFC()
         tokenizer.pre_tokenizer = pre_tokenizer(self.pre_type)
         tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in self.special])
-        tokenizer.add_tokens([AddedToken(token, normalized=False) for token in self.added])
         return tokenizer
+
+
+def checked_merge(where: str, parts: tuple[Any, ...]) -> tuple[str, str]:
+    """Return the two tokens of a merge.
+
+    Args:
+        where: the place in a file, as an error names it.
+        parts: what is there.
+
+    Raises:
+        FormatError: there is something else than two tokens.
+    """
+    if len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
+        raise FormatError(f"{where}: {' '.join(map(str, parts))!r} is not a merge of two tokens")
+    return parts[0], parts[1]
 
 
 def gpt2_alphabet() -> list[str]:

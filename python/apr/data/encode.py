@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from apr._core import Encoder
 from apr.data.corpus import Corpus
 from apr.data.corpus_part import parse_part, part_range
 from apr.data.documents import Batch, Document, Place, Skipped
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from apr._core import Encoded
-    from apr.data.tokenizers import LoadedTokenizer
+    from apr.data.loaded_tokenizer import LoadedTokenizer
 
 # Batches that are encoded at the same time: while the last text of one keeps one core busy, the next one has
 # work for the others.
@@ -227,8 +226,7 @@ class _Encoding:
         # fewer.
         self._threads = self.options.workers or len(os.sched_getaffinity(0))
         with self._naming_the_tokenizer():
-            self._encoder = Encoder(
-                self.tokenizer.tokenizer.to_str(),
+            self._encoder = self.tokenizer.encoder(
                 self._threads,
                 before=self._eos_before,
                 after=self._eos_after,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 (options are read from the annotations at run time)
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge
 
 from apr.data.corpus import Corpus
 from apr.data.corpus_part import parse_part
 from apr.data.sample import Normalization  # noqa: TC001 (the same)
-from apr.data.tokenizers import LoadedTokenizer, load_tokenizer
+from apr.data.tokenizers import load_tokenizer
 from apr.errors import OptionsError, UsageError
 from apr.options import Alias, Metavar, Unset, check_options
+
+if TYPE_CHECKING:
+    from apr.data.loaded_tokenizer import LoadedTokenizer
 
 EosPolicy = Literal["none", "between", "after"]
 

@@ -13,6 +13,11 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from apr._core import ByteLevel, Encoder
+from apr.data.listing import ID_DTYPE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -33,7 +38,9 @@ _PROBE = (
 )
 
 
-def tokenizer_identity(tokenizer: Tokenizer, *, unk_id: int | None, split_known: bool = True) -> str:
+def tokenizer_identity(
+    tokenizer: Tokenizer | ByteLevel, *, unk_id: int | None, split_known: bool = True
+) -> str:
     """Return the identity of a tokenizer.
 
     Args:
@@ -41,23 +48,33 @@ def tokenizer_identity(tokenizer: Tokenizer, *, unk_id: int | None, split_known:
         unk_id: the id of text that the vocabulary does not have.
         split_known: whether the way in which it splits texts is the tokenizer's own, and not assumed.
     """
-    spec = json.loads(tokenizer.to_str())
-    digest = hashlib.sha256()
+    if isinstance(tokenizer, ByteLevel):
+        content = tokenizer.identity_text()
+    else:
+        content = "".join(f"{line}\n" for line in _lines(tokenizer)).encode()
+    split = _UNKNOWN
+    if split_known:
+        # A model without an unknown token may have no ids for the text; the packages raise nothing narrower.
+        with suppress(Exception):
+            # Files differ in whether they name the unknown token, which is nothing that a text means.
+            known = [id_ for id_ in _probed(tokenizer) if id_ != unk_id]
+            split = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+    return f"{hashlib.sha256(content).hexdigest()[:32]}-{split}"
+
+
+def _probed(tokenizer: Tokenizer | ByteLevel) -> list[int]:
+    if isinstance(tokenizer, ByteLevel):
+        return list(np.frombuffer(Encoder(tokenizer, 1).encode([_PROBE]).ids, ID_DTYPE).tolist())
+    return list(tokenizer.encode(_PROBE, add_special_tokens=False).ids)
+
+
+def _lines(tokenizer: Tokenizer) -> Iterator[str]:
+    """Yield the tokens with their ids, and what else decides ids."""
     for token, id_ in sorted(tokenizer.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1]):
         # Converters to GGUF name ids without a token so, and fill a vocabulary up to the model's with them.
         if token != f"[PAD{id_}]":
-            digest.update(f"{id_} {json.dumps(token)}\n".encode())
-    for line in _rules(spec["model"]):
-        digest.update(f"{line}\n".encode())
-    split = _UNKNOWN
-    if split_known:
-        # A model without an unknown token may have no ids for the text; the package raises nothing narrower.
-        with suppress(Exception):
-            ids = tokenizer.encode(_PROBE, add_special_tokens=False).ids
-            # Files differ in whether they name the unknown token, which is nothing that a text means.
-            known = [id_ for id_ in ids if id_ != unk_id]
-            split = hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
-    return f"{digest.hexdigest()[:32]}-{split}"
+            yield f"{id_} {json.dumps(token)}"
+    yield from _rules(json.loads(tokenizer.to_str())["model"])
 
 
 def _rules(model: Mapping[str, Any]) -> Iterator[str]:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from apr.container.metadata import HF_CONFIG, HF_GENERATION, HF_TOKENIZER
 from apr.data.chat import render_chat
+from apr.data.loaded_tokenizer import CHAT_ENDS, LoadedTokenizer
 from apr.data.pre_tokenizers import pre_type_named
-from apr.data.tokenizers import CHAT_ENDS, LoadedTokenizer, load_tokenizer, tokenizer_from_metadata
+from apr.data.tokenizers import load_tokenizer, tokenizer_from_metadata
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

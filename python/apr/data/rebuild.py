@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from os import PathLike
 
+    from apr.data.loaded_tokenizer import LoadedTokenizer
     from apr.data.scan import FullScan
-    from apr.data.tokenizers import LoadedTokenizer
 
 # The manifest's `note`. Readers may show it; nothing depends on it. These texts are bytes of manifest.json,
 # not messages. They keep the wording of earlier versions, so that the same repair writes the same bytes.

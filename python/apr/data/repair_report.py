@@ -12,8 +12,8 @@ from apr.plurals import counted
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from apr.data.loaded_tokenizer import LoadedTokenizer
     from apr.data.scan import FullScan
-    from apr.data.tokenizers import LoadedTokenizer
 
 Outcome = Literal["written", "left alone", "scan kept", "would be written", "not written"]
 

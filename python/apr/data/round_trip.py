@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from apr.data.documents import Document
+    from apr.data.loaded_tokenizer import LoadedTokenizer
     from apr.data.sample import Sample
-    from apr.data.tokenizers import LoadedTokenizer
 
 # A byte-level vocabulary has a token for any text. Another kind misses next to nothing of text that it fits,
 # and most of any other, so the limit need not be exact.
@@ -54,7 +54,8 @@ def text_loss(tokenizer: LoadedTokenizer, sample: Sample) -> str | None:
 
 def changed_text(tokenizer: LoadedTokenizer, documents: tuple[Document, ...]) -> str | None:
     """Return the first way in which a tokenizer's normalizer changes text other than spaces, in words."""
-    normalizer = tokenizer.tokenizer.normalizer
+    # With a fast path, a tokenizer composes characters or changes nothing.
+    normalizer = None if tokenizer.fast is not None else tokenizer.tokenizer.normalizer
     if normalizer is None:
         return None
     for document in documents:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from os import PathLike
 
-    from apr.data.tokenizers import LoadedTokenizer
+    from apr.data.loaded_tokenizer import LoadedTokenizer
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from apr.data.documents import Skipped
-from apr.data.tokenizers import END_OF_TEXT
+from apr.data.loaded_tokenizer import END_OF_TEXT
 from apr.errors import RefusedError, UsageError
 from apr.files import write_atomically
 

@@ -352,7 +352,7 @@ fn mix(left: u64, right: u64) -> u64 {
     (product as u64) ^ (product >> 64) as u64
 }
 
-fn hash(piece: &[u8]) -> u64 {
+pub(crate) fn hash(piece: &[u8]) -> u64 {
     let (words, rest) = piece.as_chunks::<8>();
     let mut last = [0; 8];
     last[..rest.len()].copy_from_slice(rest);

@@ -6,28 +6,30 @@
 //! Everything else goes through the library.
 #![deny(unsafe_code)]
 
+mod byte_level;
 mod cache;
 mod classes;
 mod merge;
 mod split;
 mod stored;
+mod vocabulary;
+mod window;
 
 use std::{
-    borrow::Cow,
     convert::Infallible,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+pub use byte_level::{AddedToken, ByteLevel};
 use cache::Cache;
-use merge::{Merges, letter};
+use merge::letter;
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
-use serde_json::Value;
-use split::{Kind, Splitter, parts};
+use split::parts;
 pub use stored::Stored;
-use tokenizers::{Model, ModelWrapper, NormalizedString, Normalizer, NormalizerWrapper, Tokenizer};
+use tokenizers::{Model, Tokenizer};
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 /// Bytes of a long text that one thread encodes at a time. One file of 100 MB would otherwise keep a single
@@ -91,28 +93,19 @@ struct EncodedText {
 
 /// A tokenizer that treats special tokens inside a text as plain text and adds none.
 pub struct Encoder {
-    tokenizer: Tokenizer,
+    tokenizer: Kept,
     /// Whether texts are normalized to Unicode's form NFC first.
     nfc: bool,
-    fast: Option<Fast>,
+    /// One cache for each thread, so that no thread waits for another.
+    caches: Vec<Mutex<Cache>>,
     pool: ThreadPool,
     stopped: AtomicBool,
 }
 
-/// The fast path of a tokenizer.
-struct Fast {
-    splitter: Splitter,
-    /// `None` if the model's vocabulary or merges are not of the usual form: the library then merges.
-    merges: Option<Merges>,
-    /// Whether the tokenizer normalizes to NFC.
-    nfc: bool,
-    /// Tokens that the library looks for before it splits a text. A text with one of them goes through the
-    /// library.
-    added: Added,
-    /// Whether a long text may be encoded in parts: no added token can reach across the end of a part.
-    in_parts: bool,
-    /// One cache for each thread, so that no thread waits for another.
-    caches: Vec<Mutex<Cache>>,
+/// What an encoder encodes with.
+enum Kept {
+    Fast(Arc<ByteLevel>),
+    Library(Box<Tokenizer>),
 }
 
 impl Encoder {
@@ -122,45 +115,44 @@ impl Encoder {
     /// # Errors
     /// [`Error::Tokenizer`] if the library cannot read it, [`Error::Threads`] if no threads can be started.
     pub fn new(json: &str, threads: usize, nfc: bool) -> Result<Self, Error> {
-        let wrong = |error: &dyn std::fmt::Display| Error::Tokenizer(error.to_string());
-        let mut tokenizer = Tokenizer::from_bytes(json).map_err(|error| wrong(&error))?;
-        tokenizer.with_truncation(None).map_err(|error| wrong(&error))?;
-        tokenizer.with_padding(None);
-        tokenizer.set_encode_special_tokens(true);
-        let spec: Value = serde_json::from_str(json).map_err(|error| wrong(&error))?;
+        let tokenizer = match ByteLevel::read(json) {
+            Some(tokenizer) => Kept::Fast(tokenizer.into()),
+            None => Kept::Library(library(json)?.into()),
+        };
+        Self::with(tokenizer, threads, nfc)
+    }
+
+    /// Create an encoder from a tokenizer that was read before.
+    ///
+    /// # Errors
+    /// [`Error::Threads`] if no threads can be started.
+    pub fn from_byte_level(tokenizer: Arc<ByteLevel>, threads: usize, nfc: bool) -> Result<Self, Error> {
+        Self::with(Kept::Fast(tokenizer), threads, nfc)
+    }
+
+    fn with(tokenizer: Kept, threads: usize, nfc: bool) -> Result<Self, Error> {
         let pool = ThreadPoolBuilder::new().num_threads(threads).build()?;
-        let fast = Kind::of(&spec).map(|kind| {
-            let added: Vec<&Value> = added_tokens(&spec).collect();
-            let text = |token: &&Value| Some(token.get("content")?.as_str()?.to_owned());
-            let nfc = spec.pointer("/normalizer/type").is_some();
-            Fast {
-                splitter: Splitter::new(kind, nfc),
-                merges: spec.get("model").and_then(Merges::of),
-                nfc,
-                in_parts: added.iter().all(|token| {
-                    token.get("rstrip") != Some(&Value::Bool(true))
-                        && text(token).is_none_or(|text| !text.contains(char::is_whitespace))
-                }),
-                added: Added::new(added.iter().filter_map(text).collect()),
-                caches: (0..threads.max(1)).map(|_| Mutex::default()).collect(),
-            }
-        });
-        Ok(Self { tokenizer, nfc, fast, pool, stopped: AtomicBool::new(false) })
+        let caches = match tokenizer {
+            Kept::Fast(_) => (0..threads.max(1)).map(|_| Mutex::default()).collect(),
+            Kept::Library(_) => Vec::new(),
+        };
+        Ok(Self { tokenizer, nfc, caches, pool, stopped: AtomicBool::new(false) })
     }
 
     /// Whether texts take the fast path.
     #[must_use]
     pub fn is_fast(&self) -> bool {
-        self.fast.is_some()
+        matches!(self.tokenizer, Kept::Fast(_))
     }
 
     /// Return the pieces that the fast path merges, for comparing them with the library's pre-tokenizer. `None`
     /// without a fast path.
     #[must_use]
     pub fn pieces<'a>(&self, text: &'a str) -> Option<Vec<&'a str>> {
+        let Kept::Fast(tokenizer) = &self.tokenizer else { return None };
         let mut pieces = Vec::new();
         let mut start = 0;
-        let split: Result<(), Infallible> = self.fast.as_ref()?.splitter.split(text, |end| {
+        let split: Result<(), Infallible> = tokenizer.splitter.split(text, |end| {
             pieces.push(&text[start..end]);
             start = end;
             Ok(())
@@ -208,8 +200,8 @@ impl Encoder {
         if self.nfc && !text.is_ascii() && is_nfc_quick(text.chars()) != IsNormalized::Yes {
             text = text.nfc().collect::<String>().into();
         }
-        let parts = match &self.fast {
-            Some(fast) if fast.in_parts => parts(&text, PART),
+        let parts = match &self.tokenizer {
+            Kept::Fast(tokenizer) if tokenizer.in_parts => parts(&text, PART),
             _ => vec![&*text],
         };
         let ids = match &*parts {
@@ -224,89 +216,41 @@ impl Encoder {
             return Err(Error::Stopped);
         }
         let wrong = |error: tokenizers::Error| Error::Tokenizer(error.to_string());
-        if let (Some(fast), ModelWrapper::BPE(model)) = (&self.fast, self.tokenizer.get_model())
-            && let Some(text) = fast.normalized(text, self.tokenizer.get_normalizer()).map_err(wrong)?
-        {
-            let thread = rayon::current_thread_index().unwrap_or(0) % fast.caches.len();
-            let mut cache = fast.caches[thread].lock().unwrap_or_else(PoisonError::into_inner);
-            let library = |piece: &[u8], ids: &mut Vec<u32>| {
-                let letters: String = piece.iter().map(|byte| letter(*byte)).collect();
-                let tokens = model.tokenize(&letters).map_err(wrong)?;
-                ids.extend(tokens.into_iter().map(|token| token.id));
-                Ok(())
-            };
-            let (bytes, merges) = (text.as_bytes(), fast.merges.as_ref());
-            cache.clear();
-            fast.splitter.split(&text, |end| cache.add(bytes, end, merges, library))?;
-            cache.look_up(bytes, merges, library)?;
-            return Ok(cache.take());
-        }
-        let encoding = self.tokenizer.encode_fast(text, false);
+        let tokenizer = match &self.tokenizer {
+            Kept::Library(tokenizer) => tokenizer,
+            Kept::Fast(tokenizer) => match tokenizer.normalized(text).map_err(wrong)? {
+                Some(text) => return self.ids_of_pieces(tokenizer, &text),
+                None => tokenizer.library()?,
+            },
+        };
+        let encoding = tokenizer.encode_fast(text, false);
         encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(wrong)
     }
-}
 
-impl Fast {
-    /// Return the text as the library splits it; `None` if it contains an added token, for which the library
-    /// looks before and after it normalizes.
-    fn normalized<'a>(
-        &self,
-        text: &'a str,
-        normalizer: Option<&NormalizerWrapper>,
-    ) -> Result<Option<Cow<'a, str>>, tokenizers::Error> {
-        if self.added.is_in(text.as_bytes()) {
-            return Ok(None);
-        }
-        let is_nfc = || text.is_ascii() || self.splitter.classes.is_nfc(text.as_bytes());
-        let Some(normalizer) = normalizer.filter(|_| self.nfc && !is_nfc()) else {
-            return Ok(Some(text.into()));
+    fn ids_of_pieces(&self, tokenizer: &ByteLevel, text: &str) -> Result<Vec<u32>, Error> {
+        let thread = rayon::current_thread_index().unwrap_or(0) % self.caches.len();
+        let mut cache = self.caches[thread].lock().unwrap_or_else(PoisonError::into_inner);
+        let library = |piece: &[u8], ids: &mut Vec<u32>| {
+            let letters: String = piece.iter().map(|byte| letter(*byte)).collect();
+            let tokens = tokenizer.library()?.get_model().tokenize(&letters);
+            let tokens = tokens.map_err(|error| Error::Tokenizer(error.to_string()))?;
+            ids.extend(tokens.into_iter().map(|token| token.id));
+            Ok(())
         };
-        if is_nfc_quick(text.chars()) == IsNormalized::Yes {
-            return Ok(Some(text.into()));
-        }
-        // The library's own normalizer, whose tables are of an older Unicode.
-        let mut string = NormalizedString::from(text);
-        normalizer.normalize(&mut string)?;
-        let text = string.get().to_owned();
-        Ok((!self.added.is_in(text.as_bytes())).then(|| text.into()))
+        let (bytes, merges) = (text.as_bytes(), Some(&tokenizer.merges));
+        cache.clear();
+        tokenizer.splitter.split(text, |end| cache.add(bytes, end, merges, library))?;
+        cache.look_up(bytes, merges, library)?;
+        Ok(cache.take())
     }
 }
 
-/// Added tokens that a text may contain.
-struct Added {
-    tokens: Vec<String>,
-    /// The first bytes of all tokens, if there are at most three different ones: a single pass then finds where
-    /// a token may begin. Qwen2.5 has fourteen tokens, and all of them begin with `<`.
-    first: Option<[u8; 3]>,
-}
-
-impl Added {
-    fn new(mut tokens: Vec<String>) -> Self {
-        // The library looks for no empty token.
-        tokens.retain(|token| !token.is_empty());
-        let mut first: Vec<u8> = tokens.iter().filter_map(|token| token.bytes().next()).collect();
-        first.sort_unstable();
-        first.dedup();
-        let first = match *first {
-            [a] => Some([a, a, a]),
-            [a, b] => Some([a, b, b]),
-            [a, b, c] => Some([a, b, c]),
-            _ => None,
-        };
-        Self { tokens, first }
-    }
-
-    fn is_in(&self, text: &[u8]) -> bool {
-        if let Some([a, b, c]) = self.first {
-            return memchr::memchr3_iter(a, b, c, text)
-                .any(|at| self.tokens.iter().any(|token| text[at..].starts_with(token.as_bytes())));
-        }
-        self.tokens.iter().any(|token| memchr::memmem::find(text, token.as_bytes()).is_some())
-    }
-}
-
-/// The added tokens that the library looks for in texts. Special ones are treated as plain text.
-fn added_tokens(spec: &Value) -> impl Iterator<Item = &Value> {
-    let added = spec.get("added_tokens").and_then(Value::as_array);
-    added.into_iter().flatten().filter(|token| token.get("special") != Some(&Value::Bool(true)))
+/// The library's tokenizer for the text of a `tokenizer.json`.
+fn library(json: &str) -> Result<Tokenizer, Error> {
+    let wrong = |error: tokenizers::Error| Error::Tokenizer(error.to_string());
+    let mut tokenizer = Tokenizer::from_bytes(json).map_err(wrong)?;
+    tokenizer.with_truncation(None).map_err(wrong)?;
+    tokenizer.with_padding(None);
+    tokenizer.set_encode_special_tokens(true);
+    Ok(tokenizer)
 }

@@ -1,9 +1,14 @@
 //! Byte-pair merges over the bytes of a piece, with the ranks of pairs in a table.
 
-use std::{cmp::Reverse, collections::BinaryHeap};
+use std::{borrow::Cow, cmp::Reverse, collections::BinaryHeap, fmt};
 
 use hashbrown::HashMap;
-use serde_json::Value;
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, SeqAccess, Visitor},
+};
+
+use crate::vocabulary::{Text, Vocabulary};
 
 /// A value of no pair. Ranks are in the upper half of a value, so it is the worst one.
 const NONE: u64 = u64::MAX;
@@ -19,6 +24,8 @@ const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 pub(crate) struct Merges {
     /// The id of each byte; `None` for a byte that is not in the vocabulary.
     bytes: [Option<u32>; 256],
+    /// Whether such bytes have a token, which the library finds.
+    has_unknown: bool,
     /// For each pair of bytes, the value of the pair of their ids.
     byte_pairs: Vec<u64>,
     pairs: Pairs,
@@ -37,36 +44,39 @@ pub(crate) struct Merged {
     heap: BinaryHeap<Reverse<(u64, usize)>>,
 }
 
+/// A merge of a `tokenizer.json`: a pair, or in files of older versions a string with a space.
+pub(crate) struct Merge<'a> {
+    pub(crate) left: Cow<'a, str>,
+    pub(crate) right: Cow<'a, str>,
+    is_string: bool,
+}
+
 impl Merges {
-    /// Read the `model` of a `tokenizer.json`. `None` if it is not of the usual form: the library then merges.
-    pub(crate) fn of(model: &Value) -> Option<Self> {
-        // Hashed: three look-ups for each merge in the sorted map of the file would take half a second for Qwen's.
-        let vocabulary: Option<HashMap<&str, u32>> = model
-            .get("vocab")?
-            .as_object()?
-            .iter()
-            .map(|(token, id)| Some((token.as_str(), u32::try_from(id.as_u64()?).ok()?)))
-            .collect();
-        let vocabulary = vocabulary?;
-        let id = |token: &str| vocabulary.get(token).copied();
-        let merges = model.get("merges")?.as_array()?;
+    /// `None` if a merge is of tokens that are not in the vocabulary, or occurs twice. `has_unknown` tells
+    /// whether there is a token for unknown bytes, which are otherwise left out.
+    pub(crate) fn new(
+        vocabulary: &Vocabulary,
+        merges: &[Merge<'_>],
+        ignore_merges: bool,
+        has_unknown: bool,
+    ) -> Option<Self> {
         let mut bytes = [None; 256];
         for byte in 0..=u8::MAX {
-            bytes[usize::from(byte)] = id(letter(byte).encode_utf8(&mut [0; 4]));
+            bytes[usize::from(byte)] = vocabulary.id(letter(byte).encode_utf8(&mut [0; 4]));
         }
         let mut pairs = Pairs::new(merges.len());
         let mut both = String::new();
         for (rank, merge) in merges.iter().enumerate() {
-            let (left, right) = match merge {
-                Value::String(text) => text.split_once(' ')?,
-                Value::Array(two) if two.len() == 2 => (two[0].as_str()?, two[1].as_str()?),
-                _ => return None,
-            };
             both.clear();
-            both.push_str(left);
-            both.push_str(right);
-            let value = (u64::try_from(rank).ok()? << 32) | u64::from(id(&both)?);
-            pairs.insert(pair(id(left)?, id(right)?), value);
+            both.push_str(&merge.left);
+            both.push_str(&merge.right);
+            let (left, right) = (vocabulary.id(&merge.left)?, vocabulary.id(&merge.right)?);
+            let value = (u64::try_from(rank).ok()? << 32) | u64::from(vocabulary.id(&both)?);
+            // The library takes the last one of several; and it reads no list of both forms.
+            if pairs.get(left, right) != NONE || merge.is_string != merges[0].is_string {
+                return None;
+            }
+            pairs.insert(pair(left, right), value);
         }
         let mut byte_pairs = vec![NONE; 1 << 16];
         for (value, (left, right)) in
@@ -77,19 +87,25 @@ impl Merges {
             }
         }
         let mut whole = HashMap::new();
-        if model.get("ignore_merges") == Some(&Value::Bool(true)) {
-            let byte_of: HashMap<char, u8> = (0..=u8::MAX).map(|byte| (letter(byte), byte)).collect();
-            for (token, id) in &vocabulary {
-                let piece: Option<Box<[u8]>> = token.chars().map(|c| byte_of.get(&c).copied()).collect();
-                if let Some(piece) = piece {
-                    whole.insert(piece, *id);
+        if ignore_merges {
+            for (token, id) in vocabulary.iter() {
+                let mut piece = Vec::new();
+                if push_bytes(token, &mut piece) {
+                    whole.insert(piece.into(), id);
                 }
             }
         }
-        Some(Self { bytes, byte_pairs, pairs, whole })
+        Some(Self { bytes, has_unknown, byte_pairs, pairs, whole })
     }
 
-    /// Merge the bytes of a piece. Returns false if one of them is not in the vocabulary.
+    /// The pairs of ids that are merged, the first one first.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = (u32, u32)> {
+        let mut places: Vec<_> = self.pairs.places.iter().filter(|(_, value)| *value != NONE).collect();
+        places.sort_unstable_by_key(|(_, value)| *value);
+        places.into_iter().map(|(key, _)| (merged_id(key >> 32), merged_id(*key)))
+    }
+
+    /// Merge the bytes of a piece. Returns false if one of them is unknown and has a token.
     pub(crate) fn merge(&self, piece: &[u8], merged: &mut Merged) -> bool {
         let Merged { ids, values, .. } = merged;
         ids.clear();
@@ -97,14 +113,18 @@ impl Merges {
             ids.push(*id);
             return true;
         }
-        for byte in piece {
-            let Some(id) = self.bytes[usize::from(*byte)] else { return false };
-            ids.push(id);
-        }
+        ids.extend(piece.iter().filter_map(|byte| self.bytes[usize::from(*byte)]));
         values.clear();
-        let pairs = piece.iter().zip(piece.iter().skip(1));
-        values.extend(pairs.map(|(l, r)| self.byte_pairs[usize::from(*l) << 8 | usize::from(*r)]));
-        if piece.len() <= SCANNED {
+        if ids.len() == piece.len() {
+            let pairs = piece.iter().zip(piece.iter().skip(1));
+            values.extend(pairs.map(|(l, r)| self.byte_pairs[usize::from(*l) << 8 | usize::from(*r)]));
+        } else if self.has_unknown {
+            return false;
+        } else {
+            // Those beside an unknown byte are neighbors then.
+            values.extend(ids.windows(2).map(|two| self.pairs.get(two[0], two[1])));
+        }
+        if ids.len() <= SCANNED {
             self.merge_by_scanning(ids, values);
         } else {
             self.merge_by_heap(merged);
@@ -298,11 +318,85 @@ pub(crate) fn letter(byte: u8) -> char {
     char::from_u32(moved).unwrap_or('\u{FFFD}')
 }
 
+/// Add the bytes that the letters of a token stand for. Returns false, and adds none, if one stands for none.
+pub(crate) fn push_bytes(token: &str, bytes: &mut Vec<u8>) -> bool {
+    let start = bytes.len();
+    for character in token.chars() {
+        let Some(byte) = byte(character) else {
+            bytes.truncate(start);
+            return false;
+        };
+        bytes.push(byte);
+    }
+    true
+}
+
+/// The byte that a character stands for.
+fn byte(character: char) -> Option<u8> {
+    let code = u32::from(character);
+    let byte = match code {
+        0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF => code,
+        0x100..=0x120 => code - 0x100,
+        0x121..=0x142 => code - 0x121 + 0x7F,
+        0x143 => 0xAD,
+        _ => return None,
+    };
+    u8::try_from(byte).ok()
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Merge<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        /// A line of `merges.txt`. The library skips the one with a version, and then counts ranks without it.
+        fn split<E: Error>(text: &str) -> Result<(&str, &str), E> {
+            let two = text.split_once(' ').filter(|(_, right)| !right.contains(' '));
+            two.filter(|_| !text.starts_with("#version")).ok_or_else(|| E::custom("not a merge"))
+        }
+
+        impl<'de> Visitor<'de> for Either {
+            type Value = Merge<'de>;
+
+            fn expecting(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+                to.write_str("two tokens")
+            }
+
+            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Merge<'de>, E> {
+                let (left, right) = split(text)?;
+                Ok(Merge { left: left.into(), right: right.into(), is_string: true })
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Merge<'de>, E> {
+                let (left, right) = split(text)?;
+                Ok(Merge { left: left.to_owned().into(), right: right.to_owned().into(), is_string: true })
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut two: A) -> Result<Merge<'de>, A::Error> {
+                let wrong = || A::Error::custom("not a merge");
+                let left: Text<'de> = two.next_element()?.ok_or_else(wrong)?;
+                let right: Text<'de> = two.next_element()?.ok_or_else(wrong)?;
+                // A third one is an error of the list.
+                Ok(Merge { left: left.0, right: right.0, is_string: false })
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
+
+    fn read(model: &Value) -> Option<Merges> {
+        let merges = model["merges"].to_string();
+        let merges: Vec<Merge<'_>> = serde_json::from_str(&merges).ok()?;
+        let vocabulary: Vocabulary = serde_json::from_str(&model["vocab"].to_string()).ok()?;
+        let flag = |key: &str| model.get(key).is_some();
+        Merges::new(&vocabulary, &merges, flag("ignore_merges"), flag("unk_token"))
+    }
 
     /// Each byte, and merges of pairs of random tokens.
     fn merges(count: usize) -> Merges {
@@ -326,7 +420,7 @@ mod tests {
         }
         let vocabulary: serde_json::Map<_, _> =
             tokens.into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
-        Merges::of(&json!({"vocab": vocabulary, "merges": list})).unwrap()
+        read(&json!({"vocab": vocabulary, "merges": list})).unwrap()
     }
 
     #[test]
@@ -359,21 +453,44 @@ mod tests {
     }
 
     #[test]
-    fn a_byte_that_is_not_in_the_vocabulary_is_left_to_the_library() {
-        let model = json!({"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]});
-        let table = Merges::of(&model).unwrap();
+    fn a_byte_that_is_not_in_the_vocabulary_is_left_out_or_left_to_the_library() {
+        let mut model = json!({"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]});
+        let table = read(&model).unwrap();
         let mut merged = Merged::default();
         assert!(table.merge(b"abba", &mut merged));
         assert_eq!(merged.ids, [2, 1, 0]);
-        assert!(!table.merge(b"abc", &mut merged));
-        assert!(Merges::of(&json!({"vocab": {"a": 0}, "merges": [["a", "b"]]})).is_none());
+        assert!(table.merge(b"acbc", &mut merged));
+        assert_eq!(merged.ids, [2]);
+        model["unk_token"] = json!("a");
+        assert!(!read(&model).unwrap().merge(b"abc", &mut merged));
+    }
+
+    #[test]
+    fn merges_that_the_library_refuses_or_reads_in_another_way_are_left_to_it() {
+        let of = |merges: Value| read(&json!({"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": merges}));
+        assert!(of(json!(["a b"])).is_some());
+        assert_eq!(of(json!([["a", "b"]])).unwrap().in_order().collect::<Vec<_>>(), [(0, 1)]);
+        for merges in [
+            json!([["a", "c"]]),
+            json!([["b", "a"]]),
+            json!([["a", "b"], "a b"]),
+            json!(["a b", "a b"]),
+            json!(["#version b"]),
+            json!(["a b c"]),
+            json!(["ab"]),
+            json!([["a", "b", "c"]]),
+            json!([["a"]]),
+            json!([1]),
+        ] {
+            assert!(of(merges.clone()).is_none(), "{merges}");
+        }
     }
 
     #[test]
     fn a_piece_that_is_a_token_is_not_merged_if_the_model_says_so() {
         let model = json!({"vocab": {"a": 0, "b": 1, "ba": 2}, "merges": [], "ignore_merges": true});
         let mut merged = Merged::default();
-        assert!(Merges::of(&model).unwrap().merge(b"ba", &mut merged));
+        assert!(read(&model).unwrap().merge(b"ba", &mut merged));
         assert_eq!(merged.ids, [2]);
     }
 
@@ -385,6 +502,12 @@ mod tests {
             ours.iter().copied().collect::<std::collections::HashSet<_>>(),
             theirs.into_iter().collect()
         );
+        for byte in 0..=u8::MAX {
+            let mut bytes = Vec::new();
+            assert!(push_bytes(&letter(byte).to_string(), &mut bytes));
+            assert_eq!(bytes, [byte]);
+        }
+        assert!(!push_bytes("a ", &mut Vec::new()) && !push_bytes("\u{144}", &mut Vec::new()));
         assert_eq!((letter(b' '), letter(b'\n'), letter(b'a'), letter(0xAD)), ('Ġ', 'Ċ', 'a', 'Ń'));
     }
 }

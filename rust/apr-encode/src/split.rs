@@ -5,7 +5,10 @@
 
 use serde_json::{Value, json};
 
-use crate::classes::{ALONE, Classes, LETTER, LOWER, NEWLINE, NUMBER, SPACE, UPPER, Wanted};
+use crate::{
+    classes::{ALONE, Classes, LETTER, LOWER, NEWLINE, NUMBER, SPACE, UPPER, Wanted},
+    window,
+};
 
 /// The rest of a pattern after words and numbers, as `cl100k_base` has it.
 const REST: &str = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -139,10 +142,15 @@ impl Splitter {
     pub(crate) fn split<E>(&self, text: &str, each: impl FnMut(usize) -> Result<(), E>) -> Result<(), E> {
         let text = Text { bytes: text.as_bytes(), classes: &self.classes };
         match self.kind {
-            Kind::Gpt2 | Kind::SmolLm => text.pieces(Text::gpt2, each),
-            Kind::Qwen2 | Kind::Qwen35 => text.pieces(|text, at| text.cl100k(at, 1), each),
-            Kind::Llama3 => text.pieces(|text, at| text.cl100k(at, 3), each),
-            Kind::O200k => text.pieces(Text::o200k, each),
+            Kind::Gpt2 => text.pieces(|bytes| window::gpt2(bytes, false), Text::gpt2, each),
+            Kind::SmolLm => text.pieces(|bytes| window::gpt2(bytes, true), Text::gpt2, each),
+            Kind::Qwen2 | Kind::Qwen35 => {
+                text.pieces(|bytes| window::cl100k(bytes, 1), |text, at| text.cl100k(at, 1), each)
+            }
+            Kind::Llama3 => {
+                text.pieces(|bytes| window::cl100k(bytes, 3), |text, at| text.cl100k(at, 3), each)
+            }
+            Kind::O200k => text.pieces(|_| 0, Text::o200k, each),
         }
     }
 }
@@ -156,17 +164,29 @@ struct Text<'a> {
 // Called for every piece, or every character.
 #[allow(clippy::inline_always)]
 impl Text<'_> {
-    /// `next` returns the end of the piece that starts at a position.
+    /// `starts` returns where pieces start in the bytes after the start of one, and `next` the end of the piece
+    /// that starts at a position, whatever its characters are.
     #[inline]
     fn pieces<E>(
         self,
+        starts: impl Fn(&[u8; window::BYTES]) -> u64,
         next: impl Fn(Self, usize) -> usize,
         mut each: impl FnMut(usize) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut start = 0;
         while start < self.bytes.len() {
-            start = next(self, start);
-            each(start)?;
+            let mut ends = self.bytes[start..].first_chunk().map_or(0, &starts);
+            if ends == 0 {
+                start = next(self, start);
+                each(start)?;
+                continue;
+            }
+            let first = start;
+            while ends != 0 {
+                start = first + ends.trailing_zeros() as usize;
+                each(start)?;
+                ends &= ends - 1;
+            }
         }
         Ok(())
     }

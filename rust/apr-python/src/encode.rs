@@ -1,8 +1,8 @@
 //! The encoder of texts.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
-use apr_encode::{Encoder as Inner, Ends, Error, Stored};
+use apr_encode::{ByteLevel as InnerByteLevel, Encoder as Inner, Ends, Error, Stored};
 use pyo3::{
     exceptions::{PyInterruptedError, PyValueError},
     prelude::*,
@@ -21,6 +21,64 @@ struct Encoded {
     text_bytes: Py<PyBytes>,
 }
 
+/// A tokenizer.json that has a fast path, read without the tokenizers library.
+#[pyclass(frozen, module = "apr._core")]
+struct ByteLevel {
+    inner: Arc<InnerByteLevel>,
+}
+
+#[pymethods]
+impl ByteLevel {
+    /// Read the text of a tokenizer.json. None if it has no fast path or is not of the usual form.
+    #[staticmethod]
+    fn read(py: Python<'_>, content: PyBackedBytes) -> Option<Self> {
+        let text = std::str::from_utf8(&content).ok()?;
+        py.detach(|| InnerByteLevel::read(text)).map(|inner| Self { inner: inner.into() })
+    }
+
+    /// The id of a token, also of an added one; None if there is none.
+    fn id(&self, token: &str) -> Option<u32> {
+        self.inner.id(token)
+    }
+
+    /// The highest id + 1.
+    #[getter]
+    fn vocab_size(&self) -> u64 {
+        self.inner.vocab_size()
+    }
+
+    /// The tokens that are added to those of the model, each with its id and whether it is special.
+    #[getter]
+    fn added_tokens(&self) -> Vec<(u32, &str, bool)> {
+        let added = self.inner.added_tokens().iter();
+        added.map(|token| (token.id, token.content.as_str(), token.special)).collect()
+    }
+
+    /// The token for bytes that are not in the vocabulary.
+    #[getter]
+    fn unknown(&self) -> Option<&str> {
+        self.inner.unknown()
+    }
+
+    /// The bytes that ids stand for, which are given as little-endian u32; None if the tokenizer does not say.
+    fn decode<'py>(&self, py: Python<'py>, ids: &[u8]) -> Option<Bound<'py, PyBytes>> {
+        let ids = ids.as_chunks::<4>().0.iter().map(|id| u32::from_le_bytes(*id));
+        self.inner.decode(ids).map(|bytes| PyBytes::new(py, &bytes))
+    }
+
+    /// The text that the identity of the tokenizer is a hash of.
+    fn identity_text<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, py.detach(|| self.inner.identity_text()).as_bytes())
+    }
+}
+
+/// What an encoder is made from.
+#[derive(FromPyObject)]
+enum Source<'py> {
+    Read(PyRef<'py, ByteLevel>),
+    Json(PyBackedStr),
+}
+
 /// A tokenizer that treats special tokens inside a text as plain text and adds none.
 #[pyclass(frozen, module = "apr._core")]
 struct Encoder {
@@ -31,19 +89,23 @@ struct Encoder {
 #[pymethods]
 #[allow(clippy::needless_pass_by_value)] // PyO3 extracts arguments by value
 impl Encoder {
-    /// Create an encoder from the text of a tokenizer.json. `before` and `after` are ids added around each
-    /// stored text.
+    /// Create an encoder from a tokenizer that was read, or the text of a tokenizer.json. `before` and `after` are
+    /// ids added around each stored text.
     #[new]
-    #[pyo3(signature = (json, threads, *, before=None, after=None, nfc=false))]
+    #[pyo3(signature = (tokenizer, threads, *, before=None, after=None, nfc=false))]
     fn new(
         py: Python<'_>,
-        json: &str,
+        tokenizer: Source<'_>,
         threads: usize,
         before: Option<u32>,
         after: Option<u32>,
         nfc: bool,
     ) -> PyResult<Self> {
-        let inner = py.detach(|| Inner::new(json, threads, nfc)).map_err(|error| to_python(&error))?;
+        let inner = match tokenizer {
+            Source::Read(read) => Inner::from_byte_level(read.inner.clone(), threads, nfc),
+            Source::Json(json) => py.detach(|| Inner::new(&json, threads, nfc)),
+        };
+        let inner = inner.map_err(|error| to_python(&error))?;
         Ok(Self { inner, ends: Ends { before, after } })
     }
 
@@ -118,6 +180,7 @@ fn to_python(error: &Error) -> PyErr {
 }
 
 pub(crate) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<ByteLevel>()?;
     module.add_class::<Encoded>()?;
     module.add_class::<Encoder>()
 }

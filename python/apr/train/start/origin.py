@@ -20,8 +20,8 @@ from apr.model.metadata import carried_metadata
 
 if TYPE_CHECKING:
     from apr.container.tensor_file import TensorFile
+    from apr.data.loaded_tokenizer import LoadedTokenizer
     from apr.data.same_tokenizer import TokenizerFacts
-    from apr.data.tokenizers import LoadedTokenizer
     from apr.train.checkpoint.metadata import BaseModel
 
 # Bytes read at a time for the CRC of a file without a footer.

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Any
 
+    from apr.data.loaded_tokenizer import LoadedTokenizer
     from apr.data.same_tokenizer import TokenizerFacts
     from apr.data.split import Split
-    from apr.data.tokenizers import LoadedTokenizer
     from apr.model.config import ModelConfig
     from apr.train.checkpoint.resume import ResumePoint
     from apr.train.config import PretrainConfig
