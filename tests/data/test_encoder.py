@@ -102,7 +102,8 @@ PIECES = st.sampled_from([
     "'ll", "'LL", "'", "don't", "x", "Ab", "é", "e\u0301", "\u0301", "Å", "中文", "١٢", "Ⅷ", "½",
     "1", "12345", "…", "!!", "😀", "<|endoftext|>", "\0",
 ])  # fmt: skip
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists(PIECES, max_size=14).map(
+# Long ones too: 64 bytes are cut at once.
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40) | st.lists(PIECES, max_size=80).map(
     "".join
 )
 
@@ -246,6 +247,56 @@ def test_bytes_that_are_not_in_the_vocabulary_are_left_out_as_in_the_library(tok
 def test_texts_that_are_not_normalized_have_the_ids_of_the_library(tokenizer, encoder):
     marks = "\u0301\u0327\u0323\u0340\u1161\u11a8\u09be\u0dcf"
     check(tokenizer, encoder, [f"{a} e{m}{n}x{a}{m} {n}" for a in "eÅ가क" for m in marks for n in marks])
+
+
+def _as_strings(spec):
+    spec["model"]["merges"] = [" ".join(merge) for merge in spec["model"]["merges"]]
+
+
+def _with_an_unknown_token(spec):
+    spec["model"]["unk_token"] = "!"
+    del spec["model"]["vocab"]["Ą"]
+
+
+def _with_a_merge_twice(spec):
+    spec["model"]["merges"].append(spec["model"]["merges"][0])
+
+
+def _with_ids_in_another_order(spec):
+    spec["model"]["vocab"] = dict(sorted(spec["model"]["vocab"].items(), reverse=True))
+
+
+def _with_an_id_of_two_tokens(spec):
+    spec["model"]["vocab"]["never"] = spec["model"]["vocab"]["a"]
+
+
+def _with_an_added_token_of_another_id(spec):
+    spec["added_tokens"].append(
+        dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+        | {"id": 90_000, "content": "<|extra|>"}
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _as_strings,
+        _with_an_unknown_token,
+        _with_a_merge_twice,
+        _with_ids_in_another_order,
+        _with_an_id_of_two_tokens,
+        _with_an_added_token_of_another_id,
+    ],
+)
+def test_every_form_of_a_file_has_the_ids_of_the_library(change, tokenizer):
+    from tokenizers import Tokenizer
+
+    spec = json.loads(tokenizer.to_str())
+    change(spec)
+    content = json.dumps(spec)
+    other = Tokenizer.from_str(content)
+    other.encode_special_tokens = True
+    check(other, Encoder(content, 1), ["a\x04b <|extra|> x", *islice(source(), 2)])
 
 
 def test_an_invalid_tokenizer_is_refused():

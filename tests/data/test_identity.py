@@ -18,7 +18,7 @@ from tokenizers import (
 )
 
 from apr.cli import main
-from apr.data.identity import difference
+from apr.data.identity import difference, tokenizer_identity
 from apr.data.tokenizers import load_tokenizer
 
 TEXTS = [path.read_text() for path in sorted(Path(__file__).parents[2].glob("docs/*.md"))][:6]
@@ -112,6 +112,24 @@ def model_directory(path, tokenizer, eos):
     tokenizer.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
     return path
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "with a file of added tokens"])
+def test_the_identity_is_the_same_with_and_without_the_library(kind, tmp_path):
+    make, eos = KINDS.get(kind, KINDS["gpt-2"])
+    made = make()
+    made.add_tokens([AddedToken("ñ \n", normalized=False), AddedToken("<|x|>")])
+    path = model_directory(tmp_path / "model", made, eos)
+    if kind not in KINDS:
+        (path / "added_tokens.json").write_text(json.dumps({"<more>": made.get_vocab_size()}))
+    loaded = load_tokenizer(path)
+    assert (loaded.fast is not None) == (kind in KINDS and kind != "llama")
+    unknown = loaded.tokenizer.model.unk_token
+    unk_id = None if unknown is None else loaded.tokenizer.token_to_id(unknown)
+    assert loaded.identity == tokenizer_identity(loaded.tokenizer, unk_id=unk_id)
+    ids = [*range(0, loaded.vocab_size, 3), *range(loaded.vocab_size)]
+    text = loaded.tokenizer.decode(ids[:300], skip_special_tokens=False)
+    assert loaded.decode(ids[:300]) == text
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -127,7 +127,9 @@ impl ByteLevel {
             splitter: Splitter::new(kind, nfc),
             merges,
             vocabulary,
-            in_parts: !searched.iter().any(|token| token.rstrip || token.content.contains(char::is_whitespace)),
+            in_parts: !searched
+                .iter()
+                .any(|token| token.rstrip || token.content.contains(char::is_whitespace)),
             searched: Searched::new(searched.iter().map(|token| token.content.clone()).collect()),
             added,
             unknown,
@@ -222,47 +224,46 @@ impl ByteLevel {
                     continue;
                 }
             }
-            let _ = writeln!(text, "{id} {}", Ascii(token));
+            let _ = write!(text, "{id} ");
+            push_ascii(&mut text, token);
+            text.push('\n');
         }
         for (left, right) in self.merges.in_order() {
             if let (Some(left), Some(right)) = (self.vocabulary.token(left), self.vocabulary.token(right)) {
-                let _ = writeln!(text, "[{}, {}]", Ascii(left), Ascii(right));
+                text.push('[');
+                push_ascii(&mut text, left);
+                text.push_str(", ");
+                push_ascii(&mut text, right);
+                text.push_str("]\n");
             }
         }
         text
     }
 }
 
-/// A string as Python's `json.dumps` writes it: in ASCII.
-struct Ascii<'a>(&'a str);
-
-impl std::fmt::Display for Ascii<'_> {
-    fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        to.write_char('"')?;
-        let mut plain = self.0;
-        while let Some(at) = plain.find(|c| !matches!(c, ' '..='~') || matches!(c, '"' | '\\')) {
-            to.write_str(&plain[..at])?;
-            let mut rest = plain[at..].chars();
-            match rest.next() {
-                Some('"') => to.write_str("\\\"")?,
-                Some('\\') => to.write_str("\\\\")?,
-                Some('\n') => to.write_str("\\n")?,
-                Some('\r') => to.write_str("\\r")?,
-                Some('\t') => to.write_str("\\t")?,
-                Some('\u{8}') => to.write_str("\\b")?,
-                Some('\u{c}') => to.write_str("\\f")?,
-                Some(other) => {
-                    for unit in other.encode_utf16(&mut [0; 2]) {
-                        write!(to, "\\u{unit:04x}")?;
-                    }
+/// Add a string as Python's `json.dumps` writes it: in ASCII.
+fn push_ascii(to: &mut String, text: &str) {
+    to.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => to.push_str("\\\""),
+            '\\' => to.push_str("\\\\"),
+            ' '..='~' => to.push(character),
+            '\n' => to.push_str("\\n"),
+            '\r' => to.push_str("\\r"),
+            '\t' => to.push_str("\\t"),
+            '\u{8}' => to.push_str("\\b"),
+            '\u{c}' => to.push_str("\\f"),
+            _ => {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    to.push_str("\\u");
+                    let digit = |shift: u16| char::from_digit(u32::from(*unit >> shift & 15), 16);
+                    to.extend([12, 8, 4, 0].into_iter().filter_map(digit));
                 }
-                None => {}
             }
-            plain = rest.as_str();
         }
-        to.write_str(plain)?;
-        to.write_char('"')
     }
+    to.push('"');
 }
 
 /// Added tokens that a text may contain.
@@ -295,5 +296,70 @@ impl Searched {
                 .any(|at| self.tokens.iter().any(|token| text[at..].starts_with(token.as_bytes())));
         }
         self.tokens.iter().any(|token| memchr::memmem::find(text, token.as_bytes()).is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> Value {
+        json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
+            "post_processor": null, "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]},
+        })
+    }
+
+    #[test]
+    fn what_is_not_of_the_usual_form_is_left_to_the_library() {
+        assert!(ByteLevel::read(&file().to_string()).is_some());
+        let added = |id: u32, content: &str| {
+            json!([{"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                    "normalized": false, "special": true}])
+        };
+        for (key, value) in [
+            ("/version", json!("2.0")),
+            ("/decoder", json!({"type": "Nonsense"})),
+            ("/post_processor", json!({"type": "Nonsense"})),
+            ("/normalizer", json!({"type": "Lowercase"})),
+            ("/added_tokens", added(4, "new")),
+            ("/added_tokens", added(1, "a")),
+            ("/added_tokens", added(3, "")),
+            ("/added_tokens", json!([{"id": 3}])),
+            ("/model", json!({"type": "BPE", "vocab": {"a": 0}, "merges": [], "other": 1})),
+            ("/model", json!({"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []})),
+            ("/model", json!({"type": "BPE", "vocab": {"a": -1}, "merges": []})),
+            ("/model", json!({"type": "BPE", "vocab": {"a": 0}, "merges": [], "dropout": 2})),
+            ("/model", json!({"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"})),
+        ] {
+            let mut other = file();
+            *other.pointer_mut(key).unwrap() = value.clone();
+            assert!(ByteLevel::read(&other.to_string()).is_none(), "{key} {value}");
+        }
+        let twice = file().to_string().replace("\"a\":0", "\"a\":0,\"a\":0");
+        assert!(ByteLevel::read(&twice).is_none());
+    }
+
+    #[test]
+    fn tokens_are_found_by_text_and_by_id() {
+        let mut file = file();
+        file["added_tokens"] = json!([{"id": 3, "content": "<é>", "special": false, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false}]);
+        let read = ByteLevel::read(&file.to_string()).unwrap();
+        assert_eq!(
+            (read.vocab_size(), read.id("ab"), read.id("<é>"), read.id("x")),
+            (4, Some(2), Some(3), None)
+        );
+        assert_eq!(read.decode([2, 3, 0].into_iter()).unwrap(), "ab<é>a".as_bytes());
+        assert_eq!(read.decode([4].into_iter()), None);
+    }
+
+    #[test]
+    fn strings_are_written_as_python_writes_them() {
+        let mut text = String::new();
+        push_ascii(&mut text, "a\"\\\n\u{8}\u{7f}é\u{1f600}~ ");
+        assert_eq!(text, r#""a\"\\\n\b\u007f\u00e9\ud83d\ude00~ ""#);
     }
 }

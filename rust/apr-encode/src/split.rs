@@ -500,21 +500,50 @@ mod tests {
     use super::*;
 
     fn pieces(kind: Kind, text: &str) -> Vec<String> {
-        let mut pieces = Vec::new();
         let mut start = 0;
-        let result: Result<(), ()> = Splitter::new(kind, false).split(text, |end| {
-            pieces.push(text[start..end].to_owned());
-            start = end;
+        let ends = ends(&Splitter::new(kind, false), text);
+        ends.into_iter().map(|end| text[std::mem::replace(&mut start, end)..end].to_owned()).collect()
+    }
+
+    fn ends(splitter: &Splitter, text: &str) -> Vec<usize> {
+        let mut ends = Vec::new();
+        let result: Result<(), ()> = splitter.split(text, |end| {
+            ends.push(end);
             Ok(())
         });
         result.unwrap();
-        pieces
+        ends
     }
 
     #[test]
     fn white_space_gives_its_last_character_to_the_word() {
         assert_eq!(pieces(Kind::Gpt2, "a   b\n\nc  "), ["a", "  ", " b", "\n", "\n", "c", "  "]);
         assert_eq!(pieces(Kind::Qwen2, "a   b\n\nc  "), ["a", "  ", " b", "\n\n", "c", "  "]);
+    }
+
+    /// Short texts are cut character by character, long ones by windows. So a text is put near the start and
+    /// across the end of a window, and cut where it is cut on its own.
+    #[test]
+    fn windows_cut_where_single_characters_are_cut() {
+        let cuts = |splitter: &Splitter, before: usize, text: &str, after: usize| -> Vec<usize> {
+            let text = format!("{}{text}\nQ{}", "x".repeat(before), "q".repeat(after));
+            let mut ends = ends(splitter, &text);
+            // The last piece is of another length.
+            ends.pop();
+            ends.into_iter().map(|end| end - before).collect()
+        };
+        let characters = ["a", "s", "L", "'", "7", " ", "\t", "\n", "(", "\u{e9}"];
+        let count = characters.len();
+        for kind in Kind::ALL {
+            let splitter = Splitter::new(kind, false);
+            for number in 0..count.pow(4) {
+                let text: String = (0..4).map(|n| characters[number / count.pow(n) % count]).collect();
+                let alone = cuts(&splitter, 1, &text, 1);
+                for before in [9, 58, 59, 60, 61, 62] {
+                    assert_eq!(cuts(&splitter, before, &text, 64), alone, "{kind:?} {text:?} after {before}");
+                }
+            }
+        }
     }
 
     #[test]

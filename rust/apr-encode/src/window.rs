@@ -81,13 +81,7 @@ pub(crate) fn cl100k(window: &[u8; BYTES], digits: usize) -> u64 {
 
 /// Add the ends of contractions. `others` are the starts of pieces of other characters.
 #[inline]
-fn with_contractions(
-    mut starts: u64,
-    others: u64,
-    it: &Masks,
-    window: &[u8; BYTES],
-    any_case: bool,
-) -> u64 {
+fn with_contractions(mut starts: u64, others: u64, it: &Masks, window: &[u8; BYTES], any_case: bool) -> u64 {
     let mut known = it.known;
     let mut apostrophes = others & it.apostrophes & (it.letters >> 1) & known;
     while apostrophes != 0 {

@@ -31,8 +31,8 @@ struct ByteLevel {
 impl ByteLevel {
     /// Read the text of a tokenizer.json. None if it has no fast path or is not of the usual form.
     #[staticmethod]
-    fn read(py: Python<'_>, content: PyBackedBytes) -> Option<Self> {
-        let text = std::str::from_utf8(&content).ok()?;
+    fn read(py: Python<'_>, content: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(content).ok()?;
         py.detach(|| InnerByteLevel::read(text)).map(|inner| Self { inner: inner.into() })
     }
 
