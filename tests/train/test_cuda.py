@@ -4,6 +4,7 @@ import json
 
 import pytest
 from tests.model.test_decoder import CASES
+from tests.train.test_fast_layers import check_layers
 from tests.train.test_kernels import check_cross_entropy, check_update
 from tests.train.test_loss import check_chunks
 from tests.train.test_step import check_bad_step, check_checkpointing, make
@@ -73,6 +74,11 @@ def test_a_bad_step_changes_nothing(compiled, bad, precision):
 @pytest.mark.parametrize("check", [check_cross_entropy, check_update])
 def test_kernels_equal_their_plain_versions(check):
     check("cuda")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "smollm3"])
+def test_fast_layers_are_the_decoder(family):
+    check_layers(family, "cuda")
 
 
 @pytest.mark.parametrize("batches", [1, 3])

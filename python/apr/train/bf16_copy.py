@@ -9,14 +9,15 @@ import torch.nn.functional as F  # noqa: N812
 
 from apr.model.decoder import softcap_slope, softcapped
 from apr.model.names import EMBEDDING
+from apr.train.compiled_layers import CompiledLayers
+from apr.train.fast_layers import FastLayers
 from apr.train.kernels import UpdateKernels, cross_entropy_gradient
 from apr.train.loss import rows_at_a_time
-from apr.train.parallel.gradients import watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from torch import Tensor, nn
+    from torch import Tensor
     from torch.optim import AdamW
 
     from apr.model.decoder import Decoder
@@ -28,7 +29,7 @@ class Bf16Copy:
     Against autocast, weights are rounded once in an update instead of once in a forward pass, the residual
     stream is bfloat16, and gradients are not converted to float32: 16 x 1024 tokens of Qwen2.5-0.5B take
     fewer bytes in each of these. The gradient of embedding and head is summed in float32, because tokens
-    that occur often would lose digits.
+    that occur often would lose digits. Layers of the common form are `FastLayers`; others are compiled.
 
     Args:
         model: the model in training, on a GPU, with float32 parameters.
@@ -41,18 +42,13 @@ class Bf16Copy:
         self._copy = copy = type(model).empty(model.config, model.head_weight.device, torch.bfloat16)
         copy.model.recomputes = model.model.recomputes
         self._weights = dict(model.named_parameters())
-        self._parameters = dict(copy.named_parameters())
-        self._copies = {name: parameter.detach() for name, parameter in self._parameters.items()}
-        self._head = next(name for name, p in self._parameters.items() if p is copy.head_weight)
-        # Their gradients are computed here, in float32, and not by autograd.
-        for name in {EMBEDDING, self._head}:
-            self._parameters[name].requires_grad_(False)
-        # Layer by layer: torch compiles one layer and reuses it, in 12 to 13 s on an H100. The whole model
-        # takes 50 to 66 s.
-        for layer in copy.model.layers:
-            layer.compile(fullgraph=True, dynamic=False)
-        self._embedded: Tensor | None = None
-        copy.get_submodule(EMBEDDING.removesuffix(".weight")).register_forward_hook(self._cut)
+        self._head = next(name for name, p in copy.named_parameters() if p is copy.head_weight)
+        # The gradients of embedding and head are computed here, in float32.
+        for parameter in (copy.model.embed_tokens.weight, copy.head_weight):
+            parameter.requires_grad_(False)
+        fast = FastLayers.fits(copy.config)
+        self._layers = FastLayers(copy) if fast else CompiledLayers(copy)
+        self._copies = {name: parameter.detach() for name, parameter in copy.named_parameters()}
         step = torch.zeros((), device=model.head_weight.device)
         for state in optimizer.state.values():
             state["step"] = step.copy_(state["step"])
@@ -63,7 +59,7 @@ class Bf16Copy:
 
     def watch(self, ready: Callable[[Tensor], None]) -> None:
         """Call a function with gradients as soon as `add` has completed them; not with all of them."""
-        watch((p for p in self._parameters.values() if p.requires_grad), ready)
+        self._layers.watch(ready)
 
     def refresh(self) -> None:
         """Round the weights again. Needed once, and after anything but `update` has changed them."""
@@ -97,11 +93,9 @@ class Bf16Copy:
         Returns:
             The sum of the losses divided by `tokens`, in nats, float64 [].
         """
-        self.clear()
         copy, inputs, targets = self._copy, ids[:, :-1], ids[:, 1:].flatten()
-        hidden = copy.hidden(inputs).flatten(0, 1)
         with torch.no_grad():
-            head, states = copy.head_weight, hidden.detach()
+            states, head = self._layers.forward(inputs), copy.head_weight
             cap = copy.config.final_softcap
             hidden_grad = torch.empty_like(states)
             losses = []
@@ -121,26 +115,20 @@ class Bf16Copy:
             total = torch.cat(losses).sum(dtype=torch.float64) / tokens
             # Freed before the backward pass, which needs memory of its own.
             del logits
-        hidden.backward(hidden_grad)  # type: ignore[no-untyped-call]
-        assert self._embedded is not None
-        assert self._embedded.grad is not None
-        with torch.no_grad():
-            self._float32[self._head] = head_grad
+            embedded = self._layers.backward(hidden_grad, inputs.shape)
+            self._float32 = {self._head: head_grad}
             if self._head != EMBEDDING:
                 self._float32[EMBEDDING] = torch.zeros_like(self._weights[EMBEDDING])
-            embedded = self._embedded.grad.flatten(0, 1).float()
-            self._float32[EMBEDDING].index_add_(0, inputs.flatten(), embedded)
+            self._float32[EMBEDDING].index_add_(0, inputs.flatten(), embedded.float())
             if self._sums is not None:
                 for name, gradient in self._gradients().items():
                     self._sums[name] += gradient
         return total
 
     def clear(self) -> None:
-        """Forget the gradients of the last micro-batch, so that the next backward pass writes new ones."""
-        self._embedded = None
+        """Forget the gradients of the last micro-batch, so that the next one writes new ones."""
         self._float32 = {}
-        for parameter in self._parameters.values():
-            parameter.grad = None
+        self._layers.clear()
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the gradients of the step by name: bfloat16 or float32."""
@@ -178,13 +166,5 @@ class Bf16Copy:
             step=self._step, lr=group["lr"], scale=scale, skip=skip, betas=group["betas"], eps=group["eps"]
         )
 
-    def _cut(self, _module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        """End autograd's graph at the embedded tokens: their gradient is added to the table's here."""
-        if torch.is_grad_enabled():
-            self._embedded = output.detach().requires_grad_()
-            return self._embedded
-        return output
-
     def _gradients(self) -> dict[str, Tensor]:
-        found = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        return found | self._float32
+        return self._layers.gradients() | self._float32
