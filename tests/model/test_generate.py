@@ -244,7 +244,8 @@ def test_a_captured_step_gives_the_tokens_of_plain_steps(family):
     from apr.model import generate
 
     theirs = transformers_model(family).eval()
-    expected = their_tokens(theirs, prompt(12), 40)
+    # Not transformers': those of Phi-3 past its first context depend on its version.
+    expected = apr.generate(ours(theirs), prompt(12), max_tokens=40)[0].ids
     model = ours(theirs).cuda()
     assert generate._STEPS_WORTH_CAPTURING <= 40
     assert apr.generate(model, prompt(12), max_tokens=40)[0].ids == expected

@@ -23,10 +23,10 @@ def test_fast_layers_are_the_decoder(family):
 def check_layers(family, device):
     """Compare hidden states and all gradients in float32, on sizes that fill no block."""
     import torch
+    from tests.model.tiny import ours, transformers_model
 
     from apr.model.decoder import Decoder
     from apr.train.fast_layers import FastLayers
-    from tests.model.tiny import ours, transformers_model
 
     changes = {"attention_bias": False, "use_sliding_window": False}
     if family == "qwen2":
@@ -74,7 +74,8 @@ def assert_near(actual, expected, name=""):
 )
 def test_other_forms_of_layers_are_compiled(family):
     pytest.importorskip("triton")
-    from apr.train.fast_layers import FastLayers
     from tests.model.tiny import ours, transformers_model
+
+    from apr.train.fast_layers import FastLayers
 
     assert not FastLayers.fits(ours(transformers_model(family)).config)

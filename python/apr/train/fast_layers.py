@@ -147,7 +147,7 @@ class FastLayers:
         return found
 
     def watch(self, ready: Callable[[Tensor], None]) -> None:
-        """Call a function with the gradients of a layer's matrices once a backward pass has completed them."""
+        """Call a function with the gradients of a layer's matrices once a backward pass has computed them."""
         self._ready = ready
 
     def clear(self) -> None:
