@@ -63,7 +63,7 @@ def test_memory_that_runs_out_in_a_run_names_flags_that_then_fit(wide):
     import apr
 
     config = wide(num_steps=3)
-    child = children.start(children.run_out_of_memory, config, 260 << 20)
+    child = children.start(children.run_out_of_memory, config, 320 << 20)
     child.join()
     failed = json.loads((config.run_dir / "result.json").read_text())
     assert (failed["status"], failed["exit_code"], failed["micro_batch"]) == ("FAILED", 1, WINDOWS)

@@ -112,8 +112,9 @@ def out_of_memory(prepared: Prepared, error: BaseException, steps: int = 0) -> s
     # A run that holds more than was estimated would do so with smaller micro-batches too. What whole steps
     # hold is known once there was one.
     measured = max(held + more, peak_memory_bytes(device) - before if steps else 0)
-    factor = measured / memory_bytes(config, model, device)
-    return f"{problem}; {_advice(config, model, device, held + free, factor if steps else max(1.0, factor))}"
+    # Not less than the estimate, by which the next run is refused.
+    factor = max(1.0, measured / memory_bytes(config, model, device))
+    return f"{problem}; {_advice(config, model, device, held + free, factor)}"
 
 
 def _too_large(
