@@ -174,6 +174,8 @@ class Loop:
                 cut_back_to(self._dir, point, self.state, self._report)
             if point.checkpoints:
                 self.saver.adopt(point.checkpoints, self.state, self.recorder.wall_seconds)
+        # Done by the end of the first evaluation, or of compiling.
+        self.saver.prepare()
         with self.recorder, self._open_loader() as self._loader:
             try:
                 ended = self._train_to_the_end()

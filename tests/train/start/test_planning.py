@@ -47,6 +47,8 @@ def test_a_plan_says_everything_that_would_happen(options, tmp_path, flags, caps
         planned["disk_bytes"] == 2 * planned["checkpoint_bytes"]
     )  # the second epoch's beside the first one's
     assert 0 < planned["memory_bytes"] < planned["free_memory_bytes"]
+    assert planned["checkpoint_bytes"] < planned["peak_memory_bytes"]
+    assert "GiB at the peak" in err
     assert planned["seconds"] == pytest.approx(
         12 * planned["seconds_per_step"]
         + 3 * planned["seconds_per_evaluation"]

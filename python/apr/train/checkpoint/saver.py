@@ -13,7 +13,7 @@ from apr.train.checkpoint.host_memory import HostMemory
 from apr.train.checkpoint.optimizer_state import digest, moments
 from apr.train.checkpoint.paths import Checkpoint, best_of, epoch_path, step_path
 from apr.train.checkpoint.pruning import prune
-from apr.train.checkpoint.snapshot import snapshot
+from apr.train.checkpoint.snapshot import reserve, snapshot
 from apr.train.record.callbacks import CheckpointRecord
 from apr.train.record.metrics import perplexity
 
@@ -109,6 +109,11 @@ class Saver:
             sha256 = digest(moments(self._model, self._optimizer), state.step)
             _write_epoch_metadata(last, _epoch_metadata(state, wall_seconds), sha256)
         self.checkpoints = prune(checkpoints, self._config, state.val_loss_history)
+
+    def prepare(self) -> None:
+        """Start to allocate the memory that checkpoints are copied to, so that no step waits for it."""
+        if self._writes:
+            reserve(self._model, self._optimizer, self._memory)
 
     def save_evaluated(self, state: RunState, wall_seconds: float) -> None:
         """Start writing the checkpoint of the evaluation that was just made."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from apr.container.load import load
 from apr.container.save import bytes_of, spec_of, write
 from apr.model.names import TRAINING_PREFIX
 from apr.train.checkpoint.optimizer_state import digest, moments
+from apr.train.checkpoint.state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from apr.model.decoder import Decoder
     from apr.train.checkpoint.host_memory import HostMemory
     from apr.train.checkpoint.metadata import CheckpointMetadata
-    from apr.train.checkpoint.state import RunState
 
 _OPTIMIZER = f"{TRAINING_PREFIX}optimizer."
 
@@ -58,16 +59,27 @@ class Snapshot:
             return bytes_of(self.tensors[spec.name])
 
         specs = [spec_of(name, tensor) for name, tensor in self.tensors.items()]
-        write(path, self.metadata, specs, values)
-        # Every byte is read back: only then does the checkpoint count, and may older ones go.
-        load(path, verify="full").close()
         # The step is hashed as an integer after the moments, so its tensor is left out here.
         stored = {
             name.removeprefix(_OPTIMIZER): tensor
             for name, tensor in self.tensors.items()
             if name.startswith(_OPTIMIZER) and name != f"{_OPTIMIZER}step"
         }
-        return digest(stored, self.step)
+        # Meanwhile, because hashing takes one core longer than reading takes all of them. A daemon: nobody
+        # waits for it if the file cannot be written.
+        digests: list[str] = []
+        hashing = threading.Thread(target=lambda: digests.append(digest(stored, self.step)), daemon=True)
+        hashing.start()
+        write(path, self.metadata, specs, values)
+        # Every byte is read back: only then does the checkpoint count, and may older ones go.
+        load(path, verify="full").close()
+        hashing.join()
+        return digests[0]
+
+
+def reserve(model: Decoder, optimizer: AdamW, memory: HostMemory) -> None:
+    """Start to allocate the memory of snapshots, so that the first one need not wait for it."""
+    memory.prepare(_tensors(model, optimizer, RunState()))
 
 
 def snapshot(
@@ -82,6 +94,11 @@ def snapshot(
         metadata: what all checkpoints of the run have in their metadata.
         memory: where the tensors are copied to; the next snapshot in it overwrites them.
     """
+    return Snapshot(state.step, memory.copy(_tensors(model, optimizer, state)), metadata.to_dict(state))
+
+
+def _tensors(model: Decoder, optimizer: AdamW, state: RunState) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by name, where training keeps them."""
     # The order of the tensors is the order in the file: it must not change, or equal runs differ in bytes.
     tensors: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
     tensors |= {f"{_OPTIMIZER}{name}": value for name, value in moments(model, optimizer).items()}
@@ -97,4 +114,4 @@ def snapshot(
     device = model.head_weight.device
     if device.type == "cuda":
         tensors[f"{TRAINING_PREFIX}rng.cuda"] = torch.cuda.get_rng_state(device)
-    return Snapshot(state.step, memory.copy(tensors), metadata.to_dict(state))
+    return tensors

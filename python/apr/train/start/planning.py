@@ -45,9 +45,9 @@ class Plan:
     seconds_per_step: float
     seconds_per_evaluation: float
     seconds_per_checkpoint: float
-    peak_memory_bytes: int | None
-    """The most memory that a GPU held during the measured steps and evaluation: that of the rank that held
-    most. None on a CPU."""
+    peak_memory_bytes: int
+    """The most memory that was held during the measured steps and evaluations, by the rank that held most:
+    reserved on a GPU. On a CPU, the resident memory of the process, and the copy for a checkpoint."""
 
     @property
     def seconds(self) -> float:
@@ -128,10 +128,7 @@ class Plan:
         config, model = prepared.config, prepared.model_config
         groups = ", ".join(f"{name} {count:,}" for name, count in needs.groups.items() if count)
         tied = ", head tied to the embedding" if model.tie_word_embeddings else ""
-        if self.peak_memory_bytes is None:
-            memory = f"memory: about {needs.memory_bytes / 2**30:.1f} GiB"
-        else:
-            memory = f"memory: {self.peak_memory_bytes / 2**30:.1f} GiB at the peak (measured just now)"
+        memory = f"memory: {self.peak_memory_bytes / 2**30:.1f} GiB at the peak (measured just now)"
         if needs.free_memory_bytes is not None:
             memory += f"; {needs.free_memory_bytes / 2**30:.1f} GiB are free on {prepared.device}"
         speed = config.tokens_per_step / self.seconds_per_step
@@ -181,6 +178,8 @@ def _plan(config: PretrainConfig, world: World) -> Plan:
         with world.together(), refusing_a_model_too_large(prepared.parameters, prepared.device):
             model = prepared.build_model()
         try:
+            # Before and after the steps, as in a run: the memory of captured steps serves no evaluation.
+            _measure_evaluation(prepared, model)
             step = _measure_step(prepared, model)
             evaluation = _measure_evaluation(prepared, model)
         except Exception as error:
@@ -189,9 +188,9 @@ def _plan(config: PretrainConfig, world: World) -> Plan:
             raise RefusedError(out_of_memory(prepared, error)) from None
     measured = world.gather([step, evaluation, peak_memory_bytes(prepared.device)])
     step, evaluation, held = (max(of_ranks) for of_ranks in zip(*measured, strict=True))
-    peak = int(held) if prepared.device.type == "cuda" else None
+    copied = prepared.needs.checkpoint_bytes if prepared.device.type == "cpu" else 0
     checkpoint = checkpoint_seconds(nearest_existing(config.run_dir), prepared.needs.checkpoint_bytes)
-    return Plan(prepared, step, evaluation, checkpoint, peak)
+    return Plan(prepared, step, evaluation, checkpoint, int(held) + copied)
 
 
 def summary(prepared: Prepared) -> list[str]:
