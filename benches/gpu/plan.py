@@ -60,7 +60,8 @@ def main() -> None:
         print(
             f"{row['shape']:<24} memory {row['planned']['bytes'] / 2**30:>5.1f} planned, "
             f"{row['shown']['bytes'] / 2**30:>5.1f} GiB shown ({memory:+.1%}, goal {MEMORY_GOAL:.0%}; "
-            f"estimated {row['estimated_bytes'] / 2**30:.1f})   step {row['planned']['seconds'] * 1e3:>6.1f} planned, "
+            f"estimated {row['estimated_bytes'] / 2**30:.1f})   "
+            f"step {row['planned']['seconds'] * 1e3:>6.1f} planned, "
             f"{row['shown']['seconds'] * 1e3:>6.1f} ms shown ({seconds:+.1%}, goal {TIME_GOAL:.0%})"
         )
         if row["delay"] is not None:
