@@ -182,7 +182,7 @@ def serve(options: argparse.Namespace) -> None:
     from apr.train.parallel.world import joined
 
     prefer_expandable_segments()
-    with joined() as world:
+    with joined(300) as world:
         device = torch.device("cuda", world.local_rank)
         results = {}
         for name, case in CASES.items():

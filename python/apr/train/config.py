@@ -235,6 +235,9 @@ class HardwareOptions:
     """Sum in a fixed order, so that equal runs write identical files, also on another number of ranks: 1, 2,
     4 or 8 of them, with the same --batch-size. On a CPU, use one thread, without which equal runs need equal
     numbers of threads."""
+    rank_timeout: Annotated[float, Gt(0), Resume.FREE] = 300.0
+    """Seconds that a rank waits for another one after the first step. Then the run ends and names the one
+    that does not answer. In the first step it waits half an hour."""
 
 
 @dataclass(frozen=True, kw_only=True)

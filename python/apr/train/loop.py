@@ -82,7 +82,9 @@ class Loop:
         """The file with the weights alone, once it is written."""
         self._disagreement: float | None = None
         self._deadline = Deadline(started, prepared.config.max_minutes)
-        self._step_seconds = self._evaluation_seconds = self._save_seconds = 0.0
+        self.step_seconds = 0.0
+        """How long the last step took, on the slowest rank."""
+        self._evaluation_seconds = self._save_seconds = 0.0
         # The generator's state is in every checkpoint, so it must not depend on the caller.
         torch.manual_seed(self._config.seed)
         self._optimizer = make_optimizer(model, self._config)
@@ -177,12 +179,7 @@ class Loop:
         # Done by the end of the first evaluation, or of compiling.
         self.saver.prepare()
         with self.recorder, self._open_loader() as self._loader:
-            try:
-                ended = self._train_to_the_end()
-            except Exception:
-                # Not for a second signal, a BaseException: it waits for no disk.
-                self.saver.join()
-                raise
+            ended = self._train_to_the_end()
         # The last checkpoint counts only once it is verified, and its error is the run's.
         self.saver.wait()
         return ended
@@ -238,7 +235,7 @@ class Loop:
             # a DIVERGENCE into a BUDGET_SPENT with exit code 0.
             ended = after_evaluation(config, state, self.first_cap)
         while ended is None and state.step < config.num_steps:
-            self._check_stop(self._step_seconds)
+            self._check_stop(self.step_seconds)
             # Here, not on the saver's thread: callbacks are called in this one.
             self.saver.poll()
             ended = self._take_step()
@@ -286,9 +283,11 @@ class Loop:
         skip_above = limit if config.skip_spikes and limit is not None else math.inf
         outcome = self._step.update(lr, skip_above)
         own_seconds = time.perf_counter() - started
-        seconds = self._step_seconds = max(of_rank for (of_rank,) in self._world.gather([own_seconds]))
+        seconds = self.step_seconds = max(of_rank for (of_rank,) in self._world.gather([own_seconds]))
+        if state.step == self.first_step:
+            self._world.be_patient(False)
         if not outcome.finite:
-            return self._bad_step(outcome, lr, seconds)
+            return self._bad_step(outcome, lr, seconds, batches)
         self._record_step(outcome, lr, seconds)
         state.add_step(outcome.train_loss, outcome.grad_norm, config.tokens_per_step, updated=outcome.updated)
         return None
@@ -365,7 +364,7 @@ class Loop:
             windows=windows,
         )
 
-    def _bad_step(self, outcome: StepOutcome, lr: float, seconds: float) -> Ending:
+    def _bad_step(self, outcome: StepOutcome, lr: float, seconds: float, batches: list[Tensor]) -> Ending:
         """End the run at a loss or norm that is not finite, and name the windows that it came from."""
         self.finite = False
         step = self.state.step
@@ -382,8 +381,18 @@ class Loop:
         return ending(
             "NUMERICAL_INSTABILITY",
             f"train_loss is {outcome.train_loss} and grad_norm {outcome.grad_norm} at step {step} "
-            f"(training windows {names}); the weights were not updated; {self._save_unless_spoiled()}",
+            f"(training windows {names}){self._where_bad(batches)}; the weights were not updated; "
+            f"{self._save_unless_spoiled()}",
         )
+
+    def _where_bad(self, batches: list[Tensor]) -> str:
+        """Return which ranks computed numbers that are not finite, if there are several ranks."""
+        if self._world.size == 1:
+            return ""
+        numbers = self._world.gather(self._step.own_numbers(batches, self._config.tokens_per_step))
+        bad = [self._world.name(rank) for rank, own in enumerate(numbers) if not all(map(math.isfinite, own))]
+        # Each may be finite, and their sum be too large for float32.
+        return f", on {' and '.join(bad or ['all ranks together'])}"
 
     def _save_unless_spoiled(self) -> str:
         """Save the steps since the last checkpoint unless the weights are bad, and return what there is."""

@@ -13,6 +13,7 @@ from apr.errors import EXIT_UNFORESEEN, AprError, RefusedError, exit_code, messa
 from apr.files import write_atomically, write_json
 from apr.plurals import counted
 from apr.train import rundir
+from apr.train.checkpoint.paths import list_checkpoints
 from apr.train.claim import Claim
 from apr.train.ends import Ending, ending
 from apr.train.finish import finish, versions
@@ -23,6 +24,7 @@ from apr.train.machine.device import reset_peak_memory
 from apr.train.machine.out_of_memory import is_out_of_memory, refusing_a_model_too_large
 from apr.train.machine.settings import prefer_expandable_segments, training_settings
 from apr.train.machine.signals import Interrupted, StoppedAtOnce, StopRequest
+from apr.train.parallel.faults import Faults, is_of_others
 from apr.train.parallel.launched import launched_ranks
 from apr.train.parallel.world import joined
 from apr.train.record.metrics import read_metrics
@@ -32,6 +34,7 @@ from apr.train.record.tensorboard import EventFiles
 from apr.train.start.fitting import check_same_micro_batch, out_of_memory
 from apr.train.start.planning import summary
 from apr.train.start.preflight import prepare
+from apr.train.start.same_ranks import check_same
 
 # That of coreutils' timeout(1).
 EXIT_OUT_OF_TIME = 124
@@ -80,7 +83,7 @@ def pretrain(
     with (
         # Before the claim and the checks: a signal that arrives in them is noted, and ends the run in order.
         StopRequest(launched=launched_ranks() > 1) as stop,
-        joined() as world,
+        joined(config.rank_timeout) as world,
         Report((sys.stdout if out is None else out) if world.leads else None) as report,
         # Claim: from here on no other process writes to the run directory.
         _claimed(config.run_dir, world) as claim,
@@ -101,9 +104,8 @@ def pretrain(
             # handlers return, and the log is closed.
             nullcontext() if claim is None else _files_open(loop, claim, report, callbacks),
         ):
-            ended = _train(loop, report, stop)
-            # The others wait for it: a process that ends early with an error makes torchrun end all of them.
-            return world.from_lead(finish(loop, ended, report) if world.leads else None)
+            faults = Faults(world)
+            return _concluded(loop, _train(loop, report, stop, faults), report, faults, out)
 
 
 @contextmanager
@@ -169,6 +171,9 @@ def _prepare_together(config: PretrainConfig, world: World) -> Prepared:
                     windows.shards.keep_scan()
     assert prepared is not None
     check_same_micro_batch(prepared)
+    if world.size > 1:
+        with world.together():
+            check_same(prepared)
     return prepared
 
 
@@ -198,57 +203,115 @@ def _files_open(loop: Loop, claim: Claim, report: Report, callbacks: Callbacks |
         yield
 
 
-def _train(loop: Loop, report: Report, stop: StopRequest) -> Ending:
+def _train(loop: Loop, report: Report, stop: StopRequest, faults: Faults) -> Ending:
     """Run the loop, and turn whatever it raises into an ending: the run directory must say what happened."""
-    config, run_dir = loop.prepared.config, loop.prepared.config.run_dir
     try:
-        try:
-            ended = loop.run()
-            if ended.exit_code == 0:
-                loop.export()
-            return ended
-        except (Interrupted, OutOfTime) as request:
-            # Within the outer `try`: a second signal may come, or the disk may be full, while it is saved.
-            saved = loop.saver.save_unsaved_steps(loop.state)
-            if isinstance(request, OutOfTime) and (saved is None or saved.path == loop.resumed_from):
-                # Not with the exit code below: a job that submits itself again at it would do so forever.
-                return ending(
-                    "REFUSED",
-                    f"--max-minutes {config.max_minutes:g} is too short to train and save a step or to "
-                    "evaluate; pass --resume with a larger --max-minutes",
-                )
-            # 128 + the signal's number, as shells report it: 130 for SIGINT, 143 for SIGTERM.
-            number = stop.signal or signal.SIGINT
-            reason, code = number.name, 128 + number
-            if isinstance(request, OutOfTime):
-                reason, code = f"out of time (--max-minutes {config.max_minutes:g})", EXIT_OUT_OF_TIME
-            kept = "no step was trained yet"
-            if saved is not None:
-                kept = f"saved {saved.path.relative_to(run_dir)}, pass --resume to continue"
-            detail = f"{reason} after {counted(loop.state.step, 'step')}; {kept}"
-            return Ending("INTERRUPTED", code, detail)
+        return _until_asked_to_stop(loop, stop)
     except StoppedAtOnce as stopped:
         loop.saver.abandon()
         last = loop.saver.last
         kept = "nothing was saved"
         if last is not None:
-            kept = f"--resume continues from {last.path.relative_to(run_dir)}"
-        return Ending("INTERRUPTED", 128 + stopped.signal, f"{stopped}; {kept}")
-    except (RefusedError, AprError, OSError) as error:
-        return Ending("FAILED", exit_code(error), message(error))
+            kept = f"--resume continues from {last.path.relative_to(loop.prepared.config.run_dir)}"
+        ended = Ending("INTERRUPTED", 128 + stopped.signal, f"{stopped}; {kept}")
+        faults.own(ended.detail, ended.exit_code)
+        return ended
     except Exception as error:  # noqa: BLE001 (a callback, or a fault of ours)
-        first_line = next(iter(str(error).splitlines()), "")
-        if is_out_of_memory(error):
-            report.line(f"out of memory: {first_line}")
-            detail = out_of_memory(loop.prepared, error, loop.state.step)
-            # It may just be being written.
-            with suppress(StoppedAtOnce):
-                loop.saver.join()
-            last = loop.saver.last
-            if last is not None:
-                detail += f"; with --resume, the run continues from {last.path.relative_to(run_dir)}"
-            return Ending("FAILED", EXIT_UNFORESEEN, detail)
-        with suppress(OSError):  # a full disk must not hide what went wrong
-            write_atomically(run_dir / "traceback.txt", traceback.format_exc().encode(errors="replace"))
-        detail = f"{type(error).__name__}: {first_line} (see traceback.txt)"
+        lost = str(error) if is_of_others(error) else None
+        ended = _failure(loop, error, report) if lost is None else Ending("FAILED", EXIT_UNFORESEEN, lost)
+    # Here the error is gone, and with it what it held: the connections, for whose end other ranks wait.
+    loop.release()
+    if lost is None:
+        faults.own(ended.detail, ended.exit_code)
+    else:
+        fault = faults.of_others(lost, loop.step_seconds)
+        ended = Ending("FAILED", fault.exit_code, fault.detail)
+    # Not for a second signal, a BaseException: it waits for no disk.
+    with suppress(StoppedAtOnce):
+        loop.saver.join()
+    return ended
+
+
+def _until_asked_to_stop(loop: Loop, stop: StopRequest) -> Ending:
+    """Run the loop to its end, or save when a signal or --max-minutes asks it to stop."""
+    config, run_dir = loop.prepared.config, loop.prepared.config.run_dir
+    try:
+        ended = loop.run()
+        if ended.exit_code == 0:
+            loop.export()
+        return ended
+    except (Interrupted, OutOfTime) as request:
+        # The caller handles what may happen meanwhile: a second signal may come, or the disk may be full.
+        saved = loop.saver.save_unsaved_steps(loop.state)
+        if isinstance(request, OutOfTime) and (saved is None or saved.path == loop.resumed_from):
+            # Not with the exit code below: a job that submits itself again at it would do so forever.
+            return ending(
+                "REFUSED",
+                f"--max-minutes {config.max_minutes:g} is too short to train and save a step or to "
+                "evaluate; pass --resume with a larger --max-minutes",
+            )
+        # 128 + the signal's number, as shells report it: 130 for SIGINT, 143 for SIGTERM.
+        number = stop.signal or signal.SIGINT
+        reason, code = number.name, 128 + number
+        if isinstance(request, OutOfTime):
+            reason, code = f"out of time (--max-minutes {config.max_minutes:g})", EXIT_OUT_OF_TIME
+        kept = "no step was trained yet"
+        if saved is not None:
+            kept = f"saved {saved.path.relative_to(run_dir)}, pass --resume to continue"
+        detail = f"{reason} after {counted(loop.state.step, 'step')}; {kept}"
+        return Ending("INTERRUPTED", code, detail)
+
+
+def _failure(loop: Loop, error: Exception, report: Report) -> Ending:
+    """Return how a run ends that an error of this process ended."""
+    run_dir = loop.prepared.config.run_dir
+    if isinstance(error, (AprError, OSError)):
+        return Ending("FAILED", exit_code(error), message(error))
+    first_line = next(iter(str(error).splitlines()), "")
+    if is_out_of_memory(error):
+        report.line(f"out of memory: {first_line}")
+        detail = out_of_memory(loop.prepared, error, loop.state.step)
+        # It may just be being written.
+        with suppress(StoppedAtOnce):
+            loop.saver.join()
+        last = loop.saver.last
+        if last is not None:
+            detail += f"; with --resume, the run continues from {last.path.relative_to(run_dir)}"
         return Ending("FAILED", EXIT_UNFORESEEN, detail)
+    with suppress(OSError):  # a full disk must not hide what went wrong
+        lines = traceback.format_exception(error)
+        write_atomically(run_dir / "traceback.txt", "".join(lines).encode(errors="replace"))
+    return Ending("FAILED", EXIT_UNFORESEEN, f"{type(error).__name__}: {first_line} (see traceback.txt)")
+
+
+def _concluded(loop: Loop, ended: Ending, report: Report, faults: Faults, out: TextIO | None) -> Result:
+    """Write the run's result, or wait until another rank has: all of them return it."""
+    world = loop.prepared.world
+    if faults.fault is None:
+        world.be_patient(True)
+        result = finish(loop, ended, report) if world.leads else None
+        try:
+            # A process that ends early with an error makes torchrun end all of them.
+            return world.from_lead(result)
+        except RuntimeError as error:
+            if not is_of_others(error):
+                raise
+            if result is not None:
+                return result
+            lost = str(error)
+        fault = faults.of_others(lost, loop.step_seconds)
+        ended = Ending("FAILED", fault.exit_code, fault.detail)
+    assert faults.fault is not None
+    if not faults.fault.writes:
+        faults.wait_until_written()
+        return Result(
+            status=ended.status, exit_code=ended.exit_code, detail=ended.detail, versions=versions()
+        )
+    if not world.leads:
+        # The rank that leads is gone, and with it the voice of the run, and its claim.
+        report.speak(sys.stdout if out is None else out)
+        report.open_log(loop.prepared.config.run_dir / rundir.LOG)
+        loop.saver.checkpoints, _ = list_checkpoints(loop.prepared.config.run_dir)
+    result = finish(loop, ended, report)
+    faults.written()
+    return result

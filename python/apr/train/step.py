@@ -175,11 +175,27 @@ class Step:
                 self._copy.fix_addresses(self.gradients())
             self._graphs.run("update", self._update, warm_up=self._warm_up_update)
         # One transfer for all three: each by itself would make the host wait for the device.
-        loss, norm, skipped = torch.stack([self._loss, self._norm.double(), self._skip.double()]).tolist()
+        numbers = torch.stack([self._loss, self._norm.double(), self._skip.double()])
+        self._world.meet(self._device)
+        loss, norm, skipped = numbers.tolist()
         return StepOutcome(loss, norm, updated=not skipped)
 
+    def own_numbers(self, batches: Sequence[Tensor], tokens: int) -> tuple[float, float]:
+        """Return loss and gradient norm of this rank's micro-batches alone. No step follows.
+
+        Args:
+            batches: those that `accumulate` got.
+            tokens: the same.
+        """
+        self._graphs = None
+        self._clear_gradients()
+        self._accumulate_in_a_row(batches, tokens, meets=False)
+        return self.loss(), get_total_norm(list(self._own_gradients().values())).item()
+
     def release(self) -> None:
-        """Free the captured graphs, which hold on to what connects GPUs. No step follows."""
+        """Free what holds on to the connections between ranks, captured graphs too. No step follows."""
+        if self._of_ranks is not None:
+            self._of_ranks.release()
         self._graphs = None
 
     def _accumulate_in_a_row(self, batches: Sequence[Tensor], tokens: int, *, meets: bool) -> None:

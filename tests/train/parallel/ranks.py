@@ -43,17 +43,19 @@ class Ranks:
 
     def results(self):
         """Wait for the ranks, and return what each returned; None for one that died."""
-        results = []
-        for receiver in self._receivers:
-            try:
-                kind, value = receiver.recv()
-            except EOFError:
-                kind, value = "returned", None
-            assert kind == "returned", value
-            results.append(value)
+        results = [self.result(rank) for rank in range(len(self.processes))]
         for process in self.processes:
             process.join()
         return results
+
+    def result(self, rank):
+        """Wait for a rank, and return what it returned; None if it died."""
+        try:
+            kind, value = self._receivers[rank].recv()
+        except EOFError:
+            return None
+        assert kind == "returned", value
+        return value
 
 
 def _call(sender, environment, function, arguments):
@@ -90,6 +92,39 @@ def interrupt(config, step):
         return train(config)[0]
     finally:
         loop.Step.update = update
+
+
+def fail(config, rank, step, how):
+    """Train, and let one rank fail in its n-th step; return how the run ended, as the others see it."""
+    import signal
+
+    from apr.train import step as steps
+
+    add_gradients, calls = steps.add_gradients, [0]
+
+    def failing(*arguments, **options):
+        calls[0] += 1
+        if calls[0] < step or os.environ["RANK"] != str(rank):
+            return add_gradients(*arguments, **options)
+        if how == "a bad number":
+            return add_gradients(*arguments, **options) * float("nan")
+        if how == "an error":
+            raise ValueError("a fault of its own")
+        os.kill(os.getpid(), {"dies": signal.SIGKILL, "hangs": signal.SIGSTOP}[how])
+        raise AssertionError("it was killed")
+
+    steps.add_gradients = failing
+    try:
+        return train(config)[0]
+    finally:
+        steps.add_gradients = add_gradients
+
+
+def train_differently(base, changes):
+    """Train with options that differ in one rank."""
+    from dataclasses import replace
+
+    return train(replace(base, **changes) if os.environ["RANK"] == "1" else base)[0]
 
 
 def train(*configs):

@@ -76,6 +76,10 @@ class RankSum(ABC):
         self._sent.clear()
         return self._received(gradients, loss)
 
+    def release(self) -> None:
+        """Forget transfers that were begun: each holds on to the connections."""
+        self._bucket.clear()
+
     @abstractmethod
     def _begin_sum(self, gradients: list[Tensor]) -> None:
         """Begin to add up tensors of one dtype over all ranks."""
@@ -112,6 +116,11 @@ class AllReduce(RankSum):
     def __init__(self) -> None:
         super().__init__()
         self._works: list[dist.Work] = []
+
+    def release(self) -> None:
+        """Forget transfers that were begun: each holds on to the connections."""
+        super().release()
+        self._works.clear()
 
     def _begin_sum(self, gradients: list[Tensor]) -> None:
         # One call for all of them, which packs them; torch's own FSDP uses this manager too.

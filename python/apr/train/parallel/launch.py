@@ -57,7 +57,7 @@ def launch(processes: int, arguments: Sequence[str]) -> int:
     # The processes share the CPUs. Without this, each would start as many threads as there are.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cpus() // processes)))
     # What ended the run is printed by the run itself; the launcher's report of each process is not.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.disable(logging.ERROR)
     try:
         elastic_launch(config, sys.executable)("-m", "apr.pretrain", *arguments)
     except ChildFailedError as failed:

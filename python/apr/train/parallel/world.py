@@ -7,31 +7,52 @@ over NCCL.
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import (
+    PrefixStore,
+    Store,
+    _abort_process_group,
+    _get_default_store,
+)
 from torch.distributed.rendezvous import rendezvous
 
 from apr.errors import AprError, PreflightError, RefusedError, exit_code, messages
 from apr.train.parallel.launched import launched_ranks
 
+try:
+    from torch.distributed import set_timeout
+except ImportError:  # torch < 2.13
+    from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+# How long a rank waits for another one that may be reading, compiling or writing what ends the run.
+_PATIENCE_SECONDS = 1800.0
+# How often a rank looks whether its GPU is done, once all have given theirs the work of a step.
+_POLL_SECONDS = 1e-4
+
+
+class RankTimeout(RuntimeError):  # noqa: N818 (named as the option)
+    """Another rank does not answer."""
+
+
+@dataclass(eq=False)
 class World:
     """The ranks of a run, as one of them sees it."""
 
@@ -43,6 +64,12 @@ class World:
     """Number of this process among those of its host: the GPU that it uses."""
     hosts: tuple[str, ...] = ("",)
     """The name of each rank's host."""
+    timeout: float = _PATIENCE_SECONDS
+    """How long a rank waits for another one between the first step and the end, in seconds."""
+    store: Store | None = field(default=None, repr=False)
+    """Keys and values that all ranks see; None in a world of one. It outlives each of them."""
+    patience: float = field(default=_PATIENCE_SECONDS, init=False)
+    """How long a rank waits for another one now, in seconds."""
 
     @property
     def leads(self) -> bool:
@@ -52,6 +79,41 @@ class World:
     def name(self, rank: int) -> str:
         """Return a rank and its host as text."""
         return f"rank {rank} on {self.hosts[rank]}"
+
+    def be_patient(self, patient: bool) -> None:  # noqa: FBT001 (reads well where it is called)
+        """Wait for other ranks as long as reading or compiling may take, or only as long as `timeout`."""
+        self.patience = _PATIENCE_SECONDS if patient else self.timeout
+        if self.size > 1:
+            set_timeout(timedelta(seconds=self.patience))
+
+    def meet(self, device: torch.device) -> None:
+        """Wait until the GPUs of all ranks have done what they were given; do nothing without GPUs.
+
+        Raises:
+            RankTimeout: one of them does not get there.
+        """
+        if self.size == 1 or device.type != "cuda":
+            return
+        # First on the host, while the GPUs compute: one that waits for a rank that is stuck never ends.
+        self.gather([0.0])
+        done, until = torch.cuda.Event(), time.monotonic() + self.patience  # type: ignore[no-untyped-call]
+        done.record()
+        while not done.query():  # type: ignore[no-untyped-call]
+            if time.monotonic() > until:
+                raise RankTimeout("timed out waiting for the GPUs")
+            time.sleep(_POLL_SECONDS)
+
+    def leave(self) -> None:
+        """Close the connections to the other ranks, so that none of them waits for this one."""
+        if dist.is_initialized():
+            if torch.cuda.is_available():
+                # A kernel on the GPU may be waiting for a rank that is gone.
+                with suppress(RuntimeError):
+                    _abort_process_group()
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        # gloo closes them when the last reference is gone, and there are circles of them.
+        gc.collect()
 
     def gather(self, values: Sequence[float]) -> list[list[float]]:
         """Return the values of each rank, in the order of the ranks. All ranks call it, with as many."""
@@ -118,20 +180,24 @@ def _store() -> tuple[Store, int, int]:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """Join the other processes of the run, if torchrun started several; leave them at the end."""
+def joined(timeout: float) -> Iterator[World]:
+    """Join the other processes of the run, if torchrun started several; leave them at the end.
+
+    Args:
+        timeout: how long a rank waits for another one once all have done a step, in seconds.
+    """
     if launched_ranks() == 1:
         yield ALONE
         return
     # A program that has set up torch.distributed for itself keeps its own process group.
     theirs = dist.is_initialized()
     if not theirs:
-        store, rank, size = _store()
+        found, rank, size = _store()
         dist.init_process_group(
             # By device: numbers on the host must not wait for a GPU.
             "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
             # The keys of an earlier run of the same processes would be taken for those of this one.
-            store=PrefixStore(f"apr-{next(_RUNS)}", store),
+            store=PrefixStore(f"apr-{next(_RUNS)}", found),
             rank=rank,
             world_size=size,
         )
@@ -139,7 +205,8 @@ def joined() -> Iterator[World]:
         size = dist.get_world_size()
         hosts: list[Any] = [None] * size
         dist.all_gather_object(hosts, socket.gethostname())
-        yield World(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]), tuple(hosts))
+        local_rank, store = int(os.environ["LOCAL_RANK"]), _get_default_store()
+        yield World(dist.get_rank(), size, local_rank, tuple(hosts), timeout, store)
     finally:
-        if not theirs:
+        if not theirs and dist.is_initialized():
             dist.destroy_process_group()

@@ -61,6 +61,10 @@ class Report:
         self._bar: tuple[Progress, TaskID] | None = None
         self._last_progress = -_PROGRESS_SECONDS
 
+    def speak(self, out: TextIO) -> None:
+        """Print from now on, in place of the process that did."""
+        self._out = Outlet(out)
+
     def open_log(self, path: Path) -> None:
         """Append to a log everything that was and will be printed."""
         # Appended to: a resumed run continues the log of its earlier part.

@@ -165,7 +165,7 @@ def plan(config: PretrainConfig) -> Plan:
         RefusedError: the run cannot start, or memory runs out.
     """
     prefer_expandable_segments()
-    with joined() as world:
+    with joined(config.rank_timeout) as world:
         return _plan(config, world)
 
 
