@@ -162,19 +162,75 @@ def test_with_deterministic_a_resumed_run_ends_in_the_same_bytes(
         assert files[0] == files[1]
 
 
-def test_out_of_memory_on_the_gpu_is_one_line(options, train, monkeypatch):
+@pytest.fixture
+def leave():
+    """Take the GPU's memory, but for so many bytes, as another program does: torch does not know of it."""
+    import ctypes
+
     import torch
 
-    from apr.train import step
+    driver, taken = ctypes.CDLL("libcuda.so.1"), []
 
-    def too_much(*_, **__):
-        torch.empty(1 << 50, dtype=torch.uint8, device="cuda")
+    def take(nbytes):
+        torch.cuda.empty_cache()
+        pointer = ctypes.c_uint64()
+        rest = ctypes.c_size_t(torch.cuda.mem_get_info()[0] - nbytes)
+        assert driver.cuMemAlloc_v2(ctypes.byref(pointer), rest) == 0
+        taken.append(pointer)
 
-    monkeypatch.setattr(step, "add_gradients", too_much)
-    result = train(options(device="cuda"))
-    assert (result.status, result.exit_code) == ("FAILED", 1)
-    assert "CUDA out of memory" in result.detail
-    assert "--batch-size 2 --grad-accum 2" in result.detail
+    yield take
+    for pointer in taken:
+        driver.cuMemFree_v2(pointer)
+
+
+def test_out_of_memory_on_the_gpu_names_flags_that_fit(options, train, leave):
+    import io
+    import re
+
+    import torch
+
+    from apr.train import Callbacks, pretrain
+
+    common = {
+        "device": "cuda",
+        "batch_size": 2048,
+        "num_steps": 1,
+        "allow_shard_cycle": True,
+        "compile": False,
+    }
+    failed = pretrain(
+        options(**common),
+        # Taken in the middle of the run: the checks before it saw a free GPU.
+        callbacks=Callbacks(on_evaluation=lambda _: leave(300 << 20)),
+        out=io.StringIO(),
+    )
+    assert (failed.status, failed.exit_code) == ("FAILED", 1)
+    assert "CUDA out of memory" in failed.detail
+    assert "2048 windows per step" in failed.detail
+    advised = int(re.search(r"--micro-batch (\d+)", failed.detail)[1])
+    torch.cuda.empty_cache()
+    result = train(options(**common, force=True, micro_batch=advised))
+    assert (result.status, result.micro_batch) == ("BUDGET_SPENT", advised)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_auto_tries_micro_batches_and_leaves_no_trace(options, train, leave, compiled):
+    import torch
+
+    from apr.train import plan
+
+    common = {"device": "cuda", "batch_size": 2048, "num_steps": 1, "allow_shard_cycle": True}
+    config = options(**common, compile=compiled, micro_batch="auto")
+    torch.zeros(1, device="cuda")
+    leave(1400 << 20)  # of which the context of the trial's process takes some
+    state = torch.cuda.get_rng_state()
+    planned = plan(config)
+    assert torch.cuda.get_rng_state().equal(state)
+    assert any("measured" in note for note in planned.prepared.notes)
+    torch.cuda.empty_cache()
+    result = train(config)
+    assert result.status == "BUDGET_SPENT"
+    assert result.micro_batch * result.grad_accum == 2048
 
 
 def test_chunks_change_neither_loss_nor_gradient(monkeypatch):
