@@ -60,7 +60,7 @@ bench: $(BUILT)
 	for bench in benches/*.py; do $(BIN)/python $$bench || exit; done
 
 fuzz:  # needs: cargo install cargo-fuzz. FUZZ_SECONDS for each target (60)
-	$(PYTHON) rust/apr-format/fuzz/run.py
+	$(PYTHON) rust/fuzz.py
 
 sanitize: $(BUILT)
 	PYTHON=$(CURDIR)/$(BIN)/python .ci/sanitize

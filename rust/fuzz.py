@@ -1,9 +1,9 @@
 """Run fuzz targets for FUZZ_SECONDS each (default 60), print their coverage, and stop at the first failure.
 
-    python rust/apr-format/fuzz/run.py [TARGET ...]
+    python rust/fuzz.py [TARGET ...]
 
-Without arguments, all targets run. Inputs that increased the coverage are kept in corpus/, and the next run
-starts with them.
+Without arguments, all targets run. Inputs that increased the coverage are kept in the corpus/ of their
+crate, and the next run starts with them.
 """
 
 import os
@@ -13,18 +13,19 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-FIXTURES = HERE.parents[2] / "tests" / "fixtures"
+FIXTURES = HERE.parent / "tests" / "fixtures"
 # Files by other writers of the format, as seeds for the target whose input is a whole file.
 SEEDS = {"open": ["aprender-0.72", "aprender-0.2x"]}
 # Bytes of the longest input. Longer inputs are slower and do not increase the coverage. The seeds of
-# `open` have up to 9,000 bytes.
-MAX_LENGTHS = {"open": 16 << 10}
+# `open` have up to 9,000 bytes. Each byte of `split` may become a hundred of text.
+MAX_LENGTHS = {"open": 16 << 10, "split": 256}
 DEFAULT_MAX_LENGTH = 4 << 10
 
 
-def run(target: str, seconds: int) -> tuple[int, int, int]:
+def run(source: Path, seconds: int) -> tuple[int, int, int]:
     """Run one target. Return the number of executions, edges and features."""
-    corpus = HERE / "corpus" / target
+    target, crate = source.stem, source.parents[2]
+    corpus = crate / "fuzz" / "corpus" / target
     corpus.mkdir(parents=True, exist_ok=True)
     # No sanitizer: the targets run no unsafe code, and without one they run three times as fast.
     command = ["cargo", "fuzz", "run", "--sanitizer", "none", target, str(corpus)]
@@ -35,7 +36,7 @@ def run(target: str, seconds: int) -> tuple[int, int, int]:
     # cargo-fuzz passes unstable flags to the compiler, which stable toolchains refuse without this.
     environment = os.environ | {"RUSTC_BOOTSTRAP": "1"}
     completed = subprocess.run(
-        command, cwd=HERE.parent, env=environment, stderr=subprocess.PIPE, text=True, check=False
+        command, cwd=crate, env=environment, stderr=subprocess.PIPE, text=True, check=False
     )
     coverage = re.findall(r"^#\d+\s.*cov: (\d+) ft: (\d+)", completed.stderr, re.MULTILINE)
     executions = re.search(r"number_of_executed_units: (\d+)", completed.stderr)
@@ -52,11 +53,12 @@ def main() -> None:
     if subprocess.run(["cargo", "fuzz", "--version"], capture_output=True, check=False).returncode:
         sys.exit("cargo-fuzz is not installed; run: cargo install cargo-fuzz")
     seconds = int(os.environ.get("FUZZ_SECONDS", "60"))
-    targets = sys.argv[1:] or sorted(path.stem for path in (HERE / "fuzz_targets").glob("*.rs"))
+    sources = {path.stem: path for path in HERE.glob("*/fuzz/fuzz_targets/*.rs")}
+    targets = sys.argv[1:] or sorted(sources)
     print(f"{'target':<12}{'executions':>12}{'per second':>11}{'edges':>8}{'features':>10}", flush=True)
     total = 0
     for target in targets:
-        executions, edges, features = run(target, seconds)
+        executions, edges, features = run(sources[target], seconds)
         total += executions
         print(
             f"{target:<12}{executions:>12,}{executions // seconds:>11,}{edges:>8,}{features:>10,}", flush=True
