@@ -2,12 +2,33 @@
 
 import json
 import shutil
+from functools import partial
+from itertools import product
 
+import numpy as np
 import pytest
+from tests.data.directories import TOKENIZER
+from tests.data.token_writers import datatrove, dolma, llmc, megatron, nanogpt, npy
 
 import apr
 from apr.cli import main
+from apr.data import ShardDir
 
+_IDS = np.random.default_rng(0).zipf(1.3, 4000) % 512
+DOCUMENTS = np.split(_IDS, [500, 900, 2000])
+# Token files of other tools; those under the name of a shard are arrays of another type.
+TOKENS = {
+    "nanogpt/train.bin": nanogpt,
+    "llmc/x_000001.bin": llmc,
+    "ds/000_x.ds": datatrove,
+    "megatron/x_document.bin": megatron,
+    "olmo/part-0-00000.npy": dolma,
+    "arrays/a.npy": npy,
+    "wide/ids.bin": partial(nanogpt, dtype="<i8"),
+    "plain/ids.bin": partial(nanogpt, dtype="<u4"),
+    "short/shard-00000.bin": nanogpt,
+    "long/shard-00000.bin": partial(nanogpt, dtype="<i8"),
+}
 MODEL = "aprender-0.72/qwen2_untied_f32.apr"
 
 
@@ -49,6 +70,9 @@ def place(tmp_path, data, monkeypatch):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (tmp_path / "empty").mkdir()
+    for name, write in TOKENS.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name, DOCUMENTS)
     return tmp_path
 
 
@@ -156,3 +180,84 @@ def test_a_path_below_a_file_is_not_said_to_be_something(capsys, name):
     assert main(["convert", "run/ckpt/epoch-000.apr", f"notes.txt/{name}"]) == 3
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(": Not a directory")
+
+
+TOKEN_PATHS = sorted({*TOKENS, *(name.partition("/")[0] for name in TOKENS), "megatron/x_document.idx"})
+
+
+OF_MODELS = [
+    "inspect {}",
+    "convert {} x.apr",
+    "verify {}",
+    "pretrain --run-dir new --dataset shards --init {}",
+]
+OF_DATA = [
+    "pretrain --run-dir new --init m.apr --dataset {}",
+    "evaluate m.apr --dataset {}",
+    "tokenize encode --corpus {} --tokenizer T --output new",
+    "tokenize train --corpus {} --vocab-size 300 --output new",
+    "tokenize merge {} --output new",
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "path"),
+    # A single array may be a tensor.
+    [*product(OF_DATA, TOKEN_PATHS), *product(OF_MODELS, sorted({*TOKEN_PATHS} - {"arrays/a.npy"}))],
+)
+def test_token_files_of_other_tools_name_the_import(place, capsys, command, path):
+    shutil.copy(place / "run" / "ckpt" / "epoch-000.apr", place / "m.apr")
+    words = command.replace("T", str(TOKENIZER)).replace("{}", path).split()
+    assert main(words) in {2, 3, 4, 5}
+    printed = capsys.readouterr()
+    lines = [line for line in (printed.err + printed.out).splitlines() if path in line]
+    assert [line for line in lines if "apr tokenize import" in line], lines
+    assert not [line for line in lines if "texts; encode" in line]
+
+
+@pytest.mark.parametrize("path", [path for path in TOKEN_PATHS if "/" not in path])
+def test_a_directory_of_token_files_is_no_shard_directory(capsys, path):
+    flags = ["--verify"] if path in ("short", "long") else []
+    assert main(["repair-manifest", path, *flags]) == 5
+    assert "apr tokenize import" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("path", TOKEN_PATHS)
+def test_what_the_error_names_imports_them(path, tmp_path):
+    assert main(["tokenize", "import", path, "imported", "--tokenizer", str(TOKENIZER)]) == 0
+    shards = ShardDir(tmp_path / "imported")
+    assert shards.read(0, len(_IDS)).tolist() == _IDS.tolist()
+
+
+def test_token_files_below_a_corpus_are_left_out_and_named(place, capsys):
+    corpus = place / "mixed"
+    for name in ("nanogpt", "olmo", "wide"):
+        shutil.copytree(place / name, corpus / name)
+    (corpus / "a.txt").write_text("a text of its own")
+    (corpus / "shard-00000").mkdir()
+    np.arange(90, dtype="<u4").tofile(corpus / "shard-00000" / "shard-00000.bin")
+    encode = ["tokenize", "encode", "--corpus", "mixed", "--tokenizer", str(TOKENIZER), "--output"]
+    assert main([*encode, "new", "--pattern", "*.bin", "*.npy", "*.txt"]) == 0
+    error = capsys.readouterr().err
+    assert "nanogpt/train.bin: 16-bit integers" in error
+    assert "shard-00000.bin: a token shard" in error
+    assert json.loads((place / "new" / "manifest.json").read_text())["total_documents"] == 1
+
+
+def test_integers_under_any_name_are_not_text(place, capsys):
+    # Small integers are valid UTF-8.
+    np.arange(100, dtype="<i8").tofile(place / "ids.dat")
+    encode = ["tokenize", "encode", "--corpus", "ids.dat", "--tokenizer", str(TOKENIZER), "--output", "new"]
+    assert main(encode) == 5
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ids.dat: " in line
+    assert "apr tokenize import" in line
+    assert not list(place.glob("new/*.bin"))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "text.bin"])
+def test_other_files_that_end_in_bin_are_no_tokens(place, capsys, name):
+    content = b"The sea is wide.\n" * 20 if name == "text.bin" else b"PK\3\4" + bytes(range(256))
+    (place / name).write_bytes(content)
+    assert main(["inspect", name]) == 4
+    assert "apr tokenize import" not in capsys.readouterr().err

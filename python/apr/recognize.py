@@ -7,6 +7,7 @@ import os
 
 TYPE_CHECKING = False  # typing costs 4 ms; type checkers take this name as true
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
 _TEXTS = (".jsonl", ".ndjson", ".txt", ".parquet", ".csv", ".md", ".text", ".json")
@@ -17,6 +18,12 @@ _WEIGHTS = (".safetensors", ".safetensors.index.json")
 _INDEX = ".apr.index.json"
 _SEVERAL = "a model in several .apr files; apr convert makes one of them"
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# Token files of other tools.
+_TOKENS = (".bin", ".ds", ".idx", ".npy")
+_TOKENS_BESIDE = (".ds.index", ".ds.metadata", ".ds.loss")
+_MEGATRON = b"MMIDIDX\x00\x00"
+# Files of a directory that are looked at for token ids: one may have a million shards.
+_MOST_TOKEN_FILES = 4
 # The files of a PEFT adapter.
 ADAPTER = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -66,9 +73,11 @@ def _directory(path: str) -> str:
     except OSError:
         return ""
     present = set(names)
+    # A directory of token shards may hold other arrays under their names.
+    tokens = _tokens_of(path, names)
     if "ckpt" in present and {"result.json", "config.yaml", "train.jsonl"} & present:
         return f"a run directory; pass a checkpoint in it{_checkpoint(path)}"
-    if any(name.startswith("shard-") and name.endswith(".bin") for name in names):
+    if not tokens and any(name.startswith("shard-") and name.endswith(".bin") for name in names):
         return "a directory of token shards, which is for --dataset"
     weights = any(name.endswith(_WEIGHTS) for name in names)
     if "config.json" in present and weights:
@@ -94,6 +103,8 @@ def _directory(path: str) -> str:
         return _SEVERAL
     if any(name.endswith(".apr") for name in names):
         return "a directory of .apr files; pass one of them"
+    if tokens:
+        return f"a directory of {tokens}; {_import(path)}"
     if any(_is_text(name) for name in names):
         return f"a directory of texts; encode it with {_encode(path)}"
     return ""
@@ -127,6 +138,8 @@ def _file(path: str) -> str:
         return "a tokenizer, which is for --tokenizer"
     if name == "manifest.json":
         return f"the manifest of a shard directory; pass the directory: {_parent(path)}"
+    if tokens := token_file(path):
+        return f"{tokens}; {_import(path)}"
     if name.startswith("shard-") and name.endswith(".bin"):
         return f"one token shard; pass its directory: {_parent(path)}"
     if name == "result.json":
@@ -144,6 +157,85 @@ def _file(path: str) -> str:
     if _is_text(name):
         return f"a file of texts; encode it with {_encode(path)}"
     return ""
+
+
+def token_files(path: str | PathLike[str]) -> str:
+    """Return what a file or directory is if it has token ids of another tool, with the command that reads it.
+
+    Returns:
+        The text; an empty one for anything else, such as the shards of this package.
+    """
+    shown = os.fspath(path)
+    if not os.path.isdir(shown):  # noqa: PTH112
+        tokens = token_file(shown)
+    else:
+        try:
+            tokens = _tokens_of(shown, sorted(os.listdir(shown)))  # noqa: PTH208
+        except OSError:
+            tokens = ""
+        tokens = tokens and f"a directory of {tokens}"
+    return tokens and f"{tokens}; {_import(shown)}"
+
+
+def token_file(path: str) -> str:
+    """Return what a file is, by its name and contents, if it has token ids of another tool."""
+    name = os.path.basename(path)  # noqa: PTH119
+    if name.endswith(_TOKENS_BESIDE):
+        return "token ids of datatrove"
+    if not name.endswith(_TOKENS) or name in {*_PICKLES, *_ADAPTER_WEIGHTS} or not os.path.isfile(path):  # noqa: PTH113
+        return ""
+    try:
+        start = _start(path)
+        beside = _start(os.path.splitext(path)[0] + ".idx") if name.endswith(".bin") else start  # noqa: PTH122
+    except OSError:
+        return ""
+    if beside.startswith(_MEGATRON):
+        return "token ids of Megatron"
+    # The first words of llm.c's files for training and for evaluation.
+    if int.from_bytes(start[:4], "little") in {20240520, 20240801, 20240522}:
+        return "token ids of llm.c"
+    if start.startswith(b"\x93NUMPY"):
+        return "a NumPy array, perhaps of token ids"
+    if not start or name.endswith(".idx"):
+        return ""
+    if name.endswith(".ds"):
+        return "token ids of datatrove"
+    # Imported here: it needs numpy.
+    from apr.layout import IMPORTED, foreign_layout
+
+    layout = foreign_layout(path)
+    if layout is None and not name.startswith("shard-") and not _is_plain_text(start):
+        layout = "32-bit integers"
+    elif layout not in IMPORTED:
+        return ""
+    if name.startswith("shard-"):
+        return f"{layout} under the name of a shard"
+    tool = "OLMo and Dolma write" if name.endswith(".npy") else "nanoGPT writes"
+    return f"{layout} without a header, as {tool} token ids"
+
+
+def _tokens_of(path: str, names: Sequence[str]) -> str:
+    """Return what the first token file of a directory is."""
+    candidates = [name for name in names if name.endswith(_TOKENS)][:_MOST_TOKEN_FILES]
+    files = (os.path.join(path, name) for name in candidates)  # noqa: PTH118
+    return next((tokens for file in files if (tokens := token_file(file))), "")
+
+
+def _start(path: str) -> bytes:
+    """Return the first bytes of a file; none if it is missing."""
+    if not os.path.isfile(path):  # noqa: PTH113
+        return b""
+    with open(path, "rb") as file:  # noqa: PTH123
+        return file.read(64)
+
+
+def _is_plain_text(start: bytes) -> bool:
+    """Whether the first bytes are printable ASCII; too few for `foreign_layout`, perhaps."""
+    return all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start)
+
+
+def _import(path: str) -> str:
+    return f"import them with apr tokenize import {path} shards --tokenizer MODEL.apr"
 
 
 def hint_if_missing(path: str) -> str:

@@ -43,7 +43,10 @@ COMMANDS = {
     "contracts": ("apr.cli.contracts", "check whether a training run met the requirements in a YAML file"),
 }
 
-SUBCOMMANDS = {"tokenize": ("train", "encode", "decode", "merge"), "contracts": ("lint", "check", "list")}
+SUBCOMMANDS = {
+    "tokenize": ("train", "encode", "decode", "merge", "import"),
+    "contracts": ("lint", "check", "list"),
+}
 
 # 128 + SIGINT, as shells report it.
 EXIT_INTERRUPTED = 130

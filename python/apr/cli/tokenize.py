@@ -1,4 +1,4 @@
-"""`apr tokenize`: train a vocabulary, encode a corpus to token shards, join parts, print text of shards."""
+"""`apr tokenize`: train a vocabulary, encode a corpus, join its parts, import token files, print shards."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from bisect import bisect_right
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +21,7 @@ from apr.data.corpus_stream import STDIN
 from apr.data.encode import EncodeReport, Progress, encode_corpus, estimate_corpus
 from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.identity import MANIFEST_KEY
+from apr.data.import_tokens import ImportOptions, ImportSettings, import_tokens
 from apr.data.listing import ID_SIZE
 from apr.data.manifest import read_manifest
 from apr.data.same_tokenizer import check_same_tokenizer, facts_of_shards, facts_of_tokenizer, unknown_note
@@ -218,6 +219,54 @@ class Merge:
         else:
             speed = report.nbytes / 1e9 / max(report.seconds, 1e-9)
             print(f"{contents}, in {report.seconds:.1f} s ({speed:.2f} GB/s)")
+        return 0
+
+
+@dataclass(frozen=True)
+class Import(ImportSettings):
+    """Import token files of nanoGPT, llm.c, datatrove, Megatron, OLMo and Dolma into shards.
+
+    Example: apr tokenize import corpus.ds shards --tokenizer tokenizer.json
+    """
+
+    paths: Annotated[tuple[Path, ...], tyro.conf.Positional, Metavar("SRC [SRC ...] DIR")]
+    """Token files (.bin, .ds, .npy, with their indices beside them) or directories of them, and the directory
+    for the shards."""
+    output: Annotated[Path | None, Unset("the last path")] = None
+    """Directory for the shards."""
+    json: Annotated[bool, Flag] = False
+    """Print one JSON object to standard output."""
+
+    def run(self) -> int:
+        """Import, print a summary, and return the exit code."""
+        from apr.data.token_files import FORMATS
+
+        paths = self.paths if self.output is None else (*self.paths, self.output)
+        if len(paths) < 2:
+            raise UsageError(f"{paths[0]}: name the directory for the shards after it", path=paths[0])
+        shared = {field.name: getattr(self, field.name) for field in fields(ImportSettings)}
+        options = ImportOptions(sources=paths[:-1], output=paths[-1], **shared)
+        try:
+            with _progress_bar("importing") as update, _exit_on_signals():
+                report = import_tokens(options, lambda read, total: update(read, total, lambda _: ""))
+        except (KeyboardInterrupt, SystemExit, OSError):
+            if kept := _kept_shards(options.output, ()):
+                print(kept, file=sys.stderr)
+            raise
+        manifest = report.manifest
+        if self.json:
+            print(json.dumps(manifest))
+        else:
+            documents = manifest.get("total_documents")
+            contents = f"{options.output}: {counted(manifest['total_tokens'], 'token')}"
+            if documents is not None:
+                contents += f" from {counted(documents, 'document')}"
+            contents += f" in {counted(manifest['shard_count'], 'shard')}"
+            files = f"{counted(len(manifest['input_files']), 'file')} of {FORMATS[manifest['input_format']]}"
+            how = "already complete" if report.complete_before else f"in {report.seconds:.1f} s"
+            print(f"{contents}, imported from {files}, {how}")
+        for note in report.notes:
+            print(f"note: {note}", file=sys.stderr)
         return 0
 
 
@@ -447,5 +496,6 @@ Command = (
     # The same command under its name in other tools of the ecosystem.
     | Annotated[Encode, tyro.conf.subcommand("encode-corpus")]
     | Annotated[Merge, tyro.conf.subcommand("merge")]
+    | Annotated[Import, tyro.conf.subcommand("import")]
     | Annotated[Decode, tyro.conf.subcommand("decode")]
 )

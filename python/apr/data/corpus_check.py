@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from apr.layout import remedy
 from apr.plurals import counted
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def corpus_problems(scan: Scan, eos_id: int | None, unk_id: int | None) -> list[
         others = f" (and {counted(len(foreign) - 1, 'other shard')})" if len(foreign) > 1 else ""
         return [
             f"{foreign[0].name}{others}: not little-endian 32-bit ids, but {foreign[0].layout}; "
-            "encode the text again, or convert the ids"
+            f"{remedy(str(foreign[0].layout), 'DIR')}"
         ]
     if not scan.most_frequent:
         return ["all ids are too large for a vocabulary; shards must contain little-endian 32-bit ids"]

@@ -17,6 +17,7 @@ from apr.data.listing import SHARD_NAME
 from apr.data.manifest import MANIFEST
 from apr.errors import FormatError, UsageError
 from apr.file_format import format_of_start
+from apr.recognize import token_file, token_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -91,7 +92,9 @@ def list_corpus_files(
     """
     path = Path(root)
     if root != STDIN and (what := _not_text(path)) is not None:
-        raise UsageError(f"{path}: {what}, not text to encode; pass text files or their directory", path=path)
+        what, _, remedy = what.partition("; ")
+        remedy = remedy or "pass text files or their directory"
+        raise UsageError(f"{path}: {what}, not text to encode; {remedy}", path=path)
     if root == STDIN:
         yield CorpusFile(path, "jsonl", 0, 0)
     elif path.is_dir():
@@ -123,7 +126,9 @@ def list_corpus_files(
 
 
 def _not_text(root: Path) -> str | None:
-    """Return what a path of the command line is if it is a result of these commands, or a model."""
+    """Return what a path of the command line is if it has token ids, or is a model."""
+    if tokens := token_files(root):
+        return tokens
     if root.is_dir():
         with os.scandir(root) as entries:
             has_shards = any(SHARD_NAME.match(entry.name) for entry in entries)
@@ -153,6 +158,9 @@ def _directory_entry(entry: os.DirEntry[str], content_field: str) -> Iterator[Co
 
 def _file(path: Path, status: os.stat_result, content_field: str) -> CorpusFile:
     name = path.name.lower()
+    tokens = "a token shard" if SHARD_NAME.match(path.name) else token_file(str(path))
+    if tokens:
+        return CorpusFile(path, "unreadable", status.st_size, status.st_mtime_ns, f"{tokens}, not text")
     if name.endswith((*_JSONL, _JSON)) and _has_json_array(path):
         format_ = "json"
     elif name.endswith(_JSONL) or (name.endswith(_JSON) and _has_json_lines(path, content_field)):

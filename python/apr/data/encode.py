@@ -33,7 +33,7 @@ from apr.data.output_dir import (
     manifest_to_resume,
 )
 from apr.data.round_trip import changed_text, text_loss
-from apr.data.sample import Sample, draw_sample
+from apr.data.sample import Sample, check_is_text, draw_sample
 from apr.data.scan import corpus_sha256
 from apr.data.shard_writer import CorpusPosition, ShardWriter, name_digits
 from apr.data.shards import ShardDir
@@ -144,6 +144,7 @@ def encode_corpus(
             encoding.resume(earlier)
         # The tokenizer is tried on the corpus before anything is removed or written.
         sample = encoding.sample(encoding.position.place)
+        check_is_text(sample)
         encoding.check_tokenizer(sample)
         encoding.name_digits = name_digits(sample.tokens, options.shard_tokens)
         # A resumed encoding keeps the width of its names: one directory with two widths is refused by every

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from apr.errors import RefusedError
-from apr.recognize import recognized
+from apr.recognize import recognized, token_files
 
 SHARD_NAME = re.compile(r"^shard-([0-9]{4,6})\.bin$")
 # A shard is a flat array of little-endian 32-bit ids. The dtype is a string: numpy takes 80 ms to import, and
@@ -66,12 +66,12 @@ def torn_reason(path: Path, size: int) -> str:
         RefusedError: it is not a shard at all. Cutting it would not make it one.
     """
     # Imported here, because it loads numpy, which is not needed for listing good shards.
-    from apr.data.layout import foreign_layout
+    from apr.layout import foreign_layout, remedy
 
     layout = foreign_layout(path)
     if layout is not None:
         raise RefusedError(
-            f"{path}: not little-endian 32-bit ids, but {layout}; encode the text again, or convert the ids",
+            f"{path}: not little-endian 32-bit ids, but {layout}; {remedy(layout, str(path.parent))}",
             path=path,
         )
     return f"{path}: ends in the middle of an id, after byte {size - size % ID_SIZE} of {size}; "
@@ -105,6 +105,9 @@ def shard_files(path: str | os.PathLike[str]) -> list[tuple[str, int]]:
     digits = max(0, len(names[0]) - len("shard-.bin"))
     expected = [f"shard-{number:0>{digits}}.bin" for number in range(len(names))]
     if not_files or names != expected or not SHARD_NAME.match(names[-1]):
+        # Beside shards, a file with another name is in the wrong place.
+        if not any(map(SHARD_NAME.match, names)) and (what := token_files(path)):
+            raise RefusedError(f"{path}: {what}", path=path)
         name, reason = _first_problem(names, expected, not_files)
         raise RefusedError(f"{Path(path) / name}: {reason}", path=Path(path) / name)
     return [(name, sizes[name]) for name in names]

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from apr.data.documents import Document
+from apr.errors import RefusedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,9 @@ Normalization = Literal["none", "nfc"]
 # Files in the sample, spread evenly over the corpus, and characters of each: a tenth of a second of encoding.
 _FILES = 32
 _CHARACTERS = 1 << 15
+# Integers of 16 bits and more have a NUL in two bytes if they are small enough to be valid UTF-8. Text has
+# none but by mistake.
+_MAX_NUL_SHARE, _MIN_CHARACTERS = 0.125, 64
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,22 @@ def draw_sample(
         batches=corpus.batches(start, stop),
         tokens=round(tokens * scale),
     )
+
+
+def check_is_text(sample: Sample) -> None:
+    """Check that a sample is not of binary data that is valid UTF-8 by chance, such as small integers.
+
+    Raises:
+        RefusedError: a document is not text; names it.
+    """
+    for document in sample.documents:
+        share = document.text.count("\0") / max(1, len(document.text))
+        if share > _MAX_NUL_SHARE and len(document.text) >= _MIN_CHARACTERS:
+            raise RefusedError(
+                f"{document.name}: {share:.0%} of its characters are NUL, so it has binary data, not text; "
+                "leave it out with --exclude, or, if it has token ids, import them with apr tokenize import",
+                path=document.name,
+            )
 
 
 def _first_texts(documents: Sequence[Document]) -> Iterator[Document]:

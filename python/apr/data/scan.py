@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from apr import _core
-from apr.data.layout import foreign_layout
 from apr.data.listing import ID_SIZE
+from apr.layout import foreign_layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence

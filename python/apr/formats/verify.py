@@ -14,6 +14,7 @@ from apr.errors import AprError, named_extras
 from apr.formats.open import find, format_of, open_model
 from apr.formats.seal import SEAL, check_files, read_seal
 from apr.path_arguments import as_path
+from apr.recognize import recognized
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +82,12 @@ def _structure(path: Path, on_progress: OnProgress | None, keys: Keys) -> Report
     """Check a model as far as its format allows."""
     shown = os.fspath(path)
     model = find(path)
-    if format_of(model) in {"apr", None}:
+    format_ = format_of(model)
+    if format_ is None and not shown.endswith(".apr") and (what := recognized(model)):
+        return Report(
+            shown, opened=False, checks=(Check("magic", False, f"not a model file, but {what}", offset=0),)
+        )
+    if format_ in {"apr", None}:
         return verify_apr(path, on_progress=on_progress, **keys)
     try:
         refuse_keys(model, keys)

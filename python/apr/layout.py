@@ -37,6 +37,8 @@ _MAGIC = {
     b"\x28\xd7\x34\x01": "a token file of llm.c, which has a header and 16-bit ids",
     b"\x41\xd8\x34\x01": "a token file of llm.c, which has a header and 32-bit ids",
 }
+# Ids of other types in files without a header, which `apr tokenize import` reads.
+IMPORTED = ("64-bit integers", "16-bit integers", "32-bit integers, some of them negative")
 _GZIP = b"\x1f\x8b\x08"
 # Tried in this order: wide floats that are ids are often whole numbers in halves, too.
 _FLOATS = {
@@ -51,7 +53,7 @@ _MIN_HALVES = 1024
 _BINS = 64
 
 
-def foreign_layout(path: Path) -> str | None:
+def foreign_layout(path: str | Path) -> str | None:
     """Return what a file contains if its bytes are not little-endian 32-bit ids; None if they may be.
 
     Only a few kilobytes are read. The pattern of the bytes decides, so ids of any vocabulary are recognized.
@@ -59,7 +61,7 @@ def foreign_layout(path: Path) -> str | None:
     Raises:
         OSError: the file cannot be read.
     """
-    with path.open("rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (also of a str)
         size = os.fstat(file.fileno()).st_size
         parts = []
         for start in sorted({0, (size - _SAMPLE_BYTES) // 2, size - _SAMPLE_BYTES}):
@@ -73,6 +75,13 @@ def foreign_layout(path: Path) -> str | None:
     layout = next((layout for part in parts if (layout := _layout(part)) is not None), None)
     # These first bytes alone may be the beginning of ids.
     return "compressed with gzip" if layout is not None and parts[0].startswith(_GZIP) else layout
+
+
+def remedy(layout: str, directory: str) -> str:
+    """Return what to do with a directory of shards of a layout."""
+    if layout in IMPORTED or layout.startswith(("a NumPy array", "a token file of llm.c")):
+        return f"import the ids with apr tokenize import {directory} NEW --tokenizer MODEL.apr"
+    return "encode the text again, or convert the ids"
 
 
 def _layout(sample: bytes) -> str | None:

@@ -11,8 +11,8 @@ from tests.data.directories import file_bytes
 
 from apr.cli import main
 from apr.data import ShardDir, repair
-from apr.data.layout import foreign_layout
 from apr.errors import RefusedError
+from apr.layout import foreign_layout
 
 # The upper bound of each is the size of a real vocabulary, or of its characters.
 VOCABULARIES = (65, 512, 4096, 32_000, 50_257, 151_936)
