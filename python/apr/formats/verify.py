@@ -83,7 +83,8 @@ def _structure(path: Path, on_progress: OnProgress | None, keys: Keys) -> Report
     shown = os.fspath(path)
     model = find(path)
     format_ = format_of(model)
-    if format_ is None and not shown.endswith(".apr") and (what := recognized(model)):
+    named_as_model = shown.endswith((".apr", ".gguf", ".safetensors"))
+    if format_ is None and not named_as_model and model.is_file() and (what := recognized(model)):
         return Report(
             shown, opened=False, checks=(Check("magic", False, f"not a model file, but {what}", offset=0),)
         )
