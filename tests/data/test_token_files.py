@@ -386,3 +386,35 @@ def test_a_shard_is_not_imported_but_other_arrays_under_its_name_are(tmp_path):
         opened(tmp_path / "shard-00000.bin")
     ids.astype("<u2").tofile(tmp_path / "shard-00000.bin")
     assert opened(tmp_path / "shard-00000.bin").dtype == np.dtype("<u2")
+
+
+@pytest.mark.parametrize("item", [2, 4])
+def test_files_of_datatrove_are_what_it_writes_itself(item, tmp_path):
+    tokens = pytest.importorskip("datatrove.pipeline.tokens.tokenizer", reason="datatrove is not installed")
+    real = tokens.TokenizedFile(str(tmp_path / "real"), "a.ds", save_final_metadata=True, token_size=item)
+    for ids in DOCUMENTS:
+        real.write(ids, None)
+    real.close()
+    (tmp_path / "ours").mkdir()
+    datatrove(tmp_path / "ours" / "a.ds", DOCUMENTS, item=item)
+    for name in ("a.ds", "a.ds.index"):
+        assert (tmp_path / "real" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
+    file = opened(tmp_path / "real" / "a.ds")
+    assert (file.count, file.dtype.itemsize) == (COUNT, item)
+    assert ends_of(file) == np.cumsum([len(ids) for ids in DOCUMENTS]).tolist()
+
+
+@pytest.mark.parametrize(("item", "dtype"), [(2, "<u2"), (4, "<i4")])
+def test_files_of_megatron_are_what_datatrove_writes(item, dtype, tmp_path):
+    tokens = pytest.importorskip(
+        "datatrove.pipeline.tokens.megatron_tokenizer", reason="datatrove is not installed"
+    )
+    real = tokens.MegatronTokenizedFile(str(tmp_path / "real"), "a", token_size=item)
+    for ids in DOCUMENTS:
+        real.write(ids)
+    real.close()
+    (tmp_path / "ours").mkdir()
+    megatron(tmp_path / "ours" / "a.bin", DOCUMENTS, dtype)
+    for name in ("a.bin", "a.idx"):
+        assert (tmp_path / "real" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
+    assert opened(tmp_path / "real" / "a.bin").dtype == np.dtype(dtype)

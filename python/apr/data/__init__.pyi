@@ -1,9 +1,14 @@
 from apr.data.encode import EncodeReport as EncodeReport
 from apr.data.encode import encode_corpus as encode_corpus
 from apr.data.encode_options import EncodeOptions as EncodeOptions
+from apr.data.import_tokens import ImportOptions as ImportOptions
+from apr.data.import_tokens import ImportReport as ImportReport
+from apr.data.import_tokens import import_tokens as import_tokens
 from apr.data.loaded_tokenizer import LoadedTokenizer as LoadedTokenizer
 from apr.data.loader import Loader as Loader
 from apr.data.loader import LoaderState as LoaderState
+from apr.data.merge import MergeReport as MergeReport
+from apr.data.merge import merge_parts as merge_parts
 from apr.data.rebuild import repair as repair
 from apr.data.repair_report import RepairReport as RepairReport
 from apr.data.shards import ShardDir as ShardDir

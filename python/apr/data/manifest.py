@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from apr.errors import FormatError
 from apr.files import write_atomically
-from apr.recognize import token_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -145,8 +144,6 @@ def read_manifest(directory: str | PathLike[str]) -> dict[str, Any]:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         reason = f"no manifest; rebuild it with apr repair-manifest {directory}"
-        if what := token_files(directory):
-            reason = f"no manifest; it is {what}"
         raise FileNotFoundError(error.errno, reason, str(path)) from None
     except (ValueError, RecursionError) as error:  # deeply nested arrays exceed the recursion limit
         raise FormatError(

@@ -19,6 +19,7 @@ from apr.data.manifest import MANIFEST, check_manifest, read_manifest, write_man
 from apr.data.recorded import check_hashes, file_sha256, recorded_hashes
 from apr.data.scan import Scan, scan_shards
 from apr.errors import RefusedError
+from apr.recognize import token_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -46,7 +47,12 @@ class ShardDir:
     def __init__(self, path: str | os.PathLike[str], *, unfinished: bool = False) -> None:
         self.path = Path(path)
         self.shards = tuple(list_shards(self.path))
-        self.manifest = read_manifest(self.path)
+        try:
+            self.manifest = read_manifest(self.path)
+        except FileNotFoundError:
+            if what := token_files(self.path):
+                raise RefusedError(f"{self.path}: {what}", path=self.path) from None
+            raise
         is_unfinished = self.manifest.get("complete") is False
         counted = self.manifest.get("shard_count")
         if unfinished and is_unfinished and isinstance(counted, int):

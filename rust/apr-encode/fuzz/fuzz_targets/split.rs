@@ -25,9 +25,6 @@ const COMMON: [&str; 32] = [
     "/", ".", "_", "\u{200d}", "😀", " ", "  ", "\t", "\n", "\r", "\u{a0}", "\u{3000}", "\u{85}", "abcdefgh",
 ];
 
-/// Bytes of a text that one thread encodes at a time; longer ones are cut.
-const PART: usize = 1 << 16;
-
 #[derive(Debug, Arbitrary)]
 enum Piece {
     /// One of `COMMON`, up to sixteen times.
@@ -41,8 +38,6 @@ enum Piece {
 struct Input {
     kind: u8,
     nfc: bool,
-    /// Above 253, the text is repeated until it is longer than what one thread encodes at a time.
-    repeat: u8,
     pieces: Vec<Piece>,
 }
 
@@ -85,9 +80,6 @@ fuzz_target!(|input: Input| {
             Piece::Char(c) => text.push(*c),
             Piece::Near(code) => write!(text, "{}", char::from_u32(code % 0x3_0000).unwrap_or(' ')).unwrap(),
         }
-    }
-    if input.repeat > 253 && !text.is_empty() {
-        text = text.repeat(PART / text.len() + 2);
     }
     let (encoder, library) = &BOTH[usize::from(input.kind) % BOTH.len()][usize::from(input.nfc)];
     if !input.nfc {
