@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from apr.data.loaded_tokenizer import LoadedTokenizer
     from apr.data.manifest import Manifest, ShardRow
-    from apr.data.tokenizers import LoadedTokenizer
 
 # Ids that are read at a time.
 _CHUNK = 1 << 20
