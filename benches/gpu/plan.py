@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     started = time.perf_counter()
     shapes = SHAPES if options.only is None else [SHAPES[options.only]]
-    folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    folder = Path(tempfile.mkdtemp(prefix="apr-plan-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     try:
         figures = [measure(folder, *shape, saves=number == 0) for number, shape in enumerate(shapes)]
     finally:
