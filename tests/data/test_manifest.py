@@ -6,7 +6,14 @@ import pytest
 from tests.killing import disk_full
 
 from apr.data.listing import Shard
-from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, read_manifest, write_manifest
+from apr.data.manifest import (
+    MANIFEST,
+    SCHEMA,
+    ManifestWriter,
+    check_manifest,
+    read_manifest,
+    write_manifest,
+)
 from apr.errors import FormatError
 
 SOUND = {"schema": SCHEMA, "shard_count": 2, "total_tokens": 30, "unknown": {"kept": [1]}}
@@ -88,3 +95,14 @@ def test_null_and_the_values_of_other_producers_are_accepted(change, shards):
 
 def test_a_missing_required_key_is_named(shards):
     assert "shard_count is missing" in check_manifest({}, shards)[1]
+
+
+def test_a_manifest_that_grows_is_what_json_writes(tmp_path):
+    writer = ManifestWriter(tmp_path)
+    rows = []
+    for n in range(4):
+        # A value that looks like the key: its line break is escaped.
+        manifest = {"schema": SCHEMA, "note": '\n  "shards": []', "shards": list(rows), "progress": {"n": n}}
+        writer.write(manifest, rows)
+        assert (tmp_path / "manifest.json").read_text() == json.dumps(manifest, indent=2) + "\n"
+        rows.append({"name": f"shard-{n:05}.bin", "tokens": n, "sha256": None if n % 2 else "é" * n})

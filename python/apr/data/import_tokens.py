@@ -13,7 +13,7 @@ from annotated_types import Ge
 
 from apr.data.identity import same_in_manifests
 from apr.data.listing import ID_DTYPE, list_shards
-from apr.data.manifest import MANIFEST, SCHEMA, check_manifest, shard_rows, write_manifest
+from apr.data.manifest import MANIFEST, SCHEMA, ManifestWriter, check_manifest, shard_rows, write_manifest
 from apr.data.output_dir import check_kept_shards, clear_output, lock_output, manifest_to_resume
 from apr.data.recorded import file_sha256
 from apr.data.scan import corpus_sha256
@@ -346,6 +346,7 @@ class _Import:
         done += self.position.source * self.files[self.position.file].dtype.itemsize
         pieces = self._pieces()
         piece = next(pieces, None)
+        writer = ManifestWriter(self.options.output)
         while piece is not None:
             name = f"shard-{len(self.rows):0{self._digits}}.bin"
             if len(name) > self._digits + len("shard-.bin"):
@@ -376,7 +377,7 @@ class _Import:
                 "sha256": digest.hexdigest(),
             }
             self.rows.append(row)
-            write_manifest(self.options.output, self.manifest())
+            writer.write(self.manifest(), self.rows)
         for path in self._all:
             if _size_and_time(path) != self._times[path]:
                 raise RefusedError(

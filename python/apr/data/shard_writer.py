@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from apr.data.documents import START, Place
-from apr.data.manifest import write_manifest
+from apr.data.manifest import ManifestWriter
 from apr.errors import RefusedError
 from apr.files import replacing, write_atomically
 
@@ -74,6 +74,7 @@ class ShardWriter:
         """The rows of shards that are on the disk."""
         self._output, self._digits, self._manifest = output, digits, manifest
         self._submitted = len(self.rows)
+        self._writer = ManifestWriter(output)
         self._last: Future[None] | None = None
         # One thread, so that shards and manifests are written in order.
         self._thread = ThreadPoolExecutor(1, "shards")
@@ -145,7 +146,7 @@ class ShardWriter:
                 "sha256": digest.hexdigest(),
             }
         )
-        write_manifest(self._output, self._manifest(self.rows, position))
+        self._writer.write(self._manifest(self.rows, position), self.rows)
 
     def __enter__(self) -> Self:
         return self
