@@ -15,7 +15,7 @@ from apr.model.names import EMBEDDING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from apr.container.tensor_file import TensorFile
     from apr.model.config import ModelConfig
@@ -35,7 +35,7 @@ _TINY, _MOST_TINY = 1e-4, 0.1
 _ENOUGH_VALUES, _SAMPLE = 256, 65536
 
 
-def fill(config: ModelConfig, parameters: Iterable[tuple[str, nn.Parameter]], file: TensorFile) -> None:
+def fill(config: ModelConfig, parameters: Iterable[tuple[str, Tensor]], file: TensorFile) -> None:
     """Copy the weights of a file into the parameters of a decoder, on their device and in their dtype.
 
     GGUF's names and row order are translated. A stored copy of a tied embedding is compared and left out.

@@ -16,7 +16,7 @@ from apr.model.metadata import ALIASES, canonical, integer
 from apr.model.names import parameter_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
 
@@ -109,12 +109,20 @@ def _check_complete(sizes: Mapping[str, Any]) -> None:
     raise RefusedError("; ".join([f"{', '.join(missing)} missing", *hints]))
 
 
-def init_weights(model: Decoder, seed: int) -> None:
-    """Fill a model with the weights of `fresh_weights`, which depend on the seed but not on the device."""
+def init_weights(
+    model: Decoder, seed: int, assign: Callable[[Tensor, Tensor], object] = torch.Tensor.copy_
+) -> None:
+    """Fill a model with the weights of `fresh_weights`, which depend on the seed but not on the device.
+
+    Args:
+        model: the model.
+        seed: determines the weights.
+        assign: writes values to a parameter.
+    """
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, values in fresh_weights(model.config, seed):
-            parameters[name].copy_(values)
+            assign(parameters[name], values)
 
 
 def fresh_weights(config: ModelConfig, seed: int) -> Iterator[tuple[str, Tensor]]:

@@ -235,6 +235,9 @@ class HardwareOptions:
     """Sum in a fixed order, so that equal runs write identical files, also on another number of ranks: 1, 2,
     4 or 8 of them, with the same --batch-size. On a CPU, use one thread, without which equal runs need equal
     numbers of threads."""
+    shard_model: Annotated[bool, Resume.FREE] = False
+    """Divide the model, its gradients and the optimizer's state among the ranks (FSDP2), for models that do
+    not fit on one GPU. Checkpoints are the same files."""
     rank_timeout: Annotated[float, Gt(0), Resume.FREE] = 300.0
     """Seconds that a rank waits for another one after the first step. Then the run ends and names the one
     that does not answer. In the first step it waits half an hour."""
@@ -470,6 +473,13 @@ def _contradictions(config: PretrainConfig) -> list[UsageError]:
         for name in ("extend", "shorten")
         if getattr(config, name) and not config.resume
     ]
+    if config.shard_model and config.deterministic:
+        problems.append(
+            "--shard-model cannot be used with --deterministic, because FSDP adds in an order of its own; "
+            "leave one of them out"
+        )
+    if config.shard_model and config.sample_prompt is not None:
+        problems.append("--sample-prompt cannot be used with --shard-model; use apr generate on a checkpoint")
     if config.resume and config.force:
         problems.append("--resume cannot be used with --force; resume the run, or start over")
     return [UsageError(problem) for problem in problems]

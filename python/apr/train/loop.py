@@ -14,7 +14,7 @@ from apr.data.windows import TrainingOrder
 from apr.model.fill import first_implausible
 from apr.plurals import counted
 from apr.train import gates, rundir
-from apr.train.checkpoint.export import export_weights
+from apr.train.checkpoint.export import export_weights, take_part_in_export
 from apr.train.checkpoint.probe import checkpoint_seconds
 from apr.train.checkpoint.restore import restore
 from apr.train.checkpoint.resume import cut_back_to, seconds_before
@@ -26,6 +26,7 @@ from apr.train.loss import token_losses
 from apr.train.machine.deadline import Deadline, OutOfTime
 from apr.train.machine.device import computing
 from apr.train.optimizer import make_optimizer, set_learning_rate
+from apr.train.parallel.shard import own, reshard
 from apr.train.record.recorder import Recorder
 from apr.train.record.result import Gate
 from apr.train.schedule import learning_rate
@@ -194,7 +195,9 @@ class Loop:
         Raises:
             AprError, OSError: they cannot be written.
         """
-        if self._config.save_dtype == "bf16" and self._world.leads:
+        if self._config.save_dtype == "bf16" and not self._world.leads:
+            take_part_in_export(self._model)
+        elif self._config.save_dtype == "bf16":
             path = self._dir / rundir.EXPORT
             export_weights(path, self._model, self.prepared.metadata, torch.bfloat16)
             self.exported = path
@@ -332,13 +335,14 @@ class Loop:
         training = self._step.loss()
         group = group_size(self._config.seq_length, self.prepared.device)
         with torch.no_grad(), computing(self.prepared.device, self._config.precision):
-            own = [
+            losses = [
                 token_losses(self._model, ids).sum(dtype=torch.float64).item()
                 for batch in batches
                 # In the groups of an evaluation: a large micro-batch may need more memory than any of those.
                 for ids in torch.split(batch, group)
             ]
-        of_all = chain.from_iterable(self._world.gather(own))
+        reshard(self._model)
+        of_all = chain.from_iterable(self._world.gather(losses))
         evaluation = math.fsum(of_all) / self._config.tokens_per_step
         # Relative, with a floor: the loss of a memorized batch may be 0.
         self._disagreement = abs(training - evaluation) / max(abs(training), 1e-9)
@@ -397,7 +401,9 @@ class Loop:
     def _save_unless_spoiled(self) -> str:
         """Save the steps since the last checkpoint unless the weights are bad, and return what there is."""
         # Infinite weights saved as the last good state would be what --resume starts from.
-        problem = first_implausible(self._model.named_parameters())
+        rows = ((name, own(parameter)) for name, parameter in self._model.named_parameters())
+        problems = self._world.gather_objects(first_implausible(rows))
+        problem = next((problem for problem in problems if problem is not None), None)
         if problem is None:
             saved = self.saver.save_unsaved_steps(self.state)
             if saved is None:
@@ -442,6 +448,7 @@ class Loop:
             world=self._world,
             on_progress=on_progress,
         )
+        reshard(self._model)
         self._evaluation_seconds = time.perf_counter() - started
         self.recorder.evaluation(
             name,

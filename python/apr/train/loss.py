@@ -82,9 +82,12 @@ def add_gradients(model: Decoder, ids: Tensor, tokens: int, *, softmax: Softmax 
     Returns:
         The sum of the losses divided by `tokens`, in nats, float64 [].
     """
-    head, targets = model.head_weight, ids[:, 1:].flatten()
-    cap = model.config.final_softcap
+    targets, cap = ids[:, 1:].flatten(), model.config.final_softcap
     hidden = model.hidden(ids[:, :-1]).flatten(0, 1)
+    # Not before: of a model that is divided among ranks, the head is whole only now.
+    head = model.head_weight
+    # That of the parameter, unless FSDP adds up gradients in another one.
+    grad_dtype = getattr(head, "grad_dtype", None) or head.dtype
     kind, dtype = hidden.device.type, hidden.dtype
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -107,7 +110,7 @@ def add_gradients(model: Decoder, ids: Tensor, tokens: int, *, softmax: Softmax 
             total -= log_probability.sum(dtype=torch.float64)
             torch.mm(gradient, weight, out=hidden_grad[part])
             product = gradient.T @ inputs[part]
-            head_grad = product.to(head.dtype) if head_grad is None else head_grad.add_(product)
+            head_grad = product.to(grad_dtype) if head_grad is None else head_grad.add_(product)
         assert head_grad is not None
         # Before `backward`, which adds the embedding's gradient to this one if the head is tied.
         head.grad = head_grad if head.grad is None else head.grad.add_(head_grad)

@@ -12,6 +12,7 @@ from apr.data.split import evaluation_windows
 from apr.model.decoder import Decoder
 from apr.model.fill import fill
 from apr.model.init import init_weights
+from apr.train.parallel.shard import assign, sharded_model, whole_parameters
 from apr.train.parallel.world import ALONE, World
 
 if TYPE_CHECKING:
@@ -97,10 +98,18 @@ class Prepared:
             WeightsError: the tensors of the file do not fit the model.
         """
         # Empty, not initialized: every parameter is written exactly once, from the file or from the seed.
-        model = Decoder.empty(self.model_config, self.device, torch.float32)
+        if self.shards_model:
+            model = sharded_model(self.model_config, self.device, self.world.size, self.config.precision)
+        else:
+            model = Decoder.empty(self.model_config, self.device, torch.float32)
         if self.weights is None:
-            init_weights(model, self.config.seed)
+            init_weights(model, self.config.seed, assign)
         else:
             with load(self.weights) as file:
-                fill(self.model_config, model.named_parameters(), file)
+                fill(self.model_config, whole_parameters(model), file)
         return model
+
+    @property
+    def shards_model(self) -> bool:
+        """Whether the model is divided among the ranks."""
+        return self.config.shard_model and self.world.size > 1

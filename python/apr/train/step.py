@@ -14,6 +14,7 @@ from apr.train.loss import add_gradients, softmax
 from apr.train.machine.device import computing, fastest_attention
 from apr.train.optimizer import set_learning_rate
 from apr.train.parallel.gradients import AllReduce, watch
+from apr.train.parallel.shard import compile_layers, is_sharded, own, whole
 from apr.train.parallel.tree import SubtreeSum, TreeSum, run_length
 from apr.train.parallel.world import ALONE, World
 
@@ -98,7 +99,8 @@ class Step:
         self._static_ids: Tensor | None = None
         # Graphs of a whole step took Qwen2.5-0.5B at 8 x 512 from 45.9 to 39.3 ms on an H100, where launching
         # kernels is the limit. They gain nothing at larger sizes.
-        self._graphs = _Graphs() if compiled and device.type == "cuda" else None
+        self._sharded = is_sharded(model)
+        self._graphs = _Graphs() if compiled and device.type == "cuda" and not self._sharded else None
         self._copy: Bf16Copy | None = None
         self._several: bool | None = None
         if self._graphs is not None and precision == "bf16":
@@ -110,12 +112,15 @@ class Step:
             self._softmax = torch.compile(softmax, fullgraph=True, dynamic=False)
             # Layer by layer: torch compiles one layer and reuses it, in 12 to 13 s on an H100. The whole
             # model takes 50 to 66 s.
-            for layer in model.model.layers:
-                layer.compile(fullgraph=True, dynamic=False)
+            if self._sharded:
+                compile_layers(model)
+            else:
+                for layer in model.model.layers:
+                    layer.compile(fullgraph=True, dynamic=False)
         self._world, self._subtree = world, SubtreeSum() if fixed_order else None
         self._totals: Mapping[str, Tensor] | None = None
         self._of_ranks: RankSum | None = None
-        if world.size > 1:
+        if world.size > 1 and not self._sharded:
             self._of_ranks = TreeSum(device) if fixed_order else AllReduce()
             if self._copy is None:
                 watch(self._parameters, self._of_ranks.ready)
@@ -137,6 +142,9 @@ class Step:
             run = run_length(len(batches) * self._world.size)
         if self._subtree is None or run == len(batches):
             self._accumulate_in_a_row(batches, tokens, meets=self._of_ranks is not None)
+            if self._sharded:
+                # The gradients were added up within the backward passes.
+                torch.distributed.all_reduce(self._loss)
             return
         for first in range(0, len(batches), run):
             self._accumulate_in_a_row(batches[first : first + run], tokens, meets=False)
@@ -190,7 +198,8 @@ class Step:
         self._graphs = None
         self._clear_gradients()
         self._accumulate_in_a_row(batches, tokens, meets=False)
-        return self.loss(), get_total_norm(list(self._own_gradients().values())).item()
+        norm = get_total_norm([own(gradient) for gradient in self._own_gradients().values()])
+        return self.loss(), norm.item()
 
     def release(self) -> None:
         """Free what holds on to the connections between ranks, captured graphs too. No step follows."""
@@ -256,7 +265,7 @@ class Step:
         if self._copy is not None:
             norm = self._copy.norm()
         else:
-            norm = get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            norm = whole(get_total_norm([p.grad for p in self._parameters if p.grad is not None]))
         self._norm.copy_(norm)
         # Decided on the device, so that the update needs no answer from the host. A comparison with NaN is
         # false.

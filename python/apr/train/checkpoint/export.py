@@ -9,6 +9,7 @@ from apr.container.load import load
 from apr.container.save import TensorSpec, bytes_of, write
 from apr.container.torch_values import narrowed
 from apr.errors import WeightsError
+from apr.train.parallel.shard import whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +19,13 @@ if TYPE_CHECKING:
 
     from apr.model.decoder import Decoder
     from apr.train.checkpoint.metadata import CheckpointMetadata
+
+
+def take_part_in_export(model: Decoder) -> None:
+    """Help another rank to export a model that is divided among them."""
+    # In the order in which `write` asks for the tensors.
+    for _, parameter in sorted(model.named_parameters()):
+        whole(parameter.detach())
 
 
 def export_weights(path: Path, model: Decoder, metadata: CheckpointMetadata, dtype: torch.dtype) -> None:
@@ -40,7 +48,7 @@ def export_weights(path: Path, model: Decoder, metadata: CheckpointMetadata, dty
     # Converted one at a time: no second copy of all weights is held.
 
     def values(spec: TensorSpec) -> Buffer:
-        result, overflow = narrowed(parameters[spec.name].detach(), dtype)
+        result, overflow = narrowed(whole(parameters[spec.name].detach()), dtype)
         if overflow is not None and overflow:
             raise WeightsError(
                 f"{path}: {spec.name}: a value is beyond the range of {dtype_name}",

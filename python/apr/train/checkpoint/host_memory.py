@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from apr.train.parallel.shard import whole
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -59,7 +61,7 @@ class HostMemory:
         copies = {}
         for (name, tensor), part in zip(tensors.items(), torch.split(self._block, sizes), strict=True):
             copies[name] = part[: tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            copies[name].copy_(tensor, non_blocking=True)
+            copies[name].copy_(whole(tensor), non_blocking=True)
         cuda = _gpu(tensors.values())
         if cuda is not None:
             # The copies are asynchronous, and the next step changes the weights that they read.

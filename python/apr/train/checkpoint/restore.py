@@ -12,6 +12,7 @@ from apr.model.names import TRAINING_PREFIX
 from apr.train.checkpoint.optimizer_state import MOMENTS
 from apr.train.checkpoint.state import state_of
 from apr.train.optimizer import set_learning_rate
+from apr.train.parallel.shard import assign
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,7 +47,7 @@ def restore(path: Path, model: Decoder, optimizer: AdamW, training: TrainingFact
             moments = optimizer.state[parameter]
             moments["step"].copy_(step)
             for moment, key in MOMENTS.items():
-                moments[key].copy_(_tensor(file, f"optimizer.{moment}.{name}"))
+                assign(moments[key], _tensor(file, f"optimizer.{moment}.{name}"))
         # A checkpoint written on the CPU has no state of a GPU's generator.
         if model.head_weight.device.type == "cuda" and f"{TRAINING_PREFIX}rng.cuda" in file:
             torch.cuda.set_rng_state(_tensor(file, "rng.cuda").clone())

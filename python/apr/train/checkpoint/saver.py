@@ -7,13 +7,14 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from apr.container.load import load
 from apr.files import sync_file, write_json
 from apr.train import rundir
 from apr.train.checkpoint.host_memory import HostMemory
 from apr.train.checkpoint.optimizer_state import digest, moments
 from apr.train.checkpoint.paths import Checkpoint, best_of, epoch_path, step_path
 from apr.train.checkpoint.pruning import prune
-from apr.train.checkpoint.snapshot import reserve, snapshot
+from apr.train.checkpoint.snapshot import OPTIMIZER, reserve, snapshot, take_part
 from apr.train.record.callbacks import CheckpointRecord
 from apr.train.record.metrics import perplexity
 
@@ -106,7 +107,9 @@ class Saver:
         # The metadata file is written after the checkpoint, so only the last one's can be missing.
         last = checkpoints[-1]
         if last.epoch is not None and not last.metadata_path.exists():
-            sha256 = digest(moments(self._model, self._optimizer), state.step)
+            with load(last.path) as file:
+                stored = {name: file[OPTIMIZER + name] for name in moments(self._model, self._optimizer)}
+                sha256 = digest(stored, state.step)
             _write_epoch_metadata(last, _epoch_metadata(state, wall_seconds), sha256)
         self.checkpoints = prune(checkpoints, self._config, state.val_loss_history)
 
@@ -183,6 +186,7 @@ class Saver:
     def _save(self, checkpoint: Checkpoint, state: RunState, epoch_metadata: dict[str, Any] | None) -> None:
         """Copy everything now, and start a thread that writes the copy."""
         if not self._writes:
+            take_part(self._model, self._optimizer)
             self.checkpoints = [checkpoint]
             return
         # Before the wait, so that people see why a run with a slow disk stands still.

@@ -13,6 +13,7 @@ from apr.container.save import bytes_of, spec_of, write
 from apr.model.names import TRAINING_PREFIX
 from apr.train.checkpoint.optimizer_state import digest, moments
 from apr.train.checkpoint.state import RunState
+from apr.train.parallel.shard import is_sharded, whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from apr.train.checkpoint.host_memory import HostMemory
     from apr.train.checkpoint.metadata import CheckpointMetadata
 
-_OPTIMIZER = f"{TRAINING_PREFIX}optimizer."
+OPTIMIZER = f"{TRAINING_PREFIX}optimizer."
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class Snapshot:
         specs = [spec_of(name, tensor) for name, tensor in self.tensors.items()]
         # The step is hashed as an integer after the moments, so its tensor is left out here.
         stored = {
-            name.removeprefix(_OPTIMIZER): tensor
+            name.removeprefix(OPTIMIZER): tensor
             for name, tensor in self.tensors.items()
-            if name.startswith(_OPTIMIZER) and name != f"{_OPTIMIZER}step"
+            if name.startswith(OPTIMIZER) and name != f"{OPTIMIZER}step"
         }
         # Meanwhile, because hashing takes one core longer than reading takes all of them. A daemon: nobody
         # waits for it if the file cannot be written.
@@ -80,6 +81,13 @@ class Snapshot:
 def reserve(model: Decoder, optimizer: AdamW, memory: HostMemory) -> None:
     """Start to allocate the memory of snapshots, so that the first one need not wait for it."""
     memory.prepare(_tensors(model, optimizer, RunState()))
+
+
+def take_part(model: Decoder, optimizer: AdamW) -> None:
+    """Help another rank to take a snapshot of a model that is divided among them."""
+    if is_sharded(model):
+        for tensor in _tensors(model, optimizer, RunState()).values():
+            whole(tensor)
 
 
 def snapshot(
@@ -101,11 +109,11 @@ def _tensors(model: Decoder, optimizer: AdamW, state: RunState) -> dict[str, Ten
     """Return the tensors of a checkpoint by name, where training keeps them."""
     # The order of the tensors is the order in the file: it must not change, or equal runs differ in bytes.
     tensors: dict[str, Tensor] = {name: p.detach() for name, p in model.named_parameters()}
-    tensors |= {f"{_OPTIMIZER}{name}": value for name, value in moments(model, optimizer).items()}
+    tensors |= {f"{OPTIMIZER}{name}": value for name, value in moments(model, optimizer).items()}
     lr = float(optimizer.param_groups[0]["lr"])
     # Skipped steps do not count for AdamW's bias correction, hence `updates` and not `step`.
     tensors |= {
-        f"{_OPTIMIZER}step": torch.tensor(state.updates),
+        f"{OPTIMIZER}step": torch.tensor(state.updates),
         # float64: on the CPU the rate is a Python float, which float32 would round.
         f"{TRAINING_PREFIX}scheduler.last_lr": torch.tensor(lr, dtype=torch.float64),
         f"{TRAINING_PREFIX}rng.cpu": torch.get_rng_state(),

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import (
     PrefixStore,
     Store,
-    _abort_process_group,
+    _get_default_group,
     _get_default_store,
 )
 from torch.distributed.rendezvous import rendezvous
@@ -106,12 +106,11 @@ class World:
     def leave(self) -> None:
         """Close the connections to the other ranks, so that none of them waits for this one."""
         if dist.is_initialized():
-            if torch.cuda.is_available():
-                # A kernel on the GPU may be waiting for a rank that is gone.
-                with suppress(RuntimeError):
-                    _abort_process_group()
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            # A kernel on a GPU may be waiting for a rank that is gone, and a model that is divided holds on
+            # to the group. Older gloo cannot do it.
+            with suppress(RuntimeError, AttributeError):
+                _get_default_group().abort()
+            dist.destroy_process_group()
         # gloo closes them when the last reference is gone, and there are circles of them.
         gc.collect()
 
