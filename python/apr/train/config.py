@@ -292,6 +292,11 @@ class PretrainConfig(
         return self.global_batch or self.batch_size * (self.grad_accum or 1)
 
     @property
+    def ranks(self) -> int:
+        """Number of ranks that share a step, once `over_ranks` has filled in their parts."""
+        return self.windows_per_step // (self.batch_size * (self.grad_accum or 1))
+
+    @property
     def tokens_per_step(self) -> int:
         """Number of tokens that one optimizer step trains on."""
         return self.windows_per_step * self.seq_length

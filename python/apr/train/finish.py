@@ -31,11 +31,17 @@ if TYPE_CHECKING:
 _WARM_UP_STEPS = 2
 
 
-def finish(loop: Loop, ended: Ending, report: Report) -> Result:
+def finish(loop: Loop, ended: Ending, report: Report, memory_by_rank: Sequence[int] | None = None) -> Result:
     """Decide the gates and the contract, write `result.json` and the picture, and print the last lines.
 
     `result.json` is written before the contract is decided, which reads it, and again with the verdict. The
     contract never changes the exit code.
+
+    Args:
+        loop: the run.
+        ended: how it ended.
+        report: prints lines for people.
+        memory_by_rank: the most bytes that each rank held; None if only this one's are known.
     """
     config, run_dir = loop.prepared.config, loop.prepared.config.run_dir
     metrics = run_dir / rundir.METRICS
@@ -44,7 +50,8 @@ def finish(loop: Loop, ended: Ending, report: Report) -> Result:
     except (RefusedError, OSError) as error:
         report.line(f"warning: {message(error)}")
         records = []
-    result = _write(_result(loop, ended, records), run_dir, report)
+    memory = tuple(memory_by_rank or [peak_memory_bytes(loop.prepared.device)])
+    result = _write(_result(loop, ended, records, memory), run_dir, report)
     if records:
         # matplotlib may fail in many ways. A run on a directory named cost$_$x once lost its contract's
         # verdict to a title that could not be parsed.
@@ -73,7 +80,9 @@ def versions() -> dict[str, str]:
     return versions
 
 
-def _result(loop: Loop, ended: Ending, records: list[dict[str, Any]]) -> Result:
+def _result(
+    loop: Loop, ended: Ending, records: list[dict[str, Any]], memory_by_rank: tuple[int, ...]
+) -> Result:
     state, prepared, run_dir = loop.state, loop.prepared, loop.prepared.config.run_dir
     decided = _gates(loop, records)
     # A run whose records or files are incomplete is not a success, whatever its loss is.
@@ -116,7 +125,10 @@ def _result(loop: Loop, ended: Ending, records: list[dict[str, Any]]) -> Result:
         export=relative(loop.exported),
         gates=decided,
         device=str(prepared.device),
-        peak_memory_bytes=peak_memory_bytes(prepared.device),
+        peak_memory_bytes=max(memory_by_rank),
+        ranks=prepared.world.size,
+        peak_memory_by_rank=memory_by_rank,
+        slowest_rank_seconds=_steady_median(own, "slowest_rank_seconds"),
         tokens_per_second=None if tokens_per_second is None else round(tokens_per_second, 3),
         mfu=None if mfu is None else round(mfu, 4),
         versions=versions(),

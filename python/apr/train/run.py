@@ -20,7 +20,7 @@ from apr.train.finish import finish, versions
 from apr.train.finished import finished_result
 from apr.train.loop import Loop
 from apr.train.machine.deadline import OutOfTime
-from apr.train.machine.device import reset_peak_memory
+from apr.train.machine.device import peak_memory_bytes, reset_peak_memory
 from apr.train.machine.out_of_memory import is_out_of_memory, refusing_a_model_too_large
 from apr.train.machine.settings import prefer_expandable_segments, training_settings
 from apr.train.machine.signals import Interrupted, StoppedAtOnce, StopRequest
@@ -288,9 +288,12 @@ def _concluded(loop: Loop, ended: Ending, report: Report, faults: Faults, out: T
     """Write the run's result, or wait until another rank has: all of them return it."""
     world = loop.prepared.world
     if faults.fault is None:
-        world.be_patient(True)
-        result = finish(loop, ended, report) if world.leads else None
+        result = None
         try:
+            memory = world.gather([peak_memory_bytes(loop.prepared.device)])
+            world.be_patient(True)
+            if world.leads:
+                result = finish(loop, ended, report, [int(nbytes) for (nbytes,) in memory])
             # A process that ends early with an error makes torchrun end all of them.
             return world.from_lead(result)
         except RuntimeError as error:

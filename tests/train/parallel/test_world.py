@@ -58,6 +58,8 @@ def test_one_rank_writes_what_one_process_does(equal_runs, size):
     result = json.loads((shared / "result.json").read_text())
     assert (result["status"], result["steps_completed"]) == ("BUDGET_SPENT", STEPS)
     assert all(gate["passed"] is not False for gate in result["gates"])
+    assert (result["ranks"], len(result["peak_memory_by_rank"])) == (size, size)
+    assert result["peak_memory_bytes"] == max(result["peak_memory_by_rank"]) > 0
     seconds = [record["slowest_rank_seconds"] for record in step_records(shared)]
     tokens = WINDOWS * SEQ
     speeds = [record["tokens_per_sec"] for record in step_records(shared)]

@@ -62,6 +62,13 @@ class Result:
     """The verdict on --contract."""
     device: str | None = None
     peak_memory_bytes: int | None = None
+    """Of the rank that held most."""
+    ranks: int = 1
+    """Number of processes that trained together."""
+    peak_memory_by_rank: tuple[int, ...] = ()
+    """In the order of the ranks; after a fault only that of the rank that wrote this."""
+    slowest_rank_seconds: float | None = None
+    """Median step time of the slowest rank; None for a run in one process."""
     tokens_per_second: float | None = None
     """Median over the steps of this process, without the first two."""
     mfu: float | None = None
@@ -84,7 +91,8 @@ class Result:
         known = {key: values[key] for key in values.keys() & cls.__dataclass_fields__.keys()}
         gates = tuple(Gate(**gate) for gate in known.pop("gates", ()))
         history = tuple(known.pop("val_loss_history", ()))
-        return cls(**known, gates=gates, val_loss_history=history)
+        memory = tuple(known.pop("peak_memory_by_rank", ()))
+        return cls(**known, gates=gates, val_loss_history=history, peak_memory_by_rank=memory)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""

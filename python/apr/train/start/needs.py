@@ -120,6 +120,8 @@ def memory_bytes(config: ResolvedConfig, model: ModelConfig, device: torch.devic
     groups = parameter_groups(model)
     parameters, tokens = sum(groups.values()), config.batch_size * config.seq_length
     evaluation = _evaluation_bytes(config, model, device, parameters)
+    if config.shard_model and config.ranks > 1:
+        return _sharded_bytes(config, model, device)
     if config.compile and device.type == "cuda" and precision == "bf16":
         # Weights and moments in float32; the copy and its gradients in bfloat16, but those of embedding and
         # head in float32; the sums of several micro-batches in float32.
@@ -150,6 +152,25 @@ def memory_bytes(config: ResolvedConfig, model: ModelConfig, device: torch.devic
         activations = int(_HEAP_LOSS * activations)
         fixed += _CHECKPOINT_BYTES * parameters + head + _RUNTIME_BYTES
     return fixed + max(activations + logits, evaluation)
+
+
+def _sharded_bytes(config: ResolvedConfig, model: ModelConfig, device: torch.device) -> int:
+    """Estimate the same for one rank of a model that is divided among them."""
+    groups, width = parameter_groups(model), _width(config.precision)
+    root = groups["embedding"] + groups["head"]
+    layer = (sum(groups.values()) - root) // model.num_layers
+    # Its part of weights, gradients and moments. Embedding and head as wholes, with their gradients and what
+    # is sent of these; two layers, of which one is fetched ahead, and the gradients of one.
+    fixed = _TRAINING_BYTES * sum(groups.values()) // config.ranks
+    fixed += root * (width + 8) + layer * (2 * width + 8)
+    tokens = config.batch_size * config.seq_length
+    activations = tokens * _kept_bytes(config, model, _plain_layer_bytes(model, config.precision), 4)
+    rows = min(tokens, rows_at_a_time(model.vocab_size, device))
+    logits = rows * model.vocab_size * (width + 8)
+    if device.type == "cpu":
+        activations = int(_HEAP_LOSS * activations)
+        fixed += _CHECKPOINT_BYTES * sum(groups.values()) + _RUNTIME_BYTES
+    return fixed + max(activations + logits, _evaluation_bytes(config, model, device, root + 2 * layer))
 
 
 def _width(precision: Precision) -> int:

@@ -22,6 +22,7 @@ from apr.train.machine.device import computing, peak_memory_bytes, reset_peak_me
 from apr.train.machine.out_of_memory import is_out_of_memory, refusing_a_model_too_large
 from apr.train.machine.settings import prefer_expandable_segments, training_settings
 from apr.train.optimizer import make_optimizer
+from apr.train.parallel.shard import reshard
 from apr.train.parallel.world import World, joined
 from apr.train.start.fitting import check_same_micro_batch, out_of_memory
 from apr.train.start.needs import nearest_existing
@@ -247,6 +248,7 @@ def _measure_evaluation(prepared: Prepared, model: Decoder) -> float:
         with torch.no_grad(), computing(prepared.device, prepared.config.precision):
             token_losses(model, batch)
         seconds = _now(prepared.device) - started
+    reshard(model)
     groups = math.ceil(windows / len(batch) / prepared.world.size)
     # One rank's last group may be smaller; of several, the slowest one decides.
     whole = prepared.val_tokens / (len(batch) * prepared.config.seq_length)
