@@ -13,10 +13,7 @@ import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from apr._core import ByteLevel, Encoder
-from apr.data.listing import ID_DTYPE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -64,7 +61,8 @@ def tokenizer_identity(
 
 def _probed(tokenizer: Tokenizer | ByteLevel) -> list[int]:
     if isinstance(tokenizer, ByteLevel):
-        return list(np.frombuffer(Encoder(tokenizer, 1).encode([_PROBE]).ids, ID_DTYPE).tolist())
+        # Not with numpy, whose import would take longer than a repair, which compares identities only.
+        return memoryview(Encoder(tokenizer, 1).encode([_PROBE]).ids).cast("B").cast("I").tolist()
     return list(tokenizer.encode(_PROBE, add_special_tokens=False).ids)
 
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from apr._core import Encoder
 from apr.data.identity import tokenizer_identity
-from apr.data.listing import ID_DTYPE
 from apr.data.pre_tokenizers import pre_type_of
 from apr.errors import FormatError, UsageError
 
@@ -92,7 +90,7 @@ class LoadedTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Return the text of ids, including special tokens unless `skip_special`."""
         if self.fast is not None and not skip_special:
-            content = self.fast.decode(np.array(ids, ID_DTYPE).tobytes())
+            content = self.fast.decode(struct.pack(f"<{len(ids)}I", *ids))
             if content is not None:
                 return content.decode(errors="replace")
         literals = self._literal
