@@ -64,25 +64,20 @@ def run_with_memory(config, nbytes):
 
 
 def run_out_of_memory(config, nbytes):
-    """Train; after the first checkpoint, no more than so many bytes can be had.
-
-    A file `available` in the run directory then has the bytes that the process could have in all.
-    """
+    """Train under a high limit of memory, which after the first checkpoint is lowered to so many bytes."""
     import torch
 
     from apr.train import Callbacks, finish, pretrain
 
     torch.set_num_threads(1)
     finish.plot_losses = lambda *_, **__: None
-    before, first = _address_space(), []
+    before = _address_space()
+    _limit_memory(1 << 36)
 
     def limit(_):
-        if not first:
-            first.append(_address_space() + nbytes - before)
-            _limit_memory(nbytes)
+        _limit_memory(before + nbytes - _address_space())
 
     pretrain(config, callbacks=Callbacks(on_checkpoint=limit), out=io.StringIO())
-    (config.run_dir / "available").write_text(str(first[0]))
 
 
 def _address_space():

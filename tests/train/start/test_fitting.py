@@ -63,7 +63,8 @@ def test_memory_that_runs_out_in_a_run_names_flags_that_then_fit(wide):
     import apr
 
     config = wide(num_steps=3)
-    child = children.start(children.run_out_of_memory, config, 320 << 20)
+    available = 640 << 20
+    child = children.start(children.run_out_of_memory, config, available)
     child.join()
     failed = json.loads((config.run_dir / "result.json").read_text())
     assert (failed["status"], failed["exit_code"], failed["micro_batch"]) == ("FAILED", 1, WINDOWS)
@@ -76,7 +77,6 @@ def test_memory_that_runs_out_in_a_run_names_flags_that_then_fit(wide):
     assert apr.verify(config.run_dir / last).ok
     advised = int(re.search(r"--micro-batch (\d+)", failed["detail"])[1])
     # As advised, with as much memory as the run could have.
-    available = int((config.run_dir / "available").read_text())
     again = wide(num_steps=3, resume=True, micro_batch=advised)
     child = children.start(children.run_with_memory, again, available)
     child.join()

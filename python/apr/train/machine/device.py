@@ -181,10 +181,14 @@ def free_memory_bytes(device: torch.device) -> int | None:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Return the bytes that this process holds now: reserved on a GPU, or resident in memory."""
+    """Return the bytes that this process holds now: reserved on a GPU, or resident in memory.
+
+    Under `ulimit -v`, what is limited: its address space.
+    """
     if device.type == "cuda":
         return torch.cuda.memory_reserved(device)
-    return _rows("/proc/self/status")["VmRSS"]
+    limited = resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+    return _rows("/proc/self/status")["VmSize" if limited else "VmRSS"]
 
 
 def _rows(path: str | Path) -> dict[str, int]:
