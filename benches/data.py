@@ -43,9 +43,7 @@ ROUNDS = 3
 def encode(directory: Path, options: argparse.Namespace) -> None:
     """Encode files to flushed shards and a manifest, and in memory; the peers encode in memory."""
     corpus, nbytes = text_files(directory / "corpus", options)
-    sources = options.tokenizer or [
-        SMOLLM2 if SMOLLM2.exists() else trained(corpus, directory / "vocabulary")
-    ]
+    sources = options.tokenizer or [default_tokenizer(corpus, directory)]
     for source in sources:
         encode_with(Path(source), directory, corpus, nbytes)
 
@@ -66,6 +64,7 @@ def encode_with(source: Path, directory: Path, corpus: Path, nbytes: int) -> Non
     options = EncodeOptions(
         corpus=(str(corpus),), tokenizer=as_json, output=directory / "shards", eos_policy="none", force=True
     )
+    environment = compiled(directory)
     peer = Tokenizer.from_file(str(as_json))
     peer.encode_special_tokens = True
 
@@ -81,7 +80,12 @@ def encode_with(source: Path, directory: Path, corpus: Path, nbytes: int) -> Non
     def in_memory() -> None:
         next(encoders).encode_values(texts)
 
+    def command() -> None:
+        arguments = ["--corpus", corpus, "--tokenizer", as_json, "--output", directory / "command"]
+        encode_command([*arguments, "--eos-policy", "none", "--force"], environment)
+
     sides: dict[str, Callable[[], object]] = {
+        "ours, command": command,
         "ours, to shards": lambda: to_shards(options),
         "ours, in memory": in_memory,
         "tokenizers": lambda: deque(batches(), maxlen=0),
@@ -121,6 +125,37 @@ def encode_with(source: Path, directory: Path, corpus: Path, nbytes: int) -> Non
     print(flush=True)
 
 
+def scaling(directory: Path, options: argparse.Namespace) -> None:
+    """Encode with one worker and with two."""
+    corpus, nbytes = text_files(directory / "corpus", options)
+    source = (options.tokenizer or [default_tokenizer(corpus, directory)])[0]
+    environment = compiled(directory)
+
+    def run(workers: int) -> None:
+        arguments = ["--corpus", corpus, "--tokenizer", source, "--output", directory / "shards", "--force"]
+        encode_command([*arguments, "--workers", str(workers)], environment)
+
+    counts = (1, 2)
+    seconds = taking_turns_with_cpu([lambda: run(1), lambda: run(2)], ROUNDS)
+    print(f"encode {nbytes / 1e6:.0f} MB with {Path(source).name}: the whole command")
+    for workers, (wall, cpu) in zip(counts, seconds, strict=True):
+        print(f"    {workers} worker{'s' * (workers > 1)}: {wall:.2f} s, {cpu:.2f} CPU-seconds")
+    print(f"    {seconds[0][0] / seconds[1][0]:.2f} x as fast with two", flush=True)
+
+
+def compiled(directory: Path) -> dict[str, str]:
+    """Return an environment in which modules are compiled once, as in an installation."""
+    # Outside of the source tree.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return environment | {"PYTHONPYCACHEPREFIX": str(directory / "compiled")}
+
+
+def encode_command(arguments: list[Any], environment: dict[str, str]) -> None:
+    """Run `apr tokenize encode`."""
+    command = [sys.executable, "-m", "apr", "tokenize", "encode", *map(str, arguments)]
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
 def short(directory: Path, options: argparse.Namespace) -> None:
     """Encode documents of one character; the peer is the same with half as many of them."""
     from apr.data.encode import encode_corpus as to_shards
@@ -151,9 +186,7 @@ def parts(directory: Path, options: argparse.Namespace) -> None:
     from apr.data.merge import merge_parts
 
     corpus, nbytes = text_files(directory / "corpus", options)
-    source = (
-        options.tokenizer or [SMOLLM2 if SMOLLM2.exists() else trained(corpus, directory / "vocabulary")]
-    )[0]
+    source = (options.tokenizer or [default_tokenizer(corpus, directory)])[0]
 
     def run(name: str, part: str | None = None) -> Path:
         output = directory / name
@@ -168,7 +201,7 @@ def parts(directory: Path, options: argparse.Namespace) -> None:
         lambda: [run(path.name, f"{n}/4") for n, path in enumerate(made, start=1)],
         lambda: merge_parts(made, directory / "merged", force=True),
     ]
-    whole, in_parts, merging = taking_turns(sides, rounds=3)
+    (whole, _), (in_parts, _), (merging, merging_cpu) = taking_turns_with_cpu(sides, rounds=3)
     shards = sorted((directory / "whole").glob("*.bin"))
     if any(shard.read_bytes() != (directory / "merged" / shard.name).read_bytes() for shard in shards):
         sys.exit("parts: the joined shards differ from those of one run")
@@ -176,7 +209,8 @@ def parts(directory: Path, options: argparse.Namespace) -> None:
     print(f"encode {nbytes / 1e6:.0f} MB in 4 parts on this machine, and join them: the shards of one run")
     print(f"    one run {whole:.2f} s, the parts one after another {in_parts:.2f} s", flush=True)
     print(
-        f"    merge {size / 1e9 / merging:.2f} GB/s, with checks of both and fsync (target at least 1)",
+        f"    merge {size / 1e9 / merging:.2f} GB/s (target at least 1), "
+        f"{size / 1e9 / merging_cpu:.2f} GB per CPU-second, with checks of both and fsync",
         flush=True,
     )
 
@@ -254,9 +288,10 @@ def taking_turns_with_cpu(sides: list[Callable[[], object]], rounds: int) -> lis
     taken: list[list[tuple[float, float]]] = [[] for _ in sides]
     for _ in range(rounds):
         for act, seconds in zip(sides, taken, strict=True):
-            start, cpu = time.perf_counter(), time.process_time()
+            start, cpu = time.perf_counter(), sum(os.times()[:4])
             act()
-            seconds.append((time.perf_counter() - start, time.process_time() - cpu))
+            # Of this process and of those that it ran.
+            seconds.append((time.perf_counter() - start, sum(os.times()[:4]) - cpu))
     return [
         (statistics.median(wall for wall, _ in seconds), statistics.median(cpu for _, cpu in seconds))
         for seconds in taken
@@ -281,9 +316,7 @@ def repair_manifest(directory: Path, _options: argparse.Namespace) -> None:
         "import runpy; runpy.run_module('apr.repair_manifest', run_name='__main__')"
     )
 
-    # An installation has compiled modules; keep them outside the source tree.
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment["PYTHONPYCACHEPREFIX"] = str(directory / "compiled")
+    environment = compiled(directory)
 
     def command(*arguments: str) -> None:
         subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment)
@@ -385,6 +418,7 @@ def loader(directory: Path, _options: argparse.Namespace) -> None:
 ROWS = {
     "encode": encode,
     "parts": parts,
+    "scaling": scaling,
     "short": short,
     "repair_manifest": repair_manifest,
     "verify": verify,

@@ -65,13 +65,11 @@ impl Merges {
             bytes[usize::from(byte)] = vocabulary.id(letter(byte).encode_utf8(&mut [0; 4]));
         }
         let mut pairs = Pairs::new(merges.len());
-        let mut both = String::new();
+        let (mut both, mut last) = (String::new(), 0);
         for (rank, merge) in merges.iter().enumerate() {
-            both.clear();
-            both.push_str(&merge.left);
-            both.push_str(&merge.right);
             let (left, right) = (vocabulary.id(&merge.left)?, vocabulary.id(&merge.right)?);
-            let value = (u64::try_from(rank).ok()? << 32) | u64::from(vocabulary.id(&both)?);
+            last = vocabulary.id_of_both(&merge.left, &merge.right, last, &mut both)?;
+            let value = (u64::try_from(rank).ok()? << 32) | u64::from(last);
             // The library takes the last one of several; and it reads no list of both forms.
             if pairs.get(left, right) != NONE || merge.is_string != merges[0].is_string {
                 return None;

@@ -38,6 +38,20 @@ impl Vocabulary {
         Some(self.tokens[*found as usize].id)
     }
 
+    /// The id of two tokens joined. In most files it is one more than that of the merge before, `last`, where the
+    /// search takes no time.
+    pub(crate) fn id_of_both(&self, left: &str, right: &str, last: u32, both: &mut String) -> Option<u32> {
+        let next = last.wrapping_add(1);
+        let is_next = |token: &str| token.strip_prefix(left) == Some(right);
+        if self.token(next).is_some_and(is_next) {
+            return Some(next);
+        }
+        both.clear();
+        both.push_str(left);
+        both.push_str(right);
+        self.id(both)
+    }
+
     pub(crate) fn token(&self, id: u32) -> Option<&str> {
         // Most vocabularies have no gaps.
         let at = match self.tokens.get(id as usize) {
@@ -59,7 +73,8 @@ impl Vocabulary {
     /// Return the vocabulary with the tokens that a file adds; `None` if the library would not give each of them
     /// the id that the file names, or if two tokens have the same id.
     pub(crate) fn with_added(mut self, added: &[AddedToken]) -> Option<Self> {
-        let mut next = u32::try_from(self.tokens.len()).ok()?;
+        let count = self.tokens.len();
+        let mut next = u32::try_from(count).ok()?;
         for (n, token) in added.iter().enumerate() {
             let is_repeated = added[..n].iter().any(|other| other.content == token.content);
             let known = self.id(&token.content);
@@ -71,19 +86,24 @@ impl Vocabulary {
                 self.push(&token.content, token.id)?;
             }
         }
-        if !self.tokens.is_sorted_by_key(|token| token.id) {
+        // Most files list their tokens in the order of ids.
+        let is_sorted = self.tokens.is_sorted_by_key(|token| token.id);
+        if !is_sorted {
             self.tokens.sort_by_key(|token| token.id);
         }
         if self.tokens.windows(2).any(|two| two[0].id == two[1].id) {
             return None;
         }
-        self.index()
+        self.index(if is_sorted { count } else { 0 })
     }
 
-    /// Make the tokens be found by text. `None` if two have the same text.
-    fn index(mut self) -> Option<Self> {
-        let mut by_text = HashTable::with_capacity(self.tokens.len());
-        for at in 0..u32::try_from(self.tokens.len()).ok()? {
+    /// Make the tokens from one on be found by text. `None` if two have the same text.
+    fn index(mut self, from: usize) -> Option<Self> {
+        let mut by_text = std::mem::take(&mut self.by_text);
+        if from == 0 {
+            by_text = HashTable::with_capacity(self.tokens.len());
+        }
+        for at in u32::try_from(from).ok()?..u32::try_from(self.tokens.len()).ok()? {
             let text = self.text(at);
             let same = |other: &u32| self.text(*other) == text;
             match by_text.entry(hash(text.as_bytes()), same, |other| hash(self.text(*other).as_bytes())) {
@@ -130,7 +150,7 @@ impl<'de> Deserialize<'de> for Vocabulary {
                 while let Some(text) = map.next_key::<Text<'de>>()? {
                     vocabulary.push(&text.0, map.next_value()?).ok_or_else(wrong)?;
                 }
-                vocabulary.index().ok_or_else(wrong)
+                vocabulary.index(0).ok_or_else(wrong)
             }
         }
 
