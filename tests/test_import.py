@@ -58,6 +58,7 @@ PACKAGES = {
     "apr.train": ["PretrainConfig", "pretrain", "evaluate", "evaluate_file"],
     "apr.convert": ["convert", "ConvertOptions"],
     "apr.contracts": ["check", "load_contract"],
+    "apr.report": ["write_comparison", "write_report"],
     "apr.torch": ["load_file", "save_file"],
     "apr.numpy": ["load_file", "save_file"],
 }

@@ -41,6 +41,27 @@ def held(directory: str | os.PathLike[str], holder: str, advice: str) -> Iterato
         os.close(descriptor)
 
 
+def is_held(directory: str | os.PathLike[str]) -> bool:
+    """Return whether a process, or another thread of this one, holds a directory just now.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        NotADirectoryError: the path is not a directory.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # A shared lock, and for no longer than this: several may look at once.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # a file system without locks
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _lock(directory: str | os.PathLike[str], refusal: str) -> int:
     while True:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)

@@ -145,6 +145,7 @@ COMMANDS = {
     "tokenize decode": "decode detokenize",
     "tokenize merge": "merge",
     "repair-manifest": "repair fix manifest rebuild index",
+    "report": "html plot chart curves dashboard tensorboard summary compare-runs",
     "contracts check": "contract verdict gate",
     "contracts lint": "lint",
     "--version": "version",

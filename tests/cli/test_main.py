@@ -23,6 +23,7 @@ MISSPELLED = {
     "pretrain": ("--datset", "--dataset"),
     "evaluate": ("--vol-tokens", "--val-tokens"),
     "generate": ("--temprature", "--temperature"),
+    "report": ("--comapre", "--compare"),
     "contracts lint": ("--strict-test-bindings", "--strict-test-binding"),
 }
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "pretrain": ("apr.cli.pretrain", "train a model from a file or from scratch"),
     "evaluate": ("apr.cli.evaluate", "measure the loss of a model file on token shards"),
     "generate": ("apr.cli.generate", "continue a text, or answer in a chat, with a model file"),
+    "report": ("apr.cli.report", "write an HTML page about a training run, or compare two"),
     "contracts": ("apr.cli.contracts", "check whether a training run met the requirements in a YAML file"),
 }
 

@@ -97,6 +97,25 @@ def check_holds_run(run_dir: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, reason, str(run_dir / CONFIG))
 
 
+def check_is_run(run_dir: Path) -> None:
+    """Check that a directory has the files of a run, or of one that was refused before its first step.
+
+    Raises:
+        FileNotFoundError: the directory does not exist.
+        NotADirectoryError: the path is not a directory.
+        RefusedError: it is not the directory of a run; says what it holds instead.
+    """
+    if not run_dir.exists():
+        reason = f"no such run directory; {_other_run(run_dir) or 'pass the --run-dir of a run'}"
+        raise FileNotFoundError(errno.ENOENT, reason, str(run_dir))
+    if not run_dir.is_dir():
+        reason = f"not a run directory but a file; {_other_run(run_dir) or 'pass the --run-dir of a run'}"
+        raise NotADirectoryError(errno.ENOTDIR, reason, str(run_dir))
+    if not holds_run(run_dir) and not (run_dir / RESULT).exists():
+        advice = _other_run(run_dir) or "pass the --run-dir of a run"
+        raise RefusedError(f"{run_dir}: not a run, {_contents(run_dir)}; {advice}", path=run_dir)
+
+
 def _contents(directory: Path) -> str:
     """Return in words what a directory that is not a run holds."""
     names = {path.name for path in directory.iterdir()}

@@ -15,7 +15,7 @@ _DOTS_PER_INCH = 150
 _BLUE, _PALE, _RED = "#2f6fab", "#c3d6e8", "#c0392b"
 # The losses of more steps than this are drawn as a pale band under their moving mean. Losses of small batches
 # jump by more than a short run improves.
-_FEW_STEPS = 12
+FEW_STEPS = 12
 # The mean is over 1/40 of the steps; in a short run over 8, or over a quarter of them.
 _SMOOTHING, _LEAST_WIDTH, _LARGEST_SHARE = 40, 8, 4
 
@@ -39,11 +39,11 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float | No
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    many = len(steps) > _FEW_STEPS
+    many = len(steps) > FEW_STEPS
     if steps:
         axes.plot(*zip(*steps, strict=True), color=_PALE if many else _BLUE, lw=1, label="train, each step")
     if many:
-        axes.plot(*zip(*_smoothed(steps), strict=True), color=_BLUE, lw=1.6, label="train, smoothed")
+        axes.plot(*zip(*smoothed(steps), strict=True), color=_BLUE, lw=1.6, label="train, smoothed")
     if evaluations:
         axes.plot(*zip(*evaluations, strict=True), "o-", color=_RED, lw=1.6, ms=4, label="held-out")
         best = min(evaluations, key=lambda point: point[1])
@@ -72,8 +72,8 @@ def plot_losses(records: list[dict[str, Any]], path: Path, *, target: float | No
     write_atomically(path, png.getbuffer())
 
 
-def _smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Return moving means, each at the middle of its window."""
+def smoothed(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return moving means of (x, loss) pairs in their order, each at the middle of its window."""
     width = max(len(points) // _SMOOTHING, min(_LEAST_WIDTH, len(points) // _LARGEST_SHARE))
     # A sum that is carried along: a mean over each window by itself would be quadratic in a long run.
     sums = [0.0, *accumulate(loss for _, loss in points)]
