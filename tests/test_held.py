@@ -75,3 +75,14 @@ def test_what_was_made_and_is_empty_goes_with_an_error(tmp_path):
     with claimed(deep, "somebody", "wait"):
         pass
     assert deep.is_dir()
+
+
+def test_looking_whether_a_directory_is_held_does_not_hold_it(tmp_path):
+    from apr.held import held, is_held
+
+    assert not is_held(tmp_path)
+    with held(tmp_path, "somebody", "wait"):
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        is_held(tmp_path / "missing")

@@ -93,6 +93,12 @@ def leave_resumed(run):
     (run / "result.json").write_text(json.dumps(result))
 
 
+def leave_interrupted(run):
+    result = json.loads((run / "result.json").read_text())
+    result |= {"status": "INTERRUPTED", "exit_code": 143, "detail": "SIGTERM after 40 steps", "spikes": 2}
+    (run / "result.json").write_text(json.dumps(result))
+
+
 def leave_damaged_checkpoints(run):
     for path in (run / "ckpt").glob("*.apr"):
         path.write_bytes(path.read_bytes()[:100])
@@ -105,6 +111,7 @@ def leave_damaged_checkpoints(run):
         (leave_without_a_step, ["NO RESULT", "No step and no evaluation"]),
         (leave_a_line_cut_off, ["NO RESULT", "--resume"]),
         (leave_resumed, ["resumed from ckpt/epoch-001.apr", "with 2 ranks"]),
+        (leave_interrupted, ["INTERRUPTED", "SIGTERM after 40 steps", "2 spikes", "--resume"]),
         (leave_damaged_checkpoints, ["BUDGET_SPENT", "not recorded"]),
     ],
 )
