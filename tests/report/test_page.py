@@ -87,9 +87,10 @@ def leave_a_line_cut_off(run):
 
 
 def leave_resumed(run):
-    # As a run on two ranks that was resumed on two leaves them.
+    # As a run that was resumed on two ranks leaves it.
     result = json.loads((run / "result.json").read_text())
-    result |= {"resumed_from": "ckpt/epoch-001.apr", "micro_batch": 2}
+    result |= {"resumed_from": "ckpt/epoch-001.apr", "ranks": 2, "slowest_rank_seconds": 0.25}
+    result["peak_memory_by_rank"] = [2**30, 2**31]
     (run / "result.json").write_text(json.dumps(result))
 
 
@@ -110,7 +111,7 @@ def leave_damaged_checkpoints(run):
         (leave_killed, ["NO RESULT", "40 of 40 steps", "--resume"]),
         (leave_without_a_step, ["NO RESULT", "No step and no evaluation"]),
         (leave_a_line_cut_off, ["NO RESULT", "--resume"]),
-        (leave_resumed, ["resumed from ckpt/epoch-001.apr", "with 2 ranks"]),
+        (leave_resumed, ["resumed from ckpt/epoch-001.apr", "with 2 ranks", "1.0 GiB, 2.0 GiB"]),
         (leave_interrupted, ["INTERRUPTED", "SIGTERM after 40 steps", "2 spikes", "--resume"]),
         (leave_damaged_checkpoints, ["BUDGET_SPENT", "not recorded"]),
     ],

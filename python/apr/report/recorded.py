@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _NUMBERS = (
     "steps_completed", "wall_seconds", "spikes", "skipped_steps", "peak_memory_bytes", "tokens_per_second",
-    "mfu", "micro_batch", "grad_accum",
+    "mfu", "micro_batch", "grad_accum", "ranks", "slowest_rank_seconds",
 )  # fmt: skip
 _LARGEST_NUMBER = 1e300  # also keeps integers that no float can hold out of the arithmetic
 
@@ -70,14 +70,6 @@ class RecordedRun:
         if self.result is not None:
             return self.result.wall_seconds
         return max((number(record.get("wall_seconds")) or 0.0 for record in self.records), default=0.0)
-
-    @property
-    def ranks(self) -> int | None:
-        """Number of ranks that it ended on; None if it is not recorded."""
-        if self.result is None or self.config is None:
-            return None
-        of_a_rank = (self.result.micro_batch or 0) * (self.result.grad_accum or 0)
-        return self.config.windows_per_step // of_a_rank if of_a_rank else None
 
 
 def read_run(path: Path) -> RecordedRun:

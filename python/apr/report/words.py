@@ -75,7 +75,7 @@ def sentences(run: RecordedRun) -> list[str]:
         model = run.checkpoint.get("model_type")
         size = number(run.checkpoint.get("param_count"))
         what = f" ({model}, {size / 1e6:,.1f} M parameters)" if model and size else ""
-        ranks = f" with {run.ranks} ranks" if run.ranks is not None and run.ranks > 1 else ""
+        ranks = f" with {result.ranks} ranks" if result is not None and result.ranks > 1 else ""
         tokens = max((int(number(r.get("tokens_seen")) or 0) for r in run.records), default=0)
         lines.append(
             f"{started_from(run.config)}{what} was trained on {run.config.dataset.name} for "
@@ -294,8 +294,11 @@ def environment(run: RecordedRun) -> dict[str, str]:
     devices = dict.fromkeys(str(step.get("device")) for step in run.steps)
     rows: dict[str, str] = {"device": ", ".join(devices)} if devices else {}
     if run.result is not None:
-        if run.ranks is not None:
-            rows["ranks"] = str(run.ranks)
+        if run.result.ranks > 1:
+            rows["ranks"] = str(run.result.ranks)
+            by_rank = [_size(number(used) or 0) for used in run.result.peak_memory_by_rank]
+            rows["peak memory by rank"] = ", ".join(by_rank)
+            rows["step of the slowest rank"] = f"{run.result.slowest_rank_seconds or 0:.3g} s, median"
         if run.result.micro_batch is not None:
             rows["micro-batch"] = f"{run.result.micro_batch} x {run.result.grad_accum}"
         rows |= {name: str(version) for name, version in sorted(run.result.versions.items())}
