@@ -39,6 +39,20 @@ def test_the_table_of_families_is_complete_and_its_tests_exist() -> None:
         assert f"def {name}(" in (DOCS.parent / path).read_text()
 
 
+def test_the_table_of_ranks_is_complete() -> None:
+    """`python docs/rank_table.py` writes the table from what the tests of several ranks measure."""
+    page = (DOCS / "several-gpus.md").read_text()
+    table = page.split("<!-- the table below")[1].split("<!-- end of the table")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| ")][1:]
+    cells = {(engine, precision, ranks): cell for engine, precision, ranks, cell in rows}
+    for ranks in "234":
+        for engine in ("all-reduce", "--shard-model"):
+            assert float(cells[engine, "fp32", ranks].replace("same bits", "0")) <= 1e-5
+        assert cells["held-out loss", "fp32", ranks] == "same bits"
+    for ranks in ("2", "4", "4, then 2"):
+        assert cells["--deterministic, checkpoints", "fp32", ranks] == "same bits"
+
+
 def test_the_script_of_the_safetensors_page_runs(tmp_path: Path, monkeypatch) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "safetensors.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)

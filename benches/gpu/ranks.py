@@ -1,6 +1,6 @@
 """Several GPUs of one host: what they compute is checked, then how fast they are beside one of them.
 
-    python benches/gpu/ranks.py [--gpus N] [--only check|speed] [--arch PRESET]
+    python benches/gpu/ranks.py [--gpus N] [--only check|speed|sharded] [--arch PRESET]
 
 N is 2 or 4; by default, as many as there are. Each row of the table has one GPU's figure beside it, from the
 same machine and run. NVLink multicast stays off. The whole takes less than eight minutes.
@@ -8,7 +8,8 @@ same machine and run. NVLink multicast stays off. The whole takes less than eigh
 Checked first, with the command itself on a small model: a `--deterministic` run writes the same bytes on each
 number of GPUs, also stopped on N and resumed on half of them, and the held-out loss of the same weights is
 the same bits without that flag. Then steps are timed as a run does them, with the exchange of signals and
-times between ranks: medians of blocks of steps.
+times between ranks: medians of blocks of steps. On 4 GPUs, a model of 7.6 B parameters is divided among them
+(--shard-model), and its memory stands beside the estimate of --plan.
 """
 
 from __future__ import annotations
@@ -34,6 +35,21 @@ if TYPE_CHECKING:
 
 WARM_UP, BLOCKS, STEPS = 5, 5, 10
 VOCAB = 151_936
+# The sizes of Qwen2.5-7B.
+LARGE, LARGE_BATCH, LARGE_LENGTH = "qwen2.5-7b", 2, 4096
+LARGE_SIZES = {
+    "architecture": "qwen2",
+    "vocab_size": 152_064,
+    "hidden_size": 3584,
+    "num_layers": 28,
+    "num_heads": 28,
+    "num_kv_heads": 4,
+    "intermediate_size": 18_944,
+    "max_position_embeddings": 32_768,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
 
 
 class Case(NamedTuple):
@@ -71,7 +87,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gpus", type=int, choices=(2, 4), default=torch.cuda.device_count())
-    parser.add_argument("--only", choices=("check", "speed"))
+    parser.add_argument("--only", choices=("check", "speed", "sharded"))
     parser.add_argument("--arch", default="qwen2.5-0.5b")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -83,9 +99,11 @@ def main() -> None:
     sizes = [1, 2, 4][: options.gpus.bit_length()]
     print(f"{options.gpus} x {torch.cuda.get_device_name(0)}, torch {torch.__version__}", flush=True)
     with tempfile.TemporaryDirectory() as directory:
-        if options.only != "speed":
+        if options.only in {None, "check"}:
             check(Path(directory), sizes)
-        if options.only != "check":
+        if options.only in {None, "sharded"} and options.gpus == 4:
+            measured(Path(directory), 4, LARGE)
+        if options.only in {None, "speed"}:
             results = {size: measured(Path(directory), size, options.arch) for size in sizes}
             print_table(results, options.arch)
 
@@ -183,6 +201,10 @@ def serve(options: argparse.Namespace) -> None:
 
     prefer_expandable_segments()
     with joined(300) as world:
+        if options.arch == LARGE:
+            time_sharded(world)
+            options.serve.write_text("{}")
+            return
         device = torch.device("cuda", world.local_rank)
         results = {}
         for name, case in CASES.items():
@@ -200,6 +222,63 @@ def serve(options: argparse.Namespace) -> None:
                 print(f"  {world.size} GPUs, {name}: {seconds * 1e3:.1f} ms", flush=True)
         if world.leads:
             options.serve.write_text(json.dumps(results))
+
+
+def time_sharded(world: World) -> None:
+    """Time steps of a model of 7.6 B parameters that is divided among the ranks, and print its figures."""
+    from apr.model.config import ModelConfig
+    from apr.train.config import PretrainConfig
+    from apr.train.machine.settings import training_settings
+    from apr.train.optimizer import make_optimizer
+    from apr.train.parallel.shard import own, sharded_model
+    from apr.train.start.needs import flops_per_token, memory_bytes, parameter_groups
+    from apr.train.step import Step
+
+    device, model_config = torch.device("cuda", world.local_rank), ModelConfig.from_metadata(LARGE_SIZES)
+    asked = PretrainConfig(
+        mode="from-scratch", arch="x", dataset=Path("x"), run_dir=Path("x"), batch_size=LARGE_BATCH,
+        seq_length=LARGE_LENGTH, shard_model=True, activation_checkpointing=True,
+    )  # fmt: skip
+    config = asked.over_ranks(world.size).resolved("bf16", compiled=True)
+    with training_settings(device, deterministic=False):
+        model = sharded_model(model_config, device, world.size, "bf16")
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name.endswith("norm.weight"):
+                    own(parameter).fill_(1.0)
+                else:
+                    own(parameter).normal_(0.0, 0.0 if name.endswith("bias") else 0.02)
+        step = Step(
+            model,
+            make_optimizer(model, config),
+            precision="bf16",
+            grad_clip=1.0,
+            compiled=True,
+            recomputes=True,
+            world=world,
+        )
+        shape = (LARGE_BATCH, LARGE_LENGTH + 1)
+        ids = torch.from_numpy(np.random.default_rng(world.rank).integers(0, VOCAB, shape)).to(device)
+        seconds = []
+        for _ in range(3 + BLOCKS):
+            started = time.perf_counter()
+            step.accumulate([ids], config.tokens_per_step)
+            outcome = step.update(1e-5)
+            seconds.append(max(s for (s,) in world.gather([time.perf_counter() - started])))
+        gib = [m / 2**30 for (m,) in world.gather([torch.cuda.max_memory_reserved(device)])]
+        groups, median = parameter_groups(model_config), statistics.median(seconds[3:])
+        speed = config.tokens_per_step / median
+        mfu = speed * flops_per_token(model_config, groups, LARGE_LENGTH) / (world.size * 989e12)
+        if world.leads:
+            print(
+                f"{LARGE}, {sum(groups.values()) / 1e9:.1f} B parameters, "
+                f"{LARGE_BATCH} x {LARGE_LENGTH} a rank, --shard-model, activation checkpointing: "
+                f"{median:.3f} s a step, {speed:,.0f} tokens/s, "
+                f"{mfu:.1%} of 989 TFLOP/s (required: 36 %), loss {outcome.train_loss:.3f}\n"
+                f"  GiB a rank: {', '.join(f'{one:.1f}' for one in gib)}; the estimate is "
+                f"{memory_bytes(config, model_config, device) / 2**30:.1f}",
+                flush=True,
+            )
 
 
 def steps(arch: str, world: World, case: Case) -> tuple[float, float, float]:

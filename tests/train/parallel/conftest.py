@@ -8,6 +8,17 @@ from apr.train import PretrainConfig
 WINDOWS, STEPS = 12, 50
 
 
+@pytest.fixture
+def note(record_property):
+    """Note a cell of the table in docs/several-gpus.md, which docs/rank_table.py writes."""
+
+    def write(ranks, engine, precision, values, expected):
+        difference = max(abs(a - b) / abs(b) for a, b in zip(values, expected, strict=True))
+        record_property("cell", f"{ranks}|{engine}|{precision}|{difference}")
+
+    return write
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """A directory with shards for 50 steps, and for an evaluation of more groups than ranks."""

@@ -37,10 +37,11 @@ def runs(deterministic):
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(2, 3), (4, 3), (2, 1), (4, 1), ("4, then 2", 1)], ids=str)
-def test_any_number_of_ranks_writes_the_same_bytes(runs, size, batch_size):
+def test_any_number_of_ranks_writes_the_same_bytes(runs, size, batch_size, record_property):
     alone, shared = checkpoints(runs[1, batch_size]), checkpoints(runs[size, batch_size])
     assert list(alone) == ["epoch-000.apr", "epoch-001.apr"] or len(alone) == 2
     assert shared == alone
+    record_property("cell", f"{size}|--deterministic, checkpoints|fp32|0.0")
 
 
 def test_three_ranks_have_no_complete_subtrees_and_are_refused(deterministic):

@@ -28,26 +28,30 @@ def equal_runs(options):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_losses_of_fifty_steps_are_those_of_one_process(equal_runs, size):
+def test_losses_of_fifty_steps_are_those_of_one_process(equal_runs, size, note):
     alone, shared = (step_records(equal_runs[n, "fp32"]) for n in (1, size))
     assert len(shared) == STEPS
     for field in ("train_loss", "grad_norm"):
         expected = [record[field] for record in alone]
         assert [record[field] for record in shared] == pytest.approx(expected, rel=1e-5)
+        if field == "train_loss":
+            note(size, "all-reduce", "fp32", [record[field] for record in shared], expected)
     for field in ("lr", "tokens_seen"):
         assert [record[field] for record in shared] == [record[field] for record in alone]
 
 
-def test_bfloat16_losses_are_close_to_those_of_one_process(equal_runs):
+def test_bfloat16_losses_are_close_to_those_of_one_process(equal_runs, note):
     alone, shared = ([r["train_loss"] for r in step_records(equal_runs[n, "bf16"])] for n in (1, 2))
     assert shared == pytest.approx(alone, rel=1e-3)
+    note(2, "all-reduce", "bf16", shared, alone)
 
 
 @pytest.mark.parametrize(("size", "precision"), [(2, "fp32"), (3, "fp32"), (4, "fp32"), (2, "bf16")])
-def test_the_held_out_loss_of_the_same_weights_is_the_same_bits(equal_runs, size, precision):
+def test_the_held_out_loss_of_the_same_weights_is_the_same_bits(equal_runs, size, precision, note):
     """Three groups of windows: more than two ranks have, as many as three, fewer than four."""
     alone, shared = (records(equal_runs[n, precision])[0] for n in (1, size))
     assert (alone["step"], shared["val_loss"]) == (0, alone["val_loss"])
+    note(size, "held-out loss", precision, [shared["val_loss"]], [alone["val_loss"]])
 
 
 @pytest.mark.parametrize("size", SIZES)
