@@ -37,7 +37,12 @@ def sharded_model(config: ModelConfig, device: torch.device, ranks: int, precisi
     model = Decoder.empty(config, "meta", torch.float32)
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16,
+            reduce_dtype=torch.float32,
+            # Among a layer's inputs are the tables of rotary positions, which stay float32.
+            cast_forward_inputs=False,
+        )
     mesh = init_device_mesh(device.type, (ranks,))
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
