@@ -144,9 +144,8 @@ def check(directory: Path, sizes: list[int]) -> None:
 
 
 def write_shards(directory: Path) -> None:
-    """Write ids that follow from the ones before, with some noise."""
-    rng = np.random.default_rng(0)
-    ids = (np.cumsum(rng.integers(1, 4, 2_000_000)) % 997).astype("<u4")
+    """Write ids as frequent as words are: others are refused as random."""
+    ids = (np.random.default_rng(0).zipf(1.3, 2_000_000) % 1000).astype("<u4")
     directory.mkdir()
     (directory / "shard-00000.bin").write_bytes(ids.tobytes())
     facts = {"schema": "pretokenize-bin-v1", "shard_count": 1, "total_tokens": len(ids), "vocab_size": 1000}
@@ -206,6 +205,7 @@ def serve(options: argparse.Namespace) -> None:
             options.serve.write_text("{}")
             return
         device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
         results = {}
         for name, case in CASES.items():
             if case.tree and world.size == 1:
