@@ -76,3 +76,14 @@ def test_the_code_in_the_python_page_runs_from_top_to_bottom(
     assert len(namespace["losses"]) == 4
     assert Path("hf-trained/config.json").exists()
     assert "token shards" in capsys.readouterr().out  # of the last block
+
+
+def test_the_tests_in_the_testing_page_pass() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "testing.md").read_text(), re.DOTALL)
+    namespace: dict = {}
+    for block in blocks:
+        exec(block, namespace)
+    tests = [value for name, value in namespace.items() if name.startswith("test_")]
+    assert len(tests) == 3
+    for test in tests:
+        test()

@@ -22,6 +22,7 @@ ACTS = {
     "a decoder": ("torch", "from apr.model import Decoder"),
     "training": ("torch", "from apr.train import pretrain"),
     "generate": ("torch", "apr.generate"),
+    "strategies": ("hypothesis", "import apr.testing"),
     "a GGUF file": ("gguf", "apr.inspect(gguf)"),
     "a GGUF file to verify": ("gguf", "apr.verify(gguf)"),
     "a GGUF file to convert": ("gguf", "from apr.convert import convert; convert(gguf, 'o.apr')"),

@@ -4,6 +4,7 @@ from apr import data as data
 from apr import model as model
 from apr import numpy as numpy
 from apr import report as report
+from apr import testing as testing
 from apr import torch as torch
 from apr import train as train
 from apr._core import __version__ as __version__

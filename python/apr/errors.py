@@ -26,6 +26,7 @@ _EXTRA = {
     "torch": "train",
     "transformers": "hf",
     "tensorboard": "tensorboard",
+    "hypothesis": "testing",
 }
 # A longer message keeps its start and its end: a hostile file can contain a name of a hundred megabytes.
 _MAX_MESSAGE, _KEPT_START, _KEPT_END = 4096, 3000, 500

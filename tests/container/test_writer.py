@@ -10,16 +10,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.properties.test_container import METADATA, NAMES, TENSORS, arrays, bits
+from tests.properties.test_container import METADATA, TENSORS, bits
 
 import apr
+from apr import testing
 
 
 def files(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-@given(st.lists(st.tuples(NAMES, arrays()), max_size=6, unique_by=lambda pair: pair[0]), METADATA)
+@given(
+    st.lists(st.tuples(testing.names(), testing.tensors()), max_size=6, unique_by=lambda pair: pair[0]),
+    METADATA,
+)
 def test_any_sequence_of_adds_comes_back_with_every_bit(tmp_path, pairs, metadata):
     path = tmp_path / "m.apr"
     with apr.Writer(path, metadata) as writer:

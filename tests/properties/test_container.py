@@ -1,44 +1,17 @@
 """What holds of every file: what is saved comes back, and no bytes at all do harm."""
 
 import json
-import struct
-import zlib
 
-import ml_dtypes
-import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import apr
+from apr import testing
 from apr.cli import main
 
-DTYPES = ["<f4", "<f2", ml_dtypes.bfloat16, "<f8", "<i4", "<i8", "i1", "u1"]
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-NAMES = TEXT.filter(lambda name: name and "\0" not in name)
-
-
-@st.composite
-def arrays(draw):
-    """Any bits of any dtype, rank 0 to 8, dims of zero among them."""
-    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
-    shape = draw(st.lists(st.integers(0, 3), max_size=8))
-    seed = draw(st.integers(0, 2**32 - 1))
-    size = int(np.prod(shape, dtype=int)) * dtype.itemsize
-    return np.random.default_rng(seed).integers(0, 256, size, np.uint8).view(dtype).reshape(shape)
-
-
-TENSORS = st.dictionaries(NAMES, arrays(), max_size=6)
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**63), 2**64 - 1)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | TEXT,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
-    max_leaves=8,
-)
-METADATA = st.dictionaries(TEXT, VALUES, max_size=5)
+TENSORS = st.dictionaries(testing.names(), testing.tensors(), max_size=6)
+METADATA = testing.metadata()
 
 
 def bits(array):
@@ -116,15 +89,6 @@ def test_any_bytes_open_or_raise_apr_error(tmp_path, magic, rest):
     assert main(["verify", str(path)]) in {0, 4, 5}
 
 
-def signed(content):
-    """With the checksums of header and footer made right, so that what lies is looked at."""
-    if len(content) < 68:
-        return bytes(content)
-    content[40:44] = struct.pack("<I", zlib.crc32(content[:40] + content[44:64]))
-    content[-4:] = struct.pack("<I", zlib.crc32(content[:-4]))
-    return bytes(content)
-
-
 EDGES = [0, 1, 2, 8, 9, 12, 14, 30, 63, 64, 65, 127, 128, 129, 255]
 
 
@@ -143,15 +107,13 @@ def test_a_damaged_file_with_right_checksums_opens_or_raises_apr_error(
     for at, value in changes:
         content[at % len(content)] = value
     content = content[:longer] if longer < 0 else content + bytes(longer)
-    path.write_bytes(signed(content))
+    path.write_bytes(testing.with_right_checksums(bytes(content)))
     opened = outcome(path)
     assert apr.verify(path).opened == opened
 
 
-@given(TENSORS, METADATA, st.data())
-def test_any_single_byte_flipped_is_detected(tmp_path, tensors, metadata, data):
-    path = tmp_path / "m.apr"
-    apr.save(tensors, path, metadata)
+@given(testing.apr_files(), st.data())
+def test_any_single_byte_flipped_is_detected(path, data):
     content = bytearray(path.read_bytes())
     at = data.draw(st.integers(0, len(content) - 1), label="byte")
     content[at] ^= data.draw(st.integers(1, 255), label="bits")
@@ -161,10 +123,16 @@ def test_any_single_byte_flipped_is_detected(tmp_path, tensors, metadata, data):
         apr.load(path, verify="full")
 
 
-@given(TENSORS, st.integers(1, 10**6))
-def test_a_file_cut_short_anywhere_is_detected(tmp_path, tensors, cut):
-    path = tmp_path / "m.apr"
-    apr.save(tensors, path)
+@given(testing.damaged_files())
+def test_damaged_files_open_or_raise_apr_error_and_are_never_sound(damaged):
+    opened = outcome(damaged.path)
+    report = apr.verify(damaged.path)
+    assert (report.opened, report.ok) == (opened, False)
+    assert main(["verify", str(damaged.path)]) in {4, 5}
+
+
+@given(testing.apr_files(), st.integers(1, 10**6))
+def test_a_file_cut_short_anywhere_is_detected(path, cut):
     content = path.read_bytes()
     size = cut % len(content)
     assume(size != len(content) - 4)  # without its footer: as some old writers left their files

@@ -17,6 +17,7 @@ from apr.data.listing import list_shards
 from apr.data.manifest import check_manifest
 from apr.data.pre_tokenizers import PRE_TYPES
 from apr.errors import AprError, RefusedError
+from apr.testing import shard_directories
 
 # What pre-tokenizers treat apart: letters, digits, marks, every kind of white space, controls, emoji.
 SPECIAL = "aZ9 \t\n\r\x0b\x0c\x1c\x85\xa0\u2028\u3000'.,_<|>é\u0301İß東\u0660½\U0001f600\x00\ufeff"
@@ -82,6 +83,16 @@ def test_the_stream_is_what_the_tokenizers_package_gives(texts, shard_tokens, po
         decoded = reference.decode(expected, skip_special_tokens=False)
         ends = {"none": "", "between": "<|endoftext|>", "after": "<|endoftext|>"}[policy]
         assert decoded == ends.join(texts) + ends * (policy == "after")
+
+
+@given(directory=shard_directories(), data=st.data())
+def test_any_range_of_any_directory_is_that_of_its_files(directory, data):
+    shards = ShardDir(directory)
+    stored = np.concatenate([np.fromfile(path, "<u4") for path in sorted(directory.glob("shard-*.bin"))])
+    start = data.draw(st.integers(0, len(stored)), label="start")
+    count = data.draw(st.integers(0, len(stored) - start), label="count")
+    assert shards.read(start, count).tolist() == stored[start : start + count].tolist()
+    assert main(["repair-manifest", str(directory), "--verify"]) == 0
 
 
 @given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=6), verify=st.booleans())
