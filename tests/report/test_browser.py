@@ -55,7 +55,7 @@ def probed(page, places, **options):
 
 def spoken(label, text):
     """Return the value and the place that a line has for a curve."""
-    value, at = re.search(rf"{label} ([\d.,e+-]+) at ([\d,]+)", text).groups()
+    value, at = re.search(rf"{label} ([\d.,e+-]+) at step ([\d,]+)", text).groups()
     return float(value.replace(",", "")), int(at.replace(",", ""))
 
 

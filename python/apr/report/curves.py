@@ -141,6 +141,7 @@ def chart(
         _apart(ends, _LABEL_PIXELS / height * 100),
         {
             "last": last,
+            "x": x_title.removesuffix("s"),
             "curves": [
                 {
                     "label": curve.label,
