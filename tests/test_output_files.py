@@ -19,6 +19,7 @@ import apr.numpy
 import apr.torch
 from apr.convert import ConvertOptions, convert
 from apr.files import write_atomically, write_json
+from apr.report import write_report
 
 ONE = {"a": np.ones(3)}
 
@@ -47,6 +48,13 @@ def streamed(path):
         writer.add("a", np.ones(3))
 
 
+def reported(path):
+    run = source().parent / "run"
+    run.mkdir(exist_ok=True)
+    (run / "train.jsonl").write_text('{"step": 0, "train_loss": 1.0}')
+    write_report(run, path)
+
+
 # The end of the name, and what writes it.
 OUTPUTS = {
     "save": (".apr", lambda path: apr.save(ONE, path)),
@@ -58,6 +66,7 @@ OUTPUTS = {
     "convert to .apr": (".apr", converted),
     "convert to .safetensors": (".safetensors", converted),
     "convert to .gguf": (".gguf", lambda path: converted(path, check=False)),
+    "write_report": (".html", reported),
     "JSON": (".json", lambda path: write_json(path, {"k": 1})),
     "bytes": (".png", lambda path: write_atomically(path, b"content")),
 }

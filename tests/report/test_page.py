@@ -86,6 +86,10 @@ def leave_a_line_cut_off(run):
     (run / "train.jsonl").write_bytes(content[:-20])
 
 
+def leave_without_records(run):
+    (run / "train.jsonl").unlink()
+
+
 def leave_resumed(run):
     # As a run that was resumed on two ranks leaves it.
     result = json.loads((run / "result.json").read_text())
@@ -111,6 +115,7 @@ def leave_damaged_checkpoints(run):
         (leave_killed, ["NO RESULT", "40 of 40 steps", "--resume"]),
         (leave_without_a_step, ["NO RESULT", "No step and no evaluation"]),
         (leave_a_line_cut_off, ["NO RESULT", "--resume"]),
+        (leave_without_records, ["BUDGET_SPENT", "No step and no evaluation", "unknown device"]),
         (leave_resumed, ["resumed from ckpt/epoch-001.apr", "with 2 ranks", "1.0 GiB, 2.0 GiB"]),
         (leave_interrupted, ["INTERRUPTED", "SIGTERM after 40 steps", "2 spikes", "--resume"]),
         (leave_damaged_checkpoints, ["BUDGET_SPENT", "not recorded"]),
@@ -224,6 +229,7 @@ def test_a_damaged_result_is_refused_by_name(finished):
         b"{",
         b"[]",
         b'{"status": 3}',
+        b'{"status": "FAILED", "exit_code": 1, "detail": "", "contract": 5}',
         b'{"status": "FAILED", "exit_code": 1, "detail": "", "mfu": "x"}',
     ):
         (finished / "result.json").write_bytes(content)

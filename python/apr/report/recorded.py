@@ -102,7 +102,9 @@ def _result(path: Path) -> Result | None:
         result = None
     if result is not None:
         values = [getattr(result, name) for name in _NUMBERS]
-        if all(value is None or number(value) is not None for value in values):
+        texts = isinstance(result.status, str) and isinstance(result.detail, str)
+        tables = isinstance(result.versions, dict) and isinstance(result.contract, (dict, type(None)))
+        if texts and tables and all(value is None or number(value) is not None for value in values):
             return result
     reason = "not the result of a run; restore the file, or move it away to report the rest"
     raise RefusedError(f"{path}: {reason}", path=path)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from apr.report.recorded import RecordedRun
+    from apr.train.record.result import Result
 
 _ENDINGS = {
     "TARGET_MET": "The run met its target",
@@ -68,8 +69,8 @@ def sentences(run: RecordedRun) -> list[str]:
         )
     else:
         lines.append(
-            "The run left no result: its process was killed, or the machine stopped. So far "
-            f"{counted(done, 'step')} of it are recorded."
+            "The run left no result: its process was killed, or the machine stopped. It recorded "
+            f"{counted(done, 'step')}."
         )
     if run.config is not None and done:
         model = run.checkpoint.get("model_type")
@@ -77,10 +78,11 @@ def sentences(run: RecordedRun) -> list[str]:
         what = f" ({model}, {size / 1e6:,.1f} M parameters)" if model and size else ""
         ranks = f" with {result.ranks} ranks" if result is not None and result.ranks > 1 else ""
         tokens = max((int(number(r.get("tokens_seen")) or 0) for r in run.records), default=0)
+        device = run.steps[-1].get("device") if run.steps else "an unknown device"
         lines.append(
             f"{started_from(run.config)}{what} was trained on {run.config.dataset.name} for "
             f"{done:,} of {counted(run.config.num_steps, 'step')}: {counted(tokens, 'token')} in "
-            f"{format_duration(run.seconds)} on {run.steps[-1].get('device', 'an unknown device')}{ranks}."
+            f"{format_duration(run.seconds)} on {device}{ranks}."
         )
     losses = held_out(run)
     if losses and (result is None or "held-out loss" not in result.detail):
@@ -89,15 +91,16 @@ def sentences(run: RecordedRun) -> list[str]:
             f"The held-out loss was {losses[0]:.4f} first, {losses[-1]:.4f} last and {best:.4f} at its best."
         )
     if result is not None:
-        lines += _about_result(run)
-    elif not run.running:
-        lines.append(_resume(run))
+        lines += _about_result(result)
+    stopped = not run.running if result is None else result.status == "INTERRUPTED"
+    if stopped:
+        path = quote(as_utf8(str(run.path.absolute())))
+        lines.append(f"To continue it: apr pretrain --run-dir {path} --resume")
     return lines
 
 
-def _about_result(run: RecordedRun) -> list[str]:
-    result, lines = run.result, []
-    assert result is not None
+def _about_result(result: Result) -> list[str]:
+    lines = []
     if result.resumed_from is not None:
         lines.append(f"Its last part was resumed from {result.resumed_from}.")
     if result.spikes:
@@ -110,13 +113,7 @@ def _about_result(run: RecordedRun) -> list[str]:
         lines.append(f"The contract {result.contract.get('contract')} {_holds(result.contract)}.")
     if result.best_checkpoint is not None:
         lines.append(f"The best model is {result.best_checkpoint}.")
-    if result.status == "INTERRUPTED":
-        lines.append(_resume(run))
     return lines
-
-
-def _resume(run: RecordedRun) -> str:
-    return f"To continue it: apr pretrain --run-dir {quote(as_utf8(str(run.path.absolute())))} --resume"
 
 
 def _holds(contract: dict[str, object]) -> str:
