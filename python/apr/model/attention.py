@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # The fused kernel takes no narrower heads.
 _FUSED_HEAD_DIM = 16
+# Shapes, dtypes and softcaps that it is compiled for in one process.
+_FUSED_VARIANTS = 256
 
 Mask: TypeAlias = "Tensor | BlockMask | None"
 """Which keys each query attends to: bool [T, S], blocks of a fused kernel, or None for all up to its own."""
@@ -105,11 +107,20 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, softcap: fl
     if width < _FUSED_HEAD_DIM:
         # Zeros add nothing to a score, and their values are cut off again.
         q, k, v = (F.pad(part, (0, _FUSED_HEAD_DIM - width)) for part in (q, k, v))
-    # Also where the caller runs without compilation, as generation does: it would hold all scores.
-    compiling = torch.compiler.is_compiling()
-    with nullcontext() if compiling else torch.compiler.set_stance("default"):
+    with nullcontext() if torch.compiler.is_compiling() else _always_compiled():
         out = _compiled()(q, k, v, block_mask=mask, scale=scale, enable_gqa=True, score_mod=capped)
     return out[..., :width]
+
+
+@contextmanager
+def _always_compiled() -> Iterator[None]:
+    """Compile the fused kernel whatever the caller has decided: eagerly, it would hold all scores."""
+    # Generation turns compilation off, and torch compiles one function for 8 shapes only before it gives up.
+    with (
+        torch.compiler.set_stance("default"),
+        torch._dynamo.config.patch(recompile_limit=_FUSED_VARIANTS),  # noqa: SLF001 (documented under this name)
+    ):
+        yield
 
 
 def _capped(softcap: float, score: Tensor, *_: Tensor) -> Tensor:
@@ -131,4 +142,5 @@ def _blocks(window: int | None, start: int, length: int, device: torch.device) -
 def _compiled() -> Callable[..., Tensor]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    # An error where torch would otherwise run it eagerly.
+    return torch.compile(flex_attention, fullgraph=True)
