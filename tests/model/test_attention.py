@@ -1,4 +1,4 @@
-"""The fused kernel for windows, on the CPU, for which torch compiles it too; test_windows_cuda.py: on a GPU."""
+"""The fused kernel for windows, which torch compiles for the CPU too. test_windows_cuda.py has the GPU."""
 
 import pytest
 

@@ -10,7 +10,7 @@ from tests.data.directories import TOKENIZER
 from tests.data.token_writers import datatrove, dolma, llmc, megatron, nanogpt, npy
 
 from apr.data import ShardDir
-from apr.data.import_tokens import ImportOptions, import_tokens
+from apr.data.token_import import ImportOptions, import_tokens
 from apr.data.manifest import check_manifest
 from apr.data.token_files import open_token_file
 from apr.errors import AprError, RefusedError
@@ -65,7 +65,7 @@ def test_an_import_stopped_anywhere_has_the_ids_of_the_file(
         )
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("apr.data.import_tokens._CHUNK", chunk)
+        patched.setattr("apr.data.token_import._CHUNK", chunk)
         with suppress(KeyboardInterrupt):
             run(interrupt, resume=False)
         made = run(resume=output.exists())

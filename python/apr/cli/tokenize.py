@@ -21,7 +21,7 @@ from apr.data.corpus_stream import STDIN
 from apr.data.encode import EncodeReport, Progress, encode_corpus, estimate_corpus
 from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.identity import MANIFEST_KEY
-from apr.data.import_tokens import ImportOptions, ImportSettings, import_tokens
+from apr.data.token_import import ImportOptions, ImportSettings, import_tokens
 from apr.data.listing import ID_SIZE
 from apr.data.manifest import read_manifest
 from apr.data.same_tokenizer import check_same_tokenizer, facts_of_shards, facts_of_tokenizer, unknown_note

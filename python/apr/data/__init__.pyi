@@ -1,9 +1,9 @@
 from apr.data.encode import EncodeReport as EncodeReport
 from apr.data.encode import encode_corpus as encode_corpus
 from apr.data.encode_options import EncodeOptions as EncodeOptions
-from apr.data.import_tokens import ImportOptions as ImportOptions
-from apr.data.import_tokens import ImportReport as ImportReport
-from apr.data.import_tokens import import_tokens as import_tokens
+from apr.data.token_import import ImportOptions as ImportOptions
+from apr.data.token_import import ImportReport as ImportReport
+from apr.data.token_import import import_tokens as import_tokens
 from apr.data.loaded_tokenizer import LoadedTokenizer as LoadedTokenizer
 from apr.data.loader import Loader as Loader
 from apr.data.loader import LoaderState as LoaderState

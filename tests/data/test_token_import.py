@@ -16,7 +16,7 @@ from tests.killing import KILLED, disk_full
 
 from apr.cli import main
 from apr.data import ShardDir, repair
-from apr.data.import_tokens import ImportOptions, import_tokens
+from apr.data.token_import import ImportOptions, import_tokens
 from apr.errors import FormatError, RefusedError, UsageError
 
 EOS = 0
@@ -140,7 +140,7 @@ def test_ends_of_text_are_inserted_where_the_index_says(format_, chunk, tmp_path
     plain = run(path, tmp_path / "plain", shard_tokens=700)
     assert stream(tmp_path / "plain") == flat(mixed)
     assert (plain.manifest["total_documents"], plain.manifest["eos_token_count"]) == (60, 20)
-    monkeypatch.setattr("apr.data.import_tokens._CHUNK", chunk)
+    monkeypatch.setattr("apr.data.token_import._CHUNK", chunk)
     report = run(path, tmp_path / "inserted", shard_tokens=700, insert_eos=True)
     assert stream(tmp_path / "inserted") == flat(DOCUMENTS)
     assert report.manifest["imported"]["inserted_eos"] == 40
@@ -315,7 +315,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     code = (
         "import resource, sys\n"
         "from apr.cli import main\n"
-        "import apr.data.import_tokens, apr.cli.tokenize, numpy\n"
+        "import apr.data.token_import, apr.cli.tokenize, numpy\n"
         "main(['tokenize', 'import', sys.argv[1], sys.argv[2] + '-small', '--tokenizer', sys.argv[3]])\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "assert main(['tokenize', 'import', sys.argv[4], sys.argv[2], '--tokenizer', sys.argv[3]]) == 0\n"
