@@ -10,9 +10,9 @@ from tests.data.directories import TOKENIZER
 from tests.data.token_writers import datatrove, dolma, llmc, megatron, nanogpt, npy
 
 from apr.data import ShardDir
-from apr.data.token_import import ImportOptions, import_tokens
 from apr.data.manifest import check_manifest
 from apr.data.token_files import open_token_file
+from apr.data.token_import import ImportOptions, import_tokens
 from apr.errors import AprError, RefusedError
 
 EOS = 0

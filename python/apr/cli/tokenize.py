@@ -21,10 +21,10 @@ from apr.data.corpus_stream import STDIN
 from apr.data.encode import EncodeReport, Progress, encode_corpus, estimate_corpus
 from apr.data.encode_options import EncodeOptions, prepare
 from apr.data.identity import MANIFEST_KEY
-from apr.data.token_import import ImportOptions, ImportSettings, import_tokens
 from apr.data.listing import ID_SIZE
 from apr.data.manifest import read_manifest
 from apr.data.same_tokenizer import check_same_tokenizer, facts_of_shards, facts_of_tokenizer, unknown_note
+from apr.data.token_import import ImportOptions, ImportSettings, import_tokens
 from apr.duration import format_duration
 from apr.errors import AprError, RefusedError, UsageError
 from apr.options import Alias, Metavar, Unset

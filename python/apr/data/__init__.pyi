@@ -1,9 +1,6 @@
 from apr.data.encode import EncodeReport as EncodeReport
 from apr.data.encode import encode_corpus as encode_corpus
 from apr.data.encode_options import EncodeOptions as EncodeOptions
-from apr.data.token_import import ImportOptions as ImportOptions
-from apr.data.token_import import ImportReport as ImportReport
-from apr.data.token_import import import_tokens as import_tokens
 from apr.data.loaded_tokenizer import LoadedTokenizer as LoadedTokenizer
 from apr.data.loader import Loader as Loader
 from apr.data.loader import LoaderState as LoaderState
@@ -12,5 +9,8 @@ from apr.data.merge import merge_parts as merge_parts
 from apr.data.rebuild import repair as repair
 from apr.data.repair_report import RepairReport as RepairReport
 from apr.data.shards import ShardDir as ShardDir
+from apr.data.token_import import ImportOptions as ImportOptions
+from apr.data.token_import import ImportReport as ImportReport
+from apr.data.token_import import import_tokens as import_tokens
 from apr.data.tokenizers import load_tokenizer as load_tokenizer
 from apr.data.windows import Windows as Windows
