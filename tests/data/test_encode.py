@@ -490,7 +490,7 @@ def test_a_bin_file_that_appears_meanwhile_is_not_removed(options, monkeypatch):
     def meanwhile(*_):
         (output / "shard-old-backup.bin").write_bytes(b"kept")
 
-    monkeypatch.setattr("apr.data.encode.text_loss", meanwhile)
+    monkeypatch.setattr("apr.data.encoding.text_loss", meanwhile)
     with pytest.raises(RefusedError, match=r"shard-old-backup\.bin"):
         encode_corpus(options(shard_tokens=100, force=True))
     assert {"manifest.json", "shard-00000.bin", "shard-old-backup.bin"} <= {p.name for p in output.iterdir()}

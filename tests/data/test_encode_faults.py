@@ -324,7 +324,7 @@ def test_files_that_vanish_before_they_are_read_are_skipped(tmp_path, monkeypatc
         for name in names[:3]:
             (tmp_path / name).unlink()
 
-    monkeypatch.setattr("apr.data.encode.draw_sample", lambda *given: vanish() or draw_sample(*given))
+    monkeypatch.setattr("apr.data.encoding.draw_sample", lambda *given: vanish() or draw_sample(*given))
     options = EncodeOptions((str(tmp_path),), TOKENIZER, tmp_path / "shards")
     made = encode_corpus(options)
     counts = [made.manifest[key] for key in ("complete", "total_documents", "skipped_documents")]

@@ -18,8 +18,9 @@ from rich.filesize import decimal
 from tyro.conf import FlagCreatePairsOff as Flag
 
 from apr.data.corpus_stream import STDIN
-from apr.data.encode import EncodeReport, Progress, encode_corpus, estimate_corpus
+from apr.data.encode import EncodeReport, encode_corpus, estimate_corpus
 from apr.data.encode_options import EncodeOptions, prepare
+from apr.data.encoding import Progress
 from apr.data.identity import MANIFEST_KEY
 from apr.data.listing import ID_SIZE
 from apr.data.manifest import read_manifest
