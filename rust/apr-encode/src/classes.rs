@@ -204,10 +204,37 @@ mod tests {
     /// What the linked library is built with decides ids. A new version changes ids: say so in CHANGELOG.md.
     #[test]
     fn the_unicode_versions_are_those_that_ids_were_compared_with() {
+        use tokenizers::{
+            NormalizedString, Normalizer,
+            OffsetReferential::Original,
+            OffsetType::Byte,
+            PreTokenizedString, PreTokenizer,
+            SplitDelimiterBehavior::Isolated,
+            normalizers::unicode::NFC,
+            pre_tokenizers::split::{Split, SplitPattern::Regex},
+        };
+
         // Digits asks the standard library: Unicode 17. U+11DE0, a digit, is new there.
         assert_eq!(char::UNICODE_VERSION, (17, 0, 0));
         // Patterns ask Oniguruma: Unicode 16, which has U+10D40 and not U+11DE0.
+        let split = Split::new(Regex(r"\p{N}".into()), Isolated, false).unwrap();
+        let is_number = |character: char| {
+            let mut text = PreTokenizedString::from(format!("a{character}"));
+            split.pre_tokenize(&mut text).unwrap();
+            text.get_splits(Original, Byte).len() == 2
+        };
         let classes = Classes::new(Wanted::default());
-        assert_eq!((of(&classes, '\u{10D40}'), of(&classes, '\u{11DE0}')), (NUMBER, 0));
+        for (character, expected) in [('\u{10D40}', true), ('\u{11DE0}', false)] {
+            assert_eq!(is_number(character), expected);
+            assert_eq!(of(&classes, character), if expected { NUMBER } else { 0 });
+        }
+        // Normalization is of an older Unicode: it composes to U+1134B, of version 7, and not to U+105C9, of 16.
+        let nfc = |text: &str| {
+            let mut text = NormalizedString::from(text);
+            NFC.normalize(&mut text).unwrap();
+            text.get().to_owned()
+        };
+        assert_eq!(nfc("\u{11347}\u{1133E}"), "\u{1134B}");
+        assert_eq!(nfc("\u{105D2}\u{307}"), "\u{105D2}\u{307}");
     }
 }
