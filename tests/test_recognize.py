@@ -244,15 +244,56 @@ def test_token_files_below_a_corpus_are_left_out_and_named(place, capsys):
     assert json.loads((place / "new" / "manifest.json").read_text())["total_documents"] == 1
 
 
-def test_integers_under_any_name_are_not_text(place, capsys):
+@pytest.mark.parametrize(
+    "command", [f"encode --tokenizer {TOKENIZER}", "train --vocab-size 300"], ids=["encode", "train"]
+)
+def test_integers_under_any_name_are_not_text(place, capsys, command):
     # Small integers are valid UTF-8.
     np.arange(100, dtype="<i8").tofile(place / "ids.dat")
-    encode = ["tokenize", "encode", "--corpus", "ids.dat", "--tokenizer", str(TOKENIZER), "--output", "new"]
-    assert main(encode) == 5
+    assert main(["tokenize", *command.split(), "--corpus", "ids.dat", "--output", "new"]) == 5
     (line,) = capsys.readouterr().err.splitlines()
     assert "ids.dat: " in line
     assert "apr tokenize import" in line
     assert not list(place.glob("new/*.bin"))
+    assert not (place / "new" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("name", ["ids.txt", "ids.json", "ids.csv"])
+@pytest.mark.parametrize("dtype", ["<u2", "<u4", "<i8"])
+@pytest.mark.parametrize("command", ["inspect {}", *OF_DATA])
+@pytest.mark.parametrize("below", [False, True])
+def test_ids_under_the_name_of_a_text_are_not_text(place, capsys, command, below, dtype, name):
+    shutil.copy(place / "run" / "ckpt" / "epoch-000.apr", place / "m.apr")
+    (place / "ids").mkdir()
+    nanogpt(place / "ids" / name, [100 + np.arange(300)], dtype)
+    path = "ids" if below else f"ids/{name}"
+    words = command.replace("T", str(TOKENIZER)).replace("{}", path).split()
+    assert main(words) in {2, 3, 4, 5}
+    printed = capsys.readouterr()
+    lines = [line for line in (printed.err + printed.out).splitlines() if path in line]
+    assert [line for line in lines if "apr tokenize import" in line], lines
+    assert not [line for line in lines if "texts; encode" in line]
+    assert main(["tokenize", "import", "ids", "imported", "--tokenizer", str(TOKENIZER)]) == 5
+    assert f"ids/{name}" in capsys.readouterr().err
+    assert main(["tokenize", "import", f"ids/{name}", "imported", "--tokenizer", str(TOKENIZER)]) == 0
+    assert ShardDir(place / "imported").read(0, 300).tolist() == list(range(100, 400))
+
+
+@pytest.mark.parametrize(
+    "text", ["é", "日本語の文章。" * 9, "a" + "é" * 40, "\ufeffa", "ab" + "𠀀" * 40], ids=range(5)
+)
+def test_texts_of_any_script_are_texts(place, capsys, text):
+    (place / "notes.txt").write_text(text, encoding="utf-8")
+    assert main(["inspect", "notes.txt"]) == 4
+    assert "apr tokenize encode --corpus notes.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["notes.txt.gz", "list.csv.zst"])
+def test_compressed_files_that_are_not_json_are_not_said_to_be_encoded(place, capsys, name):
+    (place / "one").mkdir()
+    (place / "one" / name).write_bytes(b"\x1f\x8b\x08" + bytes(90))
+    assert main(["repair-manifest", "one"]) == 5
+    assert "apr tokenize encode" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "text.bin"])

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from os import PathLike
 
 _TEXTS = (".jsonl", ".ndjson", ".txt", ".parquet", ".csv", ".md", ".text", ".json")
+_JSON = (".jsonl", ".ndjson", ".json")
 _COMPRESSED = (".gz", ".zst")
 # A file of weights that transformers reads.
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
@@ -105,9 +106,11 @@ def _directory(path: str) -> str:
         return "a directory of .apr files; pass one of them"
     if tokens:
         return f"a directory of {tokens}; {_import(path)}"
-    if any(_is_text(name) for name in names):
-        return f"a directory of texts; encode it with {_encode(path)}"
-    return ""
+    texts = [name for name in names if _is_text(name)]
+    for name in texts[:_MOST_TOKEN_FILES]:
+        if other := _not_utf8(os.path.join(path, name)):  # noqa: PTH118
+            return f"a directory with {name}, {other}"
+    return f"a directory of texts; encode it with {_encode(path)}" if texts else ""
 
 
 def _checkpoint(run: str) -> str:
@@ -155,7 +158,7 @@ def _file(path: str) -> str:
     if name.endswith(".safetensors.index.json"):
         return f"the index of several safetensors files; convert them with apr convert {path} OUT.apr"
     if _is_text(name):
-        return f"a file of texts; encode it with {_encode(path)}"
+        return _not_utf8(path) or f"a file of texts; encode it with {_encode(path)}"
     return ""
 
 
@@ -250,9 +253,26 @@ def hint_if_missing(path: str) -> str:
 
 
 def _is_text(name: str) -> bool:
-    for ending in _COMPRESSED:
-        name = name.removesuffix(ending)
-    return name.endswith(_TEXTS)
+    """Whether `apr tokenize encode` reads a file as text, by its name."""
+    return name.endswith((*_TEXTS, *(text + ending for text in _JSON for ending in _COMPRESSED)))
+
+
+def _not_utf8(path: str) -> str:
+    """Return what a file is that has the name of a text and is not one; an empty text if it may be one."""
+    if path.endswith((".parquet", *_COMPRESSED)):
+        return ""
+    try:
+        start = _start(path)
+    except OSError:
+        return ""
+    try:
+        start.decode()
+    except UnicodeDecodeError as error:
+        # The first bytes may end within a character.
+        is_text = error.start > len(start) - 4 and error.reason == "unexpected end of data"
+    else:
+        is_text = b"\0" not in start  # small ids are valid UTF-8
+    return "" if is_text else f"a file that is not UTF-8 text; if it has token ids, {_import(path)}"
 
 
 def _encode(path: str) -> str:

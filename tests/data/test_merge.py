@@ -280,5 +280,7 @@ def test_the_slurm_script_encodes_and_joins_parts(corpus, tmp_path):
     # Once more, alone, as after a kill.
     run(SLURM_ARRAY_TASK_ID="2", SLURM_ARRAY_TASK_COUNT="1", PARTS="2")
     run("merge")
+    # The same again, as after a kill.
+    run("merge")
     encode_corpus(EncodeOptions((str(corpus),), TOKENIZER, tmp_path / "whole"))
     assert snapshot(tmp_path / "shards") == snapshot(tmp_path / "whole")

@@ -418,3 +418,22 @@ def test_files_of_megatron_are_what_datatrove_writes(item, dtype, tmp_path):
     for name in ("a.bin", "a.idx"):
         assert (tmp_path / "real" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
     assert opened(tmp_path / "real" / "a.bin").dtype == np.dtype(dtype)
+
+
+@pytest.mark.parametrize("format_", ["megatron", "datatrove"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_index_whose_data_a_directory_does_not_have_is_named(format_, beside, tmp_path):
+    write, name = WRITERS[format_]
+    lost = write(tmp_path / f"lost-{name}", DOCUMENTS)
+    lost.unlink()
+    if beside:
+        write(tmp_path / name, DOCUMENTS)
+    with pytest.raises(FileNotFoundError) as caught:
+        [opened(file) for file in find_token_files([tmp_path], tmp_path / "out")]
+    assert caught.value.filename == str(lost)
+
+
+def test_another_tools_idx_file_is_not_an_index(tmp_path):
+    nanogpt(tmp_path / "a.bin", DOCUMENTS)
+    (tmp_path / "pack.idx").write_bytes(b"\xfftOc")
+    assert find_token_files([tmp_path], tmp_path / "out") == [tmp_path / "a.bin"]

@@ -24,6 +24,13 @@ class Skipped:
     reason: str
     count: int = 1
 
+    @property
+    def hint(self) -> str:
+        """What to do if nothing else is text; an empty text for other reasons than its characters."""
+        if not self.reason.startswith("invalid UTF-8"):
+            return ""
+        return "; save texts as UTF-8, and import token ids with apr tokenize import"
+
 
 class Place(NamedTuple):
     """Where the next document begins."""

@@ -17,6 +17,7 @@ from apr.data.output_dir import (
     lock_output,
     manifest_to_resume,
 )
+from apr.data.sample import check_is_text
 from apr.data.shard_writer import CorpusPosition, ShardWriter, name_digits
 from apr.data.shards import ShardDir
 
@@ -106,6 +107,8 @@ def _write(
     rows: list[ShardRow] = [] if earlier is None else earlier["shards"]
     # The tokenizer is tried on the corpus before anything is removed or written.
     sample = encoding.sample(encoding.position.place)
+    for document in sample.documents:
+        check_is_text(document.name, document.text.count("\0"), len(document.text))
     encoding.check_tokenizer(sample)
     encoding.name_digits = name_digits(sample.tokens, options.shard_tokens)
     # A resumed encoding keeps the width of its names: one directory with two widths is refused by every

@@ -300,8 +300,13 @@ class Encoding:
     def no_text_error(self) -> RefusedError:
         """Return the error for a corpus without any text."""
         skipped = counted(self.position.skipped, "document")
-        first = f"; the first, {self.skipped[0].name}: {self.skipped[0].reason}" if self.skipped else ""
-        return RefusedError(f"{', '.join(self.corpus.roots)}: no text to encode ({skipped} skipped{first})")
+        first, hint = "", ""
+        if self.skipped:
+            first = f"; the first, {self.skipped[0].name}: {self.skipped[0].reason}"
+            hint = self.skipped[0].hint
+        return RefusedError(
+            f"{', '.join(self.corpus.roots)}: no text to encode ({skipped} skipped{first}){hint}"
+        )
 
     def _encode_texts(self, texts: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Return the ids of each text, without ends of text."""

@@ -102,20 +102,24 @@ def draw_sample(
     )
 
 
-def check_is_text(sample: Sample) -> None:
-    """Check that a sample is not of binary data that is valid UTF-8 by chance, such as small integers.
+def check_is_text(name: str, nuls: int, characters: int) -> None:
+    """Check that text is not binary data that is valid UTF-8 by chance, such as small integers.
+
+    Args:
+        name: what the error names.
+        nuls: the number of NUL characters.
+        characters: the number of all characters.
 
     Raises:
-        RefusedError: a document is not text; names it.
+        RefusedError: it is not text.
     """
-    for document in sample.documents:
-        share = document.text.count("\0") / max(1, len(document.text))
-        if share > _MAX_NUL_SHARE and len(document.text) >= _MIN_CHARACTERS:
-            raise RefusedError(
-                f"{document.name}: {share:.0%} of its characters are NUL, so it has binary data, not text; "
-                "leave it out with --exclude, or, if it has token ids, import them with apr tokenize import",
-                path=document.name,
-            )
+    share = nuls / max(1, characters)
+    if share > _MAX_NUL_SHARE and characters >= _MIN_CHARACTERS:
+        raise RefusedError(
+            f"{name}: {share:.0%} of its characters are NUL, so it has binary data, not text; "
+            "leave it out with --exclude, or, if it has token ids, import them with apr tokenize import",
+            path=name,
+        )
 
 
 def _first_texts(documents: Sequence[Document]) -> Iterator[Document]:

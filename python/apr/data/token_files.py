@@ -117,29 +117,40 @@ def _files_of(source: Path, without: Path) -> list[Path]:
                 for name in folders
                 if not name.startswith(".") and (directory / name).resolve() != without
             )
-            found += [
-                directory / name
-                for name in sorted(names)
-                if name.endswith(_ENDINGS) and not name.startswith(".")
-            ]
+            # An index whose data are missing stands for them, so that they are missed.
+            found += sorted(
+                {
+                    _data_of(directory / name)
+                    for name in names
+                    if not name.startswith(".") and (name.endswith(_ENDINGS) or _is_index(directory / name))
+                }
+            )
         if not found:
             what = recognized(source)
-            raise RefusedError(
-                f"{source}: contains no token files (.bin, .ds, .npy){f'; it is {what}' if what else ''}",
-                path=source,
-            )
+            hint = f"it is {what}" if what else "pass files with other names one by one"
+            raise RefusedError(f"{source}: contains no token files (.bin, .ds, .npy); {hint}", path=source)
         _check_one_split(source, found)
         return found
-    name = source.name
-    for ending in _OF_DATATROVE:
-        if name.endswith(f".ds{ending}"):
-            return [source.with_name(name.removesuffix(ending))]
-    if name.endswith(".idx"):
-        return [source.with_suffix(".bin")]
-    data = source.with_name(f"{name}.bin")
-    if not source.exists() and data.exists() and source.with_name(f"{name}.idx").exists():
+    data = source.with_name(f"{source.name}.bin")
+    if not source.exists() and data.exists() and source.with_name(f"{source.name}.idx").exists():
         return [data]
-    return [source]
+    return [_data_of(source)]
+
+
+def _is_index(path: Path) -> bool:
+    """Whether a file is the index of token files, by its name and, where other tools share it, its start."""
+    if path.suffix == ".idx":
+        with path.open("rb") as stream:
+            return stream.read(len(_MEGATRON_MAGIC)) == _MEGATRON_MAGIC
+    return path.name.endswith(tuple(f".ds{ending}" for ending in _OF_DATATROVE))
+
+
+def _data_of(path: Path) -> Path:
+    """Return the file with the ids that a file belongs to; itself for any other."""
+    for ending in _OF_DATATROVE:
+        if path.name.endswith(f".ds{ending}"):
+            return path.with_name(path.name.removesuffix(ending))
+    return path.with_suffix(".bin") if path.suffix == ".idx" else path
 
 
 def _walk(source: Path) -> Iterator[tuple[Path, list[str], list[str]]]:

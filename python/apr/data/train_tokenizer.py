@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from apr.data.documents import Skipped
 from apr.data.loaded_tokenizer import END_OF_TEXT
+from apr.data.sample import check_is_text
 from apr.errors import RefusedError, UsageError
 from apr.files import write_atomically
 
@@ -83,11 +84,11 @@ def train(
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,  # the package would draw bars of its own
     )
-    documents = text_bytes = skipped = 0
+    documents = text_bytes = characters = nuls = skipped = 0
     first_skipped: Skipped | None = None
 
     def texts() -> Iterator[str]:
-        nonlocal documents, text_bytes, skipped, first_skipped
+        nonlocal documents, text_bytes, characters, nuls, skipped, first_skipped
         for read, item in corpus.items():
             if isinstance(item, Skipped):
                 skipped += item.count
@@ -95,13 +96,18 @@ def train(
                 continue
             documents += 1
             text_bytes += len(item.text.encode())
+            characters += len(item.text)
+            nuls += item.text.count("\0")
             on_progress(read, corpus.nbytes)
             yield item.text
 
     tokenizer.train_from_iterator(texts(), trainer)
     if not text_bytes:
-        first = f" ({first_skipped.name}: {first_skipped.reason})" if first_skipped else ""
+        first = ""
+        if first_skipped:
+            first = f" ({first_skipped.name}: {first_skipped.reason}){first_skipped.hint}"
         raise RefusedError(f"{', '.join(corpus.roots)}: no text to train on{first}")
+    check_is_text(", ".join(corpus.roots), nuls, characters)
     _write_files(tokenizer.to_str(pretty=True), output)
     return TrainReport(output, tokenizer.get_vocab_size(), documents, text_bytes, skipped)
 
