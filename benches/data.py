@@ -118,7 +118,11 @@ def encode_with(source: Path, directory: Path, corpus: Path, nbytes: int) -> Non
         import awkward
 
         theirs = awkward.to_numpy(awkward.flatten(others[0].encode_batch(texts)))
-        more = "the same ids" if np.array_equal(theirs, ids) else f"{len(theirs) - len(ids):+,} ids"
+        more = "the same ids"
+        if len(theirs) != len(ids):
+            more = f"{len(theirs) - len(ids):+,} ids"
+        elif not np.array_equal(theirs, ids):
+            more = f"{np.count_nonzero(theirs != ids):,} other ids"
         print(
             f", {by_name['gigatoken'] / ours:.2f} x gigatoken (target at least 0.8), which has {more}", end=""
         )

@@ -4,7 +4,7 @@
 
 Text: 20 MB of random Unicode scalars, a part of them between ASCII characters, and then all text files below
 the roots, each content once. It is compared in pieces of 10 MB, and each has a line in LOG: started again,
-the program goes on after the last one. It ends with 1 if any text has other ids.
+the program resumes after the last one. The exit code is 1 if any text has other ids.
 """
 
 from __future__ import annotations

@@ -161,7 +161,7 @@ def test_parts_of_a_corpus_that_changed_in_between_are_refused(corpus, encode, p
     path.write_text(path.read_text().replace("return", "RETURN"))
     shutil.rmtree(parts[2])
     parts[2] = encode("part-3", "3/3")
-    with pytest.raises(RefusedError, match="corpus_files differs"):
+    with pytest.raises(RefusedError, match=r"part-3: corpus_files .*times"):
         merge_parts(parts, tmp_path / "merged")
 
 

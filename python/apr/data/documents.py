@@ -29,7 +29,7 @@ class Skipped:
         """What to do if nothing else is text; an empty text for other reasons than its characters."""
         if not self.reason.startswith("invalid UTF-8"):
             return ""
-        return "; save texts as UTF-8, and import token ids with apr tokenize import"
+        return "; save texts as plain UTF-8, and import token ids with apr tokenize import"
 
 
 class Place(NamedTuple):

@@ -229,8 +229,11 @@ def _check_parts(parts: Sequence[Path]) -> list[_Source]:
             key for key in ("corpus_files", "name_digits") if ranges[0].get(key) != ranges[1].get(key)
         ]
         if different:
+            what = different[0]
+            if what == "corpus_files":
+                what = "corpus_files (names, sizes and times of the files)"
             raise RefusedError(
-                f"{source.path}: {different[0]} differs from that of {first.path}; encode all parts from the "
+                f"{source.path}: {what} differs from that of {first.path}; encode all parts from the "
                 "same corpus with the same tokenizer and options",
                 path=source.path,
             )

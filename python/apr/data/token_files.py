@@ -111,7 +111,9 @@ def find_token_files(sources: Sequence[Path], without: Path) -> list[Path]:
 def _files_of(source: Path, without: Path) -> list[Path]:
     if source.is_dir():
         found = []
-        for directory, folders, names in source.walk() if hasattr(source, "walk") else _walk(source):
+        # Path.walk is of Python 3.12.
+        for root, folders, names in os.walk(source):
+            directory = Path(root)
             folders[:] = sorted(
                 name
                 for name in folders
@@ -151,12 +153,6 @@ def _data_of(path: Path) -> Path:
         if path.name.endswith(f".ds{ending}"):
             return path.with_name(path.name.removesuffix(ending))
     return path.with_suffix(".bin") if path.suffix == ".idx" else path
-
-
-def _walk(source: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    # Path.walk is of Python 3.12.
-    for directory, folders, names in os.walk(source):
-        yield Path(directory), folders, names
 
 
 def _check_one_split(source: Path, files: Sequence[Path]) -> None:
