@@ -28,9 +28,11 @@ def check_layers(family, device):
     from apr.model.decoder import Decoder
     from apr.train.fast_layers import FastLayers
 
-    changes = {"attention_bias": False, "use_sliding_window": False}
+    changes = {"attention_bias": False, "use_sliding_window": False, "num_hidden_layers": 2}
     if family == "qwen2":
         changes["layer_types"] = None
+    if family == "smollm3":
+        changes["no_rope_layers"] = [1, 0]
     reference = ours(transformers_model(family, **changes)).to(device)
     for recomputes in (False, True):
         model = Decoder.empty(reference.config, device, torch.float32)

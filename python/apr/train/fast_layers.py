@@ -11,14 +11,14 @@ from torch import nn
 
 from apr.model.rotary import rotary_tables
 from apr.train.layer_kernels import (
-    NORM_PROGRAMS,
-    ROTATION_ROWS,
     add_norm,
     gated,
     gated_backward,
     norm_backward,
+    norm_programs,
     rotate_back,
     rotate_heads,
+    rotation_blocks,
 )
 
 if TYPE_CHECKING:
@@ -58,11 +58,10 @@ class FastLayers:
         # The gradients of norms and biases are summed in two steps: over some rows of a batch by the kernels
         # of each layer, and over these sums, for all layers at once, at the end of a backward pass.
         device, width = self._embedding.device, config.hidden_size
-        norms = 2 * config.num_layers + 1
-        self._norm_sums = torch.empty(norms, NORM_PROGRAMS, width, device=device)
+        norms, columns = 2 * config.num_layers + 1, len(self._layers[0].qkv.weight)
+        self._norm_sums = torch.empty(norms, 0, width, device=device)
         self._norm_gradients = torch.empty(norms, width, device=device)
-        columns = len(self._layers[0].qkv.weight)
-        self._bias_sums: Tensor | None = None
+        self._bias_sums = torch.empty(config.num_layers, 0, columns, device=device)
         self._bias_gradients = torch.empty(config.num_layers, columns, device=device)
 
     @staticmethod
@@ -91,6 +90,7 @@ class FastLayers:
         """Return the normalized last hidden state [B * T, H] of ids [B, T]; keep what `backward` needs."""
         x, branch = F.embedding(ids, self._embedding).flatten(0, 1), None
         self._saved = []
+        self._make_room_for_sums(len(x))
         for index in range(len(self._layers)):
             saved, branch = self._forward_layer(index, x, branch, ids.shape)
             x = saved.middle
@@ -122,8 +122,7 @@ class FastLayers:
                 for matrix in (layer.down, layer.gate_up, layer.output, layer.qkv):
                     self._ready(matrix.gradient)
         torch.sum(self._norm_sums, 1, out=self._norm_gradients)
-        if self._bias_sums is not None:
-            torch.sum(self._bias_sums, 1, out=self._bias_gradients)
+        torch.sum(self._bias_sums, 1, out=self._bias_gradients)
         return residual
 
     def gradients(self) -> dict[str, Tensor]:
@@ -191,19 +190,27 @@ class FastLayers:
         product_gradient = layer.down.backward(residual, saved.product)
         gated_backward(product_gradient, saved.gate_up)
         normed_gradient = layer.gate_up.backward(saved.gate_up, saved.middle_normed)
-        sums = self._norm_sums[2 * index + 1]
-        norm_backward(normed_gradient, saved.middle, layer.mlp_norm, saved.middle_scales, residual, sums)
+        norm_backward(
+            normed_gradient,
+            saved.middle,
+            layer.mlp_norm,
+            saved.middle_scales,
+            residual,
+            self._norm_sums[2 * index + 1],
+        )
         mixed_gradient = self._heads(layer.output.backward(residual, saved.together), shape)
         parts = torch.autograd.grad(saved.mixed, saved.parts, mixed_gradient)
         # Written over the projections themselves, which nothing needs any more.
         out, first = saved.projected, 0
+        sums = None if layer.bias is None else self._bias_sums[index]
         for part, rotated in zip(parts, (True, True, False), strict=True):
             tables = self._rotary(index, shape[1]) if rotated else None
-            rotate_back(part, out, first, tables, self._sums_of_bias(index, len(out)))
+            rotate_back(part, out, first, tables, sums)
             first += part.shape[1] * part.shape[3]
         normed_gradient = layer.qkv.backward(out, saved.normed)
-        sums = self._norm_sums[2 * index]
-        norm_backward(normed_gradient, saved.x, layer.attention_norm, saved.scales, residual, sums)
+        norm_backward(
+            normed_gradient, saved.x, layer.attention_norm, saved.scales, residual, self._norm_sums[2 * index]
+        )
 
     def _heads(self, values: Tensor, shape: torch.Size) -> Tensor:
         """View [B * T, heads * head_dim] as [B, heads, T, head_dim]."""
@@ -221,14 +228,15 @@ class FastLayers:
             self._tables[rope, length] = cos[:, :half].contiguous(), sin[:, :half].contiguous()
         return self._tables[rope, length]
 
-    def _sums_of_bias(self, index: int, rows: int) -> Tensor | None:
-        """Return the memory for a layer's partial sums of its bias's gradient; None without a bias."""
-        if self._layers[index].bias is None:
-            return None
-        blocks, columns = -(-rows // ROTATION_ROWS), self._bias_gradients.shape[1]
-        if self._bias_sums is None or self._bias_sums.shape[1] != blocks:
-            self._bias_sums = self._norm_sums.new_empty(len(self._layers), blocks, columns)
-        return self._bias_sums[index]
+    def _make_room_for_sums(self, rows: int) -> None:
+        """Allocate the partial sums of a batch of so many rows, unless the last one had as many."""
+        programs, blocks = norm_programs(rows), rotation_blocks(rows)
+        if (self._norm_sums.shape[1], self._bias_sums.shape[1]) != (programs, blocks):
+            norms, _, width = self._norm_sums.shape
+            layers, _, columns = self._bias_sums.shape
+            self._norm_sums = self._norm_sums.new_empty(norms, programs, width)
+            has_bias = self._layers[0].bias is not None
+            self._bias_sums = self._bias_sums.new_empty(layers, blocks if has_bias else 0, columns)
 
 
 @dataclass(frozen=True)

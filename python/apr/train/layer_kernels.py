@@ -23,10 +23,20 @@ if TYPE_CHECKING:
 _NORM_ROWS, _NORM_WARPS = 4, 4
 # Programs of a norm's backward pass: four for each of an H100's 132 multiprocessors. Each adds up the
 # gradient of the weight over its rows.
-NORM_PROGRAMS = 528
+_NORM_PROGRAMS = 528
 # Positions of one head that one program of the rotation takes.
-ROTATION_ROWS = 64
+_ROTATION_ROWS = 64
 _GATE_BLOCK, _GATE_WARPS = 1024, 4
+
+
+def norm_programs(rows: int) -> int:
+    """Return into how many partial sums `norm_backward` divides so many rows."""
+    return min(_NORM_PROGRAMS, -(-rows // _NORM_ROWS))
+
+
+def rotation_blocks(rows: int) -> int:
+    """Return into how many partial sums `rotate_back` divides so many rows."""
+    return -(-rows // _ROTATION_ROWS)
 
 
 def add_norm(x: Tensor, branch: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,14 +117,14 @@ def norm_backward(
         scales: what `add_norm` returned, float32 [N].
         residual: gradient of the residual stream after the norm, [N, H], overwritten by that before it; None
             for the last norm, which nothing bypasses.
-        sums: float32 [NORM_PROGRAMS, H], overwritten: the gradient of `weight` is their sum.
+        sums: float32 [`norm_programs`, H], overwritten: the gradient of `weight` is their sum.
 
     Returns:
         The gradient of the residual stream before the norm: `residual`, if there is one.
     """
     rows, width = x.shape
     out = torch.empty_like(x) if residual is None else residual
-    _norm_backward[(NORM_PROGRAMS,)](
+    _norm_backward[(len(sums),)](
         gradient,
         x,
         weight,
@@ -126,7 +136,7 @@ def norm_backward(
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
         ROWS=_NORM_ROWS,
-        PROGRAMS=NORM_PROGRAMS,
+        PROGRAMS=len(sums),
         num_warps=_NORM_WARPS,
     )
     return out
@@ -178,7 +188,7 @@ def rotate_heads(projected: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Non
     """
     rows, columns = projected.shape
     length, half = cos.shape
-    _rotate[(triton.cdiv(rows, ROTATION_ROWS), heads)](
+    _rotate[(rotation_blocks(rows), heads)](
         projected,
         cos,
         sin,
@@ -187,7 +197,7 @@ def rotate_heads(projected: Tensor, heads: int, cos: Tensor, sin: Tensor) -> Non
         length,
         HALF=half,
         BLOCK=triton.next_power_of_2(half),
-        ROWS=ROTATION_ROWS,
+        ROWS=_ROTATION_ROWS,
     )
 
 
@@ -219,13 +229,12 @@ def rotate_back(
         out: contiguous [B * T, columns].
         first: the column of the first head.
         tables: cosines and sines as for `rotate_heads`; None for heads that were not rotated.
-        sums: float32 [row blocks, columns]: the sums over ROTATION_ROWS rows each, of which the gradient of a
-            bias is the sum; None without a bias.
+        sums: float32 [`rotation_blocks`, columns]: the gradient of a bias is their sum; None without one.
     """
     _, heads, length, width = gradient.shape
     rows, columns = out.shape
     cos, sin = tables or (gradient, gradient)
-    _rotate_back[(triton.cdiv(rows, ROTATION_ROWS), heads)](
+    _rotate_back[(rotation_blocks(rows), heads)](
         gradient,
         *gradient.stride()[:3],
         out,
@@ -240,7 +249,7 @@ def rotate_back(
         SUMS=sums is not None,
         HALF=width // 2,
         BLOCK=triton.next_power_of_2(width // 2),
-        ROWS=ROTATION_ROWS,
+        ROWS=_ROTATION_ROWS,
     )
 
 
