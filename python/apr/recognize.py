@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 
 TYPE_CHECKING = False  # typing costs 4 ms; type checkers take this name as true
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _TOKENS = (".bin", ".ds", ".idx", ".npy")
 _TOKENS_BESIDE = (".ds.index", ".ds.metadata", ".ds.loss")
 _MEGATRON = b"MMIDIDX\x00\x00"
+# The dtype in the header of a .npy file, if it is one of integers.
+_INTEGERS = re.compile(rb"'descr': '[<>|=]?[iu]")
 # Files of a directory that are looked at for token ids: one may have a million shards.
 _MOST_TOKEN_FILES = 4
 # The files of a PEFT adapter.
@@ -198,7 +201,8 @@ def token_file(path: str) -> str:
     if int.from_bytes(start[:4], "little") in {20240520, 20240801, 20240522}:
         return "token ids of llm.c"
     if start.startswith(b"\x93NUMPY"):
-        return "a NumPy array, perhaps of token ids"
+        # Of other numbers it holds no ids.
+        return "a NumPy array of integers, perhaps token ids" if _INTEGERS.search(start) else ""
     if not start or name.endswith(".idx"):
         return ""
     if name.endswith(".ds"):
