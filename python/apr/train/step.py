@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.utils import get_total_norm
 
+from apr.train.compiled_layers import compile_layers
 from apr.train.loss import add_gradients, softmax
 from apr.train.machine.device import computing, fastest_attention
 from apr.train.optimizer import set_learning_rate
 from apr.train.parallel.gradients import AllReduce, watch
-from apr.train.parallel.shard import compile_layers, is_sharded, own, whole
+from apr.train.parallel.shard import is_sharded, own, whole
 from apr.train.parallel.tree import SubtreeSum, TreeSum, run_length
 from apr.train.parallel.world import ALONE, World
 
@@ -110,13 +111,7 @@ class Step:
             self._copy = Bf16Copy(model, optimizer)
         elif compiled:
             self._softmax = torch.compile(softmax, fullgraph=True, dynamic=False)
-            # Layer by layer: torch compiles one layer and reuses it, in 12 to 13 s on an H100. The whole
-            # model takes 50 to 66 s.
-            if self._sharded:
-                compile_layers(model)
-            else:
-                for layer in model.model.layers:
-                    layer.compile(fullgraph=True, dynamic=False)
+            compile_layers(model)
         self._world, self._subtree = world, SubtreeSum() if fixed_order else None
         self._totals: Mapping[str, Tensor] | None = None
         self._of_ranks: RankSum | None = None

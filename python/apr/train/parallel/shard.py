@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from torch import Tensor, nn
 
@@ -69,13 +69,6 @@ def reshard(model: nn.Module) -> None:
     if is_sharded(model):
         parts: Any = model
         parts.reshard()
-
-
-def compile_layers(model: Decoder) -> None:
-    """Compile what each layer computes, and not what puts its parameters together."""
-    for layer in model.model.layers:
-        forward: Callable[..., Tensor] = torch.compile(layer.forward, fullgraph=True, dynamic=False)
-        layer.forward = forward
 
 
 def whole(tensor: Tensor) -> Tensor:
