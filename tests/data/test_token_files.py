@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.data.token_writers import MEGATRON_CODES, datatrove, dolma, llmc, megatron, nanogpt, npy
+from tests.data.token_writers import MEGATRON_CODES, WRITERS, datatrove, dolma, llmc, megatron, nanogpt
 
 from apr.data.token_files import find_token_files, open_token_file
 from apr.errors import AprError, FormatError, RefusedError, TruncatedError, UnsupportedError, UsageError
@@ -21,16 +21,6 @@ def opened(path, vocab_size=VOCABULARY, dtype=None):
 
 def ends_of(file):
     return np.concatenate(list(file.ends())).tolist()
-
-
-WRITERS = {
-    "nanogpt": (nanogpt, "a.bin"),
-    "llm.c": (llmc, "a.bin"),
-    "datatrove": (datatrove, "a.ds"),
-    "megatron": (megatron, "a.bin"),
-    "dolma": (dolma, "a.npy"),
-    "npy": (npy, "a.npy"),
-}
 
 
 @pytest.mark.parametrize("format_", WRITERS)

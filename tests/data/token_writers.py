@@ -71,3 +71,14 @@ def npy(path, documents, dtype="<i8"):
     """What `numpy.save` writes."""
     np.save(path, np.concatenate([np.asarray(ids) for ids in documents]).astype(dtype))
     return path
+
+
+# The writer of each format, and a name of its file.
+WRITERS = {
+    "nanogpt": (nanogpt, "a.bin"),
+    "llm.c": (llmc, "a.bin"),
+    "datatrove": (datatrove, "a.ds"),
+    "megatron": (megatron, "a.bin"),
+    "dolma": (dolma, "a.npy"),
+    "npy": (npy, "a.npy"),
+}

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.data.directories import TOKENIZER
-from tests.data.token_writers import datatrove, dolma, llmc, megatron, nanogpt, npy
+from tests.data.token_writers import WRITERS
 
 from apr.data import ShardDir
 from apr.data.manifest import check_manifest
@@ -16,14 +16,6 @@ from apr.data.token_import import ImportOptions, import_tokens
 from apr.errors import AprError, RefusedError
 
 EOS = 0
-WRITERS = {
-    "nanogpt": (nanogpt, "a.bin"),
-    "llm.c": (llmc, "a.bin"),
-    "datatrove": (datatrove, "a.ds"),
-    "megatron": (megatron, "a.bin"),
-    "dolma": (dolma, "a.npy"),
-    "npy": (npy, "a.npy"),
-}
 INDEXED = ("datatrove", "megatron", "dolma")
 IDS = st.lists(st.integers(0, 511), max_size=40)
 
